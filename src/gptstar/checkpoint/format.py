@@ -1,0 +1,186 @@
+"""The checkpoint file: writer and reader together.
+
+A checkpoint is a `torch.save` archive of tensors and plain dicts, so that `torch.load(path, weights_only=True)` reads it
+without this package. It appears under its name complete or not at all, and its checksums are verified when it is read.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptstar.errors import CheckpointError, ConfigError
+from gptstar.model import GPT, GPTConfig
+
+FORMAT = "gptstar"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run needs to go on, beside the weights.
+
+    Attributes:
+        step: optimizer steps done; with the settings it is the whole state of data order, schedule and dropout.
+        validated_step: the last step whose validation is complete.
+        best_loss: lowest validation loss so far, nats a token; None before the first validation.
+        settings: what shapes the result, as flat dotted keys; a resume under others is refused.
+        data: `fingerprint` and `shards` (folder) of the tokens read, `epoch` and `blocks` seen of it.
+        optimizer: state by parameter name, such as `{"norm.weight": {"exp_avg": …}}`.
+    """
+
+    step: int
+    validated_step: int
+    best_loss: float | None
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    optimizer: dict[str, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with its tokenizer (as JSON text) and, unless it is only to be used, its training state."""
+
+    model: GPTConfig
+    weights: dict[str, Tensor]
+    tokenizer: str | None = None
+    training: TrainingState | None = None
+
+    def build(self) -> GPT:
+        """The model with these weights, on the CPU, in eval mode.
+
+        Raises:
+            CheckpointError: the weights don't fit the configuration.
+        """
+        with torch.device("meta"):
+            model = GPT(self.model)
+        try:
+            model.load_state_dict(self.weights, assign=True)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights don't fit the model they came with ({_first_line(error)})") from error
+        return model.eval()
+
+
+def load(path: str | os.PathLike[str]) -> GPT:
+    """Load any checkpoint, trained here or imported, as the plain torch model in eval mode.
+
+    `model(tokens)` gives logits `(batch, position, n_vocab)` for tokens `(batch, position)`.
+
+    Args:
+        path: a checkpoint, or a run directory, whose best checkpoint is taken.
+
+    Raises:
+        CheckpointError: missing, damaged or unsafe; names the file.
+    """
+    return read(find(Path(path))).build()
+
+
+def find(path: Path) -> Path:
+    """The checkpoint meant by a path: itself, or a run directory's best, or its last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_dir():
+        return path
+    for name in ("best.ckpt", "last.ckpt"):
+        if (path / name).exists():
+            return path / name
+    raise CheckpointError(f"{path} holds neither best.ckpt nor last.ckpt: give a run directory or a checkpoint")
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
+    """
+    tree = read_tensors(path)
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is no gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT")
+    if tree["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {tree['format_version']} and this version reads {FORMAT_VERSION}: use a matching gptstar"
+        )
+    try:
+        training = tree["training"] and TrainingState(**tree["training"])
+        return Checkpoint(GPTConfig(**tree["model"]), tree["weights"], tree["tokenizer"], training)
+    except (KeyError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} does not hold what its format promises ({error!r})") from error
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole.
+
+    Raises:
+        CheckpointError: it can't be written, as on a full disk; the old file stands.
+    """
+    tree = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": checkpoint.model.as_dict(),
+        "weights": checkpoint.weights,
+        "tokenizer": checkpoint.tokenizer,
+        "training": checkpoint.training and vars(checkpoint.training),
+    }
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            torch.save(tree, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"can't write {path} ({_first_line(error)}): what was there before is untouched") from error
+
+
+def duplicate(path: Path, name: str) -> None:
+    """Give a checkpoint a second name beside the first, atomically and, where the file system can, without a copy."""
+    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    temporary.replace(path.with_name(name))
+
+
+def read_tensors(path: Path) -> Any:
+    """Tensors and plain values of a `torch.save` file, its checksums verified, no code ever run.
+
+    Raises:
+        CheckpointError: missing, cut short, altered, or a pickle that carries code; names the file.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise CheckpointError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")
+        elif path.open("rb").read(2) == b"PK":
+            raise CheckpointError(f"{path} was cut short: use another checkpoint")
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
+    except UnpicklingError as error:
+        if found := re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error)):
+            raise CheckpointError(f"{path} is refused: its pickle carries code ({found[1]}), not just tensors") from error
+        raise CheckpointError(f"{path} is no checkpoint ({_first_line(error)})") from error
+    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

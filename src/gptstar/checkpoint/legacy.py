@@ -1,0 +1,126 @@
+"""Weights of the original GPT* code, in both layouts it saved: a plain state dict, or one with the training state."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptstar.checkpoint.format import Checkpoint, TrainingState, read_tensors
+from gptstar.errors import CheckpointError, ConfigError
+from gptstar.model import GPTConfig
+from gptstar.model.positions import alibi_slopes
+
+NAMES = {
+    r"wte\.weight": "token_embedding.weight",
+    r"wpe\.weight": "position_embedding.weight",
+    r"norm\.(weight|bias)": r"norm.\1",
+    r"blocks\.(\d+)\.ln2\.(weight|bias)": r"blocks.\1.mlp_norm.\2",
+    r"blocks\.(\d+)\.attn\.fc_resid\.(weight|bias)": r"blocks.\1.attention.out.\2",
+    r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)": r"blocks.\1.mlp.up.\2",
+    r"blocks\.(\d+)\.mlp\.fc_resid\.(weight|bias)": r"blocks.\1.mlp.down.\2",
+}
+QKV = re.compile(r"blocks\.(\d+)\.attn\.(query|key|value)\.(weight|bias)")
+FIRST_NORM = re.compile(r"blocks\.(\d+)\.ln1\.(weight|bias)")
+NOT_PARAMETERS = re.compile(r"lm_head\.weight|blocks\.\d+\.attn\.(slopes|mask)")
+
+
+def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: str | None = None) -> Checkpoint:
+    """Read a checkpoint of the original code as one of ours.
+
+    Args:
+        n_heads: needed only where no ALiBi slopes are stored.
+        tokenizer: `tokenizers` JSON to store with the model.
+
+    Raises:
+        CheckpointError: unsafe, damaged, not of either layout, or of a shape that contradicts itself; names the file.
+    """
+    tree = read_tensors(path)
+    try:
+        state = tree["state_dict"] if "state_dict" in tree else tree
+        parameters = {name: tensor for name, tensor in state.items() if not NOT_PARAMETERS.fullmatch(name)}
+        config = _infer(state, n_heads)
+        if "lm_head.weight" in state and not torch.equal(state["lm_head.weight"], state["wte.weight"]):
+            raise CheckpointError("lm_head.weight differs from wte.weight; this architecture ties them")
+        weights = _convert(parameters, config.residual)
+        training = _training(tree, list(parameters), config.residual) if "optimizer" in tree else None
+        checkpoint = Checkpoint(config, weights, tokenizer, training)
+        checkpoint.build()
+        return checkpoint
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not in a legacy layout of GPT* (at {error!r})") from error
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _infer(state: dict[str, Tensor], n_heads: int | None) -> GPTConfig:
+    n_vocab, d_model = state["wte.weight"].shape
+    slopes = state.get("blocks.0.attn.slopes")
+    if slopes is not None:
+        if n_heads not in (None, slopes.numel()):
+            raise CheckpointError(f"--heads {n_heads} contradicts the {slopes.numel()} ALiBi slopes stored in it")
+        n_heads = slopes.numel()
+        if not torch.allclose(slopes.flatten().float(), torch.tensor(alibi_slopes(n_heads)), rtol=1e-5):
+            raise CheckpointError(f"its ALiBi slopes {slopes.flatten().tolist()} are not the paper's for {n_heads} heads")
+    elif n_heads is None:
+        raise CheckpointError("no ALiBi slopes are stored, so the number of heads is unknown: give --heads")
+    width = state["blocks.0.attn.query.weight"].shape[0]
+    if n_heads < 1 or width % n_heads:
+        raise CheckpointError(f"{n_heads} heads don't divide an attention of width {width}: check --heads")
+    learned = state.get("wpe.weight")
+    return GPTConfig(
+        n_layers=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
+        d_model=d_model,
+        n_heads=n_heads,
+        n_vocab=n_vocab,
+        d_head=width // n_heads,
+        d_ff=state["blocks.0.mlp.fc1.weight"].shape[0],
+        residual="sequential" if "blocks.0.ln2.weight" in state else "parallel",
+        positions="alibi" if learned is None else "learned",
+        n_ctx=None if learned is None else learned.shape[0],
+        residual_init="legacy",
+    )
+
+
+def _convert(tensors: dict[str, Tensor], residual: str, join: Callable[..., Tensor] = torch.cat) -> dict[str, Tensor]:
+    """Legacy names to ours; query, key and value become one tensor by `join`."""
+    converted = {}
+    for name, tensor in tensors.items():
+        if match := QKV.fullmatch(name):
+            layer, part, leaf = match.groups()
+            if part == "query":
+                parts = [tensors[f"blocks.{layer}.attn.{each}.{leaf}"] for each in ("query", "key", "value")]
+                converted[f"blocks.{layer}.attention.qkv.{leaf}"] = join(parts)
+        elif match := FIRST_NORM.fullmatch(name):
+            norm = "norm" if residual == "parallel" else "attention_norm"
+            converted[f"blocks.{match[1]}.{norm}.{match[2]}"] = tensor
+        else:
+            converted[_renamed(name)] = tensor
+    return converted
+
+
+def _renamed(name: str) -> str:
+    for pattern, ours in NAMES.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours)
+    raise CheckpointError(f"{name} is no tensor of a legacy GPT*")
+
+
+def _training(tree: dict[str, Any], names: list[str], residual: str) -> TrainingState:
+    """The full layout's training state. The gradient scaler is dropped: bfloat16 and float32 need none."""
+    groups, states = tree["optimizer"]["param_groups"], tree["optimizer"]["state"]
+    order = [index for group in groups for index in group["params"]]
+    if sorted(order) != list(range(len(names))) or set(states) - set(order):
+        raise CheckpointError(f"its optimizer holds {len(order)} parameters, the model {len(names)}")
+    moments = {
+        kind: _convert({names[index]: states[index][kind] for index in states}, residual) for kind in ("exp_avg", "exp_avg_sq")
+    }
+    steps = _convert({names[index]: torch.as_tensor(states[index]["step"]) for index in states}, residual, max)
+    optimizer = {
+        name: {"step": steps[name].float(), "exp_avg": moments["exp_avg"][name], "exp_avg_sq": moments["exp_avg_sq"][name]}
+        for name in steps
+    }
+    step = int(tree["step"])
+    return TrainingState(step, step, float(tree["best_val"]), settings={}, data={}, optimizer=optimizer)

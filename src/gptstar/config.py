@@ -1,0 +1,200 @@
+"""The whole configuration of a run, parsed once: unknown keys, types, then rules, before a file is read.
+
+Each part's own rules are beside the code that it configures; here are those that join parts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from gptstar.data.prepare import DataConfig
+from gptstar.errors import ConfigError
+from gptstar.evaluation.length import LengthConfig
+from gptstar.model import GPTConfig
+from gptstar.training.optimizer import OptimizerConfig
+from gptstar.training.schedule import ScheduleConfig
+from gptstar.training.tracker import TrackerConfig
+from gptstar.training.trainer import HardwareConfig, check_trainer_options
+
+Config = TypeVar("Config")
+
+RESUME_WORDS = ("auto", "never")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        name: of the run.
+        seed: of initial weights, data order and dropout.
+        total_steps: optimizer steps in all.
+        batch_tokens: tokens an optimizer step, over all devices.
+        checkpoint_every, validate_every, log_every: in steps.
+        resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
+            checkpoint; `never` refuses a directory that holds a run.
+        report: at the end, compare with a bigram model, read beyond the training context, and sample.
+        output: the run directory.
+        trainer: options passed through to Lightning's Trainer.
+    """
+
+    name: str
+    seed: int
+    total_steps: int
+    batch_tokens: int
+    checkpoint_every: int
+    validate_every: int
+    log_every: int
+    resume: str
+    report: bool
+    output: Path
+    model: GPTConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    hardware: HardwareConfig
+    tracker: TrackerConfig
+    trainer: dict[str, Any]
+
+    @classmethod
+    def parse(cls, composed: DictConfig) -> Self:
+        """Typed values from a composed configuration.
+
+        Raises:
+            ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
+        """
+        return _parse(cls, composed)
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "batch_tokens", "checkpoint_every", "validate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is below 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} is negative")
+        if self.model.n_ctx is not None and self.data.context_length > self.model.n_ctx:
+            raise ConfigError(
+                f"data.context_length={self.data.context_length} exceeds model.n_ctx={self.model.n_ctx}; learned "
+                "positions cannot extrapolate: shorten the context or use model.positions=alibi"
+            )
+        if self.batch_tokens % self.data.block_tokens:
+            raise ConfigError(
+                f"batch_tokens={self.batch_tokens} is no multiple of data.block_tokens={self.data.block_tokens}: a step "
+                "reads whole blocks"
+            )
+        per_forward = self.hardware.devices * self.hardware.micro_batch_size
+        if self.sequences_per_step % per_forward:
+            raise ConfigError(
+                f"batch_tokens={self.batch_tokens} is {self.sequences_per_step} sequences of "
+                f"{self.data.context_length}, which hardware.devices={self.hardware.devices} x "
+                f"hardware.micro_batch_size={self.hardware.micro_batch_size} does not divide: change one of them"
+            )
+        if self.schedule.warmup_steps >= self.schedule.decay_end(self.total_steps):
+            raise ConfigError(
+                f"schedule.warmup_steps={self.schedule.warmup_steps} leaves nothing of total_steps={self.total_steps} "
+                "to decay in: shorten the warm-up"
+            )
+        if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
+            raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
+        check_trainer_options(self.trainer)
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences an optimizer step, over all devices."""
+        return self.batch_tokens // self.data.context_length
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches whose gradients a device adds up for a step."""
+        return self.sequences_per_step // (self.hardware.devices * self.hardware.micro_batch_size)
+
+    def settings(self) -> dict[str, Any]:
+        """What shapes the result, as flat dotted keys: a run may only go on under the same."""
+        shaping = {
+            "seed": self.seed,
+            "batch_tokens": self.batch_tokens,
+            "model": self.model.as_dict(),
+            "data": {"context_length": self.data.context_length, "block_tokens": self.data.block_tokens},
+            "optimizer": asdict(self.optimizer),
+            "schedule": asdict(self.schedule) | {"decay_until": self.schedule.decay_end(self.total_steps)},
+            "hardware": {"precision": self.hardware.resolved_precision()},
+        }
+        return flatten(shaping)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """An evaluation of one checkpoint.
+
+    Attributes:
+        checkpoint: a checkpoint or a run directory.
+        output: where the results go.
+        shards: the text to read; what the checkpoint was trained on, unless given.
+    """
+
+    checkpoint: Path
+    output: Path
+    shards: Path | None
+    hardware: HardwareConfig
+    evaluation: LengthConfig
+
+    @classmethod
+    def parse(cls, composed: DictConfig) -> Self:
+        """Typed values from a composed configuration.
+
+        Raises:
+            ConfigError: as `TrainConfig.parse`.
+        """
+        return _parse(cls, composed)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"n_heads": 8}}` → `{"model.n_heads": 8}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def valid_keys(cls: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration."""
+    hints = get_type_hints(cls)
+    keys = []
+    for field in fields(cls):
+        nested = hints[field.name]
+        keys += valid_keys(nested, f"{prefix}{field.name}.") if is_dataclass(nested) else [f"{prefix}{field.name}"]
+    return keys
+
+
+def _parse(cls: type[Config], composed: DictConfig) -> Config:
+    try:
+        tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).strip().partition("\n")[0]) from error
+    assert isinstance(tree, dict)
+    open_ended = [key for key in valid_keys(cls) if get_type_hints(cls).get(key) == dict[str, Any]]
+    for key in flatten({str(key): value for key, value in tree.items() if key not in open_ended}):
+        if key not in valid_keys(cls):
+            raise ConfigError(unknown_key(key, valid_keys(cls)))
+    for key in open_ended:
+        tree[key] = {name: value for name, value in tree[key].items() if value is not None}
+    try:
+        return TypeAdapter(cls).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"] if str(part) in {p for k in valid_keys(cls) for p in k.split(".")})
+        given = "" if first["type"] == "missing" else f"={first['input']}"
+        raise ConfigError(f"{key}{given}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+
+
+def unknown_key(key: str, valid: Sequence[str]) -> str:
+    """The message for a key that does not exist, with the nearest that does."""
+    near = get_close_matches(key, valid, 1, cutoff=0.5)
+    same_leaf = [other for other in valid if other.rpartition(".")[2] == key.rpartition(".")[2]]
+    suggestion = (same_leaf or near or [""])[0]
+    return f"{key} is no key of the configuration" + (f": did you mean {suggestion}?" if suggestion else "")

@@ -1,0 +1,82 @@
+"""Shards to batches, for Lightning."""
+
+import lightning.pytorch as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from gptstar.data.prepare import DataConfig
+from gptstar.data.shards import ShardFolder
+from gptstar.data.windows import StepSampler, Windows
+from gptstar.errors import DataError
+
+
+class WindowsDataModule(pl.LightningDataModule):
+    """Training windows in the order of the run, and validation windows of each corpus in the order of the text.
+
+    Args:
+        sequences_per_step: windows of a global batch.
+        micro_batch_size: windows a rank reads at once.
+        start_step: the step a run begins or goes on at; with the seed, the whole state of the data.
+    """
+
+    def __init__(
+        self,
+        folder: ShardFolder,
+        config: DataConfig,
+        *,
+        seed: int,
+        sequences_per_step: int,
+        micro_batch_size: int,
+        start_step: int,
+        total_steps: int,
+    ) -> None:
+        super().__init__()
+        self._config, self._seed = config, seed
+        self._sequences_per_step, self._micro_batch_size = sequences_per_step, micro_batch_size
+        self._start_step, self._total_steps = start_step, total_steps
+        sizes = config.context_length, config.block_tokens
+        self.training = Windows([folder.stream("train", name) for name in folder.corpora("train")], *sizes)
+        if not self.training.n_blocks:
+            raise DataError(f"{folder.folder} holds no block of {config.block_tokens} tokens to train on: add text")
+        held_out = {name: Windows([folder.stream("validation", name)], *sizes) for name in folder.corpora("validation")}
+        self.validation = {name: windows for name, windows in held_out.items() if windows.n_blocks}
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = StepSampler(
+            self.training,
+            seed=self._seed,
+            sequences_per_step=self._sequences_per_step,
+            micro_batch_size=self._micro_batch_size,
+            start_step=self._start_step,
+            total_steps=self._total_steps,
+            rank=rank,
+            world_size=world_size,
+        )
+        return self._loader(self.training, sampler)
+
+    def val_dataloader(self) -> list[DataLoader[Tensor]]:
+        """One loader a corpus: the same tokens at every context length."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        loaders = []
+        for windows in self.validation.values():
+            blocks = min(windows.n_blocks, self._config.validation_tokens // self._config.block_tokens)
+            numbers = list(range(blocks * windows.windows_per_block))[rank::world_size]
+            size = self._micro_batch_size
+            loaders.append(self._loader(windows, [numbers[i : i + size] for i in range(0, len(numbers), size)]))
+        return loaders
+
+    def _loader(self, windows: Windows, batches: StepSampler | list[list[int]]) -> DataLoader[Tensor]:
+        return DataLoader(
+            windows,
+            batch_sampler=batches,
+            collate_fn=_as_it_is,
+            num_workers=self._config.loader_workers,
+            persistent_workers=False,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+
+def _as_it_is(windows: Tensor) -> Tensor:
+    return windows

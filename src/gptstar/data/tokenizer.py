@@ -1,0 +1,111 @@
+"""Byte-level BPE: trained, loaded, fingerprinted, and the bytes behind each token."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from gptstar.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """A byte-level BPE in the `tokenizers` JSON form, GPT-2's included."""
+
+    def __init__(self, json_text: str) -> None:
+        """Read from JSON text.
+
+        Raises:
+            DataError: not a tokenizer, not byte-level, or without an end-of-text token.
+        """
+        try:
+            self._backend = tokenizers.Tokenizer.from_str(json_text)
+        except Exception as error:  # the library raises bare Exception for whatever it can't parse
+            raise DataError(f"not a `tokenizers` JSON ({error})") from error
+        if self._backend.token_to_id(END_OF_TEXT) is None:
+            raise DataError(f"the tokenizer has no {END_OF_TEXT} token, which separates documents")
+        if "ByteLevel" not in json.dumps(json.loads(json_text).get("decoder")):
+            raise DataError("the tokenizer is not byte-level (its decoder is not ByteLevel), so its tokens have no bytes")
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Tokenizer":
+        """Read a `tokenizer.json`.
+
+        Raises:
+            DataError: the file is missing or not such a tokenizer; names the file.
+        """
+        try:
+            return cls(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"can't read the tokenizer {path}: {getattr(error, 'strerror', None) or error}") from error
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], n_vocab: int) -> "Tokenizer":
+        """Learn a byte-level BPE of `n_vocab` tokens, end-of-text included.
+
+        Raises:
+            DataError: `n_vocab` can't hold the 256 bytes, or the text is too short to fill it.
+        """
+        if n_vocab < 257:
+            raise DataError(f"n_vocab={n_vocab} can't hold 256 bytes and {END_OF_TEXT}: use 257 or more")
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=n_vocab,
+            special_tokens=[END_OF_TEXT],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer)
+        if backend.get_vocab_size() != n_vocab:
+            raise DataError(f"the text yields {backend.get_vocab_size():,} tokens, not n_vocab={n_vocab:,}: lower n_vocab")
+        return cls(backend.to_str())
+
+    @property
+    def json_text(self) -> str:
+        """The whole tokenizer as JSON, which `Tokenizer(...)` reads back."""
+        return self._backend.to_str()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokenizer's canonical JSON."""
+        canonical = json.dumps(json.loads(self.json_text), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens, special ones included."""
+        return self._backend.get_vocab_size()
+
+    @property
+    def end_of_text(self) -> int:
+        """The token between documents."""
+        return self._backend.token_to_id(END_OF_TEXT)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """`(n_vocab,)`, int64: bytes of text behind each token; special tokens stand for none."""
+        special = {id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        sizes = np.zeros(self.n_vocab, dtype=np.int64)
+        for token, id in self._backend.get_vocab().items():
+            sizes[id] = 0 if id in special else len(token)  # one character of the byte-level alphabet is one byte
+        return sizes
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Tokens of each text, int64. Text that looks like a special token is encoded as text."""
+        self._backend.encode_special_tokens = True
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of the tokens; end-of-text is dropped."""
+        return self._backend.decode(list(tokens), skip_special_tokens=True)

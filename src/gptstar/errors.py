@@ -1,0 +1,33 @@
+"""How we refuse: one line that names the cause and the way out, shown to the user without a traceback."""
+
+
+class Refusal(Exception):
+    """Something the user can put right. The message is one line: key or file, value, rule, cure."""
+
+
+class ConfigError(Refusal):
+    """A configuration that can't be run as it stands."""
+
+
+class DataError(Refusal):
+    """Text, tokenizer, shards or manifest that are missing, damaged or don't belong together."""
+
+
+class CheckpointError(Refusal):
+    """A checkpoint that is missing, damaged, unsafe to read, or does not fit what is asked of it."""
+
+
+class TrainingError(Refusal):
+    """A run that can't go on, such as one whose loss is no longer finite."""
+
+
+class Interrupted(Refusal):
+    """A run that a signal stopped, after it had saved.
+
+    Attributes:
+        exit_code: what the process should exit with (128 + the signal's number, as shells expect).
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,50 @@
+"""The model to beat: an interpolated Kneser-Ney bigram of the same training tokens."""
+
+import numpy as np
+
+from gptstar.data.shards import ShardFolder
+
+DISCOUNT = 0.75
+
+
+class Bigram:
+    """`P(w | v) = max(c(vw) - D, 0) / c(v) + D n(v) / c(v) P_continuation(w)`.
+
+    `c` counts, `n(v)` is the number of different tokens after `v`, and `P_continuation(w)` is proportional to the number
+    of different tokens before `w`, plus one so that nothing is impossible.
+
+    Source: Chen and Goodman, "An Empirical Study of Smoothing Techniques", 1999, section 2.7.
+    """
+
+    def __init__(self, tokens: np.ndarray, n_vocab: int) -> None:
+        """Count `(token,)`."""
+        self._n_vocab = n_vocab
+        pairs, self._counts = np.unique(tokens[:-1] * n_vocab + tokens[1:], return_counts=True)
+        self._pairs = pairs
+        self._followed = np.bincount(tokens[:-1], minlength=n_vocab)
+        self._followers = np.bincount(pairs // n_vocab, minlength=n_vocab)
+        preceders = np.bincount(pairs % n_vocab, minlength=n_vocab) + 1.0
+        self._continuation = preceders / preceders.sum()
+
+    def loss(self, tokens: np.ndarray) -> float:
+        """Mean loss of each token given the one before, in nats."""
+        before, after = tokens[:-1], tokens[1:]
+        wanted = before * self._n_vocab + after
+        place = np.minimum(np.searchsorted(self._pairs, wanted), len(self._pairs) - 1)
+        count = np.where(self._pairs[place] == wanted, self._counts[place], 0)
+        total = np.maximum(self._followed[before], 1)
+        backed_off = np.where(self._followed[before] > 0, DISCOUNT * self._followers[before] / total, 1.0)
+        probability = np.maximum(count - DISCOUNT, 0) / total + backed_off * self._continuation[after]
+        return float(-np.log(probability).mean())
+
+
+def bigram_loss(folder: ShardFolder, max_tokens: int) -> float:
+    """Loss on held-out text of a bigram counted on the training text, over all corpora, nats a token.
+
+    Args:
+        max_tokens: at most this many tokens of each corpus are held against it.
+    """
+    train = [folder.stream("train", name) for name in folder.corpora("train")]
+    held_out = [folder.stream("validation", name) for name in folder.corpora("validation")]
+    bigram = Bigram(np.concatenate([stream.read(0, len(stream)) for stream in train]), folder.manifest.n_vocab)
+    return bigram.loss(np.concatenate([stream.read(0, min(len(stream), max_tokens)) for stream in held_out]))

@@ -1,0 +1,60 @@
+"""The two residual blocks: GPT*'s parallel one, with one norm, and GPT-2's sequential one, with two."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from gptstar.model.attention import Attention
+
+LAYER_NORM_EPS = 1e-5
+
+
+class MLP(nn.Module):
+    """`d_model → d_ff → d_model` with a GELU between."""
+
+    def __init__(self, d_model: int, d_ff: int, *, gelu: Literal["exact", "tanh"]) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff)
+        self.gelu = nn.GELU(approximate="none" if gelu == "exact" else "tanh")
+        self.down = nn.Linear(d_ff, d_model)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, position, d_model)` → the same shape."""
+        return self.down(self.gelu(self.up(x)))
+
+
+class ParallelBlock(nn.Module):
+    """`x + attn(ln(x)) + mlp(ln(x))`: both branches read the same normalised input.
+
+    Source: Wang and Komatsuzaki, GPT-J-6B, 2021.
+    """
+
+    def __init__(self, attention: Attention, mlp: MLP, *, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
+        self.attention, self.mlp = attention, mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, position, d_model)` → the same shape."""
+        normed = self.norm(x)
+        return x + self.dropout(self.attention(normed)) + self.dropout(self.mlp(normed))
+
+
+class SequentialBlock(nn.Module):
+    """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`.
+
+    Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.
+    """
+
+    def __init__(self, attention: Attention, mlp: MLP, *, d_model: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
+        self.mlp_norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
+        self.attention, self.mlp = attention, mlp
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, position, d_model)` → the same shape."""
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))

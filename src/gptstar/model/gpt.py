@@ -1,0 +1,182 @@
+"""GPT* and its GPT-2-shaped relatives: one class, read from top to bottom.
+
+The published GPT* is `residual="parallel", positions="alibi"`; GPT-2 is `residual="sequential", positions="learned",
+gelu="tanh"`. With ALiBi, rotary or no positions the model knows no context length: it is the tensor's shape.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from gptstar.errors import ConfigError
+from gptstar.model.attention import Attention
+from gptstar.model.blocks import MLP, ParallelBlock, SequentialBlock
+from gptstar.model.loss import token_losses
+from gptstar.model.positions import alibi_slopes
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes and variants of a model: all that it takes to build one.
+
+    Attributes:
+        n_layers, d_model, n_heads, n_vocab: sizes.
+        d_head: width of a head; `d_model / n_heads` unless given.
+        d_ff: width of the MLP; `4 * d_model` unless given.
+        residual: `parallel` (one norm a block) or `sequential` (two).
+        positions: `alibi`, `learned`, `rotary` or `none`.
+        n_ctx: the capacity of learned positions, and only theirs.
+        gelu: `exact` (erf) or `tanh`, GPT-2's approximation.
+        dropout: on embeddings, attention weights and both branches of a block.
+        residual_init: the residual projections' std is 0.02 / sqrt(2 n_layers) as in GPT-2, or 0.02 / sqrt(n_layers)
+            as in the original GPT* (`legacy`).
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_vocab: int
+    d_head: int | None = None
+    d_ff: int | None = None
+    residual: Literal["parallel", "sequential"] = "parallel"
+    positions: Literal["alibi", "learned", "rotary", "none"] = "alibi"
+    n_ctx: int | None = None
+    gelu: Literal["exact", "tanh"] = "exact"
+    dropout: float = 0.0
+    residual_init: Literal["gpt2", "legacy"] = "gpt2"
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "d_model", "n_heads", "n_vocab", "d_head", "d_ff", "n_ctx"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name}={value} is below 1")
+        if self.d_head is None and self.d_model % self.n_heads:
+            raise ConfigError(
+                f"model.d_model={self.d_model} does not divide by model.n_heads={self.n_heads}: "
+                "change one, or give the head width as model.d_head"
+            )
+        if self.positions == "rotary" and self.head_width % 2:
+            raise ConfigError(f"model.d_head={self.head_width} is odd; rotary positions turn pairs: make it even")
+        if self.positions == "learned" and self.n_ctx is None:
+            raise ConfigError("model.positions=learned needs a capacity: give model.n_ctx (GPT-2's is 1024)")
+        if self.positions != "learned" and self.n_ctx is not None:
+            raise ConfigError(
+                f"model.n_ctx={self.n_ctx} is the capacity of learned positions; with model.positions={self.positions} "
+                "the model has no context length: drop it (the training length is data.context_length)"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"model.dropout={self.dropout} is not in [0, 1)")
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head, derived where not given."""
+        return self.d_head or self.d_model // self.n_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLP's hidden layer, derived where not given."""
+        return self.d_ff or 4 * self.d_model
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, with the widths that are derived where not given."""
+        return asdict(replace(self, d_head=self.head_width, d_ff=self.mlp_width))
+
+    @property
+    def n_params(self) -> int:
+        """Parameters by arithmetic, the tied embedding counted once."""
+        D, F, A = self.d_model, self.mlp_width, self.n_heads * self.head_width
+        attention = (D + 1) * 3 * A + (A + 1) * D
+        mlp = (D + 1) * F + (F + 1) * D
+        norms = 2 * D * (1 if self.residual == "parallel" else 2)
+        positions = (self.n_ctx or 0) * D
+        return self.n_vocab * D + positions + self.n_layers * (attention + mlp + norms) + 2 * D
+
+    def training_flops(self, context_length: int) -> int:
+        """Floating-point operations a training token costs: `6 N + 12 L H K T`, N without learned positions.
+
+        Source: Chowdhery et al., "PaLM", 2022, appendix B.
+        """
+        matmul_params = self.n_params - (self.n_ctx or 0) * self.d_model
+        return 6 * matmul_params + 12 * self.n_layers * self.n_heads * self.head_width * context_length
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer with tied embeddings."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.n_vocab, config.d_model)
+        self.position_embedding = nn.Embedding(config.n_ctx, config.d_model) if config.n_ctx else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(self._block() for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model)
+        self.initialise()
+
+    def _block(self) -> nn.Module:
+        config = self.config
+        attention = Attention(
+            config.d_model,
+            config.n_heads,
+            config.head_width,
+            slopes=alibi_slopes(config.n_heads) if config.positions == "alibi" else None,
+            rotary=config.positions == "rotary",
+            dropout=config.dropout,
+        )
+        mlp = MLP(config.d_model, config.mlp_width, gelu=config.gelu)
+        block = ParallelBlock if config.residual == "parallel" else SequentialBlock
+        return block(attention, mlp, d_model=config.d_model, dropout=config.dropout)
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one."""
+        depth = self.config.n_layers * (2 if self.config.residual_init == "gpt2" else 1)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                residual = name.endswith(("attention.out", "mlp.down"))
+                nn.init.normal_(module.weight, std=INIT_STD / math.sqrt(depth) if residual else INIT_STD)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=INIT_STD)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+    @overload
+    def forward(self, tokens: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor: ...
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits, or with targets the loss of each.
+
+        Args:
+            tokens: `(batch, position)`, int64.
+            targets: `(batch, position)`, int64: the token that follows each position.
+
+        Returns:
+            Without targets the logits, `(batch, position, n_vocab)`. With targets the losses, `(batch, position)`,
+            float32, in nats; the logits never exist as a whole.
+
+        Raises:
+            ConfigError: learned positions, and more tokens than their capacity.
+        """
+        hidden = self.norm(self._hidden(tokens))
+        if targets is None:
+            return nn.functional.linear(hidden, self.token_embedding.weight)
+        return token_losses(hidden, self.token_embedding.weight, targets)
+
+    def _hidden(self, tokens: Tensor) -> Tensor:  # (batch, position) → (batch, position, d_model)
+        x = self.token_embedding(tokens)
+        if self.position_embedding is not None:
+            T, capacity = tokens.shape[1], self.position_embedding.num_embeddings
+            if capacity < T:
+                raise ConfigError(f"{T} tokens exceed model.n_ctx={capacity}; learned positions can't extrapolate")
+            x = x + self.position_embedding.weight[:T]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        return x

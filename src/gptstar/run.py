@@ -1,0 +1,119 @@
+"""A training run, from its configuration to its results, in the order in which things happen."""
+
+from typing import Any
+
+from rich.console import Console
+
+from gptstar.config import TrainConfig
+from gptstar.data.datamodule import WindowsDataModule
+from gptstar.data.prepare import ensure_prepared
+from gptstar.errors import TrainingError
+from gptstar.training.checkpoints import LAST, SaveCheckpoints
+from gptstar.training.metrics import RecordMetrics
+from gptstar.training.module import LanguageModelling
+from gptstar.training.progress import StepProgress
+from gptstar.training.quickstart import conclude
+from gptstar.training.resume import begin
+from gptstar.training.run_directory import RunDirectory
+from gptstar.training.tracker import build_loggers
+from gptstar.training.trainer import build_trainer, fast_forward, fit, peak_flops
+
+
+def train(config: TrainConfig, config_yaml: str) -> None:
+    """Run to the last step, or go on to it, and conclude.
+
+    Args:
+        config_yaml: the composed configuration as text, for the run directory.
+
+    Raises:
+        Refusal: whatever the user can put right; what was saved before stands.
+    """
+    console = Console()
+    with RunDirectory(config.output) as directory:
+        source = directory.start_from(config.resume)
+        shards = ensure_prepared(config.data, config.model.n_vocab, console)
+        settings = config.settings()
+        model, state = begin(source, config.model, seed=config.seed, settings=settings, shards=shards)
+        directory.describe(config_yaml)
+        if source is not None:
+            console.print(f"going on from {source} at step {state.step:,} of {config.total_steps:,}")
+        console.print(
+            f"{config.name}: {config.model.n_params:,} parameters, {config.total_steps:,} steps of "
+            f"{config.batch_tokens:,} tokens, context {config.data.context_length}, in {directory.path}",
+            highlight=False,
+        )
+
+        data = WindowsDataModule(
+            shards,
+            config.data,
+            seed=config.seed,
+            sequences_per_step=config.sequences_per_step,
+            micro_batch_size=config.hardware.micro_batch_size,
+            start_step=state.step,
+            total_steps=config.total_steps,
+        )
+        module = LanguageModelling(
+            model,
+            optimizer=config.optimizer,
+            schedule=config.schedule,
+            total_steps=config.total_steps,
+            seed=config.seed,
+            token_bytes=shards.tokenizer.token_bytes,
+            corpora=list(data.validation),
+            gradient_norms=config.tracker.gradient_norms,
+            optimizer_state=state.optimizer,
+        )
+
+        def describe(step: int) -> dict[str, dict[str, Any]]:
+            blocks = step * config.batch_tokens // config.data.block_tokens
+            seen = {"blocks": blocks, "epochs": blocks / data.training.n_blocks}
+            whose = {"fingerprint": shards.manifest.fingerprint, "shards": str(shards.folder.resolve())}
+            return {"settings": settings, "data": whose | seen}
+
+        saver = SaveCheckpoints(
+            directory.path,
+            every=config.checkpoint_every,
+            validate_every=config.validate_every,
+            total_steps=config.total_steps,
+            tokenizer=shards.tokenizer.json_text,
+            describe=describe,
+            validated_step=state.validated_step,
+            best_loss=state.best_loss,
+        )
+        recorder = RecordMetrics(
+            log_every=config.log_every,
+            batch_tokens=config.batch_tokens,
+            total_steps=config.total_steps,
+            flops_per_token=config.model.training_flops(config.data.context_length),
+            peak_flops=peak_flops(config.hardware.accelerator),
+        )
+        trainer = build_trainer(
+            config.hardware,
+            folder=directory.path,
+            total_steps=config.total_steps,
+            accumulate=config.accumulate,
+            validate_every=config.validate_every,
+            loggers=build_loggers(config.tracker, directory.path, config.name, state.step),
+            callbacks=[StepProgress(console, config.total_steps), recorder, saver],
+            options=config.trainer,
+        )
+        fast_forward(trainer, state.step)
+        try:
+            fit(trainer, module, data, saver)
+        except TrainingError as error:
+            last = directory.path / LAST
+            kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
+            raise TrainingError(f"{error}; {kept}; try a lower optimizer.learning_rate, or float32") from error
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            conclude(
+                directory.path,
+                shards,
+                name=config.name,
+                report=config.report,
+                context_length=config.data.context_length,
+                extrapolates=config.model.positions != "learned",
+                validation_tokens=config.data.validation_tokens,
+                device=trainer.strategy.root_device,
+                bf16=config.hardware.resolved_precision() == "bf16",
+                console=console,
+            )

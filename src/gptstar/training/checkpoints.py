@@ -1,0 +1,129 @@
+"""When a run saves: at its intervals, at its best, and when a signal asks it to stop."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from torch import Tensor
+
+from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, write
+from gptstar.errors import Interrupted
+from gptstar.training.module import LanguageModelling
+from gptstar.training.optimizer import state_by_name
+
+LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+class SaveCheckpoints(LightningCheckpoint):
+    """Keeps `last.ckpt` and `best.ckpt` in the run directory.
+
+    A step that is validated is saved after its validation, so that a run going on from there need not repeat it.
+
+    Args:
+        every: steps between saves; the last step is always saved.
+        validate_every: steps between validations.
+        tokenizer: JSON to store with the model.
+        describe: settings and data to store for a step.
+        validated_step, best_loss: where the run goes on from.
+
+    Raises:
+        Interrupted: from within the loop, after SIGINT or SIGTERM, once the run is saved.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every: int,
+        validate_every: int,
+        total_steps: int,
+        tokenizer: str,
+        describe: Callable[[int], dict[str, dict[str, Any]]],
+        validated_step: int,
+        best_loss: float | None,
+    ) -> None:
+        self._folder, self._every, self._validate_every, self._total_steps = folder, every, validate_every, total_steps
+        self._tokenizer, self._describe = tokenizer, describe
+        self.validated_step, self.best_loss = validated_step, best_loss
+        self._signal: int | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on, a signal is answered at the end of a batch. A second SIGINT is Python's own."""
+        self._listen()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The same for a validation outside of training."""
+        if not trainer.training:
+            self._listen()
+
+    def _listen(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        """At the end of a step, save it if it is due and no validation comes first."""
+        step_ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        validation_follows = trainer.enable_validation and self.validation_due(trainer.global_step)
+        if step_ended and self._due(trainer.global_step) and not validation_follows:
+            self._save(trainer, pl_module, LAST)
+        self._stop_if_asked(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Answer a signal without waiting for the whole validation."""
+        self._stop_if_asked(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the best so far, and the step if it is due."""
+        assert isinstance(pl_module, LanguageModelling)
+        if trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        self.validated_step = trainer.global_step
+        loss = pl_module.validation_metrics.get("validation/loss")
+        if best := loss is not None and (self.best_loss is None or loss < self.best_loss):
+            self.best_loss = loss
+            self._save(trainer, pl_module, BEST)
+        if self._due(trainer.global_step):
+            if best and trainer.is_global_zero:
+                duplicate(self._folder / BEST, LAST)
+            elif not best:
+                self._save(trainer, pl_module, LAST)
+
+    def _due(self, step: int) -> bool:
+        return step % self._every == 0 or step == self._total_steps
+
+    def validation_due(self, step: int) -> bool:
+        """Whether a step is validated: at intervals, and the last."""
+        return step % self._validate_every == 0 or step == self._total_steps
+
+    def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
+            return
+        self._save(trainer, pl_module, LAST)
+        number = self._signal or signal.SIGTERM
+        raise Interrupted(
+            f"{signal.Signals(number).name} at step {trainer.global_step} of {self._total_steps}: saved", 128 + number
+        )
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+        if trainer.fast_dev_run or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, LanguageModelling)
+        model, step = pl_module.model, trainer.global_step
+        training = TrainingState(
+            step=step,
+            validated_step=self.validated_step,
+            best_loss=self.best_loss,
+            optimizer=state_by_name(trainer.optimizers[0], model),
+            **self._describe(step),
+        )
+        write(self._folder / name, Checkpoint(model.config, model.state_dict(), self._tokenizer, training))

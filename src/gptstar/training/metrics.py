@@ -1,0 +1,141 @@
+"""What a run measures: the CSV that every run keeps, and the callback that feeds all loggers."""
+
+import csv
+import math
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
+
+from gptstar.training.module import LanguageModelling
+
+METRICS_FILE = "metrics.csv"
+
+
+class MetricsCSV(Logger):
+    """One row each time something is measured, appended at once; a column appears with its first value.
+
+    Lightning's own CSVLogger starts the file anew when a run goes on; this one keeps it up to the step it goes on from.
+    """
+
+    def __init__(self, folder: Path, start_step: int) -> None:
+        super().__init__()
+        self._path = folder / METRICS_FILE
+        rows = [row for row in read_metrics(folder) if row["step"] <= start_step]
+        self._columns = list(dict.fromkeys(key for row in rows for key in row))
+        self._rewrite(rows)
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return METRICS_FILE
+
+    @property
+    def version(self) -> str:
+        """None is needed: a run directory holds one run."""
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run directory holds the configuration."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append a row."""
+        row = {"step": step, **metrics}
+        if set(row) - set(self._columns):
+            rows = read_metrics(self._path.parent)
+            self._columns += [key for key in row if key not in self._columns]
+            self._rewrite(rows)
+        with self._path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def _rewrite(self, rows: list[dict[str, float]]) -> None:
+        if not self._columns:
+            return
+        temporary = self._path.with_name(f".{METRICS_FILE}.{os.getpid()}")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self._path)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run's CSV, each with the values it has; a last line that was cut short is left out."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        lines = list(csv.reader(file))
+    rows = []
+    for line in lines[1:]:
+        if len(line) == len(lines[0]):
+            values = dict(zip(lines[0], line, strict=True))
+            rows.append({key: float(value) for key, value in values.items() if value})
+    return [row for row in rows if "step" in row]
+
+
+class RecordMetrics(pl.Callback):
+    """Sends the module's metrics to every logger, with speed beside them.
+
+    Args:
+        log_every: steps between rows; the first and the last step are always logged.
+        batch_tokens: tokens a step, over all ranks.
+        flops_per_token: what a training token costs.
+        peak_flops: floating-point operations a second of one device by its data sheet, or None where unknown.
+    """
+
+    def __init__(
+        self, *, log_every: int, batch_tokens: int, total_steps: int, flops_per_token: int, peak_flops: float | None
+    ) -> None:
+        self._log_every, self._batch_tokens, self._total_steps = log_every, batch_tokens, total_steps
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+        self._since, self._steps = time.perf_counter(), 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._since, self._steps = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        """At the end of a step, log it if it is due."""
+        assert isinstance(pl_module, LanguageModelling)
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._steps += 1
+        if step % self._log_every and step not in (1, self._total_steps):
+            return
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._since
+        tokens_per_second = self._steps * self._batch_tokens / seconds
+        metrics = pl_module.step_metrics | {"tokens": step * self._batch_tokens, "tokens_per_second": tokens_per_second}
+        if self._peak_flops:
+            metrics["mfu"] = tokens_per_second * self._flops_per_token / (self._peak_flops * trainer.world_size)
+        self._log(trainer, metrics)
+        self._since, self._steps = time.perf_counter(), 0
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        self._since -= time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the validation, and let the clock go on."""
+        assert isinstance(pl_module, LanguageModelling)
+        self._since += time.perf_counter()
+        self._log(trainer, pl_module.validation_metrics)
+
+    def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
+        for logger in trainer.loggers:
+            logger.log_metrics(finite, step=trainer.global_step)

@@ -1,0 +1,143 @@
+"""Windows to loss: the LightningModule around a plain PyTorch model."""
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+
+from gptstar.errors import TrainingError
+from gptstar.model import GPT
+from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name
+from gptstar.training.schedule import ScheduleConfig
+
+
+class LanguageModelling(pl.LightningModule):
+    """Next-token prediction.
+
+    Everything random or scheduled is a function of the step, so a run that stops and goes on is the run that never
+    stopped.
+
+    Args:
+        total_steps: where the schedule ends.
+        seed: of dropout; initial weights are the caller's.
+        token_bytes: `(n_vocab,)`, bytes of text behind each token.
+        corpora: names of the validation loaders, in order.
+        gradient_norms: `total`, or `layers` for one a block as well.
+        optimizer_state: to go on from, by parameter name.
+
+    Attributes:
+        step_metrics: of the last optimizer step.
+        validation_metrics: of the last validation.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        total_steps: int,
+        seed: int,
+        token_bytes: np.ndarray,
+        corpora: list[str],
+        gradient_norms: str = "total",
+        optimizer_state: dict[str, dict[str, Tensor]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._optimizer, self._schedule, self._total_steps, self._seed = optimizer, schedule, total_steps, seed
+        self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
+        self.corpora = corpora
+        self.register_buffer("_token_bytes", torch.from_numpy(token_bytes), persistent=False)
+        self._step_loss = torch.zeros(())
+        self._validation = torch.zeros(())
+        self.step_metrics: dict[str, float] = {}
+        self.validation_metrics: dict[str, float] = {}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW, its state restored where the run goes on."""
+        optimizer = build_optimizer(self.model, self._optimizer)
+        load_state_by_name(optimizer, self.model, self._optimizer_state)
+        self._optimizer_state = {}
+        return optimizer
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        """Begin a step: dropout's seed is a function of seed, step and rank, so there is no state of it to save."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            sequence = np.random.SeedSequence((self._seed, self.global_step, self.global_rank))
+            torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            self._step_loss = torch.zeros((), device=self.device)
+
+    def training_step(self, windows: Tensor, batch_idx: int) -> Tensor:
+        """`(sequence, context_length + 1)` → mean loss, nats a token."""
+        loss = self.model(windows[:, :-1], windows[:, 1:]).mean()
+        self._step_loss += loss.detach() / self.trainer.accumulate_grad_batches
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Set the learning rate, measure and clip the gradient, and refuse one that is not finite.
+
+        Raises:
+            TrainingError: loss or gradient is nan or infinite; the weights are still those of the step before.
+        """
+        step = self.global_step
+        rate = self._optimizer.learning_rate * self._schedule.fraction(step, self._total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        layers = self._layer_norms() if self._gradient_norms == "layers" else {}
+        norm = clip_grad_norm_(self.model.parameters(), self._optimizer.gradient_clipping or math.inf)
+        mean_loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
+        loss, gradient_norm = torch.stack((mean_loss, norm)).tolist()
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            raise TrainingError(f"step {step + 1}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}")
+        self.step_metrics = {
+            "train/loss": loss,
+            "train/perplexity": math.exp(min(loss, 700.0)),
+            "learning_rate": rate,
+            "gradient_norm": gradient_norm,
+            **layers,
+        }
+
+    def _layer_norms(self) -> dict[str, float]:
+        return {
+            f"gradient_norm/block_{number:02d}": get_total_norm(
+                [parameter.grad for parameter in block.parameters() if parameter.grad is not None]
+            ).item()
+            for number, block in enumerate(self.model.blocks)
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin the sums of each corpus: loss, tokens, bytes."""
+        self._validation = torch.zeros(len(self.corpora), 3, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, windows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """`(sequence, context_length + 1)` of one corpus: add to its sums."""
+        targets = windows[:, 1:]
+        losses = self.model(windows[:, :-1], targets)
+        n_bytes = self._token_bytes[targets].sum()
+        sums = torch.stack((losses.double().sum(), torch.tensor(targets.numel()).to(losses), n_bytes))
+        self._validation[dataloader_idx] += sums
+
+    def on_validation_epoch_end(self) -> None:
+        """Loss in nats a token, perplexity, and bits a byte of text, over all corpora and for each."""
+        sums = self.trainer.strategy.reduce(self._validation, reduce_op="sum").cpu()
+        self.validation_metrics = validation_metrics("validation", *sums.sum(0).tolist())
+        if len(self.corpora) > 1:
+            for corpus, row in zip(self.corpora, sums.tolist(), strict=True):
+                self.validation_metrics |= validation_metrics(f"validation/{corpus}", *row)
+
+
+def validation_metrics(name: str, nats: float, tokens: float, n_bytes: float) -> dict[str, float]:
+    """Loss, perplexity and bits per byte from sums over scored tokens."""
+    if not tokens:
+        return {}
+    loss = nats / tokens
+    return {
+        f"{name}/loss": loss,
+        f"{name}/perplexity": math.exp(min(loss, 700.0)),
+        f"{name}/bits_per_byte": nats / math.log(2) / max(n_bytes, 1.0),
+    }

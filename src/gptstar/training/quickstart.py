@@ -1,0 +1,93 @@
+"""What a finished run shows: a bigram to beat, loss beyond the training context, samples, and two pictures."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gptstar.checkpoint.format import load
+from gptstar.data.shards import ShardFolder
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.evaluation.bigram import bigram_loss
+from gptstar.evaluation.length import LengthResult, loss_by_length
+from gptstar.evaluation.plots import plot_context_length, plot_loss
+from gptstar.inference.generate import generate
+from gptstar.model import GPT
+from gptstar.training.metrics import read_metrics
+
+MULTIPLES = (1, 2, 4, 8)
+PROMPTS = ("The", "If the", "Return a")
+
+
+def conclude(
+    folder: Path,
+    shards: ShardFolder,
+    *,
+    name: str,
+    report: bool,
+    context_length: int,
+    extrapolates: bool,
+    validation_tokens: int,
+    device: torch.device,
+    bf16: bool,
+    console: Console,
+) -> None:
+    """Draw the loss; with `report` also print what the best checkpoint can do, and write it down.
+
+    Writes `loss.png`, and with `report` also `context_length.png`, `samples.txt` and `report.json`.
+
+    Args:
+        extrapolates: whether the model takes more tokens than it was trained with.
+    """
+    rows = read_metrics(folder)
+    bigram = bigram_loss(shards, validation_tokens) if report else None
+    plot_loss(rows, folder / "loss.png", name, bigram)
+    if bigram is not None:
+        model = load(folder).to(device)
+        lengths = [multiple * context_length for multiple in MULTIPLES] if extrapolates else [context_length]
+        results = loss_by_length(
+            model, shards, lengths, max_tokens=validation_tokens, device=device, bf16=bf16, console=console
+        )
+        best = min(row["validation/loss"] for row in rows if "validation/loss" in row)
+        console.print(length_table(results, context_length))
+        console.print(f"validation loss {best:.3f}; a bigram model of the same tokens has {bigram:.3f}")
+        n_new = 2 * context_length if extrapolates else context_length // 2
+        samples = _sample(model, shards.tokenizer, n_new, device, console)
+        title = f"{name}: loss beyond the training context"
+        plot_context_length(results, context_length, folder / "context_length.png", title)
+        (folder / "samples.txt").write_text(f"\n{'-' * 80}\n".join(samples) + "\n", encoding="utf-8")
+        figures = {"validation_loss": best, "bigram_loss": bigram, "lengths": [asdict(result) for result in results]}
+        (folder / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    console.print(f"in {folder}: {', '.join(files)}", highlight=False)
+
+
+def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, device: torch.device, console: Console) -> list[str]:
+    samples = []
+    for number, prompt in enumerate(PROMPTS, start=1):
+        tokens = torch.from_numpy(tokenizer.encode([prompt])[0]).to(device)[None]
+        with console.status(f"sampling {number} of {len(PROMPTS)}"):
+            out = generate(model, tokens, n_new, seed=number)
+        samples.append(tokenizer.decode(out[0].tolist()))
+        console.rule(f"sample {number}, {n_new} new tokens")
+        console.print(f"[b]{escape(prompt)}[/b]{escape(samples[-1][len(prompt) :])}", highlight=False)
+    console.rule()
+    return samples
+
+
+def length_table(results: list[LengthResult], trained_at: int | None) -> Table:
+    """Loss at each context length, for the terminal."""
+    table = Table(title="the same held-out tokens at each context length")
+    for column in ("context", "x training", "loss", "perplexity", "bits per byte"):
+        table.add_column(column, justify="right")
+    for result in results:
+        multiple = f"{result.context_length / trained_at:g}" if trained_at else ""
+        loss = f"{result.loss:.3f} ± {2 * result.standard_error:.3f}"
+        table.add_row(
+            f"{result.context_length:,}", multiple, loss, f"{result.perplexity:.1f}", f"{result.bits_per_byte:.3f}"
+        )
+    return table

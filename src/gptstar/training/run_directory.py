@@ -1,0 +1,91 @@
+"""A run directory explains itself: who may write in it, what was asked for, and with which code."""
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from gptstar import __version__
+from gptstar.errors import ConfigError
+from gptstar.training.checkpoints import LAST
+
+PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
+
+
+class RunDirectory:
+    """The folder of one run, held by one process at a time.
+
+    Args:
+        path: made if it is not there.
+
+    Raises:
+        ConfigError: it can't be written, or another run is writing in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(path / ".lock")
+            if rank_zero_only.rank == 0:
+                self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigError(f"output={path} is in use by another run: wait for it, or choose another") from error
+        except OSError as error:
+            raise ConfigError(f"output={path} can't be written ({error.strerror}): choose another") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Let another run in, and leave no trace of one that never began."""
+        self._lock.release()
+        if {entry.name for entry in self.path.iterdir()} <= {".lock"}:
+            (self.path / ".lock").unlink(missing_ok=True)
+            self.path.rmdir()
+
+    def start_from(self, resume: str) -> Path | None:
+        """The checkpoint to go on from, or None to begin.
+
+        Raises:
+            ConfigError: `never`, and the directory holds a run.
+        """
+        last = self.path / LAST
+        if resume == "never":
+            if last.exists():
+                raise ConfigError(f"output={self.path} holds a run and resume=never: choose another output")
+            return None
+        named = None if resume == "auto" else Path(resume)
+        if named is not None and (named.resolve().parent == self.path.resolve() or not last.exists()):
+            return named
+        return last if last.exists() else None
+
+    @rank_zero_only
+    def describe(self, config_yaml: str) -> None:
+        """Write the configuration, and the versions and command behind it."""
+        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        about = {
+            "gptstar": __version__,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: version(name) for name in PACKAGES},
+            "command": shlex.join(["python", *sys.argv]),
+        }
+        (self.path / "versions.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _commit() -> str | None:
+    """The checkout's commit, marked if files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

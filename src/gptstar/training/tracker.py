@@ -1,0 +1,43 @@
+"""Where metrics go: the CSV always, TensorBoard or wandb by choice."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+
+from gptstar.errors import ConfigError
+from gptstar.training.metrics import MetricsCSV
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    """Where metrics go beside `metrics.csv`.
+
+    Attributes:
+        kind: `csv` (nothing more), `tensorboard` or `wandb`.
+        project, mode: of wandb; offline needs no account.
+        gradient_norms: `total`, or `layers` for one a block as well.
+    """
+
+    kind: Literal["csv", "tensorboard", "wandb"] = "csv"
+    project: str = "gptstar"
+    mode: Literal["offline", "online"] = "offline"
+    gradient_norms: Literal["total", "layers"] = "total"
+
+    def __post_init__(self) -> None:
+        if self.kind != "csv" and find_spec(self.kind) is None:
+            raise ConfigError(f"tracker={self.kind} needs the package {self.kind}: pip install 'gptstar[{self.kind}]'")
+
+
+def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: int) -> list[Logger]:
+    """The CSV, and what `tracker` asks for beside it."""
+    loggers: list[Logger] = [MetricsCSV(folder, start_step)]
+    if tracker.kind == "tensorboard":
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    if tracker.kind == "wandb":
+        offline = tracker.mode == "offline"
+        loggers.append(WandbLogger(name=name, save_dir=folder, project=tracker.project, offline=offline))
+    return loggers

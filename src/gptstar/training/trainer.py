@@ -1,0 +1,162 @@
+"""The Lightning Trainer for a machine: devices, precision, counters, and the options passed through to it."""
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers.logger import Logger
+
+from gptstar.errors import ConfigError
+from gptstar.training.checkpoints import SaveCheckpoints
+
+PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
+"""Dense bfloat16 tensor-core rates from NVIDIA's data sheets, by a part of the device's name."""
+
+OURS = {
+    "accelerator": "hardware.accelerator",
+    "devices": "hardware.devices",
+    "precision": "hardware.precision",
+    "max_steps": "total_steps",
+    "min_steps": "total_steps",
+    "max_epochs": "total_steps",
+    "min_epochs": "total_steps",
+    "accumulate_grad_batches": "batch_tokens and hardware.micro_batch_size",
+    "gradient_clip_val": "optimizer.gradient_clipping",
+    "gradient_clip_algorithm": "optimizer.gradient_clipping",
+    "val_check_interval": "validate_every",
+    "check_val_every_n_epoch": "validate_every",
+    "log_every_n_steps": "log_every",
+    "logger": "tracker",
+    "default_root_dir": "output",
+    "callbacks": "the code",
+    "plugins": "the code",
+    "strategy": "hardware",
+    "num_nodes": "hardware",
+    "use_distributed_sampler": "the code",
+    "num_sanity_val_steps": "the code",
+    "enable_progress_bar": "the code",
+    "enable_checkpointing": "checkpoint_every",
+}
+"""Trainer options that follow from other keys."""
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Where a run computes.
+
+    Attributes:
+        precision: `float32`; `bf16` (autocast over float32 weights); or `auto`, bf16 where the device multiplies it fast.
+        micro_batch_size: sequences a device holds at once; memory's choice, with no effect on the result's meaning.
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    devices: int = 1
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    micro_batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"hardware.{name}={getattr(self, name)} is below 1")
+
+    def resolved_precision(self) -> Literal["float32", "bf16"]:
+        """`auto` made definite for the machine this runs on."""
+        if self.precision != "auto":
+            return self.precision
+        if self.accelerator != "cpu" and torch.cuda.is_available():
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if fast else "float32"
+
+
+def check_trainer_options(options: dict[str, Any]) -> None:
+    """Refuse what the Trainer doesn't take, or what another key decides.
+
+    Raises:
+        ConfigError: names the key and the valid one.
+    """
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    for key in options:
+        if key in OURS:
+            raise ConfigError(f"trainer.{key} is not passed through: it follows from {OURS[key]}")
+        if key not in known:
+            near = get_close_matches(key, sorted(known - set(OURS)), 1)
+            raise ConfigError(
+                f"trainer.{key} is no option of Lightning's Trainer"
+                + (f": did you mean trainer.{near[0]}?" if near else "")
+            )
+
+
+def build_trainer(
+    hardware: HardwareConfig,
+    *,
+    folder: Path,
+    total_steps: int,
+    accumulate: int,
+    validate_every: int,
+    loggers: Sequence[Logger],
+    callbacks: Sequence[pl.Callback],
+    options: dict[str, Any],
+) -> pl.Trainer:
+    """A Trainer whose counters count what ours do."""
+    # One process reads memory-mapped shards faster than the model eats them.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # The run is one pass of our own sampler; no epoch's worth of batches has to fit between two logs.
+    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    return pl.Trainer(
+        accelerator=hardware.accelerator,
+        devices=hardware.devices,
+        precision="bf16-mixed" if hardware.resolved_precision() == "bf16" else "32-true",
+        max_steps=total_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulate,
+        val_check_interval=validate_every * accumulate,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def fast_forward(trainer: pl.Trainer, step: int) -> None:
+    """Set the trainer's counters to a step that ended.
+
+    Weights, optimizer and data are restored by us, from the step; Lightning only has to count on from there. Its own
+    resume would need its loops' state in the checkpoint, which depends on its version and on the number of devices.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    batches = step * trainer.accumulate_grad_batches
+    total = loop.batch_progress.total
+    total.ready = total.started = total.processed = total.completed = batches
+    steps = loop.automatic_optimization.optim_progress.optimizer.step.total
+    steps.ready = steps.completed = step
+    loop._batches_that_stepped = step
+
+
+def peak_flops(accelerator: str) -> float | None:
+    """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs."""
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, saver: SaveCheckpoints) -> None:
+    """Train to the last step, with a validation that an interruption left open first, and one of the last step at the end."""
+    options = {"datamodule": data, "verbose": False}
+    if 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer.global_step):
+        trainer.validate(module, **options)
+    if trainer.global_step < trainer.max_steps:
+        trainer.fit(module, datamodule=data)
+    if saver.validated_step != trainer.global_step and not trainer.fast_dev_run:
+        trainer.validate(module, **options)

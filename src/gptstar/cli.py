@@ -8,9 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptstar import __version__
-from gptstar.errors import ConfigError, Interrupted, Refusal
+from gptstar.errors import CheckpointError, ConfigError, Interrupted, Refusal
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 SHOW_ALL = bool(os.environ.get("HYDRA_FULL_ERROR"))
 
@@ -27,6 +31,7 @@ def one_line_errors(*, inside_sweep: bool = False) -> Iterator[None]:
 
     Args:
         inside_sweep: let it pass instead, for Hydra to go on with the next job and raise it at the end.
+
     """
     if SHOW_ALL or inside_sweep:
         yield
@@ -43,6 +48,10 @@ def one_line_errors(*, inside_sweep: bool = False) -> Iterator[None]:
         _refuse(str(error), 1)
     except (HydraException, OmegaConfBaseException) as error:
         _refuse(explain(error), 1)
+    except ValueError as error:
+        if "Config group override must be" not in str(error):  # what Hydra raises for `model=3`
+            raise
+        _refuse(f"a group is chosen by the name of one of its files ({error})", 1)
     except OSError as error:
         _refuse(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
     except KeyboardInterrupt:
@@ -73,10 +82,143 @@ def explain(error: Exception) -> str:
     return first
 
 
-def compose(config_name: str, overrides: Sequence[str]):  # type: ignore[no-untyped-def]
+def compose(config_name: str, overrides: Sequence[str]) -> "DictConfig":
     """The configuration that `train.py` or `evaluate.py` composes for these overrides."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    import hydra
 
-    with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
-        return hydra_compose(config_name, list(overrides))
+    with hydra.initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
+        return hydra.compose(config_name, list(overrides))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the `gptstar` command."""
+    options = _parser().parse_args(arguments)
+    with one_line_errors():
+        options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptstar",
+        description="What is not training (train.py) or evaluation (evaluate.py) of GPT* language models.",
+        epilog="gptstar COMMAND --help explains each.",
+    )
+    parser.add_argument("--version", action="version", version=f"gptstar {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser(
+        "import",
+        help="turn a checkpoint of the original GPT* code into one of ours",
+        description="Read FILE, in either layout of the original code, and write OUT. The shape is inferred; the "
+        "optimizer's state comes along where FILE holds it, so that training can go on: train.py resume=OUT.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="a .pth.tar of the original code")
+    command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
+    command.add_argument("--heads", type=int, metavar="H", help="attention heads, where no ALiBi slopes are stored")
+    command.add_argument("--tokenizer", type=Path, metavar="FILE", help="`tokenizers` JSON to store with the model")
+    command.set_defaults(run=_import)
+
+    command = commands.add_parser(
+        "generate",
+        help="continue a prompt with a trained model",
+        description="Print PROMPT and what CHECKPOINT makes of it.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
+    command.add_argument("--prompt", default="The", help="text to continue (default: %(default)s)")
+    command.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to add (default: %(default)s)")
+    command.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (default: %(default)s)")
+    command.add_argument(
+        "--top-k", type=int, default=50, metavar="K", help="draw from the K likeliest (default: %(default)s)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    command.set_defaults(run=_generate)
+
+    for name, run, text in (
+        ("prepare", _prepare, "tokenise text into shards, as train.py would before its first step"),
+        ("config", _config, "print the configuration of a run, checked, and what follows from it"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. Takes the overrides of train.py.",
+            epilog=f"example: gptstar {name} data=local data.files='text/*.jsonl.zst' model.n_vocab=4096",
+        )
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+        command.set_defaults(run=run)
+    return parser
+
+
+def _import(options: argparse.Namespace) -> None:
+    from gptstar.checkpoint.format import write
+    from gptstar.checkpoint.legacy import read_legacy
+    from gptstar.data.tokenizer import Tokenizer
+
+    if options.out.exists():
+        raise CheckpointError(f"{options.out} exists: nothing is overwritten; choose another name or remove it")
+    tokenizer = Tokenizer.from_file(options.tokenizer) if options.tokenizer else None
+    checkpoint = read_legacy(options.file, n_heads=options.heads, tokenizer=tokenizer)
+    write(options.out, checkpoint)
+    model, training = checkpoint.model, checkpoint.training
+    print(
+        f"{options.out}: {model.n_params:,} parameters, {model.n_layers} layers of {model.d_model}, "
+        f"{model.n_heads} heads, {model.residual}, {model.positions}, vocabulary {model.n_vocab:,}; "
+        + (f"training goes on at step {training.step:,}" if training else "weights only")
+    )
+
+
+def _generate(options: argparse.Namespace) -> None:
+    import torch
+
+    from gptstar.checkpoint.format import find, read
+    from gptstar.data.tokenizer import Tokenizer
+    from gptstar.inference.generate import generate
+
+    path = find(options.checkpoint)
+    checkpoint = read(path)
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(f"{path} holds no tokenizer: import it again with --tokenizer FILE")
+    tokenizer = Tokenizer(checkpoint.tokenizer)
+    prompt = torch.from_numpy(tokenizer.encode([options.prompt])[0])[None]
+    if not prompt.shape[1]:
+        raise ConfigError("--prompt is empty: give some text to continue")
+    tokens = generate(
+        checkpoint.build(),
+        prompt,
+        options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+        end_of_text=tokenizer.end_of_text,
+    )
+    print(tokenizer.decode(tokens[0].tolist()))
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gptstar.config import TrainConfig
+    from gptstar.data.prepare import ensure_prepared, shard_table
+
+    config = TrainConfig.parse(compose("train", options.overrides))
+    shards = ensure_prepared(config.data, config.model.n_vocab, console := Console())
+    console.print(shard_table(shards.manifest))
+    console.print(f"shards in {shards.folder}", soft_wrap=True, highlight=False)
+
+
+def _config(options: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from gptstar.config import TrainConfig
+
+    composed = compose("train", options.overrides)
+    config = TrainConfig.parse(composed)
+    print(OmegaConf.to_yaml(composed, resolve=True), end="")
+    print(
+        f"# {config.model.n_params:,} parameters; {config.total_steps * config.batch_tokens:,} tokens in all; "
+        f"a step is {config.sequences_per_step} sequences in {config.accumulate} micro-batches a device; "
+        f"precision here: {config.hardware.resolved_precision()}"
+    )
+
+
+if __name__ == "__main__":
+    main()

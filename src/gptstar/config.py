@@ -42,6 +42,7 @@ class TrainConfig:
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
         output: the run directory.
         trainer: options passed through to Lightning's Trainer.
+
     """
 
     name: str
@@ -68,6 +69,7 @@ class TrainConfig:
 
         Raises:
             ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
+
         """
         return _parse(cls, composed)
 
@@ -84,8 +86,8 @@ class TrainConfig:
             )
         if self.batch_tokens % self.data.block_tokens:
             raise ConfigError(
-                f"batch_tokens={self.batch_tokens} is no multiple of data.block_tokens={self.data.block_tokens}: a step "
-                "reads whole blocks"
+                f"batch_tokens={self.batch_tokens} is no multiple of data.block_tokens={self.data.block_tokens}: "
+                "a step reads whole blocks"
             )
         per_forward = self.hardware.devices * self.hardware.micro_batch_size
         if self.sequences_per_step % per_forward:
@@ -135,6 +137,7 @@ class EvaluateConfig:
         checkpoint: a checkpoint or a run directory.
         output: where the results go.
         shards: the text to read; what the checkpoint was trained on, unless given.
+
     """
 
     checkpoint: Path
@@ -149,6 +152,7 @@ class EvaluateConfig:
 
         Raises:
             ConfigError: as `TrainConfig.parse`.
+
         """
         return _parse(cls, composed)
 
@@ -167,7 +171,8 @@ def valid_keys(cls: type, prefix: str = "") -> list[str]:
     keys = []
     for field in fields(cls):
         nested = hints[field.name]
-        keys += valid_keys(nested, f"{prefix}{field.name}.") if is_dataclass(nested) else [f"{prefix}{field.name}"]
+        key = f"{prefix}{field.name}"
+        keys += valid_keys(nested, f"{key}.") if isinstance(nested, type) and is_dataclass(nested) else [key]
     return keys
 
 
@@ -187,7 +192,9 @@ def _parse(cls: type[Config], composed: DictConfig) -> Config:
         return TypeAdapter(cls).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if str(part) in {p for k in valid_keys(cls) for p in k.split(".")})
+        key = ".".join(
+            str(part) for part in first["loc"] if str(part) in {p for k in valid_keys(cls) for p in k.split(".")}
+        )
         given = "" if first["type"] == "missing" else f"={first['input']}"
         raise ConfigError(f"{key}{given}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 

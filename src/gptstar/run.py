@@ -8,14 +8,14 @@ from gptstar.config import TrainConfig
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.prepare import ensure_prepared
 from gptstar.errors import TrainingError
-from gptstar.training.checkpoints import LAST, SaveCheckpoints
+from gptstar.training.checkpoints import LAST, SaveCheckpoints, is_trial
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.progress import StepProgress
 from gptstar.training.quickstart import conclude
 from gptstar.training.resume import begin
 from gptstar.training.run_directory import RunDirectory
-from gptstar.training.tracker import build_loggers
+from gptstar.training.tracker import build_loggers, close_loggers
 from gptstar.training.trainer import build_trainer, fast_forward, fit, peak_flops
 
 
@@ -27,6 +27,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
 
     Raises:
         Refusal: whatever the user can put right; what was saved before stands.
+
     """
     console = Console()
     with RunDirectory(config.output) as directory:
@@ -85,7 +86,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             batch_tokens=config.batch_tokens,
             total_steps=config.total_steps,
             flops_per_token=config.model.training_flops(config.data.context_length),
-            peak_flops=peak_flops(config.hardware.accelerator),
+            peak_flops=peak_flops(config.hardware.device()),
         )
         trainer = build_trainer(
             config.hardware,
@@ -104,7 +105,9 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             last = directory.path / LAST
             kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
             raise TrainingError(f"{error}; {kept}; try a lower optimizer.learning_rate, or float32") from error
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        finally:
+            close_loggers(trainer.loggers)
+        if trainer.is_global_zero and not is_trial(trainer):
             conclude(
                 directory.path,
                 shards,

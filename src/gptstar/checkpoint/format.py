@@ -1,6 +1,6 @@
 """The checkpoint file: writer and reader together.
 
-A checkpoint is a `torch.save` archive of tensors and plain dicts, so that `torch.load(path, weights_only=True)` reads it
+A checkpoint is a `torch.save` archive of tensors and plain dicts: `torch.load(path, weights_only=True)` reads it
 without this package. It appears under its name complete or not at all, and its checksums are verified when it is read.
 """
 
@@ -35,6 +35,7 @@ class TrainingState:
         settings: what shapes the result, as flat dotted keys; a resume under others is refused.
         data: `fingerprint` and `shards` (folder) of the tokens read, `epoch` and `blocks` seen of it.
         optimizer: state by parameter name, such as `{"norm.weight": {"exp_avg": …}}`.
+
     """
 
     step: int
@@ -59,6 +60,7 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the weights don't fit the configuration.
+
         """
         with torch.device("meta"):
             model = GPT(self.model)
@@ -79,6 +81,7 @@ def load(path: str | os.PathLike[str]) -> GPT:
 
     Raises:
         CheckpointError: missing, damaged or unsafe; names the file.
+
     """
     return read(find(Path(path))).build()
 
@@ -88,6 +91,7 @@ def find(path: Path) -> Path:
 
     Raises:
         CheckpointError: there is none.
+
     """
     if not path.is_dir():
         return path
@@ -102,13 +106,14 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
+
     """
     tree = read_tensors(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT")
     if tree["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {tree['format_version']} and this version reads {FORMAT_VERSION}: use a matching gptstar"
+            f"{path} has format {tree['format_version']} this version reads {FORMAT_VERSION}: use a matching gptstar"
         )
     try:
         training = tree["training"] and TrainingState(**tree["training"])
@@ -122,6 +127,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: it can't be written, as on a full disk; the old file stands.
+
     """
     tree = {
         "format": FORMAT,
@@ -144,7 +150,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"can't write {path} ({_first_line(error)}): what was there before is untouched") from error
+        raise CheckpointError(
+            f"can't write {path} ({_first_line(error)}): what was there before is untouched"
+        ) from error
 
 
 def duplicate(path: Path, name: str) -> None:
@@ -163,22 +171,27 @@ def read_tensors(path: Path) -> Any:
 
     Raises:
         CheckpointError: missing, cut short, altered, or a pickle that carries code; names the file.
+
     """
     try:
-        if zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            is_archive = file.read(2) == b"PK"  # what was saved before torch 1.6 is none, and has no checksums
+        if is_archive:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise CheckpointError(f"{path} is damaged (checksum of {damaged}): use another checkpoint")
-        elif path.open("rb").read(2) == b"PK":
-            raise CheckpointError(f"{path} was cut short: use another checkpoint")
         return torch.load(path, weights_only=True, map_location="cpu")
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
     except UnpicklingError as error:
         if found := re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error)):
-            raise CheckpointError(f"{path} is refused: its pickle carries code ({found[1]}), not just tensors") from error
+            raise CheckpointError(
+                f"{path} is refused: its pickle carries code ({found[1]}), not just tensors"
+            ) from error
         raise CheckpointError(f"{path} is no checkpoint ({_first_line(error)})") from error
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} was cut short or altered: use another checkpoint") from error
+    except (RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
 
 

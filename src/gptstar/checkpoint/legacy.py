@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState, read_tensors
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.positions import alibi_slopes
@@ -27,26 +28,31 @@ FIRST_NORM = re.compile(r"blocks\.(\d+)\.ln1\.(weight|bias)")
 NOT_PARAMETERS = re.compile(r"lm_head\.weight|blocks\.\d+\.attn\.(slopes|mask)")
 
 
-def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: str | None = None) -> Checkpoint:
+def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer | None = None) -> Checkpoint:
     """Read a checkpoint of the original code as one of ours.
 
     Args:
         n_heads: needed only where no ALiBi slopes are stored.
-        tokenizer: `tokenizers` JSON to store with the model.
+        tokenizer: to store with the model, whose vocabulary it has to have.
 
     Raises:
         CheckpointError: unsafe, damaged, not of either layout, or of a shape that contradicts itself; names the file.
+
     """
     tree = read_tensors(path)
     try:
-        state = tree["state_dict"] if "state_dict" in tree else tree
+        state = tree.get("state_dict", tree)
         parameters = {name: tensor for name, tensor in state.items() if not NOT_PARAMETERS.fullmatch(name)}
         config = _infer(state, n_heads)
         if "lm_head.weight" in state and not torch.equal(state["lm_head.weight"], state["wte.weight"]):
             raise CheckpointError("lm_head.weight differs from wte.weight; this architecture ties them")
+        if tokenizer and tokenizer.n_vocab != config.n_vocab:
+            raise CheckpointError(
+                f"it has {config.n_vocab:,} tokens, the tokenizer {tokenizer.n_vocab:,}: they don't fit"
+            )
         weights = _convert(parameters, config.residual)
         training = _training(tree, list(parameters), config.residual) if "optimizer" in tree else None
-        checkpoint = Checkpoint(config, weights, tokenizer, training)
+        checkpoint = Checkpoint(config, weights, tokenizer.json_text if tokenizer else None, training)
         checkpoint.build()
         return checkpoint
     except (KeyError, TypeError, IndexError, AttributeError) as error:
@@ -63,7 +69,9 @@ def _infer(state: dict[str, Tensor], n_heads: int | None) -> GPTConfig:
             raise CheckpointError(f"--heads {n_heads} contradicts the {slopes.numel()} ALiBi slopes stored in it")
         n_heads = slopes.numel()
         if not torch.allclose(slopes.flatten().float(), torch.tensor(alibi_slopes(n_heads)), rtol=1e-5):
-            raise CheckpointError(f"its ALiBi slopes {slopes.flatten().tolist()} are not the paper's for {n_heads} heads")
+            raise CheckpointError(
+                f"its ALiBi slopes {slopes.flatten().tolist()} are not the paper's for {n_heads} heads"
+            )
     elif n_heads is None:
         raise CheckpointError("no ALiBi slopes are stored, so the number of heads is unknown: give --heads")
     width = state["blocks.0.attn.query.weight"].shape[0]
@@ -115,11 +123,16 @@ def _training(tree: dict[str, Any], names: list[str], residual: str) -> Training
     if sorted(order) != list(range(len(names))) or set(states) - set(order):
         raise CheckpointError(f"its optimizer holds {len(order)} parameters, the model {len(names)}")
     moments = {
-        kind: _convert({names[index]: states[index][kind] for index in states}, residual) for kind in ("exp_avg", "exp_avg_sq")
+        kind: _convert({names[index]: states[index][kind] for index in states}, residual)
+        for kind in ("exp_avg", "exp_avg_sq")
     }
     steps = _convert({names[index]: torch.as_tensor(states[index]["step"]) for index in states}, residual, max)
     optimizer = {
-        name: {"step": steps[name].float(), "exp_avg": moments["exp_avg"][name], "exp_avg_sq": moments["exp_avg_sq"][name]}
+        name: {
+            "step": steps[name].float(),
+            "exp_avg": moments["exp_avg"][name],
+            "exp_avg_sq": moments["exp_avg_sq"][name],
+        }
         for name in steps
     }
     step = int(tree["step"])

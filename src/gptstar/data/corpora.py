@@ -13,7 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 import zstandard
 
@@ -30,6 +30,7 @@ class Corpus:
         source: what it is and where it came from, for the manifest.
         identity: changes when the text does; cheap to compute.
         documents: yields the documents anew, in the same order, at every call.
+
     """
 
     name: str
@@ -47,7 +48,13 @@ def bundled_corpora() -> list[Corpus]:
     licence = "PSF-2.0"
     return [
         Corpus("reference", f"pydoc_data.topics of CPython {version}", licence, identity, _reference_topics),
-        Corpus("docstrings", f"docstrings of CPython {version}", licence, identity, lambda: iter(_docstrings(Path(library)))),
+        Corpus(
+            "docstrings",
+            f"docstrings of CPython {version}",
+            licence,
+            identity,
+            lambda: iter(_docstrings(Path(library))),
+        ),
     ]
 
 
@@ -87,6 +94,7 @@ def local_corpora(patterns: Sequence[str]) -> list[Corpus]:
 
     Raises:
         DataError: a pattern matches nothing, a form is unknown, or two folders share a name.
+
     """
     files: list[Path] = []
     for pattern in patterns:
@@ -101,9 +109,11 @@ def local_corpora(patterns: Sequence[str]) -> list[Corpus]:
         by_folder.setdefault(path.resolve().parent, []).append(path)
     names = [folder.name for folder in by_folder]
     if len(set(names)) < len(names):
-        raise DataError(f"two folders share a name and would be one corpus: {', '.join(map(str, by_folder))}; rename one")
+        raise DataError(
+            f"two folders share a name and would be one corpus: {', '.join(map(str, by_folder))}; rename one"
+        )
     return [
-        Corpus(folder.name, str(folder), "not stated", _content_hash(paths), lambda paths=paths: _read_all(paths))
+        Corpus(folder.name, str(folder), "not stated", _content_hash(paths), functools.partial(_read_all, paths))
         for folder, paths in by_folder.items()
     ]
 
@@ -126,10 +136,11 @@ def _form(path: Path) -> str | None:
     return next((form for form in ("jsonl", "txt") if name.endswith(f".{form}")), None)
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BinaryIO:
     if path.suffix == ".zst":
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True))
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        frames = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True)
+        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, frames)))
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _read_all(paths: Sequence[Path]) -> Iterator[str]:
@@ -143,7 +154,7 @@ def _read_all(paths: Sequence[Path]) -> Iterator[str]:
             raise DataError(f"{path}: can't be read ({error}): the file is damaged or cut short") from error
 
 
-def _json_texts(path: Path, lines: IO[bytes]) -> Iterator[str]:
+def _json_texts(path: Path, lines: BinaryIO) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

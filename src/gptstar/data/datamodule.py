@@ -1,5 +1,7 @@
 """Shards to batches, for Lightning."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,6 +19,7 @@ class WindowsDataModule(pl.LightningDataModule):
         sequences_per_step: windows of a global batch.
         micro_batch_size: windows a rank reads at once.
         start_step: the step a run begins or goes on at; with the seed, the whole state of the data.
+
     """
 
     def __init__(
@@ -78,5 +81,6 @@ class WindowsDataModule(pl.LightningDataModule):
         )
 
 
-def _as_it_is(windows: Tensor) -> Tensor:
+def _as_it_is(windows: Any) -> Any:
+    """Collate nothing: the windows come as one tensor."""
     return windows

@@ -26,6 +26,7 @@ def permute(indices: np.ndarray, n: int, key: bytes) -> np.ndarray:
         int64, the shape of `indices`.
 
     Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, section 3 and 5.
+
     """
     a = max(1, math.isqrt(n - 1) + 1) if n > 1 else 1
     b = -(-n // a)
@@ -35,6 +36,8 @@ def permute(indices: np.ndarray, n: int, key: bytes) -> np.ndarray:
     ]
 
     def once(x: np.ndarray) -> np.ndarray:
+        left: np.ndarray
+        right: np.ndarray
         left, right = x // np.uint64(b), x % np.uint64(b)
         for number, round_key in enumerate(round_keys):
             if number % 2 == 0:
@@ -66,6 +69,7 @@ def blocks_at(positions: np.ndarray, n_blocks: int, seed: int) -> np.ndarray:
 
     Returns:
         `(position,)`, int64, in `[0, n_blocks)`.
+
     """
     positions = np.asarray(positions, dtype=np.int64)
     epochs, indices = positions // n_blocks, positions % n_blocks

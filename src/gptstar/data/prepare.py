@@ -12,6 +12,7 @@ from filelock import FileLock
 from platformdirs import user_cache_path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from gptstar.data.corpora import Corpus, bundled_corpora, local_corpora
 from gptstar.data.shards import FORMAT_VERSION, Manifest, Shard, ShardFolder, ShardWriter, Split, write_manifest
@@ -36,6 +37,7 @@ class DataConfig:
         context_length: tokens the model sees at once in training.
         block_tokens: the unit of order; the context length divides it.
         loader_workers: processes that read ahead (0: none).
+
     """
 
     source: Literal["bundled", "local"]
@@ -50,7 +52,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.source == "local" and self.files is None and self.shards is None:
-            raise ConfigError("data=local needs text: give data.files=GLOB, or data.shards=DIR that is prepared already")
+            raise ConfigError(
+                "data=local needs text: give data.files=GLOB, or data.shards=DIR that is prepared already"
+            )
         if self.source == "bundled" and self.files is not None:
             raise ConfigError("data.files is given but data=bundled reads no files: use data=local")
         if self.context_length < 1 or self.block_tokens % self.context_length:
@@ -78,13 +82,14 @@ def ensure_prepared(config: DataConfig, n_vocab: int, console: Console) -> Shard
 
     Raises:
         DataError: text, tokenizer or shards are missing, damaged or don't belong together.
+
     """
+    given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
     if config.source == "local" and config.files is None:
         assert config.shards is not None  # DataConfig refuses anything else
         folder = ShardFolder(config.shards)
-        _check_tokenizer(folder, config.tokenizer and Tokenizer.from_file(config.tokenizer), n_vocab)
+        _check_tokenizer(folder, given, n_vocab)
         return folder
-    given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
     if given and given.n_vocab != n_vocab:
         raise DataError(_other_size(f"{config.tokenizer} has", given.n_vocab, n_vocab))
     corpora = _corpora(config)
@@ -149,6 +154,7 @@ def prepare(
 
     Raises:
         DataError: the text can't be read, is too short, or the folder can't be written.
+
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,9 +166,7 @@ def prepare(
                 raise DataError("no corpus has two documents or more, so none can be held out for validation: add text")
             if tokenizer is None:
                 console.print(f"training a byte-level BPE of {n_vocab:,} tokens")
-                training_text = (
-                    text for c in corpora for text in c.documents() if text_hash(text) >= held_out[c.name]
-                )
+                training_text = (text for c in corpora for text in c.documents() if text_hash(text) >= held_out[c.name])
                 tokenizer = Tokenizer.train(training_text, n_vocab)
             shards = [shard for c in corpora for shard in _pack(c, tokenizer, held_out[c.name], work, console)]
             sources = {corpus.name: {"source": corpus.source, "licence": corpus.licence} for corpus in corpora}
@@ -181,7 +185,7 @@ def text_hash(text: str) -> float:
 
 
 def _held_out_below(corpus: Corpus, fraction: float) -> float:
-    """The hash below which a corpus' documents are held out: the fraction, or in a tiny corpus what takes one of them."""
+    """The hash below which documents are held out: the fraction, or in a tiny corpus what takes one document."""
     first, second = 1.0, 1.0  # the two smallest hashes
     for text in corpus.documents():
         hashed = text_hash(text)
@@ -218,3 +222,14 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, held_out: float, folder: Path, c
     for writer in writers.values():
         writer.flush()
     return list(chain.from_iterable(writer.finished for writer in writers.values()))
+
+
+def shard_table(manifest: Manifest) -> Table:
+    """Documents, tokens and text of each corpus and split, for the terminal."""
+    table = Table(title="tokens by corpus")
+    for column in ("corpus", "split", "documents", "tokens", "bytes of text", "bytes a token"):
+        table.add_column(column, justify="left" if column in ("corpus", "split") else "right")
+    for corpus, split in dict.fromkeys((shard.corpus, shard.split) for shard in manifest.shards):
+        documents, tokens, size = (manifest.total(split, what, corpus) for what in ("documents", "tokens", "bytes"))
+        table.add_row(corpus, split, f"{documents:,}", f"{tokens:,}", f"{size:,}", f"{size / tokens:.2f}")
+    return table

@@ -45,6 +45,7 @@ class Manifest:
     Attributes:
         identity: hash of the sources and the options; the same request gives the same identity.
         sources: for each corpus its source and licence.
+
     """
 
     identity: str
@@ -77,6 +78,7 @@ class ShardWriter:
 
     Args:
         end_of_text: written once after each document.
+
     """
 
     folder: Path
@@ -152,6 +154,7 @@ class ShardFolder:
 
         Raises:
             DataError: a file is missing, cut short, damaged, or does not belong to the manifest; names the file.
+
         """
         self.folder = folder
         self.manifest = _read_manifest(folder / "manifest.json")
@@ -198,7 +201,9 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if tree["format_version"] != FORMAT_VERSION:
-            raise DataError(f"{path} has format {tree['format_version']}, this version reads {FORMAT_VERSION}: {_AGAIN}")
+            raise DataError(
+                f"{path} has format {tree['format_version']}, this version reads {FORMAT_VERSION}: {_AGAIN}"
+            )
         return Manifest(**{**tree, "shards": tuple(Shard(**shard) for shard in tree["shards"])})
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}: not a folder of shards") from error

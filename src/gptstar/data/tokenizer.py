@@ -23,6 +23,7 @@ class Tokenizer:
 
         Raises:
             DataError: not a tokenizer, not byte-level, or without an end-of-text token.
+
         """
         try:
             self._backend = tokenizers.Tokenizer.from_str(json_text)
@@ -31,7 +32,9 @@ class Tokenizer:
         if self._backend.token_to_id(END_OF_TEXT) is None:
             raise DataError(f"the tokenizer has no {END_OF_TEXT} token, which separates documents")
         if "ByteLevel" not in json.dumps(json.loads(json_text).get("decoder")):
-            raise DataError("the tokenizer is not byte-level (its decoder is not ByteLevel), so its tokens have no bytes")
+            raise DataError(
+                "the tokenizer is not byte-level (its decoder is not ByteLevel), so its tokens have no bytes"
+            )
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
@@ -39,6 +42,7 @@ class Tokenizer:
 
         Raises:
             DataError: the file is missing or not such a tokenizer; names the file.
+
         """
         try:
             return cls(path.read_text(encoding="utf-8"))
@@ -53,6 +57,7 @@ class Tokenizer:
 
         Raises:
             DataError: `n_vocab` can't hold the 256 bytes, or the text is too short to fill it.
+
         """
         if n_vocab < 257:
             raise DataError(f"n_vocab={n_vocab} can't hold 256 bytes and {END_OF_TEXT}: use 257 or more")
@@ -67,7 +72,9 @@ class Tokenizer:
         )
         backend.train_from_iterator(texts, trainer)
         if backend.get_vocab_size() != n_vocab:
-            raise DataError(f"the text yields {backend.get_vocab_size():,} tokens, not n_vocab={n_vocab:,}: lower n_vocab")
+            raise DataError(
+                f"the text yields {backend.get_vocab_size():,} tokens, not n_vocab={n_vocab:,}: lower n_vocab"
+            )
         return cls(backend.to_str())
 
     @property
@@ -89,15 +96,19 @@ class Tokenizer:
     @property
     def end_of_text(self) -> int:
         """The token between documents."""
-        return self._backend.token_to_id(END_OF_TEXT)
+        number = self._backend.token_to_id(END_OF_TEXT)
+        assert number is not None  # checked when it was read
+        return number
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """`(n_vocab,)`, int64: bytes of text behind each token; special tokens stand for none."""
-        special = {id for id, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        special = {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
         sizes = np.zeros(self.n_vocab, dtype=np.int64)
-        for token, id in self._backend.get_vocab().items():
-            sizes[id] = 0 if id in special else len(token)  # one character of the byte-level alphabet is one byte
+        for token, number in self._backend.get_vocab().items():
+            sizes[number] = (
+                0 if number in special else len(token)
+            )  # one character of the byte-level alphabet is one byte
         return sizes
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ class Windows(Dataset[Tensor]):
     Args:
         streams: one a corpus.
         context_length: inputs a window; it divides `block_tokens`.
+
     """
 
     def __init__(self, streams: Sequence[TokenStream], context_length: int, block_tokens: int) -> None:
@@ -43,7 +44,7 @@ class Windows(Dataset[Tensor]):
         return self.n_blocks * self.windows_per_block
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
-        """`(window, context_length + 1)`, int64. Consecutive windows share a token: one's last target, the next's input."""
+        """`(window, context_length + 1)`, int64; the last target of one window is the first input of the next."""
         out = np.empty((len(numbers), self.context_length + 1), dtype=np.int64)
         for row, number in enumerate(numbers):
             block, part = divmod(int(number), self.windows_per_block)
@@ -64,6 +65,7 @@ class StepSampler(Sampler[list[int]]):
         sequences_per_step: windows of a global batch; whole blocks.
         micro_batch_size: windows a rank reads at once.
         start_step, total_steps: the run's steps that are read.
+
     """
 
     def __init__(

@@ -10,8 +10,8 @@ DISCOUNT = 0.75
 class Bigram:
     """`P(w | v) = max(c(vw) - D, 0) / c(v) + D n(v) / c(v) P_continuation(w)`.
 
-    `c` counts, `n(v)` is the number of different tokens after `v`, and `P_continuation(w)` is proportional to the number
-    of different tokens before `w`, plus one so that nothing is impossible.
+    `c` counts, `n(v)` is the number of different tokens after `v`, and `P_continuation(w)` is proportional to the
+    number of different tokens before `w`, plus one so that nothing is impossible.
 
     Source: Chen and Goodman, "An Empirical Study of Smoothing Techniques", 1999, section 2.7.
     """
@@ -43,6 +43,7 @@ def bigram_loss(folder: ShardFolder, max_tokens: int) -> float:
 
     Args:
         max_tokens: at most this many tokens of each corpus are held against it.
+
     """
     train = [folder.stream("train", name) for name in folder.corpora("train")]
     held_out = [folder.stream("validation", name) for name in folder.corpora("validation")]

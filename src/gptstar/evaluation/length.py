@@ -4,18 +4,23 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.shards import ShardFolder
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.data.windows import Windows
 from gptstar.errors import ConfigError, DataError
 from gptstar.model import GPT
 
 BATCH_TOKENS = 8192
+MULTIPLES = (1, 2, 4, 8)
+"""Of the training context, unless lengths are given."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class LengthConfig:
     Attributes:
         context_lengths: each divides the longest; multiples 1, 2, 4 and 8 of the training context unless given.
         max_tokens: at most this many targets.
+
     """
 
     context_lengths: tuple[int, ...] | None = None
@@ -44,6 +50,7 @@ class LengthResult:
         loss: nats a token.
         standard_error: of the loss, over stretches of text as long as the longest context.
         tokens: targets scored.
+
     """
 
     context_length: int
@@ -59,10 +66,57 @@ def check_lengths(lengths: Sequence[int]) -> None:
 
     Raises:
         ConfigError: names the first that does not divide the longest.
+
     """
     for length in lengths:
         if length < 1 or max(lengths) % length:
             raise ConfigError(f"evaluation.context_lengths: {length} does not divide the longest, {max(lengths)}")
+
+
+def text_and_lengths(
+    checkpoint: Checkpoint, config: LengthConfig, shards: Path | None
+) -> tuple[ShardFolder, tuple[int, ...], int | None]:
+    """What to read a checkpoint on, where it does not go without saying.
+
+    Args:
+        shards: a folder of text; what the checkpoint was trained on, unless given.
+
+    Returns:
+        The text, the context lengths, and the training context where the checkpoint knows it.
+
+    Raises:
+        ConfigError: the checkpoint does not know its text or context, so they have to be given.
+        DataError: the text is missing or was tokenised with another tokenizer.
+
+    """
+    settings = checkpoint.training.settings if checkpoint.training else {}
+    data = checkpoint.training.data if checkpoint.training else {}
+    trained_at: int | None = settings.get("data.context_length")
+    if shards is None and "shards" not in data:
+        raise ConfigError(
+            "the checkpoint does not say what it was trained on: give shards=DIR, as `gptstar prepare` makes"
+        )
+    folder = ShardFolder(shards or Path(data["shards"]))
+    if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != folder.manifest.tokenizer:
+        raise DataError(f"the shards in {folder.folder} were made with another tokenizer than the checkpoint's")
+    if folder.manifest.n_vocab != checkpoint.model.n_vocab:
+        raise DataError(
+            f"the shards in {folder.folder} have a vocabulary of {folder.manifest.n_vocab:,}, "
+            f"the model of {checkpoint.model.n_vocab:,}"
+        )
+    capacity = checkpoint.model.n_ctx
+    if config.context_lengths is not None:
+        lengths = config.context_lengths
+    elif trained_at is not None:
+        lengths = tuple(m * trained_at for m in MULTIPLES if not capacity or m * trained_at <= capacity)
+    else:
+        raise ConfigError("the checkpoint does not know its training context: give evaluation.context_lengths=[…]")
+    if capacity and max(lengths) > capacity:
+        raise ConfigError(
+            f"evaluation.context_lengths: {max(lengths)} exceeds the learned positions' n_ctx={capacity}, beyond which "
+            "the model is undefined: leave it out"
+        )
+    return folder, lengths, trained_at
 
 
 @torch.inference_mode()
@@ -89,6 +143,7 @@ def loss_by_length(
 
     Raises:
         DataError: the held-out text is shorter than the longest context.
+
     """
     longest = max(lengths)
     streams = [folder.stream("validation", corpus) for corpus in folder.corpora("validation")]

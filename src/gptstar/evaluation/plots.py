@@ -20,6 +20,7 @@ def plot_loss(rows: Sequence[dict[str, float]], path: Path, title: str, bigram: 
     Args:
         rows: of `metrics.csv`.
         bigram: loss of the bigram model, drawn as a line to beat.
+
     """
     axes = _axes(title, "tokens seen", "loss (nats a token)")
     train = [(row["tokens"], row["train/loss"]) for row in rows if "train/loss" in row]
@@ -31,7 +32,12 @@ def plot_loss(rows: Sequence[dict[str, float]], path: Path, title: str, bigram: 
     if validation:
         axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", markersize=4, label="validation")
         axes.annotate(
-            f"{validation[-1][1]:.2f}", validation[-1], xytext=(0, 8), textcoords="offset points", ha="right", color=ORANGE
+            f"{validation[-1][1]:.2f}",
+            validation[-1],
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="right",
+            color=ORANGE,
         )
     if bigram is not None:
         axes.axhline(bigram, color=GREY, linestyle="--", linewidth=1, label=f"bigram model, {bigram:.2f}")
@@ -59,7 +65,9 @@ def plot_context_length(results: Sequence[LengthResult], trained_at: int | None,
         low, high = axes.get_xlim()
         axes.axvspan(low, trained_at, color=GREY, alpha=0.12, linewidth=0)
         axes.set_xlim(low, high)
-        axes.text(0.02, 0.03, f"seen in training (up to {trained_at})", transform=axes.transAxes, color=GREY, fontsize=8)
+        axes.text(
+            0.02, 0.03, f"seen in training (up to {trained_at})", transform=axes.transAxes, color=GREY, fontsize=8
+        )
     low, high = axes.get_ylim()
     middle, half = (low + high) / 2, max((high - low) / 2, 0.5)  # so that noise does not look like a slope
     axes.set_ylim(middle - half, middle + half)

@@ -23,6 +23,7 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor, attention_bia
         `(batch, head, query, d_head)`, float32.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
+
     """
     scores = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
     return torch.softmax(scores + attention_bias, dim=-1) @ value.float()
@@ -40,6 +41,7 @@ def causal_attention(
 
     Returns:
         `(batch, head, position, d_head)`.
+
     """
     if slopes is None:
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
@@ -49,7 +51,8 @@ def causal_attention(
     with torch.autocast(query.device.type, enabled=False):
         for start in range(0, n_positions, QUERY_BLOCK):
             stop = min(start + QUERY_BLOCK, n_positions)
-            bias = alibi_bias(slopes, range(start, stop), range(stop))
+            # The kernel that keeps no (query, key) scores takes a bias of four dimensions only.
+            bias = alibi_bias(slopes, range(start, stop), range(stop))[None]  # (1, head, query, key)
             outputs.append(
                 scaled_dot_product_attention(
                     query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], attn_mask=bias, dropout_p=dropout
@@ -64,6 +67,7 @@ class Attention(nn.Module):
     Args:
         slopes: one ALiBi slope a head, or None.
         rotary: turn queries and keys by their positions.
+
     """
 
     def __init__(

@@ -26,6 +26,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         `(batch, position)`, float32.
+
     """
     flat, flat_targets = hidden.flatten(0, 1), targets.flatten()  # (token, d_model), (token,)
     chunk = max(1, CHUNK_LOGITS // weight.shape[0])
@@ -33,6 +34,6 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return _chunk_losses(flat, weight, flat_targets).view_as(targets)
     losses = [
         checkpoint(_chunk_losses, part, weight, part_targets, use_reentrant=False)
-        for part, part_targets in zip(flat.split(chunk), flat_targets.split(chunk), strict=True)
+        for part, part_targets in zip(torch.split(flat, chunk), torch.split(flat_targets, chunk), strict=True)
     ]
     return torch.cat(losses).view_as(targets)

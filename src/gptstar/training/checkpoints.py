@@ -13,9 +13,13 @@ from torch import Tensor
 from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, write
 from gptstar.errors import Interrupted
 from gptstar.training.module import LanguageModelling
-from gptstar.training.optimizer import state_by_name
 
 LAST, BEST = "last.ckpt", "best.ckpt"
+
+
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Whether Lightning was asked for a trial of a batch or so (`fast_dev_run`), which leaves nothing behind."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 class SaveCheckpoints(LightningCheckpoint):
@@ -32,6 +36,7 @@ class SaveCheckpoints(LightningCheckpoint):
 
     Raises:
         Interrupted: from within the loop, after SIGINT or SIGTERM, once the run is saved.
+
     """
 
     def __init__(
@@ -85,7 +90,7 @@ class SaveCheckpoints(LightningCheckpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the best so far, and the step if it is due."""
         assert isinstance(pl_module, LanguageModelling)
-        if trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.sanity_checking or is_trial(trainer):
             return
         self.validated_step = trainer.global_step
         loss = pl_module.validation_metrics.get("validation/loss")
@@ -115,7 +120,7 @@ class SaveCheckpoints(LightningCheckpoint):
         )
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        if is_trial(trainer) or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, LanguageModelling)
         model, step = pl_module.model, trainer.global_step
@@ -123,7 +128,7 @@ class SaveCheckpoints(LightningCheckpoint):
             step=step,
             validated_step=self.validated_step,
             best_loss=self.best_loss,
-            optimizer=state_by_name(trainer.optimizers[0], model),
+            optimizer=pl_module.optimizer_state(),
             **self._describe(step),
         )
         write(self._folder / name, Checkpoint(model.config, model.state_dict(), self._tokenizer, training))

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from gptstar.training.module import LanguageModelling
@@ -28,7 +28,7 @@ class MetricsCSV(Logger):
     def __init__(self, folder: Path, start_step: int) -> None:
         super().__init__()
         self._path = folder / METRICS_FILE
-        rows = [row for row in read_metrics(folder) if row["step"] <= start_step]
+        rows = [row for row in _read_rows(self._path) if float(row["step"]) <= start_step]
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
         self._rewrite(rows)
 
@@ -50,14 +50,14 @@ class MetricsCSV(Logger):
         """Append a row."""
         row = {"step": step, **metrics}
         if set(row) - set(self._columns):
-            rows = read_metrics(self._path.parent)
+            rows = _read_rows(self._path)
             self._columns += [key for key in row if key not in self._columns]
             self._rewrite(rows)
         with self._path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
 
     @rank_zero_only
-    def _rewrite(self, rows: list[dict[str, float]]) -> None:
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
         if not self._columns:
             return
         temporary = self._path.with_name(f".{METRICS_FILE}.{os.getpid()}")
@@ -70,17 +70,16 @@ class MetricsCSV(Logger):
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of a run's CSV, each with the values it has; a last line that was cut short is left out."""
-    path = folder / METRICS_FILE
+    return [{key: float(value) for key, value in row.items()} for row in _read_rows(folder / METRICS_FILE)]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
         lines = list(csv.reader(file))
-    rows = []
-    for line in lines[1:]:
-        if len(line) == len(lines[0]):
-            values = dict(zip(lines[0], line, strict=True))
-            rows.append({key: float(value) for key, value in values.items() if value})
-    return [row for row in rows if "step" in row]
+    whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0])
+    return [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
 
 
 class RecordMetrics(pl.Callback):
@@ -91,6 +90,7 @@ class RecordMetrics(pl.Callback):
         batch_tokens: tokens a step, over all ranks.
         flops_per_token: what a training token costs.
         peak_flops: floating-point operations a second of one device by its data sheet, or None where unknown.
+
     """
 
     def __init__(

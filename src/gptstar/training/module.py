@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name
+from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
 from gptstar.training.schedule import ScheduleConfig
 
 
@@ -32,7 +32,10 @@ class LanguageModelling(pl.LightningModule):
     Attributes:
         step_metrics: of the last optimizer step.
         validation_metrics: of the last validation.
+
     """
+
+    _token_bytes: Tensor
 
     def __init__(
         self,
@@ -65,6 +68,11 @@ class LanguageModelling(pl.LightningModule):
         self._optimizer_state = {}
         return optimizer
 
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """State by parameter name: of the optimizer, or before there is one what it will be given."""
+        optimizers = self.trainer.optimizers
+        return state_by_name(optimizers[0], self.model) if optimizers else self._optimizer_state
+
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Begin a step: dropout's seed is a function of seed, step and rank, so there is no state of it to save."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
@@ -83,6 +91,7 @@ class LanguageModelling(pl.LightningModule):
 
         Raises:
             TrainingError: loss or gradient is nan or infinite; the weights are still those of the step before.
+
         """
         step = self.global_step
         rate = self._optimizer.learning_rate * self._schedule.fraction(step, self._total_steps)

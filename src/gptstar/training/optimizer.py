@@ -20,6 +20,7 @@ class OptimizerConfig:
         decay_final_norm: also decay the last LayerNorm, as the original GPT* did.
 
     Source: Brown et al., "Language Models are Few-Shot Learners", 2020, appendix B.
+
     """
 
     learning_rate: float
@@ -78,10 +79,13 @@ def load_state_by_name(
 
     Raises:
         CheckpointError: the state is of other parameters.
+
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     if states and (differing := set(names.values()) ^ set(states)):
-        raise CheckpointError(f"the optimizer's state is of another model: {sorted(differing)[0]} is only in one of them")
+        raise CheckpointError(
+            f"the optimizer's state is of another model: {sorted(differing)[0]} is only in one of them"
+        )
     tree = optimizer.state_dict()
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     # Clones: torch keeps the tensors it is given where the type already fits.

@@ -7,19 +7,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from gptstar.checkpoint.format import load
 from gptstar.data.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.evaluation.bigram import bigram_loss
-from gptstar.evaluation.length import LengthResult, loss_by_length
+from gptstar.evaluation.length import MULTIPLES, loss_by_length
 from gptstar.evaluation.plots import plot_context_length, plot_loss
+from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
 from gptstar.model import GPT
 from gptstar.training.metrics import read_metrics
 
-MULTIPLES = (1, 2, 4, 8)
 PROMPTS = ("The", "If the", "Return a")
 
 
@@ -42,6 +41,7 @@ def conclude(
 
     Args:
         extrapolates: whether the model takes more tokens than it was trained with.
+
     """
     rows = read_metrics(folder)
     bigram = bigram_loss(shards, validation_tokens) if report else None
@@ -77,17 +77,3 @@ def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, device: torch.device, 
         console.print(f"[b]{escape(prompt)}[/b]{escape(samples[-1][len(prompt) :])}", highlight=False)
     console.rule()
     return samples
-
-
-def length_table(results: list[LengthResult], trained_at: int | None) -> Table:
-    """Loss at each context length, for the terminal."""
-    table = Table(title="the same held-out tokens at each context length")
-    for column in ("context", "x training", "loss", "perplexity", "bits per byte"):
-        table.add_column(column, justify="right")
-    for result in results:
-        multiple = f"{result.context_length / trained_at:g}" if trained_at else ""
-        loss = f"{result.loss:.3f} ± {2 * result.standard_error:.3f}"
-        table.add_row(
-            f"{result.context_length:,}", multiple, loss, f"{result.perplexity:.1f}", f"{result.bits_per_byte:.3f}"
-        )
-    return table

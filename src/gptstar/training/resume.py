@@ -28,6 +28,7 @@ def begin(
     Raises:
         CheckpointError: the checkpoint is damaged, or of another tokenizer.
         ConfigError: it was made under other settings or from other data; names the keys.
+
     """
     new = TrainingState(0, 0, None, settings, data={}, optimizer={})
     if source is None:
@@ -37,7 +38,9 @@ def begin(
     checkpoint = read(path)
     _check_settings(path, checkpoint, config, settings)
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != shards.manifest.tokenizer:
-        raise CheckpointError(f"{path} was made with another tokenizer than the shards in {shards.folder}: prepare the text with its own")
+        raise CheckpointError(
+            f"{path} was made with another tokenizer than the shards in {shards.folder}: prepare the text with its own"
+        )
     state = checkpoint.training or new
     seen = state.data.get("fingerprint")
     if seen not in (None, shards.manifest.fingerprint):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from gptstar import __version__
 from gptstar.errors import ConfigError
@@ -27,6 +27,7 @@ class RunDirectory:
 
     Raises:
         ConfigError: it can't be written, or another run is writing in it.
+
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +35,7 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock")
-            if rank_zero_only.rank == 0:
+            if getattr(rank_zero_only, "rank", 0) == 0:
                 self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ConfigError(f"output={path} is in use by another run: wait for it, or choose another") from error
@@ -56,6 +57,7 @@ class RunDirectory:
 
         Raises:
             ConfigError: `never`, and the directory holds a run.
+
         """
         last = self.path / LAST
         if resume == "never":

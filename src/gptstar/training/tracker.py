@@ -1,5 +1,7 @@
 """Where metrics go: the CSV always, TensorBoard or wandb by choice."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +22,7 @@ class TrackerConfig:
         kind: `csv` (nothing more), `tensorboard` or `wandb`.
         project, mode: of wandb; offline needs no account.
         gradient_norms: `total`, or `layers` for one a block as well.
+
     """
 
     kind: Literal["csv", "tensorboard", "wandb"] = "csv"
@@ -38,6 +41,17 @@ def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: i
     if tracker.kind == "tensorboard":
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     if tracker.kind == "wandb":
+        run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on stays one run
+        online = {} if tracker.mode == "offline" else {"resume": "allow"}
         offline = tracker.mode == "offline"
-        loggers.append(WandbLogger(name=name, save_dir=folder, project=tracker.project, offline=offline))
+        loggers.append(
+            WandbLogger(name=name, save_dir=folder, project=tracker.project, offline=offline, id=run_id, **online)
+        )
     return loggers
+
+
+def close_loggers(loggers: Sequence[Logger]) -> None:
+    """Finish what outlives a trainer: wandb's run would go on into the next job of a sweep."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()

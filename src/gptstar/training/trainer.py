@@ -1,6 +1,7 @@
 """The Lightning Trainer for a machine: devices, precision, counters, and the options passed through to it."""
 
 import inspect
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 
 from gptstar.errors import ConfigError
-from gptstar.training.checkpoints import SaveCheckpoints
+from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 
 PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
 """Dense bfloat16 tensor-core rates from NVIDIA's data sheets, by a part of the device's name."""
@@ -51,8 +52,9 @@ class HardwareConfig:
     """Where a run computes.
 
     Attributes:
-        precision: `float32`; `bf16` (autocast over float32 weights); or `auto`, bf16 where the device multiplies it fast.
+        precision: `float32`; `bf16`: autocast over float32 weights; `auto`: bf16 where the device is fast at it.
         micro_batch_size: sequences a device holds at once; memory's choice, with no effect on the result's meaning.
+
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -64,12 +66,21 @@ class HardwareConfig:
         for name in ("devices", "micro_batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"hardware.{name}={getattr(self, name)} is below 1")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ConfigError(
+                "hardware.accelerator=gpu but PyTorch sees no GPU here: use hardware=cpu, or a CUDA build"
+            )
+
+    def device(self) -> torch.device:
+        """Where a single process computes."""
+        gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
+        return torch.device("cuda" if gpu else "cpu")
 
     def resolved_precision(self) -> Literal["float32", "bf16"]:
         """`auto` made definite for the machine this runs on."""
         if self.precision != "auto":
             return self.precision
-        if self.accelerator != "cpu" and torch.cuda.is_available():
+        if self.device().type == "cuda":
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
         fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return "bf16" if fast else "float32"
@@ -80,6 +91,7 @@ def check_trainer_options(options: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: names the key and the valid one.
+
     """
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     for key in options:
@@ -105,10 +117,7 @@ def build_trainer(
     options: dict[str, Any],
 ) -> pl.Trainer:
     """A Trainer whose counters count what ours do."""
-    # One process reads memory-mapped shards faster than the model eats them.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # The run is one pass of our own sampler; no epoch's worth of batches has to fit between two logs.
-    warnings.filterwarnings("ignore", message=".*number of training batches.*smaller than the logging interval.*")
+    _quieten(profiling="profiler" in options)
     return pl.Trainer(
         accelerator=hardware.accelerator,
         devices=hardware.devices,
@@ -128,6 +137,18 @@ def build_trainer(
     )
 
 
+def _quieten(*, profiling: bool) -> None:
+    """Keep Lightning to what concerns the user; its profiler reports through the same log."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO if profiling else logging.WARNING)
+    for message in (
+        "does not have many workers",  # one process reads memory-mapped shards faster than a model eats them
+        "smaller than the logging interval",  # we log by ourselves
+        "LeafSpec",  # a deprecation between Lightning and torch
+        "overfit_batches",  # our sampler gives the same batch again without being replaced
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+
+
 def fast_forward(trainer: pl.Trainer, step: int) -> None:
     """Set the trainer's counters to a step that ended.
 
@@ -136,27 +157,29 @@ def fast_forward(trainer: pl.Trainer, step: int) -> None:
     """
     loop = trainer.fit_loop.epoch_loop
     batches = step * trainer.accumulate_grad_batches
-    total = loop.batch_progress.total
-    total.ready = total.started = total.processed = total.completed = batches
+    for counter in ("ready", "started", "processed", "completed"):
+        setattr(loop.batch_progress.total, counter, batches)
     steps = loop.automatic_optimization.optim_progress.optimizer.step.total
     steps.ready = steps.completed = step
     loop._batches_that_stepped = step
 
 
-def peak_flops(accelerator: str) -> float | None:
+def peak_flops(device: torch.device) -> float | None:
     """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs."""
-    if accelerator == "cpu" or not torch.cuda.is_available():
+    if device.type == "cpu":
         return None
-    name = torch.cuda.get_device_name()
+    name = torch.cuda.get_device_name(device)
     return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, saver: SaveCheckpoints) -> None:
-    """Train to the last step, with a validation that an interruption left open first, and one of the last step at the end."""
-    options = {"datamodule": data, "verbose": False}
+    """Train to the last step, and validate it.
+
+    A validation that an interruption left open comes first, so that it is not missing from the record.
+    """
     if 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer.global_step):
-        trainer.validate(module, **options)
+        trainer.validate(module, datamodule=data, verbose=False)
     if trainer.global_step < trainer.max_steps:
         trainer.fit(module, datamodule=data)
-    if saver.validated_step != trainer.global_step and not trainer.fast_dev_run:
-        trainer.validate(module, **options)
+    if saver.validated_step != trainer.global_step and not is_trial(trainer):
+        trainer.validate(module, datamodule=data, verbose=False)

@@ -1,0 +1,43 @@
+# The commands of the project. `make train` and `make test` each work alone on a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: train test test-all check format clean
+
+train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a laptop
+	$(BIN)/python train.py
+
+test: $(VENV)/.dev           ## the test suite: minutes
+	$(BIN)/python -m pytest -n auto
+
+test-all: $(VENV)/.dev       ## the slow tests too
+	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+
+check: $(VENV)/.dev          ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev         ## mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:                       ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or later is needed; give one as: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) -e ".[dev]"
+	touch $@ $(VENV)/.train

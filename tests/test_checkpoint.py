@@ -1,0 +1,134 @@
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import gptstar
+from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, find, read, write
+from gptstar.errors import CheckpointError
+from gptstar.model import GPT, GPTConfig
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    model = GPT(GPTConfig(n_layers=2, d_model=22, n_heads=11, n_vocab=97))
+    optimizer = {"norm.weight": {"step": torch.tensor(3.0), "exp_avg": torch.randn(22)}}
+    training = TrainingState(7, 5, 1.25, {"seed": 3}, {"fingerprint": "f"}, optimizer)
+    return Checkpoint(model.config, model.state_dict(), '{"a": 1}', training)
+
+
+def test_what_is_written_is_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write(tmp_path / "a.ckpt", checkpoint)
+    again = read(tmp_path / "a.ckpt")
+    assert again.model.as_dict() == checkpoint.model.as_dict()
+    assert again.tokenizer == checkpoint.tokenizer
+    torch.testing.assert_close(again.weights, dict(checkpoint.weights), rtol=0, atol=0)
+    assert replace(again.training, optimizer={}) == replace(checkpoint.training, optimizer={})
+    torch.testing.assert_close(again.training.optimizer, checkpoint.training.optimizer, rtol=0, atol=0)
+
+
+def test_load_gives_the_plain_model_in_eval_mode(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write(tmp_path / "best.ckpt", checkpoint)
+    model = gptstar.load(tmp_path)
+    assert type(model) is GPT
+    assert not model.training
+    tokens = torch.randint(97, (2, 13))
+    assert torch.equal(model(tokens), checkpoint.build()(tokens))
+    assert model(tokens).shape == (2, 13, 97)
+
+
+def test_the_file_needs_no_code_to_be_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    write(tmp_path / "a.ckpt", checkpoint)
+    tree = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert tree["model"]["d_head"] == 2
+    assert tree["training"]["step"] == 7
+    assert not [name for name in tree["weights"] if "lm_head" in name or "slopes" in name]
+
+
+def test_a_run_directory_means_its_best_and_then_its_last(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"neither best.ckpt nor last.ckpt"):
+        find(tmp_path)
+    write(tmp_path / "last.ckpt", checkpoint)
+    assert find(tmp_path).name == "last.ckpt"
+    duplicate(tmp_path / "last.ckpt", "best.ckpt")
+    assert find(tmp_path).name == "best.ckpt"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
+def test_a_truncated_file_is_refused_by_name(kept: float, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    write(path, checkpoint)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept if kept >= 1 or not kept else kept * len(data))])
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        read(path)
+
+
+def test_a_flipped_byte_in_a_tensor_is_noticed(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    write(path, checkpoint)
+    data = bytearray(path.read_bytes())
+    weight = checkpoint.weights["token_embedding.weight"].numpy().tobytes()
+    data[bytes(data).index(weight) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is damaged"):
+        read(path)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch hacked",)
+
+
+def test_a_pickle_that_carries_code_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": "gptstar", "x": Malicious()}, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt is refused: its pickle carries code \((posix|os)\.system\)"):
+        read(tmp_path / "a.ckpt")
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize("content", [{"a": torch.ones(2)}, [1, 2], {"format": "gptstar", "format_version": 99}])
+def test_other_files_are_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+        read(tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: No such file"):
+        read(tmp_path / "none.ckpt")
+
+
+def test_weights_of_another_shape_are_refused(checkpoint: Checkpoint) -> None:
+    other = replace(checkpoint.model, n_layers=3)
+    with pytest.raises(CheckpointError, match="don't fit"):
+        replace(checkpoint, model=other).build()
+
+
+def test_a_write_that_fails_leaves_the_old_file(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    write(path, checkpoint)
+    before = path.read_bytes()
+    code = f"""
+import resource, signal
+from pathlib import Path
+from gptstar.checkpoint.format import read, write
+from gptstar.errors import CheckpointError
+checkpoint = read(Path({str(path)!r}))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+try:
+    write(Path({str(path)!r}), checkpoint)
+except CheckpointError as error:
+    print(error)
+"""
+    assert hasattr(resource, "RLIMIT_FSIZE")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "can't write" in done.stdout
+    assert "untouched" in done.stdout
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]

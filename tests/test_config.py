@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SMALL, run_here
+
+from gptstar.cli import compose, conf_folder, main
+from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
+from gptstar.errors import ConfigError
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+
+
+def parse(*overrides: str) -> TrainConfig:
+    return TrainConfig.parse(compose("train", overrides))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("debug", ["none", "fast", "overfit", "profile"])
+def test_every_experiment_composes(experiment: str, debug: str) -> None:
+    text = [] if experiment == "quickstart" else ["data.files=x"]
+    assert parse(f"experiment={experiment}", f"debug={debug}", *text).name == experiment
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_every_choice_of_every_group_composes(path: Path) -> None:
+    if path.parent.name == "evaluation":
+        EvaluateConfig.parse(compose("evaluate", [f"evaluation={path.stem}", "checkpoint=x"]))
+    elif path.name != "gpu.yaml":
+        parse(f"{path.parent.name}={path.stem}", "data.shards=x")
+
+
+def test_the_sizes_are_those_published() -> None:
+    wide = parse("experiment=gpt127", "data.files=x").model
+    assert (wide.n_layers, wide.d_model, wide.n_heads, wide.head_width, wide.mlp_width) == (6, 1024, 8, 128, 4096)
+
+
+def test_a_number_is_written_once() -> None:
+    config = parse(*SMALL)
+    assert config.sequences_per_step == 256 // 32
+    assert config.accumulate == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["data.contxt_length=3"],
+            "data.contxt_length is no key of the configuration: did you mean data.context_length?",
+        ),
+        (["context_length=3"], "did you mean data.context_length?"),
+        (["model.n_layer=3"], "did you mean model.n_layers?"),
+        (["modle=gpt127"], "modle is no key of the configuration: did you mean model?"),
+        (["+model.n_layer=3"], "model.n_layer is no key of the configuration: did you mean model.n_layers?"),
+        (["experiment=gpt12"], "experiment=gpt12 does not exist: did you mean experiment=gpt127?"),
+        (["model=xyz"], "model=xyz does not exist: there are gpt127, gpt2_medium, gpt2_small, gpt303, tiny"),
+        (["model.residual=paralel"], "model.residual=paralel: input should be 'parallel' or 'sequential'"),
+        (["total_steps=many"], "total_steps=many: input should be a valid integer"),
+        (["seed=1.5"], "seed=1.5: input should be a valid integer"),
+        (["total_steps=0"], "total_steps=0 is below 1"),
+        (["seed=-1"], "seed=-1 is negative"),
+        (["experiment=303"], "a group is chosen by the name of one of its files"),
+        (["total_steps"], "missing EQUAL"),
+        (
+            ["model=gpt2_small", "data.block_tokens=2048", "data.context_length=2048"],
+            "data.context_length=2048 exceeds model.n_ctx=1024; learned positions cannot extrapolate: shorten the context "
+            "or use model.positions=alibi",
+        ),
+        (["batch_tokens=1000"], "batch_tokens=1000 is no multiple of data.block_tokens=1024"),
+        (["hardware.micro_batch_size=7"], "hardware.micro_batch_size=7 does not divide"),
+        (["hardware.devices=0"], "hardware.devices=0 is below 1"),
+        (["schedule.warmup_steps=100000"], "leaves nothing of total_steps"),
+        (["schedule.decay_until=7"], "schedule.decay_until=7 is not after schedule.warmup_steps"),
+        (["optimizer.beta2=1"], "optimizer.beta2=1.0 is not in [0, 1)"),
+        (["optimizer.learning_rate=0"], "optimizer.learning_rate=0.0 is not above 0"),
+        (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is neither auto, never, nor a checkpoint"),
+        (["trainer.max_steps=3"], "trainer.max_steps"),
+        (["+trainer.max_steps=3"], "trainer.max_steps is not passed through: it follows from total_steps"),
+        (["+trainer.limit_train_batch=3"], "did you mean trainer.limit_train_batches?"),
+        (["data=local"], "data=local needs text: give data.files=GLOB"),
+        (["hardware=gpu"], "hardware.accelerator=gpu but PyTorch sees no GPU here"),
+        (["resume=${nothing}"], "nothing"),
+    ],
+)
+def test_mistakes_get_one_line_that_names_key_and_cure(
+    overrides: list[str], says: str, refusal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert says in refusal(run_here, overrides)
+    assert not list(tmp_path.iterdir())
+
+
+def test_impossible_lengths_are_refused() -> None:
+    with pytest.raises(ConfigError, match="384 does not divide the longest, 512"):
+        EvaluateConfig.parse(compose("evaluate", ["checkpoint=x", "evaluation.context_lengths=[384,512]"]))
+    with pytest.raises(ConfigError, match="checkpoint"):
+        EvaluateConfig.parse(compose("evaluate", []))
+
+
+def test_yaml_holds_values_only() -> None:
+    for path in conf_folder().rglob("*.yaml"):
+        text = path.read_text()
+        assert "_target_" not in text
+        if path.parent != conf_folder():
+            assert "${" not in text, path  # no group reaches into another
+
+
+def test_every_key_is_in_the_files_so_that_none_needs_a_plus() -> None:
+    from omegaconf import OmegaConf
+
+    from gptstar.config import flatten
+
+    composed = flatten(OmegaConf.to_container(compose("train", []), resolve=True))
+    composed = {"trainer" if key.startswith("trainer.") else key for key in composed}
+    assert composed == set(valid_keys(TrainConfig))
+
+
+def test_config_prints_what_follows(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["config", "experiment=gpt127", "data.files=x", "hardware.precision=bf16"])
+    printed = capsys.readouterr().out
+    assert (
+        "127,030,272 parameters; 26,738,688,000 tokens in all; a step is 1024 sequences in 128 micro-batches" in printed
+    )
+    assert "batch_tokens: 524288" in printed
+
+
+def test_help_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["import", "--help"], ["prepare", "--help"], ["generate", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+        assert "usage: gptstar" in capsys.readouterr().out

@@ -1,0 +1,184 @@
+"""The scripts as a user runs them: in processes of their own, killed, misspelt, swept."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+from test_training import assert_same_run, losses
+
+Overrides = Callable[..., list[str]]
+
+
+def killed_at(step: int, overrides: list[str], folder: Path) -> bool:
+    """Start training and kill -9 it as soon as it has recorded a step; whether it died of that."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    while process.poll() is None:
+        metrics = folder / "metrics.csv"
+        if metrics.exists() and f"\n{step}," in metrics.read_text():
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
+    return process.returncode == -signal.SIGKILL
+
+
+def assert_kills_change_nothing(steps: list[int], overrides: Overrides, tmp_path: Path) -> None:
+    more = ("total_steps=60", "model.dropout=0.1", "validate_every=20", "checkpoint_every=3", "model.d_model=96")
+    whole = run_script("train.py", overrides(*more, output="whole"))
+    assert whole.returncode == 0, whole.stderr
+    kills = [killed_at(step, overrides(*more), tmp_path / "run") for step in steps]
+    assert sum(kills) >= len(kills) // 2  # a run may be over before it could be killed
+    last = run_script("train.py", overrides(*more))
+    assert last.returncode == 0, last.stderr
+    assert "going on from" in last.stdout
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_kills_change_neither_losses_nor_weights(overrides: Overrides, tmp_path: Path) -> None:
+    """The epoch of this text ends between steps 36 and 45."""
+    steps = sorted(random.sample(range(2, 36), 1)) + [44]
+    print("killed at", steps)
+    assert_kills_change_nothing(steps, overrides, tmp_path)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(overrides: Overrides, tmp_path: Path) -> None:
+    steps = sorted(random.choices(range(2, 58), k=10))
+    print("killed at", steps)
+    assert_kills_change_nothing(steps, overrides, tmp_path)
+
+
+def test_sigterm_from_outside_saves_and_says_so(overrides: Overrides, tmp_path: Path) -> None:
+    more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
+    command = [sys.executable, str(ROOT / "train.py"), *overrides(*more)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "run/metrics.csv").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.strip().splitlines()[-1].startswith("error: SIGTERM at step")
+    assert (tmp_path / "run/last.ckpt").exists()
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_shows_every_choice(script: str) -> None:
+    done = run_script(script, ["--help"])
+    assert done.returncode == 0
+    assert "python train.py output=runs/mine" in done.stdout or "python evaluate.py checkpoint=" in done.stdout
+    assert "hardware: auto, cpu, gpu" in done.stdout
+
+
+def one_error(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 1, done
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+def test_mistakes_get_one_line(overrides: Overrides, tmp_path: Path) -> None:
+    assert "did you mean optimizer.learning_rate?" in one_error(run_script("train.py", ["optimizer.learning_rat=1"]))
+    assert "did you mean data.context_length?" in one_error(run_script("train.py", ["-m", "context_length=64,128"]))
+    assert "does not divide" in one_error(run_script("train.py", overrides("data.context_length=48")))
+    assert "evaluation.max_tokens" in one_error(
+        run_script("evaluate.py", ["max_tokens=3", "checkpoint=x"], cwd=tmp_path)
+    )
+    assert "can't read none.ckpt" in one_error(run_script("evaluate.py", ["checkpoint=none.ckpt"], cwd=tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_gives_each_job_a_directory_and_survives_a_failed_one(overrides: Overrides, tmp_path: Path) -> None:
+    swept = [each for each in overrides("total_steps=4", "schedule.warmup_steps=1") if "context_length" not in each]
+    done = run_script("train.py", ["-m", *swept, "data.context_length=48,32,16"])
+    assert done.returncode == 1
+    assert "data.context_length=48 does not divide" in done.stderr
+    folders = sorted(path for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert len(folders) == 2
+    for folder, context in zip(folders, (16, 32), strict=True):
+        assert f"context_length-{context}" in folder.name
+        assert not set(folder.name) & set("=, ")
+        assert sorted(losses(folder)) == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_is_evaluated_without_being_told_anything(overrides: Overrides, tmp_path: Path) -> None:
+    done = run_script("train.py", overrides("data.validation_fraction=0.4"))
+    assert done.returncode == 0, done.stderr
+    options = [f"checkpoint={tmp_path / 'run'}", f"output={tmp_path / 'evaluation'}", "hardware.precision=float32"]
+    done = run_script("evaluate.py", options)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "evaluation/results.json").read_text())
+    assert [result["context_length"] for result in results["lengths"]] == [32, 64, 128, 256]
+    assert (tmp_path / "evaluation/context_length.png").stat().st_size > 10_000
+    assert "bits per byte" in done.stdout
+
+
+def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path) -> None:
+    done = run_script("train.py", overrides("total_steps=4", "schedule.warmup_steps=1"))
+    assert done.returncode == 0, done.stderr
+    command = [
+        sys.executable,
+        "-m",
+        "gptstar.cli",
+        "generate",
+        str(tmp_path / "run"),
+        "--prompt",
+        "ba",
+        "--tokens",
+        "9",
+    ]
+    texts = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
+    assert texts[0].startswith("ba")
+    assert len(texts[0]) > 3
+    assert texts[0] == texts[1]
+
+
+def test_the_full_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+    done = run_script("train.py", ["data=local"], env=os.environ | {"HYDRA_FULL_ERROR": "1"}, cwd=tmp_path)
+    assert "Traceback" in done.stderr
+    assert "ConfigError" in done.stderr
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built and unpacked far from the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(folder)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
+
+
+def test_the_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, str(installed / "bin/gptstar"), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
+
+    assert "usage: gptstar" in run("--help")
+    code = """
+import gptstar, pathlib
+from gptstar.cli import compose, conf_folder
+from gptstar.config import TrainConfig
+assert pathlib.Path(gptstar.__file__).parent in conf_folder().parents or conf_folder().parent == pathlib.Path(gptstar.__file__).parent
+for path in sorted((conf_folder() / "experiment").glob("*.yaml")):
+    print(TrainConfig.parse(compose("train", [f"experiment={path.stem}", "data.shards=x"])).name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert done.stdout.split() == sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+    assert "127,030,272 parameters" in run("config", "experiment=gpt127", "data.files=x")

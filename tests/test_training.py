@@ -1,0 +1,330 @@
+"""Runs in this process: what is learned, recorded, saved, resumed and refused."""
+
+import csv
+import math
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, run_here
+from lightning.pytorch import Callback, Trainer
+
+import gptstar.run
+from gptstar.checkpoint.format import Checkpoint, read, write
+from gptstar.cli import compose
+from gptstar.config import TrainConfig
+from gptstar.model import GPT, GPTConfig
+from gptstar.training.metrics import MetricsCSV, read_metrics
+from gptstar.training.module import LanguageModelling
+from gptstar.training.optimizer import OptimizerConfig, build_optimizer, decays
+from gptstar.training.trainer import build_trainer
+
+Overrides = Callable[..., list[str]]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {int(row["step"]): row["train/loss"] for row in read_metrics(folder) if "train/loss" in row}
+
+
+def validations(folder: Path) -> dict[int, float]:
+    return {int(row["step"]): row["validation/loss"] for row in read_metrics(folder) if "validation/loss" in row}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Bitwise the same losses, weights and optimizer."""
+    assert losses(one) == losses(other)
+    assert validations(one) == validations(other)
+    for name in ("last.ckpt", "best.ckpt"):
+        first, second = read(one / name), read(other / name)
+        assert first.training.step == second.training.step
+        assert first.training.best_loss == second.training.best_loss
+        torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
+        torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
+
+
+def test_a_run_explains_itself(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("tracker.gradient_norms=layers"))
+    folder = tmp_path / "run"
+    files = {path.name for path in folder.iterdir()}
+    assert files >= {"best.ckpt", "config.yaml", "last.ckpt", "loss.png", "metrics.csv", "versions.json"}
+    assert sorted(losses(folder)) == list(range(1, 25))
+    assert losses(folder)[1] == pytest.approx(math.log(300), abs=0.05)
+    assert losses(folder)[24] < losses(folder)[1] - 0.2
+    assert sorted(validations(folder)) == [10, 20, 24]
+    first = next(row for row in read_metrics(folder) if row["step"] == 1)
+    assert first["learning_rate"] == 0.0
+    assert {"gradient_norm/block_00", "gradient_norm/block_01", "tokens_per_second", "train/perplexity"} <= set(first)
+    assert first["tokens"] == 256
+    assert "mfu" not in first  # no data sheet gives a CPU's peak
+    validation = next(row for row in read_metrics(folder) if "validation/loss" in row)
+    assert {"validation/bits_per_byte", "validation/alpha/loss", "validation/beta/bits_per_byte"} <= set(validation)
+    checkpoint = read(folder / "last.ckpt")
+    assert checkpoint.training.step == 24
+    assert checkpoint.training.settings["optimizer.beta2"] == 0.95
+    assert checkpoint.training.data["blocks"] == 24 * 4
+
+
+def test_bits_per_byte_are_those_of_the_text(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("total_steps=4", "schedule.warmup_steps=1", "validate_every=2"))
+    from test_data import QUIET
+
+    from gptstar.data.prepare import ensure_prepared
+    from gptstar.data.windows import Windows
+
+    config = TrainConfig.parse(compose("train", overrides()))
+    shards = ensure_prepared(config.data, 300, QUIET)
+    model = read(tmp_path / "run/last.ckpt").build()
+    nats = n_bytes = 0.0
+    for corpus in ("alpha", "beta"):
+        windows = Windows([shards.stream("validation", corpus)], 32, 64)
+        batch = windows.__getitems__(range(min(len(windows), 32)))
+        with torch.inference_mode():
+            nats += model(batch[:, :-1], batch[:, 1:]).double().sum().item()
+        n_bytes += sum(len(shards.tokenizer.decode([t]).encode()) for t in batch[:, 1:].flatten().tolist())
+    found = [row["validation/bits_per_byte"] for row in read_metrics(tmp_path / "run") if "validation/loss" in row]
+    assert found[-1] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-6)
+
+
+def test_equal_seeds_give_equal_losses_and_others_do_not(overrides: Overrides, tmp_path: Path) -> None:
+    for output, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run_here(overrides(f"seed={seed}", "model.dropout=0.1", output=output))
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert losses(tmp_path / "a")[1] != losses(tmp_path / "c")[1]
+
+
+def test_accumulation_changes_memory_and_not_the_result(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("hardware.micro_batch_size=8", output="one"))
+    run_here(overrides("hardware.micro_batch_size=2", output="four"))
+    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
+    assert list(one.values()) == pytest.approx(list(four.values()), rel=1e-4)
+
+
+def test_loader_workers_change_nothing(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("total_steps=6", output="none"))
+    run_here(overrides("total_steps=6", "data.loader_workers=2", output="two"))
+    assert losses(tmp_path / "none") == losses(tmp_path / "two")
+
+
+def test_one_batch_is_memorised(overrides: Overrides, tmp_path: Path) -> None:
+    more = ("debug=overfit", "batch_tokens=128", "data.context_length=32", "optimizer.learning_rate=5e-3")
+    run_here(overrides(*more, "total_steps=300", "model.d_model=96", "optimizer.weight_decay=0"))
+    assert min(losses(tmp_path / "run").values()) < 0.05
+
+
+class StopAt(Callback):
+    """Sends a signal to this process at a moment of a run."""
+
+    def __init__(self, hook: str, step: int, number: int) -> None:
+        self.step, self.number = step, number
+        setattr(self, hook, self.fire)
+
+    def fire(self, trainer: object, *_: object) -> None:
+        if trainer.global_step == self.step:
+            signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(
+    ("hook", "step", "number"),
+    [
+        ("on_train_batch_start", 3, signal.SIGTERM),  # within accumulation
+        ("on_train_batch_end", 7, signal.SIGINT),
+        ("on_validation_batch_start", 10, signal.SIGTERM),
+        ("on_validation_batch_start", 24, signal.SIGINT),  # the one after the last step
+    ],
+)
+def test_a_signal_saves_and_the_run_goes_on_as_if_never_stopped(
+    hook: str, step: int, number: int, overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("model.dropout=0.1", "data.block_tokens=32", "batch_tokens=256", "total_steps=24")
+    run_here(overrides(*more, output="whole"))
+    with monkeypatch.context() as patch:
+        stop = StopAt(hook, step, number)
+
+        def build(*args: object, callbacks: list[Callback], **options: object) -> Trainer:
+            return build_trainer(*args, callbacks=[stop, *callbacks], **options)
+
+        patch.setattr(gptstar.run, "build_trainer", build)
+        assert f"{signal.Signals(number).name} at step {step} of 24: saved" in refusal(run_here, overrides(*more))
+    assert read(tmp_path / "run/last.ckpt").training.step == step
+    run_here(overrides(*more))
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_finished_run_goes_no_further(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides())
+    before = (tmp_path / "run/metrics.csv").read_text()
+    run_here(overrides())
+    assert (tmp_path / "run/metrics.csv").read_text() == before
+
+
+def test_a_run_can_be_lengthened_where_its_schedule_allows(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("schedule.decay_until=12", output="whole"))
+    run_here(overrides("schedule.decay_until=12", "total_steps=17"))
+    run_here(overrides("schedule.decay_until=12"))
+    whole, longer = losses(tmp_path / "whole"), losses(tmp_path / "run")
+    assert whole == longer
+
+
+def test_a_resume_under_other_settings_is_refused_by_key(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    run_here(overrides("total_steps=6"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    line = refusal(run_here, overrides("total_steps=9", "optimizer.beta2=0.99", "model.gelu=tanh"))
+    assert "optimizer.beta2 (there 0.95, here 0.99)" in line
+    assert "model.gelu (there exact, here tanh)" in line
+    assert "schedule.decay_until (there 6, here 9)" in line
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+    assert "holds a run and resume=never" in refusal(run_here, overrides("total_steps=6", "resume=never"))
+
+
+def test_a_resume_with_other_text_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    run_here(overrides("total_steps=6"))
+    line = refusal(run_here, overrides("total_steps=6", "data.validation_fraction=0.3"))
+    assert "hold other tokens" in line or "another tokenizer" in line
+
+
+def test_a_run_starts_from_another_runs_checkpoint(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("schedule.decay_until=12", output="whole"))
+    run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
+    again = overrides("schedule.decay_until=12", f"resume={tmp_path / 'first/last.ckpt'}", output="second")
+    run_here(again)
+    assert losses(tmp_path / "second") == {step: loss for step, loss in losses(tmp_path / "whole").items() if step > 17}
+    run_here(again)  # its own last checkpoint comes first now
+
+
+def test_plain_weights_begin_a_new_run(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides(output="first"))
+    trained = read(tmp_path / "first/last.ckpt")
+    write(tmp_path / "weights.ckpt", Checkpoint(trained.model, trained.weights, trained.tokenizer))
+    run_here(overrides(f"resume={tmp_path / 'weights.ckpt'}", output="second"))
+    assert losses(tmp_path / "second")[1] < losses(tmp_path / "first")[2]
+    assert sorted(losses(tmp_path / "second")) == list(range(1, 25))
+
+
+def test_imported_weights_go_on_training(overrides: Overrides, shared: Path, tmp_path: Path) -> None:
+    from gptstar.cli import main
+
+    source = shared / "legacy/alibi-parallel-full-1.pth.tar"
+    main(["import", str(source), str(tmp_path / "imported.ckpt")])
+    sizes = ("model.n_layers=2", "model.d_model=64", "model.n_heads=4", "model.n_vocab=512")
+    run_here(overrides(*sizes, f"resume={tmp_path / 'imported.ckpt'}"))
+    assert sorted(losses(tmp_path / "run")) == list(range(4, 25))
+
+
+def test_a_truncated_checkpoint_stops_a_resume_and_stays(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    run_here(overrides("total_steps=6"))
+    path = tmp_path / "run/last.ckpt"
+    data = path.read_bytes()[:-100]
+    path.unlink()  # best.ckpt may be the same file
+    path.write_bytes(data)
+    assert "last.ckpt was cut short" in refusal(run_here, overrides("total_steps=6"))
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    where: str, overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = LanguageModelling.training_step
+
+    def broken(self: LanguageModelling, windows: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        loss = step(self, windows, batch_idx)
+        if self.global_step != 12:
+            return loss
+        if where == "loss":
+            self._step_loss += math.nan
+            return loss * math.nan
+        return loss * torch.tensor(3e38, requires_grad=True) * 10
+
+    monkeypatch.setattr(LanguageModelling, "training_step", broken)
+    line = refusal(run_here, overrides())
+    assert "step 13: the loss is" in line
+    assert "last.ckpt is kept" in line
+    checkpoint = read(tmp_path / "run/last.ckpt")
+    assert checkpoint.training.step == 10
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.weights.values())
+
+
+def test_a_directory_serves_one_run_at_a_time(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    from gptstar.training.run_directory import RunDirectory
+
+    with RunDirectory(tmp_path / "run"):
+        assert "in use by another run" in refusal(run_here, overrides())
+    assert not (tmp_path / "run").exists()  # one that never began leaves no trace
+
+
+def test_an_unwritable_directory_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    (tmp_path / "file").write_text("mine")
+    line = refusal(run_here, overrides(output="file/run"))
+    assert "can't be written" in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_trackers_record_without_an_account(
+    kind: str, overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_here(overrides(f"tracker={kind}", "total_steps=6", "schedule.warmup_steps=1"))
+    assert len(losses(tmp_path / "run")) == 6
+    found = list((tmp_path / "run").rglob("events.out.tfevents.*" if kind == "tensorboard" else "*.wandb"))
+    assert found
+    assert found[0].stat().st_size > 500
+
+
+def test_debug_modes(overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run_here(overrides("debug=fast", output="fast"))
+    assert not list((tmp_path / "fast").glob("*.ckpt"))
+    run_here(overrides("debug=profile", "total_steps=5", "schedule.warmup_steps=1", output="profile"))
+    assert "run_training_batch" in caplog.text
+
+
+def test_decay_is_decided_by_owner_and_leaf() -> None:
+    for residual in ("parallel", "sequential"):
+        model = GPT(GPTConfig(1, 22, 2, 97, residual=residual, positions="learned", n_ctx=7))
+        decayed = {name for name, _, decays_ in decays(model, final_norm=False) if decays_}
+        at = "blocks.0."
+        assert decayed == {
+            "token_embedding.weight",
+            f"{at}attention.qkv.weight",
+            f"{at}attention.out.weight",
+            f"{at}mlp.up.weight",
+            f"{at}mlp.down.weight",
+        }
+        legacy = {name for name, _, decays_ in decays(model, final_norm=True) if decays_}
+        assert legacy - decayed == {"norm.weight", "norm.bias"}
+        groups = build_optimizer(model, OptimizerConfig(learning_rate=1.0)).param_groups
+        assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+        assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+
+
+def test_the_published_learning_rates() -> None:
+    config = TrainConfig.parse(compose("train", ["experiment=gpt127", "data.files=x"]))
+    peak = config.optimizer.learning_rate
+    rates = {step: peak * config.schedule.fraction(step, config.total_steps) for step in (0, 2000, 4000, 45000, 51000)}
+    assert rates == pytest.approx({0: 0.0, 2000: 3e-4, 4000: 6e-4, 45000: 6e-5, 51000: 6e-5})
+    assert config.schedule.fraction(24500, 51000) * peak == pytest.approx(3.3e-4)
+    assert (config.total_steps, config.batch_tokens, config.data.context_length) == (51000, 524288, 512)
+
+
+def test_metrics_survive_a_line_cut_short_and_new_columns(tmp_path: Path) -> None:
+    logger = MetricsCSV(tmp_path, start_step=0)
+    logger.log_metrics({"a": 0.1 + 0.2}, step=1)
+    logger.log_metrics({"a": 2.0, "b": 3.0}, step=2)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("3,4")
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 0.1 + 0.2}, {"step": 2, "a": 2.0, "b": 3.0}]
+    MetricsCSV(tmp_path, start_step=1).log_metrics({"b": 5.0}, step=2)
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 0.1 + 0.2}, {"step": 2, "b": 5.0}]
+    with (tmp_path / "metrics.csv").open() as file:
+        assert next(csv.reader(file)) == ["step", "a", "b"]
+
+
+def test_small_runs_are_small() -> None:
+    """The settings that the tests share are what they say."""
+    config = TrainConfig.parse(compose("train", [*SMALL, "data=local", "data.files=x"]))
+    assert (config.sequences_per_step, config.accumulate) == (8, 2)
+    assert shutil.which("git")

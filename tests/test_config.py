@@ -64,12 +64,12 @@ def test_a_number_is_written_once() -> None:
         (["total_steps"], "missing EQUAL"),
         (
             ["model=gpt2_small", "data.block_tokens=2048", "data.context_length=2048"],
-            "data.context_length=2048 exceeds model.n_ctx=1024; learned positions cannot extrapolate: shorten the context "
-            "or use model.positions=alibi",
+            "data.context_length=2048 exceeds model.n_ctx=1024; learned positions cannot extrapolate: shorten the "
+            "context or use model.positions=alibi",
         ),
         (["batch_tokens=1000"], "batch_tokens=1000 is no multiple of data.block_tokens=1024"),
         (["hardware.micro_batch_size=7"], "hardware.micro_batch_size=7 does not divide"),
-        (["hardware.devices=0"], "hardware.devices=0 is below 1"),
+        (["hardware.micro_batch_size=0"], "hardware.micro_batch_size=0 is below 1"),
         (["schedule.warmup_steps=100000"], "leaves nothing of total_steps"),
         (["schedule.decay_until=7"], "schedule.decay_until=7 is not after schedule.warmup_steps"),
         (["optimizer.beta2=1"], "optimizer.beta2=1.0 is not in [0, 1)"),

@@ -47,7 +47,7 @@ def assert_kills_change_nothing(steps: list[int], overrides: Overrides, tmp_path
 
 def test_kills_change_neither_losses_nor_weights(overrides: Overrides, tmp_path: Path) -> None:
     """The epoch of this text ends between steps 36 and 45."""
-    steps = sorted(random.sample(range(2, 36), 1)) + [44]
+    steps = [random.randrange(2, 36), 44]
     print("killed at", steps)
     assert_kills_change_nothing(steps, overrides, tmp_path)
 
@@ -173,7 +173,7 @@ def test_the_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -
 import gptstar, pathlib
 from gptstar.cli import compose, conf_folder
 from gptstar.config import TrainConfig
-assert pathlib.Path(gptstar.__file__).parent in conf_folder().parents or conf_folder().parent == pathlib.Path(gptstar.__file__).parent
+assert conf_folder().parent == pathlib.Path(gptstar.__file__).parent
 for path in sorted((conf_folder() / "experiment").glob("*.yaml")):
     print(TrainConfig.parse(compose("train", [f"experiment={path.stem}", "data.shards=x"])).name)
 """

@@ -1,6 +1,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,8 @@ def test_a_checkpoint_says_what_to_read_it_on(model: GPT, shards: ShardFolder) -
     learned = GPTConfig(2, 22, 11, 300, positions="learned", n_ctx=31)
     with pytest.raises(ConfigError, match="32 exceeds the learned positions' n_ctx=31"):
         text_and_lengths(Checkpoint(learned, {}), LengthConfig(context_lengths=(16, 32)), shards.folder)
+    other = Checkpoint(GPTConfig(2, 22, 11, 301), {})
     with pytest.raises(DataError, match="vocabulary of 300, the model of 301"):
-        other = Checkpoint(GPTConfig(2, 22, 11, 301), {})
         text_and_lengths(other, LengthConfig(context_lengths=(16,)), shards.folder)
 
 
@@ -90,7 +91,7 @@ def test_the_bigram_is_a_distribution_that_beats_chance() -> None:
         assert total == pytest.approx(1.0)
     assert bigram.loss(tokens) < math.log(7) - 0.2
     # by hand: (c - 0.75) / c(v) + 0.75 n(v) / c(v) * continuation(w)
-    pairs = list(zip(tokens[:-1], tokens[1:], strict=True))
+    pairs = list(pairwise(tokens))
     v, w = 0, 1
     after_v = [b for a, b in pairs if a == v]
     continuation = (len({a for a, b in pairs if b == w}) + 1) / (len(set(pairs)) + 7)

@@ -215,7 +215,7 @@ def _config(options: argparse.Namespace) -> None:
     print(OmegaConf.to_yaml(composed, resolve=True), end="")
     print(
         f"# {config.model.n_params:,} parameters; {config.total_steps * config.batch_tokens:,} tokens in all; "
-        f"a step is {config.sequences_per_step} sequences in {config.accumulate} micro-batches a device; "
+        f"a step is {config.sequences_per_step} sequences in {config.accumulate} micro-batches; "
         f"precision here: {config.hardware.resolved_precision()}"
     )
 

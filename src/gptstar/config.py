@@ -35,7 +35,7 @@ class TrainConfig:
         name: of the run.
         seed: of initial weights, data order and dropout.
         total_steps: optimizer steps in all.
-        batch_tokens: tokens an optimizer step, over all devices.
+        batch_tokens: tokens an optimizer step.
         checkpoint_every, validate_every, log_every: in steps.
         resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
@@ -89,12 +89,11 @@ class TrainConfig:
                 f"batch_tokens={self.batch_tokens} is no multiple of data.block_tokens={self.data.block_tokens}: "
                 "a step reads whole blocks"
             )
-        per_forward = self.hardware.devices * self.hardware.micro_batch_size
-        if self.sequences_per_step % per_forward:
+        if self.sequences_per_step % self.hardware.micro_batch_size:
             raise ConfigError(
                 f"batch_tokens={self.batch_tokens} is {self.sequences_per_step} sequences of "
-                f"{self.data.context_length}, which hardware.devices={self.hardware.devices} x "
-                f"hardware.micro_batch_size={self.hardware.micro_batch_size} does not divide: change one of them"
+                f"{self.data.context_length}, which hardware.micro_batch_size={self.hardware.micro_batch_size} "
+                "does not divide: change one of them"
             )
         if self.schedule.warmup_steps >= self.schedule.decay_end(self.total_steps):
             raise ConfigError(
@@ -107,13 +106,13 @@ class TrainConfig:
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences an optimizer step, over all devices."""
+        """Sequences an optimizer step."""
         return self.batch_tokens // self.data.context_length
 
     @property
     def accumulate(self) -> int:
-        """Micro-batches whose gradients a device adds up for a step."""
-        return self.sequences_per_step // (self.hardware.devices * self.hardware.micro_batch_size)
+        """Micro-batches whose gradients add up to a step's."""
+        return self.sequences_per_step // self.hardware.micro_batch_size
 
     def settings(self) -> dict[str, Any]:
         """What shapes the result, as flat dotted keys: a run may only go on under the same."""

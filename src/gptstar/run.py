@@ -37,11 +37,12 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         model, state = begin(source, config.model, seed=config.seed, settings=settings, shards=shards)
         directory.describe(config_yaml)
         if source is not None:
-            console.print(f"going on from {source} at step {state.step:,} of {config.total_steps:,}")
+            console.print(f"going on from {source} at step {state.step:,} of {config.total_steps:,}", soft_wrap=True)
         console.print(
             f"{config.name}: {config.model.n_params:,} parameters, {config.total_steps:,} steps of "
             f"{config.batch_tokens:,} tokens, context {config.data.context_length}, in {directory.path}",
             highlight=False,
+            soft_wrap=True,
         )
 
         data = WindowsDataModule(

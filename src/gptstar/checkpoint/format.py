@@ -4,10 +4,10 @@ A checkpoint is a `torch.save` archive of tensors and plain dicts: `torch.load(p
 without this package. It appears under its name complete or not at all, and its checksums are verified when it is read.
 """
 
+import contextlib
 import os
 import re
 import shutil
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,19 +137,17 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "tokenizer": checkpoint.tokenizer,
         "training": checkpoint.training and vars(checkpoint.training),
     }
-    temporary = None
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
+        with temporary.open("wb") as file:
             torch.save(tree, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise CheckpointError(
             f"can't write {path} ({_first_line(error)}): what was there before is untouched"
         ) from error
@@ -157,7 +155,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 def duplicate(path: Path, name: str) -> None:
     """Give a checkpoint a second name beside the first, atomically and, where the file system can, without a copy."""
-    temporary = path.with_name(f".{name}.{os.getpid()}")
+    temporary = path.with_name(f".{name}.partial")
     temporary.unlink(missing_ok=True)
     try:
         temporary.hardlink_to(path)

@@ -1,7 +1,7 @@
 """Text to shards, once: tokenise, hold out validation documents, pack, and write the manifest."""
 
 import hashlib
-import tempfile
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -95,10 +95,10 @@ def ensure_prepared(config: DataConfig, n_vocab: int, console: Console) -> Shard
     corpora = _corpora(config)
     identity = _identity(corpora, given.fingerprint if given else f"bpe-{n_vocab}", config.validation_fraction)
     path = config.shards or user_cache_path("gptstar") / "shards" / f"{config.source}-{identity[:16]}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if not path.exists() or not any(path.iterdir()):
-            prepare(corpora, given, n_vocab, config.validation_fraction, identity, path, console)
+    if not (path / "manifest.json").exists():
+        if path.exists() and any(path.iterdir()):
+            raise DataError(f"data.shards={path} is not empty and holds no manifest.json: choose another folder")
+        prepare(corpora, given, n_vocab, config.validation_fraction, identity, path, console)
     folder = ShardFolder(path)
     _check_tokenizer(folder, given, n_vocab)
     if folder.manifest.identity != identity:
@@ -156,26 +156,45 @@ def prepare(
         DataError: the text can't be read, is too short, or the folder can't be written.
 
     """
+    work = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            work = Path(temporary) / "shards"
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if (path / "manifest.json").exists():  # another process was first
+                return
+            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
             work.mkdir()
-            held_out = {corpus.name: _held_out_below(corpus, validation_fraction) for corpus in corpora}
-            if not any(held_out.values()):
-                raise DataError("no corpus has two documents or more, so none can be held out for validation: add text")
-            if tokenizer is None:
-                console.print(f"training a byte-level BPE of {n_vocab:,} tokens")
-                training_text = (text for c in corpora for text in c.documents() if text_hash(text) >= held_out[c.name])
-                tokenizer = Tokenizer.train(training_text, n_vocab)
-            shards = [shard for c in corpora for shard in _pack(c, tokenizer, held_out[c.name], work, console)]
-            sources = {corpus.name: {"source": corpus.source, "licence": corpus.licence} for corpus in corpora}
-            manifest = Manifest(identity, tokenizer.fingerprint, tokenizer.n_vocab, sources, tuple(shards))
-            write_manifest(work, manifest, tokenizer)
-            work.rename(path)
+            try:
+                manifest = _write(corpora, tokenizer, n_vocab, validation_fraction, identity, work, console)
+                work.rename(path)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise DataError(f"can't write shards to {path}: {error.strerror or error}") from error
-    console.print(f"shards in {path}: {manifest.total('train', 'tokens'):,} tokens to train on")
+    console.print(f"shards in {path}: {manifest.total('train', 'tokens'):,} tokens to train on", soft_wrap=True)
+
+
+def _write(
+    corpora: Sequence[Corpus],
+    tokenizer: Tokenizer | None,
+    n_vocab: int,
+    validation_fraction: float,
+    identity: str,
+    folder: Path,
+    console: Console,
+) -> Manifest:
+    held_out = {corpus.name: _held_out_below(corpus, validation_fraction) for corpus in corpora}
+    if not any(held_out.values()):
+        raise DataError("no corpus has two documents or more, so none can be held out for validation: add text")
+    if tokenizer is None:
+        console.print(f"training a byte-level BPE of {n_vocab:,} tokens")
+        training_text = (text for c in corpora for text in c.documents() if text_hash(text) >= held_out[c.name])
+        tokenizer = Tokenizer.train(training_text, n_vocab)
+    shards = [shard for c in corpora for shard in _pack(c, tokenizer, held_out[c.name], folder, console)]
+    sources = {corpus.name: {"source": corpus.source, "licence": corpus.licence} for corpus in corpora}
+    manifest = Manifest(identity, tokenizer.fingerprint, tokenizer.n_vocab, sources, tuple(shards))
+    write_manifest(folder, manifest, tokenizer)
+    return manifest
 
 
 def text_hash(text: str) -> float:

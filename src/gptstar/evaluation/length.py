@@ -49,6 +49,8 @@ class LengthResult:
     Attributes:
         loss: nats a token.
         standard_error: of the loss, over stretches of text as long as the longest context.
+        change: of the loss against the first length, on the same stretches.
+        change_standard_error: of that; smaller, as what one stretch is harder than another falls out.
         tokens: targets scored.
 
     """
@@ -56,6 +58,8 @@ class LengthResult:
     context_length: int
     loss: float
     standard_error: float
+    change: float
+    change_standard_error: float
     perplexity: float
     bits_per_byte: float
     tokens: int
@@ -152,8 +156,9 @@ def loss_by_length(
         raise DataError(f"no held-out corpus in {folder.folder} has {longest:,} tokens: read shorter contexts")
     token_bytes = torch.from_numpy(folder.tokenizer.token_bytes)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
-    results = []
-    for length in track(lengths, "reading at each context length", console=console, transient=True):
+    results: list[LengthResult] = []
+    first: np.ndarray | None = None
+    for length in track(lengths, "reading at each context length", console=console, disable=not console.is_terminal):
         windows = Windows(streams, length, longest)
         per_stretch, n_bytes = [], 0
         at_once = max(1, BATCH_TOKENS // longest)
@@ -165,12 +170,25 @@ def loss_by_length(
             with autocast:
                 losses = model(batch[:, :-1], batch[:, 1:])  # (window, position)
             per_stretch.append(losses.double().view(stop - start, longest).mean(dim=1).cpu().numpy())
-        results.append(_summarise(length, np.concatenate(per_stretch), stretches * longest, n_bytes))
+        stretch_losses = np.concatenate(per_stretch)
+        first = stretch_losses if first is None else first
+        results.append(_summarise(length, stretch_losses, first, stretches * longest, n_bytes))
     return results
 
 
-def _summarise(length: int, per_stretch: np.ndarray, tokens: int, n_bytes: int) -> LengthResult:
-    loss = float(per_stretch.mean())
-    spread = float(per_stretch.std(ddof=1) / math.sqrt(len(per_stretch))) if len(per_stretch) > 1 else math.nan
-    bits_per_byte = loss * tokens / math.log(2) / max(n_bytes, 1)
-    return LengthResult(length, loss, spread, math.exp(loss), bits_per_byte, tokens)
+def _summarise(length: int, losses: np.ndarray, first: np.ndarray, tokens: int, n_bytes: int) -> LengthResult:
+    loss, change = float(losses.mean()), losses - first
+    return LengthResult(
+        context_length=length,
+        loss=loss,
+        standard_error=_standard_error(losses),
+        change=float(change.mean()),
+        change_standard_error=_standard_error(change),
+        perplexity=math.exp(loss),
+        bits_per_byte=loss * tokens / math.log(2) / max(n_bytes, 1),
+        tokens=tokens,
+    )
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

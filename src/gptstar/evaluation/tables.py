@@ -9,13 +9,19 @@ from gptstar.evaluation.length import LengthResult
 
 def length_table(results: Sequence[LengthResult], trained_at: int | None) -> Table:
     """Loss at each context length, for the terminal."""
-    table = Table(title="the same held-out tokens at each context length")
-    for column in ("context", "x training", "loss", "perplexity", "bits per byte"):
+    table = Table(title="the same held-out tokens at each context length, ± two standard errors")
+    for column in ("context", "x training", "loss", "change", "perplexity", "bits per byte"):
         table.add_column(column, justify="right")
     for result in results:
         multiple = f"{result.context_length / trained_at:g}" if trained_at else ""
         loss = f"{result.loss:.3f} ± {2 * result.standard_error:.3f}"
+        change = "" if result is results[0] else f"{result.change:+.3f} ± {2 * result.change_standard_error:.3f}"
         table.add_row(
-            f"{result.context_length:,}", multiple, loss, f"{result.perplexity:.1f}", f"{result.bits_per_byte:.3f}"
+            f"{result.context_length:,}",
+            multiple,
+            loss,
+            change,
+            f"{result.perplexity:.1f}",
+            f"{result.bits_per_byte:.3f}",
         )
     return table

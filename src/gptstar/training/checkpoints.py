@@ -116,7 +116,9 @@ class SaveCheckpoints(LightningCheckpoint):
         self._save(trainer, pl_module, LAST)
         number = self._signal or signal.SIGTERM
         raise Interrupted(
-            f"{signal.Signals(number).name} at step {trainer.global_step} of {self._total_steps}: saved", 128 + number
+            f"{signal.Signals(number).name} at step {trainer.global_step} of {self._total_steps}: saved; "
+            f"to go on, give the same command with output={self._folder}",
+            128 + number,
         )
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:

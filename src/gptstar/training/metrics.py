@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -60,7 +59,7 @@ class MetricsCSV(Logger):
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         if not self._columns:
             return
-        temporary = self._path.with_name(f".{METRICS_FILE}.{os.getpid()}")
+        temporary = self._path.with_name(f".{METRICS_FILE}.partial")
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()

@@ -60,8 +60,10 @@ class StepProgress(ProgressBar):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the terminal as it was."""
-        self._live.stop()
+        if self._live.live.is_started:
+            self._live.stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
-        self._live.stop()
+        if self._live.live.is_started:
+            self._live.stop()

@@ -1,6 +1,7 @@
 """What a finished run shows: a bigram to beat, loss beyond the training context, samples, and two pictures."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def conclude(
         results = loss_by_length(
             model, shards, lengths, max_tokens=validation_tokens, device=device, bf16=bf16, console=console
         )
-        best = min(row["validation/loss"] for row in rows if "validation/loss" in row)
+        best = min((row["validation/loss"] for row in rows if "validation/loss" in row), default=math.nan)
         console.print(length_table(results, context_length))
         console.print(f"validation loss {best:.3f}; a bigram model of the same tokens has {bigram:.3f}")
         n_new = 2 * context_length if extrapolates else context_length // 2
@@ -63,7 +64,8 @@ def conclude(
         figures = {"validation_loss": best, "bigram_loss": bigram, "lengths": [asdict(result) for result in results]}
         (folder / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    console.print(f"in {folder}: {', '.join(files)}", highlight=False)
+    console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
+    console.print(f"next: gptstar generate {folder} --prompt The", highlight=False, soft_wrap=True)
 
 
 def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, device: torch.device, console: Console) -> list[str]:

@@ -42,10 +42,16 @@ def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: i
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     if tracker.kind == "wandb":
         run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on stays one run
-        online = {} if tracker.mode == "offline" else {"resume": "allow"}
         offline = tracker.mode == "offline"
         loggers.append(
-            WandbLogger(name=name, save_dir=folder, project=tracker.project, offline=offline, id=run_id, **online)
+            WandbLogger(
+                name=name,
+                save_dir=folder,
+                project=tracker.project,
+                offline=offline,
+                id=run_id,
+                resume=None if offline else "allow",
+            )
         )
     return loggers
 

@@ -21,7 +21,7 @@ PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e1
 
 OURS = {
     "accelerator": "hardware.accelerator",
-    "devices": "hardware.devices",
+    "devices": "hardware, which is one device so far",
     "precision": "hardware.precision",
     "max_steps": "total_steps",
     "min_steps": "total_steps",
@@ -58,14 +58,12 @@ class HardwareConfig:
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    devices: int = 1
     precision: Literal["auto", "float32", "bf16"] = "auto"
     micro_batch_size: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("devices", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"hardware.{name}={getattr(self, name)} is below 1")
+        if self.micro_batch_size < 1:
+            raise ConfigError(f"hardware.micro_batch_size={self.micro_batch_size} is below 1")
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError(
                 "hardware.accelerator=gpu but PyTorch sees no GPU here: use hardware=cpu, or a CUDA build"
@@ -120,7 +118,7 @@ def build_trainer(
     _quieten(profiling="profiler" in options)
     return pl.Trainer(
         accelerator=hardware.accelerator,
-        devices=hardware.devices,
+        devices=1,
         precision="bf16-mixed" if hardware.resolved_precision() == "bf16" else "32-true",
         max_steps=total_steps,
         max_epochs=-1,

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from gptstar.checkpoint.format import find, read
-from gptstar.cli import one_line_errors
+from gptstar.cli import job, one_line_errors
 from gptstar.config import EvaluateConfig
 from gptstar.evaluation.length import loss_by_length, text_and_lengths
 from gptstar.evaluation.plots import plot_context_length
@@ -21,7 +21,7 @@ from gptstar.evaluation.tables import length_table
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
     """Loss against context length, as a table, a picture and `results.json`."""
-    with one_line_errors():
+    with job(composed):
         evaluate(EvaluateConfig.parse(composed))
 
 

@@ -61,7 +61,7 @@ def test_a_number_is_written_once() -> None:
         (["total_steps=0"], "total_steps=0 is below 1"),
         (["seed=-1"], "seed=-1 is negative"),
         (["experiment=303"], "a group is chosen by the name of one of its files"),
-        (["total_steps"], "missing EQUAL"),
+        (["total_steps"], "Error parsing override 'total_steps'"),
         (
             ["model=gpt2_small", "data.block_tokens=2048", "data.context_length=2048"],
             "data.context_length=2048 exceeds model.n_ctx=1024; learned positions cannot extrapolate: shorten the "

@@ -26,14 +26,9 @@ def conf_folder() -> Path:
 
 
 @contextlib.contextmanager
-def one_line_errors(*, inside_sweep: bool = False) -> Iterator[None]:
-    """Turn a refusal, ours or Hydra's, into one line on stderr and a non-zero exit. `HYDRA_FULL_ERROR=1` shows all.
-
-    Args:
-        inside_sweep: let it pass instead, for Hydra to go on with the next job and raise it at the end.
-
-    """
-    if SHOW_ALL or inside_sweep:
+def one_line_errors() -> Iterator[None]:
+    """Turn a refusal, ours or Hydra's, into one line on stderr and a non-zero exit. `HYDRA_FULL_ERROR=1` shows all."""
+    if SHOW_ALL:
         yield
         return
     from hydra.errors import HydraException
@@ -56,6 +51,28 @@ def one_line_errors(*, inside_sweep: bool = False) -> Iterator[None]:
         _refuse(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
     except KeyboardInterrupt:
         _refuse("interrupted", 130)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@contextlib.contextmanager
+def job(composed: "DictConfig") -> Iterator[None]:
+    """Run one job that Hydra started, in the folder that Hydra made; a job that is refused does not leave it empty.
+
+    In a sweep a refusal passes, for Hydra to go on with the next job and raise it at the end.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config = HydraConfig.get()
+    composed.output = hydra_config.runtime.output_dir  # of a job in a sweep, a folder of its own
+    with contextlib.nullcontext() if hydra_config.mode is RunMode.MULTIRUN else one_line_errors():
+        try:
+            yield
+        except Refusal:
+            with contextlib.suppress(OSError):  # raised where it is not empty
+                Path(composed.output).rmdir()
+            raise
 
 
 def _refuse(message: str, exit_code: int) -> None:

@@ -3,7 +3,6 @@
 The checkpoint explains itself: architecture, tokenizer, training context and text are read from it.
 """
 
-import json
 from dataclasses import asdict
 
 import hydra
@@ -13,9 +12,10 @@ from rich.console import Console
 from gptstar.checkpoint.format import find, read
 from gptstar.cli import job, one_line_errors
 from gptstar.config import EvaluateConfig
+from gptstar.errors import ConfigError
 from gptstar.evaluation.length import loss_by_length, text_and_lengths
 from gptstar.evaluation.plots import plot_context_length
-from gptstar.evaluation.tables import length_table
+from gptstar.evaluation.tables import length_table, to_json
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -28,6 +28,8 @@ def main(composed: DictConfig) -> None:
 def evaluate(config: EvaluateConfig) -> None:
     """Read, score, and write what was found."""
     console = Console()
+    if (config.output / "results.json").exists() or (config.output / "context_length.png").exists():
+        raise ConfigError(f"output={config.output} holds results already: choose another folder")
     path = find(config.checkpoint)
     checkpoint = read(path)
     shards, lengths, trained_at = text_and_lengths(checkpoint, config.evaluation, config.shards)
@@ -45,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> None:
     plot_context_length(results, trained_at, config.output / "context_length.png", f"{path.parent.name}/{path.name}")
     text = {"shards": str(shards.folder), "fingerprint": shards.manifest.fingerprint}
     found = {"checkpoint": str(path.resolve()), "text": text, "lengths": [asdict(result) for result in results]}
-    (config.output / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (config.output / "results.json").write_text(to_json(found), encoding="utf-8")
     console.print(f"in {config.output}: context_length.png, results.json", soft_wrap=True, highlight=False)
 
 

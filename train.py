@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from gptstar.cli import job, one_line_errors
 from gptstar.config import TrainConfig
 from gptstar.run import train
+from gptstar.training.sweep import register_job_names
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -19,5 +20,6 @@ def main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    register_job_names()
     with one_line_errors():
         main()

@@ -72,7 +72,7 @@ def sentences(n_documents: int, words: int, seed: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A glob of two small corpora: an epoch of 30 steps or so of a `SMALL` run."""
+    """A glob of two small corpora: an epoch of 56 steps or so of a `SMALL` run."""
     folder = tmp_path_factory.mktemp("text")
     for seed, corpus in enumerate(("alpha", "beta")):
         (folder / corpus).mkdir()

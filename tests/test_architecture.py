@@ -25,8 +25,8 @@ RANKS = [
 """Imports point to an earlier line only."""
 
 THIRD_PARTIES = {
-    "hydra": {"cli"},
-    "omegaconf": {"config", "cli"},
+    "hydra": {"cli", "training/sweep"},
+    "omegaconf": {"config", "cli", "training/sweep"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/corpora"},
     "tokenizers": {"data/tokenizer"},
@@ -45,7 +45,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def room(path: Path) -> str:
@@ -61,7 +61,7 @@ def test_imports_point_one_way(path: Path) -> None:
     if room(path) == "__init__":
         return
     for module in imports(path):
-        if module.startswith("gptstar."):
+        if module.startswith("gptstar.") and not module.startswith("gptstar.__"):
             imported = module.split(".")[1]
             assert imported == room(path) or rank(imported) < rank(room(path)), f"{path} imports {module}"
 

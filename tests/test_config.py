@@ -6,6 +6,7 @@ from conftest import ROOT, SMALL, run_here
 from gptstar.cli import compose, conf_folder, main
 from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
 from gptstar.errors import ConfigError
+from gptstar.training.sweep import job_name
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
 
@@ -75,7 +76,10 @@ def test_a_number_is_written_once() -> None:
         (["optimizer.beta2=1"], "optimizer.beta2=1.0 is not in [0, 1)"),
         (["optimizer.learning_rate=0"], "optimizer.learning_rate=0.0 is not above 0"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is neither auto, never, nor a checkpoint"),
-        (["trainer.max_steps=3"], "trainer.max_steps"),
+        (["trainer.max_steps=3"], "trainer.max_steps is not passed through: it follows from total_steps"),
+        (["trainer.inference_mode=false"], "give it as +trainer.inference_mode=VALUE"),
+        (["trainer.limit_train_batches=0.5"], "it counts optimizer steps"),
+        (["data.block_tokens=0"], "data.block_tokens=0 is below 1"),
         (["+trainer.max_steps=3"], "trainer.max_steps is not passed through: it follows from total_steps"),
         (["+trainer.limit_train_batch=3"], "did you mean trainer.limit_train_batches?"),
         (["data=local"], "data=local needs text: give data.files=GLOB"),
@@ -90,6 +94,21 @@ def test_mistakes_get_one_line_that_names_key_and_cure(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert says in refusal(run_here, overrides)
     assert not list(tmp_path.iterdir())
+
+
+def test_jobs_are_named_by_what_differs() -> None:
+    words = [
+        "-m",
+        "data.context_length=64,128",
+        "seed=range(0,3)",
+        "total_steps=5",
+        "model=tiny,gpt127",
+        "data.files=a/*",
+    ]
+    overrides = ["data.context_length=64", "seed=1", "total_steps=5", "model=tiny", "data.files=a/*"]
+    assert job_name(overrides, words) == "context_length-64_seed-1_model-tiny"
+    assert job_name(["data.files=a/b c.txt"], ["data.files=a/b c.txt,d.txt"]) == "files-a-b-c.txt"
+    assert job_name(["seed=1"], ["-m", "seed=1"]) == "only"
 
 
 def test_impossible_lengths_are_refused() -> None:

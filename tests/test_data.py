@@ -83,6 +83,11 @@ def test_every_form_reads_the_same(tmp_path: Path) -> None:
     assert texts == ["one", "two é"] * 3 + ["three"]
 
 
+def test_half_characters_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a\\ud800b \\ud83d\\ude00"}\n')
+    assert list(local_corpora([str(tmp_path / "*")])[0].documents()) == ["a\ufffdb \U0001f600"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [

@@ -73,13 +73,22 @@ def test_fused_attention_agrees_with_the_reference(
     torch.testing.assert_close(causal_attention(query, key, value, slopes), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_alibi_stays_exact_under_autocast() -> None:
-    query, key, value = torch.randn(3, 1, 2, 700, 8).bfloat16()
-    slopes = torch.tensor([2.0**-8, 2.0**-7])
+def test_alibi_stays_exact_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.ones(1, 1, 700, 1).bfloat16()
+    key = torch.full((1, 1, 700, 1), 0.0).bfloat16()
+    value = torch.arange(700.0).view(1, 1, 700, 1) % 2  # which of two neighbours is attended to
+    slopes = torch.tensor([1.0])
     expected = reference_attention(query, key, value, alibi_bias(slopes, range(700), range(700)))
+    seen = []
+    fused = attention.scaled_dot_product_attention
+    monkeypatch.setattr(
+        attention, "scaled_dot_product_attention", lambda *a, **k: seen.append(k["attn_mask"]) or fused(*a, **k)
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        found = causal_attention(query, key, value, slopes)
-    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+        found = causal_attention(query, key, value.bfloat16(), slopes)
+    torch.testing.assert_close(found.float(), expected, atol=0.01, rtol=0)
+    assert seen[0].dtype == torch.float32
+    assert seen[0][0, 0, 699, 2] == -697.0
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

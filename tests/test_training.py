@@ -5,17 +5,19 @@ import math
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, run_here
+from conftest import SMALL, run_here, sentences
 from lightning.pytorch import Callback, Trainer
 
 import gptstar.run
 from gptstar.checkpoint.format import Checkpoint, read, write
 from gptstar.cli import compose
 from gptstar.config import TrainConfig
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.metrics import MetricsCSV, read_metrics
 from gptstar.training.module import LanguageModelling
@@ -35,6 +37,7 @@ def validations(folder: Path) -> dict[int, float]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Bitwise the same losses, weights and optimizer."""
+    assert [row["step"] for row in read_metrics(one)] == [row["step"] for row in read_metrics(other)]
     assert losses(one) == losses(other)
     assert validations(one) == validations(other)
     for name in ("last.ckpt", "best.ckpt"):
@@ -180,9 +183,12 @@ def test_a_resume_under_other_settings_is_refused_by_key(overrides: Overrides, t
 
 
 def test_a_resume_with_other_text_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
-    run_here(overrides("total_steps=6"))
-    line = refusal(run_here, overrides("total_steps=6", "data.validation_fraction=0.3"))
-    assert "hold other tokens" in line or "another tokenizer" in line
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text(Tokenizer.train(sentences(20, 100, seed=0), 300).json_text)
+    same = ("total_steps=6", f"data.tokenizer={tokenizer}")
+    run_here(overrides(*same))
+    assert "hold other tokens" in refusal(run_here, overrides(*same, "data.validation_fraction=0.3"))
+    assert "another tokenizer" in refusal(run_here, overrides("total_steps=6"))
 
 
 def test_a_run_starts_from_another_runs_checkpoint(overrides: Overrides, tmp_path: Path) -> None:
@@ -192,6 +198,73 @@ def test_a_run_starts_from_another_runs_checkpoint(overrides: Overrides, tmp_pat
     run_here(again)
     assert losses(tmp_path / "second") == {step: loss for step, loss in losses(tmp_path / "whole").items() if step > 17}
     run_here(again)  # its own last checkpoint comes first now
+
+
+def test_a_run_killed_before_it_saved_begins_again(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides(output="whole"))
+    run_here(overrides())
+    for name in ("last.ckpt", "best.ckpt"):
+        (tmp_path / "run" / name).unlink()
+    run_here(overrides())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+class SeesLast(Callback):
+    """Notes the step that a run would go on from, at every step after the fifth."""
+
+    def __init__(self, path: Path, found: list[int]) -> None:
+        self.path, self.found = path, found
+
+    def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step > 5:
+            self.found.append(read(self.path).training.step)
+
+
+def test_a_new_best_is_also_what_a_run_goes_on_from(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ("checkpoint_every=1000", "validate_every=5", "schedule.decay_until=20")
+    found: list[int] = []
+
+    def build(*args: object, callbacks: list[Callback], **options: object) -> Trainer:
+        return build_trainer(*args, callbacks=[*callbacks, SeesLast(tmp_path / "run/last.ckpt", found)], **options)
+
+    monkeypatch.setattr(gptstar.run, "build_trainer", build)
+    run_here(overrides(*more, "total_steps=7"))
+    assert found == [5, 5]  # the two micro-batches of step 7
+
+
+def test_a_time_limit_saves_where_it_stops(overrides: Overrides, tmp_path: Path, capsys) -> None:
+    more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
+    run_here(overrides(*more, "trainer.max_time='00:00:00:01'"))
+    step = read(tmp_path / "run/last.ckpt").training.step
+    assert step == max(losses(tmp_path / "run"))
+    assert f"stopped at step {step:,}" in capsys.readouterr().out
+
+
+def test_limits_count_steps(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("hardware.micro_batch_size=2", "trainer.limit_train_batches=3", "total_steps=6"))
+    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_best_of_another_run_does_not_count(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
+    source = read(tmp_path / "first/last.ckpt")
+    lucky = replace(source, training=replace(source.training, best_loss=0.1))
+    write(tmp_path / "lucky.ckpt", lucky)
+    run_here(overrides("schedule.decay_until=12", f"resume={tmp_path / 'lucky.ckpt'}"))
+    assert read(tmp_path / "run/best.ckpt").training.best_loss > 1
+
+
+def test_a_directory_to_resume_means_its_last_checkpoint(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
+    run_here(overrides("schedule.decay_until=12", f"resume={tmp_path / 'first'}"))
+    assert min(losses(tmp_path / "run")) == 18
+
+
+def test_too_little_held_out_text_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    line = refusal(run_here, overrides("data.block_tokens=512", "batch_tokens=512", "data.validation_fraction=0.001"))
+    assert "holds out a block of 512 tokens" in line
 
 
 def test_plain_weights_begin_a_new_run(overrides: Overrides, tmp_path: Path) -> None:

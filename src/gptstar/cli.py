@@ -69,6 +69,8 @@ def job(composed: "DictConfig") -> Iterator[None]:
     with contextlib.nullcontext() if hydra_config.mode is RunMode.MULTIRUN else one_line_errors():
         try:
             yield
+        except Interrupted as error:
+            _refuse(str(error), error.exit_code)  # ends a sweep too
         except Refusal:
             with contextlib.suppress(OSError):  # raised where it is not empty
                 Path(composed.output).rmdir()
@@ -88,6 +90,8 @@ def explain(error: Exception) -> str:
         from gptstar.config import EvaluateConfig, TrainConfig, unknown_key, valid_keys
 
         key = found[1].lstrip("+~").partition("@")[0]
+        if key.startswith("trainer."):
+            return _explain_trainer_option(key.removeprefix("trainer."))
         groups = [entry.name for entry in conf_folder().iterdir() if entry.is_dir()]
         return unknown_key(key, [*valid_keys(TrainConfig), *valid_keys(EvaluateConfig), *groups])
     if found := re.search(r"Could not find '([^']+)'", first):
@@ -97,6 +101,16 @@ def explain(error: Exception) -> str:
         hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(options)}"
         return f"{group}={name} does not exist: {hint}"
     return first
+
+
+def _explain_trainer_option(key: str) -> str:
+    from gptstar.training.trainer import check_trainer_options
+
+    try:
+        check_trainer_options({key: None})
+    except ConfigError as error:
+        return str(error)
+    return f"trainer.{key} is an option that train.yaml does not list: give it as +trainer.{key}=VALUE"
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> "DictConfig":

@@ -186,7 +186,7 @@ def _parse(cls: type[Config], composed: DictConfig) -> Config:
         if key not in valid_keys(cls):
             raise ConfigError(unknown_key(key, valid_keys(cls)))
     for key in open_ended:
-        tree[key] = {name: value for name, value in tree[key].items() if value is not None}
+        tree[key] = {name: value for name, value in (tree.get(key) or {}).items() if value is not None}
     try:
         return TypeAdapter(cls).validate_python(tree)
     except ValidationError as error:

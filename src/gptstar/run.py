@@ -34,8 +34,10 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         source = directory.start_from(config.resume)
         shards = ensure_prepared(config.data, config.model.n_vocab, console)
         settings = config.settings()
-        model, state = begin(source, config.model, seed=config.seed, settings=settings, shards=shards)
-        directory.describe(config_yaml)
+        model, state = begin(
+            source, config.model, seed=config.seed, settings=settings, shards=shards, folder=directory.path
+        )
+        directory.describe(config_yaml, shards.manifest.fingerprint)
         if source is not None:
             console.print(f"going on from {source} at step {state.step:,} of {config.total_steps:,}", soft_wrap=True)
         console.print(
@@ -63,8 +65,9 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             token_bytes=shards.tokenizer.token_bytes,
             corpora=list(data.validation),
             gradient_norms=config.tracker.gradient_norms,
-            optimizer_state=state.optimizer,
+            optimizer_state=dict(state.optimizer),
         )
+        state.optimizer.clear()  # twice the model's size
 
         def describe(step: int) -> dict[str, dict[str, Any]]:
             blocks = step * config.batch_tokens // config.data.block_tokens
@@ -87,7 +90,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             batch_tokens=config.batch_tokens,
             total_steps=config.total_steps,
             flops_per_token=config.model.training_flops(config.data.context_length),
-            peak_flops=peak_flops(config.hardware.device()),
+            peak_flops=peak_flops(config.hardware),
         )
         trainer = build_trainer(
             config.hardware,
@@ -108,7 +111,9 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             raise TrainingError(f"{error}; {kept}; try a lower optimizer.learning_rate, or float32") from error
         finally:
             close_loggers(trainer.loggers)
-        if trainer.is_global_zero and not is_trial(trainer):
+        if trainer.global_step < config.total_steps and not is_trial(trainer):
+            console.print(f"stopped at step {trainer.global_step:,}; output={directory.path} goes on", soft_wrap=True)
+        elif trainer.is_global_zero and not is_trial(trainer):
             conclude(
                 directory.path,
                 shards,

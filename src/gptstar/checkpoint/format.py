@@ -33,7 +33,7 @@ class TrainingState:
         validated_step: the last step whose validation is complete.
         best_loss: lowest validation loss so far, nats a token; None before the first validation.
         settings: what shapes the result, as flat dotted keys; a resume under others is refused.
-        data: `fingerprint` and `shards` (folder) of the tokens read, `epoch` and `blocks` seen of it.
+        data: `fingerprint` and `shards` (folder) of the tokens read, `epochs` and `blocks` seen of it.
         optimizer: state by parameter name, such as `{"norm.weight": {"exp_avg": …}}`.
 
     """
@@ -111,9 +111,9 @@ def read(path: Path) -> Checkpoint:
     tree = read_tensors(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT")
-    if tree["format_version"] != FORMAT_VERSION:
+    if tree.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {tree['format_version']} this version reads {FORMAT_VERSION}: use a matching gptstar"
+            f"{path} has format {tree.get('format_version')}, this version reads {FORMAT_VERSION}: use a matching one"
         )
     try:
         training = tree["training"] and TrainingState(**tree["training"])
@@ -189,7 +189,7 @@ def read_tensors(path: Path) -> Any:
         raise CheckpointError(f"{path} is no checkpoint ({_first_line(error)})") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} was cut short or altered: use another checkpoint") from error
-    except (RuntimeError, EOFError, ValueError) as error:
+    except (RuntimeError, EOFError, LookupError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
 
 

@@ -55,7 +55,7 @@ def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer 
         checkpoint = Checkpoint(config, weights, tokenizer.json_text if tokenizer else None, training)
         checkpoint.build()
         return checkpoint
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not in a legacy layout of GPT* (at {error!r})") from error
     except (CheckpointError, ConfigError) as error:
         raise CheckpointError(f"{path}: {error}") from error

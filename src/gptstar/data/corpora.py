@@ -81,7 +81,7 @@ def _docstrings(library: Path) -> tuple[str, ...]:
         docstrings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
         text = "\n\n".join(docstring for docstring in docstrings if docstring)
         if text:
-            documents.append(text)
+            documents.append(_without_lone_surrogates(text))
     return tuple(documents)
 
 
@@ -165,4 +165,9 @@ def _json_texts(path: Path, lines: BinaryIO) -> Iterator[str]:
         if not isinstance(text, str):
             raise DataError(f'{path}, line {number}: "text" is a {type(text).__name__}, not a string')
         if text:
-            yield text
+            yield _without_lone_surrogates(text)
+
+
+def _without_lone_surrogates(text: str) -> str:
+    """Text that UTF-8 can hold: a half of a character that JSON's escapes may carry becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

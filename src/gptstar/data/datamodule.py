@@ -43,6 +43,11 @@ class WindowsDataModule(pl.LightningDataModule):
             raise DataError(f"{folder.folder} holds no block of {config.block_tokens} tokens to train on: add text")
         held_out = {name: Windows([folder.stream("validation", name)], *sizes) for name in folder.corpora("validation")}
         self.validation = {name: windows for name, windows in held_out.items() if windows.n_blocks}
+        if not self.validation:
+            raise DataError(
+                f"no corpus in {folder.folder} holds out a block of {config.block_tokens} tokens to validate on: "
+                "add text, raise data.validation_fraction, or lower data.block_tokens"
+            )
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""

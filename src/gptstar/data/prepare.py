@@ -57,6 +57,8 @@ class DataConfig:
             )
         if self.source == "bundled" and self.files is not None:
             raise ConfigError("data.files is given but data=bundled reads no files: use data=local")
+        if self.block_tokens < 1:
+            raise ConfigError(f"data.block_tokens={self.block_tokens} is below 1")
         if self.context_length < 1 or self.block_tokens % self.context_length:
             raise ConfigError(
                 f"data.context_length={self.context_length} does not divide data.block_tokens={self.block_tokens}, the "
@@ -199,7 +201,7 @@ def _write(
 
 def text_hash(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -236,7 +238,7 @@ def _pack(corpus: Corpus, tokenizer: Tokenizer, held_out: float, folder: Path, c
         while texts := list(islice(documents, DOCUMENTS_AT_ONCE)):
             for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):
                 writer = writers["validation" if text_hash(text) < held_out else "train"]
-                writer.append(tokens, len(text.encode("utf-8", "surrogatepass")))
+                writer.append(tokens, len(text.encode()))
             progress.advance(task, len(texts))
     for writer in writers.values():
         writer.flush()

@@ -84,8 +84,11 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's canonical JSON."""
-        canonical = json.dumps(json.loads(self.json_text), sort_keys=True, ensure_ascii=True)
+        """SHA-256 of what decides the tokens, independent of how a version of the library writes it down."""
+        tree = json.loads(self.json_text)
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"]]
+        parts = [tree["model"]["vocab"], merges, tree["normalizer"], tree["pre_tokenizer"]]
+        canonical = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property

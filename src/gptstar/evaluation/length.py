@@ -65,6 +65,11 @@ class LengthResult:
     tokens: int
 
 
+def longest_stretch(folder: ShardFolder) -> int:
+    """The longest context that some held-out corpus can fill, in tokens."""
+    return max((len(folder.stream("validation", name)) - 1 for name in folder.corpora("validation")), default=0)
+
+
 def check_lengths(lengths: Sequence[int]) -> None:
     """Refuse lengths that can't be cut from the same stretches of text.
 
@@ -101,6 +106,11 @@ def text_and_lengths(
             "the checkpoint does not say what it was trained on: give shards=DIR, as `gptstar prepare` makes"
         )
     folder = ShardFolder(shards or Path(data["shards"]))
+    if shards is None and folder.manifest.fingerprint != data["fingerprint"]:
+        raise DataError(
+            f"the shards in {folder.folder} have changed since the checkpoint read them, so its training text "
+            "may now be held out: give shards=DIR to read them all the same"
+        )
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != folder.manifest.tokenizer:
         raise DataError(f"the shards in {folder.folder} were made with another tokenizer than the checkpoint's")
     if folder.manifest.n_vocab != checkpoint.model.n_vocab:
@@ -142,7 +152,7 @@ def loss_by_length(
     Args:
         model: in eval mode, on `device`.
         lengths: context lengths, each dividing the longest.
-        max_tokens: at most this many targets, whole stretches.
+        max_tokens: at most this many targets, whole stretches, spread evenly over the text.
         bf16: autocast to bfloat16, as in training.
 
     Raises:
@@ -151,8 +161,9 @@ def loss_by_length(
     """
     longest = max(lengths)
     streams = [folder.stream("validation", corpus) for corpus in folder.corpora("validation")]
-    stretches = min(Windows(streams, longest, longest).n_blocks, max(1, max_tokens // longest))
-    if not stretches:
+    available = Windows(streams, longest, longest).n_blocks
+    chosen = np.unique(np.linspace(0, available - 1, min(available, max(1, max_tokens // longest))).astype(int))
+    if not available:
         raise DataError(f"no held-out corpus in {folder.folder} has {longest:,} tokens: read shorter contexts")
     token_bytes = torch.from_numpy(folder.tokenizer.token_bytes)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()
@@ -162,17 +173,18 @@ def loss_by_length(
         windows = Windows(streams, length, longest)
         per_stretch, n_bytes = [], 0
         at_once = max(1, BATCH_TOKENS // longest)
-        for start in range(0, stretches, at_once):
-            stop = min(start + at_once, stretches)
-            batch = windows.__getitems__(range(start * windows.windows_per_block, stop * windows.windows_per_block))
+        for start in range(0, len(chosen), at_once):
+            here = chosen[start : start + at_once, None]  # (stretch, 1)
+            numbers = here * windows.windows_per_block + np.arange(windows.windows_per_block)
+            batch = windows.__getitems__(numbers.flatten().tolist())
             n_bytes += int(token_bytes[batch[:, 1:]].sum())
             batch = batch.to(device)
             with autocast:
                 losses = model(batch[:, :-1], batch[:, 1:])  # (window, position)
-            per_stretch.append(losses.double().view(stop - start, longest).mean(dim=1).cpu().numpy())
+            per_stretch.append(losses.double().view(len(here), longest).mean(dim=1).cpu().numpy())
         stretch_losses = np.concatenate(per_stretch)
         first = stretch_losses if first is None else first
-        results.append(_summarise(length, stretch_losses, first, stretches * longest, n_bytes))
+        results.append(_summarise(length, stretch_losses, first, len(chosen) * longest, n_bytes))
     return results
 
 

@@ -1,6 +1,9 @@
-"""Results as tables for the terminal."""
+"""Results as tables for the terminal, and as JSON."""
 
+import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -25,3 +28,16 @@ def length_table(results: Sequence[LengthResult], trained_at: int | None) -> Tab
             f"{result.bits_per_byte:.3f}",
         )
     return table
+
+
+def to_json(figures: dict[str, Any]) -> str:
+    """Figures as text; what is not a number becomes null, as JSON has no NaN."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [clean(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(figures), indent=2) + "\n"

@@ -45,7 +45,9 @@ def causal_attention(
     """
     if slopes is None:
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    n_positions = query.shape[2]
+    n_positions, dtype = query.shape[2], query.dtype
+    if query.is_cuda:  # its kernels take a bias of the query's type only, and bfloat16 can't hold this one
+        query, key, value = query.float(), key.float(), value.float()
     outputs = []
     # Autocast would round the bias to bfloat16, which can't count past 256.
     with torch.autocast(query.device.type, enabled=False):
@@ -58,7 +60,7 @@ def causal_attention(
                     query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], attn_mask=bias, dropout_p=dropout
                 )
             )
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(dtype)
 
 
 class Attention(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, write
@@ -25,7 +26,8 @@ def is_trial(trainer: pl.Trainer) -> bool:
 class SaveCheckpoints(LightningCheckpoint):
     """Keeps `last.ckpt` and `best.ckpt` in the run directory.
 
-    A step that is validated is saved after its validation, so that a run going on from there need not repeat it.
+    A step that is validated is saved after its validation, so that a run going on from there need not repeat it. A new
+    best is also the last, so a run goes on from there at the latest.
 
     Args:
         every: steps between saves; the last step is always saved.
@@ -54,6 +56,7 @@ class SaveCheckpoints(LightningCheckpoint):
         self._folder, self._every, self._validate_every, self._total_steps = folder, every, validate_every, total_steps
         self._tokenizer, self._describe = tokenizer, describe
         self.validated_step, self.best_loss = validated_step, best_loss
+        self._saved_step = 0
         self._signal: int | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -94,14 +97,18 @@ class SaveCheckpoints(LightningCheckpoint):
             return
         self.validated_step = trainer.global_step
         loss = pl_module.validation_metrics.get("validation/loss")
-        if best := loss is not None and (self.best_loss is None or loss < self.best_loss):
+        if loss is not None and (self.best_loss is None or loss < self.best_loss):
             self.best_loss = loss
             self._save(trainer, pl_module, BEST)
-        if self._due(trainer.global_step):
-            if best and trainer.is_global_zero:
+            if trainer.is_global_zero:
                 duplicate(self._folder / BEST, LAST)
-            elif not best:
-                self._save(trainer, pl_module, LAST)
+        elif self._due(trainer.global_step) or trainer.state.fn == TrainerFn.VALIDATING:
+            self._save(trainer, pl_module, LAST)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save where training stopped, as `trainer.max_time` may stop it at any step."""
+        if self._saved_step != trainer.global_step:
+            self._save(trainer, pl_module, LAST)
 
     def _due(self, step: int) -> bool:
         return step % self._every == 0 or step == self._total_steps
@@ -134,3 +141,4 @@ class SaveCheckpoints(LightningCheckpoint):
             **self._describe(step),
         )
         write(self._folder / name, Checkpoint(model.config, model.state_dict(), self._tokenizer, training))
+        self._saved_step = step

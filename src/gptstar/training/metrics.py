@@ -57,7 +57,8 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        if not self._columns:
+        if not rows and not self._columns:
+            self._path.unlink(missing_ok=True)  # of a run that had not saved yet
             return
         temporary = self._path.with_name(f".{METRICS_FILE}.partial")
         with temporary.open("w", newline="") as file:
@@ -82,7 +83,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 
 class RecordMetrics(pl.Callback):
-    """Sends the module's metrics to every logger, with speed beside them.
+    """Sends the module's metrics to every logger, with speed beside them: wall time, validation left out.
 
     Args:
         log_every: steps between rows; the first and the last step are always logged.

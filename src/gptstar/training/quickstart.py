@@ -1,6 +1,5 @@
 """What a finished run shows: a bigram to beat, loss beyond the training context, samples, and two pictures."""
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +12,9 @@ from gptstar.checkpoint.format import load
 from gptstar.data.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.evaluation.bigram import bigram_loss
-from gptstar.evaluation.length import MULTIPLES, loss_by_length
+from gptstar.evaluation.length import MULTIPLES, longest_stretch, loss_by_length
 from gptstar.evaluation.plots import plot_context_length, plot_loss
-from gptstar.evaluation.tables import length_table
+from gptstar.evaluation.tables import length_table, to_json
 from gptstar.inference.generate import generate
 from gptstar.model import GPT
 from gptstar.training.metrics import read_metrics
@@ -49,7 +48,8 @@ def conclude(
     plot_loss(rows, folder / "loss.png", name, bigram)
     if bigram is not None:
         model = load(folder).to(device)
-        lengths = [multiple * context_length for multiple in MULTIPLES] if extrapolates else [context_length]
+        longest = longest_stretch(shards) if extrapolates else context_length
+        lengths = [multiple * context_length for multiple in MULTIPLES if multiple * context_length <= longest]
         results = loss_by_length(
             model, shards, lengths, max_tokens=validation_tokens, device=device, bf16=bf16, console=console
         )
@@ -62,7 +62,7 @@ def conclude(
         plot_context_length(results, context_length, folder / "context_length.png", title)
         (folder / "samples.txt").write_text(f"\n{'-' * 80}\n".join(samples) + "\n", encoding="utf-8")
         figures = {"validation_loss": best, "bigram_loss": bigram, "lengths": [asdict(result) for result in results]}
-        (folder / "report.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
     console.print(f"next: gptstar generate {folder} --prompt The", highlight=False, soft_wrap=True)

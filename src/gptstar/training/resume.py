@@ -1,5 +1,6 @@
 """Beginning a run, or going on from a checkpoint under the settings that made it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ START_ONLY = {"model.residual_init"}
 
 
 def begin(
-    source: Path | None, config: GPTConfig, *, seed: int, settings: dict[str, Any], shards: ShardFolder
+    source: Path | None,
+    config: GPTConfig,
+    *,
+    seed: int,
+    settings: dict[str, Any],
+    shards: ShardFolder,
+    folder: Path,
 ) -> tuple[GPT, TrainingState]:
     """A model in train mode, and the state to train it from.
 
@@ -24,6 +31,7 @@ def begin(
         source: a checkpoint to go on from; None begins with new weights. One without training state lends its weights
             to a run that begins at step 0.
         settings: what shapes the result, as flat dotted keys.
+        folder: the run directory.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another tokenizer.
@@ -48,6 +56,8 @@ def begin(
             f"{path} has read the shards in {state.data['shards']}, and those in {shards.folder} hold other tokens: "
             "give the same data, or choose another output to begin anew"
         )
+    if path.resolve().parent != folder.resolve():
+        state = replace(state, best_loss=None)  # a run's best is its own
     return checkpoint.build().train(), state
 
 

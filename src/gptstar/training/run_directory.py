@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from gptstar import __version__
 from gptstar.errors import ConfigError
 from gptstar.training.checkpoints import LAST
+from gptstar.training.metrics import METRICS_FILE
 
 PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
 
@@ -61,23 +62,26 @@ class RunDirectory:
         """
         last = self.path / LAST
         if resume == "never":
-            if last.exists():
+            if last.exists() or (self.path / METRICS_FILE).exists():
                 raise ConfigError(f"output={self.path} holds a run and resume=never: choose another output")
             return None
         named = None if resume == "auto" else Path(resume)
+        if named is not None and named.is_dir():
+            named = named / LAST
         if named is not None and (named.resolve().parent == self.path.resolve() or not last.exists()):
             return named
         return last if last.exists() else None
 
     @rank_zero_only
-    def describe(self, config_yaml: str) -> None:
-        """Write the configuration, and the versions and command behind it."""
+    def describe(self, config_yaml: str, data_fingerprint: str) -> None:
+        """Write the configuration, and the versions, data and command behind it."""
         (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
         about = {
             "gptstar": __version__,
             "commit": _commit(),
             "python": platform.python_version(),
             "platform": platform.platform(),
+            "data": data_fingerprint,
             "packages": {name: version(name) for name in PACKAGES},
             "command": shlex.join(["python", *sys.argv]),
         }

@@ -11,12 +11,21 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.logger import Logger
 
 from gptstar.errors import ConfigError
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 
-PEAK_BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "3090": 71e12}
+PEAK_BF16_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
 """Dense bfloat16 tensor-core rates from NVIDIA's data sheets, by a part of the device's name."""
 
 OURS = {
@@ -43,6 +52,8 @@ OURS = {
     "num_sanity_val_steps": "the code",
     "enable_progress_bar": "the code",
     "enable_checkpointing": "checkpoint_every",
+    "enable_model_summary": "the code",
+    "barebones": "the code",
 }
 """Trainer options that follow from other keys."""
 
@@ -91,6 +102,9 @@ def check_trainer_options(options: dict[str, Any]) -> None:
         ConfigError: names the key and the valid one.
 
     """
+    for key in ("overfit_batches", "limit_train_batches"):
+        if isinstance(options.get(key), float):
+            raise ConfigError(f"trainer.{key}={options[key]} is no whole number; here it counts optimizer steps")
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     for key in options:
         if key in OURS:
@@ -114,25 +128,37 @@ def build_trainer(
     callbacks: Sequence[pl.Callback],
     options: dict[str, Any],
 ) -> pl.Trainer:
-    """A Trainer whose counters count what ours do."""
+    """A Trainer whose counters count what ours do.
+
+    Raises:
+        ConfigError: an option has a value that the Trainer refuses.
+
+    """
     _quieten(profiling="profiler" in options)
-    return pl.Trainer(
-        accelerator=hardware.accelerator,
-        devices=1,
-        precision="bf16-mixed" if hardware.resolved_precision() == "bf16" else "32-true",
-        max_steps=total_steps,
-        max_epochs=-1,
-        accumulate_grad_batches=accumulate,
-        val_check_interval=validate_every * accumulate,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        logger=list(loggers),
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        **options,
-    )
+    steps_to_batches = {
+        key: options[key] * accumulate for key in ("overfit_batches", "limit_train_batches") if key in options
+    }
+    try:
+        return pl.Trainer(
+            accelerator=hardware.device().type,
+            devices=1,
+            precision="bf16-mixed" if hardware.resolved_precision() == "bf16" else "32-true",
+            max_steps=total_steps,
+            max_epochs=-1,
+            accumulate_grad_batches=accumulate,
+            val_check_interval=validate_every * accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            logger=list(loggers),
+            callbacks=list(callbacks),
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            **options | steps_to_batches,
+        )
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
+        raise ConfigError(f"Lightning refuses {given}: {str(error).strip().partition(chr(10))[0]}") from error
 
 
 def _quieten(*, profiling: bool) -> None:
@@ -162,11 +188,11 @@ def fast_forward(trainer: pl.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs."""
-    if device.type == "cpu":
+def peak_flops(hardware: HardwareConfig) -> float | None:
+    """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs and float32."""
+    if hardware.device().type == "cpu" or hardware.resolved_precision() != "bf16":
         return None
-    name = torch.cuda.get_device_name(device)
+    name = torch.cuda.get_device_name()
     return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
 
 

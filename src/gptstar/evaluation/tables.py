@@ -13,7 +13,7 @@ from gptstar.evaluation.length import LengthResult
 def length_table(results: Sequence[LengthResult], trained_at: int | None) -> Table:
     """Loss at each context length, for the terminal."""
     table = Table(title="the same held-out tokens at each context length, ± two standard errors")
-    for column in ("context", "x training", "loss", "change", "perplexity", "bits/byte"):
+    for column in ("context", "×", "loss", "change", "perplexity", "bits/byte"):
         table.add_column(column, justify="right")
     for result in results:
         multiple = f"{result.context_length / trained_at:g}" if trained_at else ""

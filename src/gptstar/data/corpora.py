@@ -10,6 +10,7 @@ import json
 import platform
 import sys
 import sysconfig
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,8 @@ def _docstrings(library: Path) -> tuple[str, ...]:
         if not_the_library & set(path.relative_to(library).parts):
             continue
         try:
-            tree = ast.parse(path.read_bytes())
+            with warnings.catch_warnings(action="ignore"):  # of invalid escapes, in code that is not ours
+                tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # some distributions ship templates that are no Python
             continue
         docstrings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]

@@ -9,7 +9,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from gptstar.model.positions import alibi_bias, rotary_angles, rotate
 
 QUERY_BLOCK = 1024
-"""Queries a bias is built for at once: beyond it memory grows with the context, not with its square."""
+"""Queries a bias is built for at once: reading a longer context takes memory in proportion to it, not to its square.
+
+Training keeps every block's bias for the backward pass; its contexts are short.
+"""
 
 
 def reference_attention(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor) -> Tensor:

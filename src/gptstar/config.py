@@ -42,7 +42,6 @@ class TrainConfig:
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
         output: the run directory.
         trainer: options passed through to Lightning's Trainer.
-
     """
 
     name: str
@@ -69,7 +68,6 @@ class TrainConfig:
 
         Raises:
             ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
-
         """
         return _parse(cls, composed)
 
@@ -136,7 +134,6 @@ class EvaluateConfig:
         checkpoint: a checkpoint or a run directory.
         output: where the results go.
         shards: the text to read; what the checkpoint was trained on, unless given.
-
     """
 
     checkpoint: Path
@@ -151,7 +148,6 @@ class EvaluateConfig:
 
         Raises:
             ConfigError: as `TrainConfig.parse`.
-
         """
         return _parse(cls, composed)
 

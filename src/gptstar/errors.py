@@ -26,7 +26,6 @@ class Interrupted(Refusal):
 
     Attributes:
         exit_code: what the process should exit with (128 + the signal's number, as shells expect).
-
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

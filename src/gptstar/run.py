@@ -27,7 +27,6 @@ def train(config: TrainConfig, config_yaml: str) -> None:
 
     Raises:
         Refusal: whatever the user can put right; what was saved before stands.
-
     """
     console = Console()
     with RunDirectory(config.output) as directory:

@@ -35,7 +35,6 @@ class TrainingState:
         settings: what shapes the result, as flat dotted keys; a resume under others is refused.
         data: `fingerprint` and `shards` (folder) of the tokens read, `epochs` and `blocks` seen of it.
         optimizer: state by parameter name, such as `{"norm.weight": {"exp_avg": …}}`.
-
     """
 
     step: int
@@ -60,7 +59,6 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the weights don't fit the configuration.
-
         """
         with torch.device("meta"):
             model = GPT(self.model)
@@ -81,7 +79,6 @@ def load(path: str | os.PathLike[str]) -> GPT:
 
     Raises:
         CheckpointError: missing, damaged or unsafe; names the file.
-
     """
     return read(find(Path(path))).build()
 
@@ -91,7 +88,6 @@ def find(path: Path) -> Path:
 
     Raises:
         CheckpointError: there is none.
-
     """
     if not path.is_dir():
         return path
@@ -106,7 +102,6 @@ def read(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
-
     """
     tree = read_tensors(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
@@ -127,7 +122,6 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: it can't be written, as on a full disk; the old file stands.
-
     """
     tree = {
         "format": FORMAT,
@@ -169,7 +163,6 @@ def read_tensors(path: Path) -> Any:
 
     Raises:
         CheckpointError: missing, cut short, altered, or a pickle that carries code; names the file.
-
     """
     try:
         with path.open("rb") as file:

@@ -37,7 +37,6 @@ def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer 
 
     Raises:
         CheckpointError: unsafe, damaged, not of either layout, or of a shape that contradicts itself; names the file.
-
     """
     tree = read_tensors(path)
     try:

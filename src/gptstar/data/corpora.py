@@ -31,7 +31,6 @@ class Corpus:
         source: what it is and where it came from, for the manifest.
         identity: changes when the text does; cheap to compute.
         documents: yields the documents anew, in the same order, at every call.
-
     """
 
     name: str
@@ -96,7 +95,6 @@ def local_corpora(patterns: Sequence[str]) -> list[Corpus]:
 
     Raises:
         DataError: a pattern matches nothing, a form is unknown, or two folders share a name.
-
     """
     files: list[Path] = []
     for pattern in patterns:

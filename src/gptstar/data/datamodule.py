@@ -19,7 +19,6 @@ class WindowsDataModule(pl.LightningDataModule):
         sequences_per_step: windows of a global batch.
         micro_batch_size: windows a rank reads at once.
         start_step: the step a run begins or goes on at; with the seed, the whole state of the data.
-
     """
 
     def __init__(

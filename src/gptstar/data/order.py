@@ -26,7 +26,6 @@ def permute(indices: np.ndarray, n: int, key: bytes) -> np.ndarray:
         int64, the shape of `indices`.
 
     Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, section 3 and 5.
-
     """
     a = max(1, math.isqrt(n - 1) + 1) if n > 1 else 1
     b = -(-n // a)
@@ -69,7 +68,6 @@ def blocks_at(positions: np.ndarray, n_blocks: int, seed: int) -> np.ndarray:
 
     Returns:
         `(position,)`, int64, in `[0, n_blocks)`.
-
     """
     positions = np.asarray(positions, dtype=np.int64)
     epochs, indices = positions // n_blocks, positions % n_blocks

@@ -37,7 +37,6 @@ class DataConfig:
         context_length: tokens the model sees at once in training.
         block_tokens: the unit of order; the context length divides it.
         loader_workers: processes that read ahead (0: none).
-
     """
 
     source: Literal["bundled", "local"]
@@ -84,7 +83,6 @@ def ensure_prepared(config: DataConfig, n_vocab: int, console: Console) -> Shard
 
     Raises:
         DataError: text, tokenizer or shards are missing, damaged or don't belong together.
-
     """
     given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
     if config.source == "local" and config.files is None:
@@ -156,7 +154,6 @@ def prepare(
 
     Raises:
         DataError: the text can't be read, is too short, or the folder can't be written.
-
     """
     work = path.with_name(f".{path.name}.partial")
     try:

@@ -45,7 +45,6 @@ class Manifest:
     Attributes:
         identity: hash of the sources and the options; the same request gives the same identity.
         sources: for each corpus its source and licence.
-
     """
 
     identity: str
@@ -78,7 +77,6 @@ class ShardWriter:
 
     Args:
         end_of_text: written once after each document.
-
     """
 
     folder: Path
@@ -154,7 +152,6 @@ class ShardFolder:
 
         Raises:
             DataError: a file is missing, cut short, damaged, or does not belong to the manifest; names the file.
-
         """
         self.folder = folder
         self.manifest = _read_manifest(folder / "manifest.json")

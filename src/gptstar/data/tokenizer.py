@@ -23,7 +23,6 @@ class Tokenizer:
 
         Raises:
             DataError: not a tokenizer, not byte-level, or without an end-of-text token.
-
         """
         try:
             self._backend = tokenizers.Tokenizer.from_str(json_text)
@@ -42,7 +41,6 @@ class Tokenizer:
 
         Raises:
             DataError: the file is missing or not such a tokenizer; names the file.
-
         """
         try:
             return cls(path.read_text(encoding="utf-8"))
@@ -57,7 +55,6 @@ class Tokenizer:
 
         Raises:
             DataError: `n_vocab` can't hold the 256 bytes, or the text is too short to fill it.
-
         """
         if n_vocab < 257:
             raise DataError(f"n_vocab={n_vocab} can't hold 256 bytes and {END_OF_TEXT}: use 257 or more")

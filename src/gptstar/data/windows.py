@@ -21,7 +21,6 @@ class Windows(Dataset[Tensor]):
     Args:
         streams: one a corpus.
         context_length: inputs a window; it divides `block_tokens`.
-
     """
 
     def __init__(self, streams: Sequence[TokenStream], context_length: int, block_tokens: int) -> None:
@@ -65,7 +64,6 @@ class StepSampler(Sampler[list[int]]):
         sequences_per_step: windows of a global batch; whole blocks.
         micro_batch_size: windows a rank reads at once.
         start_step, total_steps: the run's steps that are read.
-
     """
 
     def __init__(

@@ -43,7 +43,6 @@ def bigram_loss(folder: ShardFolder, max_tokens: int) -> float:
 
     Args:
         max_tokens: at most this many tokens of each corpus are held against it.
-
     """
     train = [folder.stream("train", name) for name in folder.corpora("train")]
     held_out = [folder.stream("validation", name) for name in folder.corpora("validation")]

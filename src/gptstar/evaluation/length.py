@@ -30,7 +30,6 @@ class LengthConfig:
     Attributes:
         context_lengths: each divides the longest; multiples 1, 2, 4 and 8 of the training context unless given.
         max_tokens: at most this many targets.
-
     """
 
     context_lengths: tuple[int, ...] | None = None
@@ -52,7 +51,6 @@ class LengthResult:
         change: of the loss against the first length, on the same stretches.
         change_standard_error: of that; smaller, as what one stretch is harder than another falls out.
         tokens: targets scored.
-
     """
 
     context_length: int
@@ -75,7 +73,6 @@ def check_lengths(lengths: Sequence[int]) -> None:
 
     Raises:
         ConfigError: names the first that does not divide the longest.
-
     """
     for length in lengths:
         if length < 1 or max(lengths) % length:
@@ -96,7 +93,6 @@ def text_and_lengths(
     Raises:
         ConfigError: the checkpoint does not know its text or context, so they have to be given.
         DataError: the text is missing or was tokenised with another tokenizer.
-
     """
     settings = checkpoint.training.settings if checkpoint.training else {}
     data = checkpoint.training.data if checkpoint.training else {}
@@ -157,7 +153,6 @@ def loss_by_length(
 
     Raises:
         DataError: the held-out text is shorter than the longest context.
-
     """
     longest = max(lengths)
     streams = [folder.stream("validation", corpus) for corpus in folder.corpora("validation")]

@@ -20,7 +20,6 @@ def plot_loss(rows: Sequence[dict[str, float]], path: Path, title: str, bigram: 
     Args:
         rows: of `metrics.csv`.
         bigram: loss of the bigram model, drawn as a line to beat.
-
     """
     axes = _axes(title, "tokens seen", "loss (nats a token)")
     train = [(row["tokens"], row["train/loss"]) for row in rows if "train/loss" in row]

@@ -15,7 +15,6 @@ def next_token(logits: Tensor, *, temperature: float, top_k: int | None, generat
 
     Returns:
         `(batch, 1)`, int64.
-
     """
     if temperature == 0.0:
         return logits.argmax(dim=-1, keepdim=True)
@@ -48,7 +47,6 @@ def generate(
 
     Raises:
         ConfigError: a sampling setting out of range.
-
     """
     if temperature < 0 or (top_k is not None and top_k < 1):
         raise ConfigError(f"temperature={temperature}, top_k={top_k}: temperature must be 0 or more, top_k 1 or more")

@@ -26,7 +26,6 @@ def reference_attention(query: Tensor, key: Tensor, value: Tensor, attention_bia
         `(batch, head, query, d_head)`, float32.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
-
     """
     scores = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
     return torch.softmax(scores + attention_bias, dim=-1) @ value.float()
@@ -44,7 +43,6 @@ def causal_attention(
 
     Returns:
         `(batch, head, position, d_head)`.
-
     """
     if slopes is None:
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
@@ -72,7 +70,6 @@ class Attention(nn.Module):
     Args:
         slopes: one ALiBi slope a head, or None.
         rotary: turn queries and keys by their positions.
-
     """
 
     def __init__(

@@ -35,7 +35,6 @@ class GPTConfig:
         dropout: on embeddings, attention weights and both branches of a block.
         residual_init: the residual projections' std is 0.02 / sqrt(2 n_layers) as in GPT-2, or 0.02 / sqrt(n_layers)
             as in the original GPT* (`legacy`).
-
     """
 
     n_layers: int
@@ -164,7 +163,6 @@ class GPT(nn.Module):
 
         Raises:
             ConfigError: learned positions, and more tokens than their capacity.
-
         """
         hidden = self.norm(self._hidden(tokens))
         if targets is None:

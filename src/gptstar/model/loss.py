@@ -26,7 +26,6 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         `(batch, position)`, float32.
-
     """
     flat, flat_targets = hidden.flatten(0, 1), targets.flatten()  # (token, d_model), (token,)
     chunk = max(1, CHUNK_LOGITS // weight.shape[0])

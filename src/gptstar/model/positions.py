@@ -35,7 +35,6 @@ def alibi_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
     Returns:
         `(head, query, key)`, float32: `-slope * distance` where the key is not after the query, `-inf` where it is.
         Always float32: bfloat16 can't tell 256 from 257.
-
     """
     query = torch.arange(queries.start, queries.stop, device=slopes.device)
     key = torch.arange(keys.start, keys.stop, device=slopes.device)
@@ -51,7 +50,6 @@ def rotary_angles(n_positions: int, d_head: int, device: torch.device, base: flo
         Two tensors `(position, d_head / 2)`, float32.
 
     Source: Su et al., "RoFormer", 2021, equation 15.
-
     """
     frequencies = base ** (-torch.arange(0, d_head, 2, device=device) / d_head)  # (d_head / 2,)
     angles = torch.arange(n_positions, device=device)[:, None] * frequencies
@@ -67,7 +65,6 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
     Returns:
         The shape and type of `x`; computed in float32.
-
     """
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)

@@ -38,7 +38,6 @@ class SaveCheckpoints(LightningCheckpoint):
 
     Raises:
         Interrupted: from within the loop, after SIGINT or SIGTERM, once the run is saved.
-
     """
 
     def __init__(

@@ -90,7 +90,6 @@ class RecordMetrics(pl.Callback):
         batch_tokens: tokens a step, over all ranks.
         flops_per_token: what a training token costs.
         peak_flops: floating-point operations a second of one device by its data sheet, or None where unknown.
-
     """
 
     def __init__(

@@ -32,7 +32,6 @@ class LanguageModelling(pl.LightningModule):
     Attributes:
         step_metrics: of the last optimizer step.
         validation_metrics: of the last validation.
-
     """
 
     _token_bytes: Tensor
@@ -91,7 +90,6 @@ class LanguageModelling(pl.LightningModule):
 
         Raises:
             TrainingError: loss or gradient is nan or infinite; the weights are still those of the step before.
-
         """
         step = self.global_step
         rate = self._optimizer.learning_rate * self._schedule.fraction(step, self._total_steps)

@@ -20,7 +20,6 @@ class OptimizerConfig:
         decay_final_norm: also decay the last LayerNorm, as the original GPT* did.
 
     Source: Brown et al., "Language Models are Few-Shot Learners", 2020, appendix B.
-
     """
 
     learning_rate: float
@@ -79,7 +78,6 @@ def load_state_by_name(
 
     Raises:
         CheckpointError: the state is of other parameters.
-
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     if states and (differing := set(names.values()) ^ set(states)):

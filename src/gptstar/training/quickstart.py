@@ -41,7 +41,6 @@ def conclude(
 
     Args:
         extrapolates: whether the model takes more tokens than it was trained with.
-
     """
     rows = read_metrics(folder)
     bigram = bigram_loss(shards, validation_tokens) if report else None

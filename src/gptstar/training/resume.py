@@ -36,7 +36,6 @@ def begin(
     Raises:
         CheckpointError: the checkpoint is damaged, or of another tokenizer.
         ConfigError: it was made under other settings or from other data; names the keys.
-
     """
     new = TrainingState(0, 0, None, settings, data={}, optimizer={})
     if source is None:

@@ -28,7 +28,6 @@ class RunDirectory:
 
     Raises:
         ConfigError: it can't be written, or another run is writing in it.
-
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +57,6 @@ class RunDirectory:
 
         Raises:
             ConfigError: `never`, and the directory holds a run.
-
         """
         last = self.path / LAST
         if resume == "never":

@@ -14,7 +14,6 @@ class ScheduleConfig:
         warmup_steps: steps from zero to the peak.
         final_fraction: what is left of the peak at the end of the decay.
         decay_until: the step at which the decay ends; the run's last step unless given.
-
     """
 
     warmup_steps: int

@@ -14,7 +14,6 @@ def job_name(task_overrides: Sequence[str], command_line: Sequence[str]) -> str:
     Args:
         task_overrides: of this job, each with one value.
         command_line: of the sweep, some with several.
-
     """
     parser = OverridesParser.create()
     given = parser.parse_overrides([word for word in command_line if "=" in word and not word.startswith("-")])

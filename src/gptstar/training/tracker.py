@@ -22,7 +22,6 @@ class TrackerConfig:
         kind: `csv` (nothing more), `tensorboard` or `wandb`.
         project, mode: of wandb; offline needs no account.
         gradient_norms: `total`, or `layers` for one a block as well.
-
     """
 
     kind: Literal["csv", "tensorboard", "wandb"] = "csv"

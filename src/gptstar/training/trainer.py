@@ -65,7 +65,6 @@ class HardwareConfig:
     Attributes:
         precision: `float32`; `bf16`: autocast over float32 weights; `auto`: bf16 where the device is fast at it.
         micro_batch_size: sequences a device holds at once; memory's choice, with no effect on the result's meaning.
-
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -100,7 +99,6 @@ def check_trainer_options(options: dict[str, Any]) -> None:
 
     Raises:
         ConfigError: names the key and the valid one.
-
     """
     for key in ("overfit_batches", "limit_train_batches"):
         if isinstance(options.get(key), float):
@@ -132,7 +130,6 @@ def build_trainer(
 
     Raises:
         ConfigError: an option has a value that the Trainer refuses.
-
     """
     _quieten(profiling="profiler" in options)
     steps_to_batches = {

@@ -95,10 +95,12 @@ def test_half_characters_are_replaced(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 3}\n', r"a\.jsonl, line 1: \"text\" is a int"),
         ("a.jsonl", b"{\n", r"a\.jsonl, line 1"),
         ("a.jsonl.zst", b"nothing", r"a\.jsonl\.zst: can't be read"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 100)[:30], r"a\.jsonl\.gz: can't be read"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 100, mtime=0)[:30], r"a\.jsonl\.gz: can't be read"),
         ("a.txt", b"\xff\xfe", r"a\.txt: not UTF-8"),
+        ("a.jsonl", b'{"text": ' + b"[" * 200_000, r"a\.jsonl, line 1: not a JSON object"),
         ("a.pdf", b"", r"a\.pdf: unknown form"),
     ],
+    ids=["field", "type", "cut-line", "no-zst", "cut-gz", "bytes", "nested", "form"],
 )
 def test_damaged_text_is_refused_by_name(name: str, content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -126,8 +126,9 @@ def test_generation_is_repeatable_and_stops_at_end_of_text(model: GPT) -> None:
     stop = first[0, 20].item()
     stopped = generate(model, prompt, 40, seed=3, end_of_text=stop)
     assert stop not in stopped[0, 2:]
-    with pytest.raises(ConfigError, match="temperature"):
-        generate(model, prompt, 1, temperature=-1.0)
+    for wrong in ({"temperature": -1.0}, {"temperature": math.nan}, {"top_k": 0}, {"seed": -1}, {"seed": 2**80}):
+        with pytest.raises(ConfigError):
+            generate(model, prompt, 1, **wrong)
 
 
 def test_a_report_shows_what_was_learned(overrides: Callable[..., list[str]], tmp_path: Path, capsys) -> None:

@@ -262,6 +262,46 @@ def test_a_directory_to_resume_means_its_last_checkpoint(overrides: Overrides, t
     assert min(losses(tmp_path / "run")) == 18
 
 
+def test_only_the_best_left_is_gone_on_from(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides(output="whole"))
+    run_here(overrides())
+    (tmp_path / "run/last.ckpt").unlink()
+    run_here(overrides())
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_can_not_be_shortened(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    run_here(overrides("schedule.decay_until=12"))
+    before = (tmp_path / "run/config.yaml").read_text()
+    line = refusal(run_here, overrides("schedule.decay_until=12", "total_steps=20"))
+    assert "total_steps=20 is behind" in line
+    line = refusal(run_here, overrides("schedule.decay_until=12", "total_steps=30", "trainer.max_time=abc"))
+    assert "Lightning refuses" in line
+    assert (tmp_path / "run/config.yaml").read_text() == before
+
+
+def test_a_directory_of_other_files_is_left_alone(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/loss.png").write_text("mine")
+    assert "holds files that are not a run's" in refusal(run_here, overrides())
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.name != ".lock"] == ["loss.png"]
+
+
+def test_signals_are_given_back(overrides: Overrides) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run_here(overrides("total_steps=4", "schedule.warmup_steps=1"))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_optimizer_of_another_shape_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    run_here(overrides("total_steps=4", "schedule.decay_until=12", output="first"))
+    source = read(tmp_path / "first/last.ckpt")
+    source.training.optimizer["norm.weight"]["exp_avg"] = torch.zeros(3)
+    write(tmp_path / "altered.ckpt", source)
+    more = ("total_steps=8", "schedule.decay_until=12", f"resume={tmp_path / 'altered.ckpt'}")
+    assert "exp_avg of norm.weight is missing or of another shape" in refusal(run_here, overrides(*more))
+
+
 def test_too_little_held_out_text_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
     line = refusal(run_here, overrides("data.block_tokens=512", "batch_tokens=512", "data.validation_fraction=0.001"))
     assert "holds out a block of 512 tokens" in line

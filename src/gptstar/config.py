@@ -75,8 +75,10 @@ class TrainConfig:
         for name in ("total_steps", "batch_tokens", "checkpoint_every", "validate_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is below 1")
-        if self.seed < 0:
-            raise ConfigError(f"seed={self.seed} is negative")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} is negative or beyond 2**63")
+        if self.total_steps * self.batch_tokens >= 2**62:
+            raise ConfigError(f"total_steps={self.total_steps} is more than can be counted")
         if self.model.n_ctx is not None and self.data.context_length > self.model.n_ctx:
             raise ConfigError(
                 f"data.context_length={self.data.context_length} exceeds model.n_ctx={self.model.n_ctx}; learned "
@@ -182,6 +184,8 @@ def _parse(cls: type[Config], composed: DictConfig) -> Config:
         if key not in valid_keys(cls):
             raise ConfigError(unknown_key(key, valid_keys(cls)))
     for key in open_ended:
+        if not isinstance(tree.get(key) or {}, dict):
+            raise ConfigError(f"{key}={tree[key]} is no group of keys: give {key}.KEY=VALUE")
         tree[key] = {name: value for name, value in (tree.get(key) or {}).items() if value is not None}
     try:
         return TypeAdapter(cls).validate_python(tree)

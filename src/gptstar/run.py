@@ -7,7 +7,7 @@ from rich.console import Console
 from gptstar.config import TrainConfig
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.prepare import ensure_prepared
-from gptstar.errors import TrainingError
+from gptstar.errors import ConfigError, TrainingError
 from gptstar.training.checkpoints import LAST, SaveCheckpoints, is_trial
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
@@ -36,7 +36,11 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         model, state = begin(
             source, config.model, seed=config.seed, settings=settings, shards=shards, folder=directory.path
         )
-        directory.describe(config_yaml, shards.manifest.fingerprint)
+        if state.step > config.total_steps:
+            raise ConfigError(
+                f"total_steps={config.total_steps} is behind {source}, which is at step {state.step}: "
+                "give more steps, or another output"
+            )
         if source is not None:
             console.print(f"going on from {source} at step {state.step:,} of {config.total_steps:,}", soft_wrap=True)
         console.print(
@@ -101,15 +105,18 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             callbacks=[StepProgress(console, config.total_steps), recorder, saver],
             options=config.trainer,
         )
+        directory.describe(config_yaml, shards.manifest.fingerprint)
         fast_forward(trainer, state.step)
         try:
             fit(trainer, module, data, saver)
         except TrainingError as error:
             last = directory.path / LAST
             kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
-            raise TrainingError(f"{error}; {kept}; try a lower optimizer.learning_rate, or float32") from error
+            raise TrainingError(f"{error}; {kept}") from error
         finally:
             close_loggers(trainer.loggers)
+            saver.stop_listening()
+        saver.leave_if_asked(trainer)
         if trainer.global_step < config.total_steps and not is_trial(trainer):
             console.print(f"stopped at step {trainer.global_step:,}; output={directory.path} goes on", soft_wrap=True)
         elif trainer.is_global_zero and not is_trial(trainer):

@@ -112,6 +112,14 @@ def read(path: Path) -> Checkpoint:
         )
     try:
         training = tree["training"] and TrainingState(**tree["training"])
+        if training:
+            for name in ("settings", "data", "optimizer"):
+                if not isinstance(getattr(training, name), dict):
+                    raise TypeError(f"training.{name} is no dict")
+            if not isinstance(training.step, int) or training.step < 0:
+                raise TypeError(f"training.step={training.step}")
+        if not isinstance(tree["weights"], dict):
+            raise TypeError("weights is no dict")
         return Checkpoint(GPTConfig(**tree["model"]), tree["weights"], tree["tokenizer"], training)
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} does not hold what its format promises ({error!r})") from error
@@ -139,12 +147,12 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise CheckpointError(
-            f"can't write {path} ({_first_line(error)}): what was there before is untouched"
-        ) from error
+        # torch turns a full disk into a RuntimeError about positions in the file
+        cause = error.strerror or str(error) if isinstance(error, OSError) else "not all of it fits: is the disk full?"
+        raise CheckpointError(f"can't write {path} ({cause}); what was there before is untouched") from error
 
 
 def duplicate(path: Path, name: str) -> None:
@@ -175,15 +183,15 @@ def read_tensors(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
     except UnpicklingError as error:
-        if found := re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error)):
+        if found := re.search(r"GLOBAL (\w+\.[\w.]+)", str(error)):
             raise CheckpointError(
                 f"{path} is refused: its pickle carries code ({found[1]}), not just tensors"
             ) from error
-        raise CheckpointError(f"{path} is no checkpoint ({_first_line(error)})") from error
+        raise CheckpointError(f"{path} is no checkpoint: torch did not save it") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} was cut short or altered: use another checkpoint") from error
     except (RuntimeError, EOFError, LookupError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error)})") from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error) or 'it is empty'})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ import platform
 import sys
 import sysconfig
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +151,7 @@ def _read_all(paths: Sequence[Path]) -> Iterator[str]:
                 yield from _json_texts(path, file) if _form(path) == "jsonl" else (file.read().decode("utf-8"),)
         except UnicodeDecodeError as error:
             raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}): convert it first") from error
-        except (OSError, EOFError, zstandard.ZstdError) as error:
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             raise DataError(f"{path}: can't be read ({error}): the file is damaged or cut short") from error
 
 
@@ -160,7 +161,7 @@ def _json_texts(path: Path, lines: BinaryIO) -> Iterator[str]:
             continue
         try:
             text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f'{path}, line {number}: not a JSON object with a "text" field ({error!r})') from error
         if not isinstance(text, str):
             raise DataError(f'{path}, line {number}: "text" is a {type(text).__name__}, not a string')

@@ -156,7 +156,7 @@ class ShardFolder:
         self.folder = folder
         self.manifest = _read_manifest(folder / "manifest.json")
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        if self.tokenizer.fingerprint != self.manifest.tokenizer:
+        if (self.tokenizer.fingerprint, self.tokenizer.n_vocab) != (self.manifest.tokenizer, self.manifest.n_vocab):
             raise DataError(f"{folder}/tokenizer.json is not the tokenizer that made these shards: prepare them again")
         files = [(f"{s.name}.npy", s.sha256) for s in self.manifest.shards]
         files += [(f"{s.name}.documents.npy", s.documents_sha256) for s in self.manifest.shards]
@@ -204,5 +204,5 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest(**{**tree, "shards": tuple(Shard(**shard) for shard in tree["shards"])})
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}: not a folder of shards") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is no manifest ({error!r}): {_AGAIN}") from error

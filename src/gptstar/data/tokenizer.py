@@ -30,6 +30,10 @@ class Tokenizer:
             raise DataError(f"not a `tokenizers` JSON ({error})") from error
         if self._backend.token_to_id(END_OF_TEXT) is None:
             raise DataError(f"the tokenizer has no {END_OF_TEXT} token, which separates documents")
+        if not isinstance(self._backend.model, models.BPE):
+            raise DataError(f"the tokenizer is a {type(self._backend.model).__name__}, not a byte-level BPE")
+        if max(self._backend.get_vocab().values()) >= self._backend.get_vocab_size():
+            raise DataError("the tokenizer's numbers have gaps, so they are no rows of an embedding")
         if "ByteLevel" not in json.dumps(json.loads(json_text).get("decoder")):
             raise DataError(
                 "the tokenizer is not byte-level (its decoder is not ByteLevel), so its tokens have no bytes"
@@ -114,7 +118,8 @@ class Tokenizer:
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokens of each text, int64. Text that looks like a special token is encoded as text."""
         self._backend.encode_special_tokens = True
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        whole = [text.encode("utf-8", "replace").decode() for text in texts]  # a command line may hold half characters
+        encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:

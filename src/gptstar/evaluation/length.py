@@ -36,7 +36,8 @@ class LengthConfig:
     max_tokens: int = 2**20
 
     def __post_init__(self) -> None:
-        check_lengths(self.context_lengths or (1,))
+        if self.context_lengths is not None:
+            check_lengths(self.context_lengths)
         if self.max_tokens < 1:
             raise ConfigError(f"evaluation.max_tokens={self.max_tokens} is below 1")
 
@@ -74,6 +75,8 @@ def check_lengths(lengths: Sequence[int]) -> None:
     Raises:
         ConfigError: names the first that does not divide the longest.
     """
+    if not lengths:
+        raise ConfigError("evaluation.context_lengths is empty: name some, or leave it out")
     for length in lengths:
         if length < 1 or max(lengths) % length:
             raise ConfigError(f"evaluation.context_lengths: {length} does not divide the longest, {max(lengths)}")

@@ -41,7 +41,8 @@ def plot_loss(rows: Sequence[dict[str, float]], path: Path, title: str, bigram: 
     if bigram is not None:
         axes.axhline(bigram, color=GREY, linestyle="--", linewidth=1, label=f"bigram model, {bigram:.2f}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
-    axes.legend(frameon=False)
+    if train or validation or bigram is not None:
+        axes.legend(frameon=False)
     _save(axes, path)
 
 

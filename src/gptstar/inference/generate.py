@@ -48,8 +48,12 @@ def generate(
     Raises:
         ConfigError: a sampling setting out of range.
     """
-    if temperature < 0 or (top_k is not None and top_k < 1):
-        raise ConfigError(f"temperature={temperature}, top_k={top_k}: temperature must be 0 or more, top_k 1 or more")
+    if not (temperature == 0.0 or 0.001 <= temperature <= 1000):
+        raise ConfigError(f"temperature={temperature} is neither 0 (the likeliest) nor between 0.001 and 1000")
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"top_k={top_k} is below 1")
+    if n_new < 0 or not 0 <= seed < 2**63:
+        raise ConfigError(f"n_new={n_new}, seed={seed}: neither may be negative, nor the seed beyond 2**63")
     generator = torch.Generator(tokens.device).manual_seed(seed)
     for _ in range(n_new):
         drawn = next_token(model(tokens)[:, -1], temperature=temperature, top_k=top_k, generator=generator)

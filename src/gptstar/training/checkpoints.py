@@ -57,6 +57,7 @@ class SaveCheckpoints(LightningCheckpoint):
         self.validated_step, self.best_loss = validated_step, best_loss
         self._saved_step = 0
         self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, a signal is answered at the end of a batch. A second SIGINT is Python's own."""
@@ -69,7 +70,14 @@ class SaveCheckpoints(LightningCheckpoint):
 
     def _listen(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+            before = signal.signal(number, self._receive)
+            self._handlers.setdefault(number, before)
+
+    def stop_listening(self) -> None:
+        """Give the signals back to whom they belonged."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
@@ -120,7 +128,17 @@ class SaveCheckpoints(LightningCheckpoint):
         if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             return
         self._save(trainer, pl_module, LAST)
-        number = self._signal or signal.SIGTERM
+        self._signal = self._signal or signal.SIGTERM  # another rank's
+        self.leave_if_asked(trainer)
+
+    def leave_if_asked(self, trainer: pl.Trainer) -> None:
+        """Stop for a signal that came, once everything is saved.
+
+        Raises:
+            Interrupted: names the signal, the step, and how to go on.
+        """
+        if (number := self._signal) is None:
+            return
         raise Interrupted(
             f"{signal.Signals(number).name} at step {trainer.global_step} of {self._total_steps}: saved; "
             f"to go on, give the same command with output={self._folder}",

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from gptstar.errors import DataError, TrainingError
 from gptstar.training.module import LanguageModelling
 
 METRICS_FILE = "metrics.csv"
@@ -52,8 +53,11 @@ class MetricsCSV(Logger):
             rows = _read_rows(self._path)
             self._columns += [key for key in row if key not in self._columns]
             self._rewrite(rows)
-        with self._path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        try:
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except OSError as error:
+            raise TrainingError(f"can't write {self._path}: {error.strerror}") from error
 
     @rank_zero_only
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
@@ -61,11 +65,15 @@ class MetricsCSV(Logger):
             self._path.unlink(missing_ok=True)  # of a run that had not saved yet
             return
         temporary = self._path.with_name(f".{METRICS_FILE}.partial")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self._path)
+        try:
+            with temporary.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(rows)
+            temporary.replace(self._path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise TrainingError(f"can't write {self._path}: {error.strerror}; it is as it was") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
@@ -76,10 +84,19 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        lines = list(csv.reader(file))
-    whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0])
-    return [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        lines = list(csv.reader(line.replace("\0", "") for line in file))
+    if not lines or lines[0][:1] != ["step"]:
+        raise DataError(f"{path} is damaged or no record of a run: move it away, and a new one is begun")
+    rows = [{key: value for key, value in zip(lines[0], line, strict=False) if value} for line in lines[1:]]
+    return [row for row, line in zip(rows, lines[1:], strict=True) if len(line) == len(lines[0]) and _is_whole(row)]
+
+
+def _is_whole(row: dict[str, str]) -> bool:
+    try:
+        return "step" in row and bool([float(value) for value in row.values()])
+    except ValueError:
+        return False
 
 
 class RecordMetrics(pl.Callback):

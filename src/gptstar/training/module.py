@@ -100,7 +100,10 @@ class LanguageModelling(pl.LightningModule):
         mean_loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
         loss, gradient_norm = torch.stack((mean_loss, norm)).tolist()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise TrainingError(f"step {step + 1}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}")
+            raise TrainingError(
+                f"step {step + 1}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}: "
+                "try a lower optimizer.learning_rate, or hardware.precision=float32"
+            )
         self.step_metrics = {
             "train/loss": loss,
             "train/perplexity": math.exp(min(loss, 700.0)),

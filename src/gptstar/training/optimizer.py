@@ -84,6 +84,10 @@ def load_state_by_name(
         raise CheckpointError(
             f"the optimizer's state is of another model: {sorted(differing)[0]} is only in one of them"
         )
+    for parameter, name in names.items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            if states and (key not in states[name] or states[name][key].shape != parameter.shape):
+                raise CheckpointError(f"the optimizer's {key} of {name} is missing or of another shape")
     tree = optimizer.state_dict()
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     # Clones: torch keeps the tensors it is given where the type already fits.

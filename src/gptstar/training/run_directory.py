@@ -13,9 +13,9 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from gptstar import __version__
+from gptstar.checkpoint.format import duplicate
 from gptstar.errors import ConfigError
-from gptstar.training.checkpoints import LAST
-from gptstar.training.metrics import METRICS_FILE
+from gptstar.training.checkpoints import BEST, LAST
 
 PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
 
@@ -56,24 +56,27 @@ class RunDirectory:
         """The checkpoint to go on from, or None to begin.
 
         Raises:
-            ConfigError: `never`, and the directory holds a run.
+            ConfigError: `never`, and the directory holds a run; or it holds what no run wrote.
         """
-        last = self.path / LAST
-        if resume == "never":
-            if last.exists() or (self.path / METRICS_FILE).exists():
-                raise ConfigError(f"output={self.path} holds a run and resume=never: choose another output")
-            return None
-        named = None if resume == "auto" else Path(resume)
+        holds = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")}
+        if holds and "versions.json" not in holds:
+            raise ConfigError(f"output={self.path} holds files that are not a run's: choose another folder")
+        if resume == "never" and holds:
+            raise ConfigError(f"output={self.path} holds a run and resume=never: choose another output")
+        if BEST in holds and LAST not in holds:
+            duplicate(self.path / BEST, LAST)
+            holds.add(LAST)
+        own = self.path / LAST if LAST in holds else None
+        named = None if resume in ("auto", "never") else Path(resume)
         if named is not None and named.is_dir():
             named = named / LAST
-        if named is not None and (named.resolve().parent == self.path.resolve() or not last.exists()):
+        if named is not None and (own is None or named.resolve().parent == self.path.resolve()):
             return named
-        return last if last.exists() else None
+        return own
 
     @rank_zero_only
     def describe(self, config_yaml: str, data_fingerprint: str) -> None:
         """Write the configuration, and the versions, data and command behind it."""
-        (self.path / "config.yaml").write_text(config_yaml, encoding="utf-8")
         about = {
             "gptstar": __version__,
             "commit": _commit(),
@@ -83,7 +86,10 @@ class RunDirectory:
             "packages": {name: version(name) for name in PACKAGES},
             "command": shlex.join(["python", *sys.argv]),
         }
-        (self.path / "versions.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        for name, text in (("config.yaml", config_yaml), ("versions.json", json.dumps(about, indent=2) + "\n")):
+            temporary = self.path / f".{name}.partial"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.path / name)
 
 
 def _commit() -> str | None:

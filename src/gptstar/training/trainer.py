@@ -101,8 +101,9 @@ def check_trainer_options(options: dict[str, Any]) -> None:
         ConfigError: names the key and the valid one.
     """
     for key in ("overfit_batches", "limit_train_batches"):
-        if isinstance(options.get(key), float):
-            raise ConfigError(f"trainer.{key}={options[key]} is no whole number; here it counts optimizer steps")
+        value = options.get(key, 1)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"trainer.{key}={value} is not a whole number of 1 or more; it counts optimizer steps")
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     for key in options:
         if key in OURS:
@@ -153,7 +154,7 @@ def build_trainer(
             enable_model_summary=False,
             **options | steps_to_batches,
         )
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except (MisconfigurationException, AttributeError, RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ConfigError(f"Lightning refuses {given}: {str(error).strip().partition(chr(10))[0]}") from error
 

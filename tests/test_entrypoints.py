@@ -63,6 +63,19 @@ def test_ten_kills_change_nothing(overrides: Overrides, tmp_path: Path) -> None:
     assert_kills_change_nothing(steps, overrides, tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_quickstart_beats_a_bigram_and_reads_beyond_its_context(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, str(ROOT / "train.py"), f"output={tmp_path / 'run'}"]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, timeout=1100)
+    report = json.loads((tmp_path / "run/report.json").read_text())
+    assert report["validation_loss"] < report["bigram_loss"] - 0.4
+    assert [result["context_length"] for result in report["lengths"]] == [128, 256, 512, 1024]
+    for result in report["lengths"][1:]:
+        assert result["change"] + 2 * result["change_standard_error"] < 0
+
+
 def test_sigterm_from_outside_saves_and_says_so(overrides: Overrides, tmp_path: Path) -> None:
     more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
     command = [sys.executable, str(ROOT / "train.py"), *overrides(*more)]

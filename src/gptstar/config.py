@@ -179,10 +179,11 @@ def _parse(cls: type[Config], composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).strip().partition("\n")[0]) from error
     assert isinstance(tree, dict)
-    open_ended = [key for key in valid_keys(cls) if get_type_hints(cls).get(key) == dict[str, Any]]
+    valid = valid_keys(cls)
+    open_ended = [key for key in valid if get_type_hints(cls).get(key) == dict[str, Any]]
     for key in flatten({str(key): value for key, value in tree.items() if key not in open_ended}):
-        if key not in valid_keys(cls):
-            raise ConfigError(unknown_key(key, valid_keys(cls)))
+        if key not in valid:
+            raise ConfigError(unknown_key(key, valid))
     for key in open_ended:
         if not isinstance(tree.get(key) or {}, dict):
             raise ConfigError(f"{key}={tree[key]} is no group of keys: give {key}.KEY=VALUE")
@@ -191,9 +192,8 @@ def _parse(cls: type[Config], composed: DictConfig) -> Config:
         return TypeAdapter(cls).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(
-            str(part) for part in first["loc"] if str(part) in {p for k in valid_keys(cls) for p in k.split(".")}
-        )
+        names = {name for key in valid for name in key.split(".")}
+        key = ".".join(str(part) for part in first["loc"] if part in names)  # pydantic adds the branches of unions
         given = "" if first["type"] == "missing" else f"={first['input']}"
         raise ConfigError(f"{key}{given}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 

@@ -12,7 +12,7 @@ from gptstar.training.checkpoints import LAST, SaveCheckpoints, is_trial
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.progress import StepProgress
-from gptstar.training.quickstart import conclude
+from gptstar.training.report import conclude
 from gptstar.training.resume import begin
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.tracker import build_loggers, close_loggers

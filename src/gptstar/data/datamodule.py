@@ -50,7 +50,7 @@ class WindowsDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Tensor]:
         """Micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = self._place()
         sampler = StepSampler(
             self.training,
             seed=self._seed,
@@ -65,7 +65,7 @@ class WindowsDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """One loader a corpus: the same tokens at every context length."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world_size = self._place()
         loaders = []
         for windows in self.validation.values():
             blocks = min(windows.n_blocks, self._config.validation_tokens // self._config.block_tokens)
@@ -73,6 +73,10 @@ class WindowsDataModule(pl.LightningDataModule):
             size = self._micro_batch_size
             loaders.append(self._loader(windows, [numbers[i : i + size] for i in range(0, len(numbers), size)]))
         return loaders
+
+    def _place(self) -> tuple[int, int]:
+        """This process's rank, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, windows: Windows, batches: StepSampler | list[list[int]]) -> DataLoader[Tensor]:
         return DataLoader(

@@ -87,9 +87,9 @@ class SaveCheckpoints(LightningCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         """At the end of a step, save it if it is due and no validation comes first."""
-        step_ended = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        assert isinstance(pl_module, LanguageModelling)
         validation_follows = trainer.enable_validation and self.validation_due(trainer.global_step)
-        if step_ended and self._due(trainer.global_step) and not validation_follows:
+        if pl_module.step_ended(batch_idx) and self._due(trainer.global_step) and not validation_follows:
             self._save(trainer, pl_module, LAST)
         self._stop_if_asked(trainer, pl_module)
 

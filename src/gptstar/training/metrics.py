@@ -88,15 +88,17 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         lines = list(csv.reader(line.replace("\0", "") for line in file))
     if not lines or lines[0][:1] != ["step"]:
         raise DataError(f"{path} is damaged or no record of a run: move it away, and a new one is begun")
-    rows = [{key: value for key, value in zip(lines[0], line, strict=False) if value} for line in lines[1:]]
-    return [row for row, line in zip(rows, lines[1:], strict=True) if len(line) == len(lines[0]) and _is_whole(row)]
+    whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0] and all(map(_is_number, line)))
+    return [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
 
 
-def _is_whole(row: dict[str, str]) -> bool:
+def _is_number(value: str) -> bool:
+    """A number, or nothing, as where a row has no value in a column."""
     try:
-        return "step" in row and bool([float(value) for value in row.values()])
+        float(value or 0)
     except ValueError:
         return False
+    return True
 
 
 class RecordMetrics(pl.Callback):
@@ -126,7 +128,7 @@ class RecordMetrics(pl.Callback):
         """At the end of a step, log it if it is due."""
         assert isinstance(pl_module, LanguageModelling)
         step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not pl_module.step_ended(batch_idx):
             return
         self._steps += 1
         if step % self._log_every and step not in (1, self._total_steps):

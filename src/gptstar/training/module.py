@@ -60,6 +60,10 @@ class LanguageModelling(pl.LightningModule):
         self.step_metrics: dict[str, float] = {}
         self.validation_metrics: dict[str, float] = {}
 
+    def step_ended(self, batch_idx: int) -> bool:
+        """Whether a micro-batch, counted from where this process began, is the last of its optimizer step."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, its state restored where the run goes on."""
         optimizer = build_optimizer(self.model, self._optimizer)

@@ -43,7 +43,7 @@ class StepProgress(ProgressBar):
     ) -> None:
         """Advance."""
         assert isinstance(pl_module, LanguageModelling)
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or not trainer.is_global_zero:
+        if not (pl_module.step_ended(batch_idx) and trainer.is_global_zero):
             return
         status = self._status(pl_module)
         if self._live.live.is_started:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gptstar.checkpoint.format import Checkpoint, TrainingState, find, read
+from gptstar.checkpoint.format import Checkpoint, TrainingState, read
 from gptstar.data.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
@@ -41,21 +41,21 @@ def begin(
     if source is None:
         torch.manual_seed(seed)
         return GPT(config), new
-    path = find(source)
-    checkpoint = read(path)
-    _check_settings(path, checkpoint, config, settings)
+    checkpoint = read(source)
+    _check_settings(source, checkpoint, config, settings)
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != shards.manifest.tokenizer:
         raise CheckpointError(
-            f"{path} was made with another tokenizer than the shards in {shards.folder}: prepare the text with its own"
+            f"{source} was made with another tokenizer than the shards in {shards.folder}: "
+            "prepare the text with its own"
         )
     state = checkpoint.training or new
     seen = state.data.get("fingerprint")
     if seen not in (None, shards.manifest.fingerprint):
         raise ConfigError(
-            f"{path} has read the shards in {state.data['shards']}, and those in {shards.folder} hold other tokens: "
+            f"{source} has read the shards in {state.data['shards']}, and those in {shards.folder} hold other tokens: "
             "give the same data, or choose another output to begin anew"
         )
-    if path.resolve().parent != folder.resolve():
+    if source.resolve().parent != folder.resolve():
         state = replace(state, best_loss=None)  # a run's best is its own
     return checkpoint.build().train(), state
 

@@ -69,7 +69,10 @@ def plot_context_length(results: Sequence[LengthResult], trained_at: int | None,
             0.02, 0.03, f"seen in training (up to {trained_at})", transform=axes.transAxes, color=GREY, fontsize=8
         )
     low, high = axes.get_ylim()
-    middle, half = (low + high) / 2, max((high - low) / 2, 0.5)  # so that noise does not look like a slope
+    middle, half = (
+        (low + high) / 2,
+        max(0.6 * (high - low), 0.5),
+    )  # room for the note; noise is not to look like a slope
     axes.set_ylim(middle - half, middle + half)
     _save(axes, path)
 

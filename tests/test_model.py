@@ -118,7 +118,7 @@ def test_the_context_length_reaches_neither_state_nor_size() -> None:
 
 
 def test_rotary_scores_depend_on_distance_alone() -> None:
-    cosines, sines = rotary_angles(60, 10, torch.device("cpu"))
+    cosines, sines = rotary_angles(torch.arange(60), 10)
     query, key = torch.randn(2, 1, 1, 1, 10)
     at = [rotate(x.expand(1, 1, 60, 10), cosines, sines)[0, 0] for x in (query, key)]
     scores = at[0] @ at[1].T

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from gptstar.model.positions import alibi_bias, rotary_angles, rotate
+from gptstar.model.view import Scope, View
 
 QUERY_BLOCK = 1024
 """Queries a bias is built for at once: reading a longer context takes memory in proportion to it, not to its square.
@@ -128,6 +129,15 @@ def _with_feature(x: Tensor, feature: Tensor) -> Tensor:
     return torch.cat((x, extra.expand(*x.shape[:-1], EXTRA_FEATURES)), dim=-1)
 
 
+def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Attention of `(batch, head, query, d_head)` to the keys that a view shows; `mask` as `View` makes it."""
+    dtype = query.dtype
+    if mask.dtype is not torch.bool:
+        query, key, value = query.float(), key.float(), value.float()
+    with torch.autocast(query.device.type, enabled=False):
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention; head width free of `d_model / n_heads`.
 
@@ -145,23 +155,29 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * n_heads * d_head)
         self.out = nn.Linear(n_heads * d_head, d_model)
 
-    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape.
 
         Args:
-            documents: `(batch, position)`, int64, or None where every position sees all that are before it.
+            scope: the documents `(batch, position)`, int64, across which nothing is seen, or a view; None where every
+                position sees all that are before it.
         """
         B, T, _ = x.shape
         query, key, value = (
             part.view(B, T, self.n_heads, self.d_head).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
         )  # (batch, head, position, d_head) each
         if self.rotary:
-            angles = rotary_angles(T, self.d_head, x.device)
+            positions = scope.queries[:, None] if isinstance(scope, View) else torch.arange(T, device=x.device)
+            angles = rotary_angles(positions, self.d_head)
             query, key = rotate(query, *angles), rotate(key, *angles)
         slopes = None if self.slopes is None else torch.tensor(self.slopes, device=x.device)
         dropout = self.dropout if self.training else 0.0
-        if documents is None:
+        if scope is None:
             mixed = causal_attention(query, key, value, slopes, dropout)
+        elif isinstance(scope, View):
+            if scope.cache is not None:
+                key, value = scope.cache.extend(self, key, value)
+            mixed = viewed_attention(query, key, value, scope.mask(self.slopes))
         else:
-            mixed = attention_within_documents(query, key, value, documents, slopes, dropout)
+            mixed = attention_within_documents(query, key, value, scope, slopes, dropout)
         return self.out(mixed.transpose(1, 2).reshape(B, T, -1))

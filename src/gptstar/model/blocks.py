@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gptstar.model.attention import Attention
+from gptstar.model.view import Scope
 
 LAYER_NORM_EPS = 1e-5
 
@@ -35,10 +36,10 @@ class ParallelBlock(nn.Module):
         self.attention, self.mlp = attention, mlp
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape; `documents` as `Attention` takes them."""
+    def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
+        """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
         normed = self.norm(x)
-        return x + self.dropout(self.attention(normed, documents)) + self.dropout(self.mlp(normed))
+        return x + self.dropout(self.attention(normed, scope)) + self.dropout(self.mlp(normed))
 
 
 class SequentialBlock(nn.Module):
@@ -54,7 +55,7 @@ class SequentialBlock(nn.Module):
         self.attention, self.mlp = attention, mlp
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape; `documents` as `Attention` takes them."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), documents))
+    def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
+        """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), scope))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -16,6 +16,7 @@ from gptstar.model.attention import Attention
 from gptstar.model.blocks import MLP, ParallelBlock, SequentialBlock
 from gptstar.model.loss import token_losses
 from gptstar.model.positions import alibi_slopes
+from gptstar.model.view import Scope, View
 
 INIT_STD = 0.02
 
@@ -170,20 +171,42 @@ class GPT(nn.Module):
         Raises:
             ConfigError: learned positions, and more tokens than their capacity.
         """
-        hidden = self.norm(self._hidden(tokens, documents))
-        if targets is None:
-            return nn.functional.linear(hidden, self.token_embedding.weight)
-        return token_losses(hidden, self.token_embedding.weight, targets)
+        hidden = self.hidden(tokens, documents)
+        return self.logits(hidden) if targets is None else token_losses(hidden, self.token_embedding.weight, targets)
 
-    def _hidden(self, tokens: Tensor, documents: Tensor | None) -> Tensor:
-        """`(batch, position)` → `(batch, position, d_model)`."""
+    def hidden(self, tokens: Tensor, scope: Scope | None = None) -> Tensor:
+        """What the logits are a product of, for those who need them at a few positions only.
+
+        Args:
+            tokens: `(batch, position)`, int64.
+            scope: the documents `(batch, position)`, int64, that positions belong to, or a view, for rows that are not
+                one sequence read from its beginning.
+
+        Returns:
+            `(batch, position, d_model)`, normed.
+
+        Raises:
+            ConfigError: as `forward`.
+        """
         x = self.token_embedding(tokens)
         if self.position_embedding is not None:
-            T, capacity = tokens.shape[1], self.position_embedding.num_embeddings
-            if capacity < T:
-                raise ConfigError(f"{T} tokens exceed model.n_ctx={capacity}; learned positions can't extrapolate")
-            x = x + self.position_embedding.weight[:T]
+            x = x + self._learned_positions(tokens.shape[1], scope)
         x = self.dropout(x)
         for block in self.blocks:
-            x = block(x, documents)
-        return x
+            x = block(x, scope)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`(…, d_model)` → `(…, n_vocab)`."""
+        return nn.functional.linear(hidden, self.token_embedding.weight)
+
+    def _learned_positions(self, n_positions: int, scope: Scope | None) -> Tensor:
+        """`(position, d_model)`, with a batch before where a view tells rows apart."""
+        assert self.position_embedding is not None
+        queries = scope.queries if isinstance(scope, View) else None
+        length = n_positions if queries is None else int(queries.max()) + 1
+        capacity = self.position_embedding.num_embeddings
+        if length > capacity:
+            raise ConfigError(f"{length} tokens exceed model.n_ctx={capacity}; learned positions can't extrapolate")
+        weight = self.position_embedding.weight
+        return weight[:length] if queries is None else weight[queries]

@@ -43,16 +43,19 @@ def alibi_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
     return bias.masked_fill(distance < 0, -torch.inf)
 
 
-def rotary_angles(n_positions: int, d_head: int, device: torch.device, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, d_head: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `rotate`.
 
+    Args:
+        positions: `(…, position)`, int64.
+
     Returns:
-        Two tensors `(position, d_head / 2)`, float32.
+        Two tensors `(…, position, d_head / 2)`, float32.
 
     Source: Su et al., "RoFormer", 2021, equation 15.
     """
-    frequencies = base ** (-torch.arange(0, d_head, 2, device=device) / d_head)  # (d_head / 2,)
-    angles = torch.arange(n_positions, device=device)[:, None] * frequencies
+    frequencies = base ** (-torch.arange(0, d_head, 2, device=positions.device) / d_head)  # (d_head / 2,)
+    angles = positions[..., None] * frequencies
     return angles.cos(), angles.sin()
 
 
@@ -61,7 +64,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
     Args:
         x: `(batch, head, position, d_head)`.
-        cosines: `(position, d_head / 2)`, from `rotary_angles`; `sines` likewise.
+        cosines: `(position, d_head / 2)`, from `rotary_angles`, or with axes of batch and head before; `sines` too.
 
     Returns:
         The shape and type of `x`; computed in float32.

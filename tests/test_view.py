@@ -1,0 +1,56 @@
+"""Rows that are not one sequence read from its beginning: the same logits as each sequence has by itself."""
+
+import pytest
+import torch
+
+from gptstar.errors import ConfigError
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.view import Cache, View
+
+KINDS = [
+    {"positions": "alibi"},
+    {"positions": "learned", "n_ctx": 13},
+    {"positions": "rotary"},
+    {"positions": "none", "residual": "sequential"},
+]
+
+
+def build(kind: dict[str, object]) -> GPT:
+    torch.manual_seed(5)
+    return GPT(GPTConfig(n_layers=2, d_model=30, n_heads=3, n_vocab=31, d_head=14, **kind)).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["positions"])
+def test_branches_that_share_a_beginning_have_the_logits_of_whole_sequences(kind):
+    model = build(kind)
+    start, branches = torch.randint(31, (5,)), [torch.randint(31, (4,)), torch.randint(31, (7,))]
+    nodes = torch.cat((start, *branches))
+    positions = torch.tensor([*range(5), *range(5, 9), *range(5, 12)])
+    branch = torch.tensor([0] * 5 + [1] * 4 + [2] * 7)
+    seen = (positions[:, None] >= positions) & ((branch == 0) | (branch[:, None] == branch))
+    with torch.inference_mode():
+        hidden = model.hidden(nodes[None], View(positions[None], positions[None], seen[None]))
+        together = model.logits(hidden)[0]
+        first = model(torch.cat((start, branches[0]))[None])[0]
+        second = model(torch.cat((start, branches[1]))[None])[0]
+    torch.testing.assert_close(together[:9], first, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat((together[:5], together[9:])), second, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["positions"])
+def test_text_read_in_pieces_through_a_cache_has_the_logits_of_the_whole(kind):
+    model, tokens = build(kind), torch.randint(31, (3, 11))
+    cache, pieces = Cache(), []
+    with torch.inference_mode():
+        for start, stop in ((0, 6), (6, 7), (7, 11)):
+            queries, keys = torch.arange(start, stop).expand(3, -1), torch.arange(stop).expand(3, -1)
+            view = View(queries, keys, queries[:, :, None] >= keys[:, None], cache)
+            pieces.append(model.logits(model.hidden(tokens[:, start:stop], view)))
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_a_view_past_learned_positions_is_refused():
+    model, positions = build(KINDS[1]), torch.tensor([[12, 13]])
+    view = View(positions, positions, torch.ones(1, 2, 2, dtype=torch.bool))
+    with pytest.raises(ConfigError, match=r"14 tokens exceed model.n_ctx=13"):
+        model.hidden(torch.tensor([[1, 2]]), view)

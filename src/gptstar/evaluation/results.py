@@ -1,0 +1,144 @@
+"""What an evaluation found: `results.json`, written and read."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from gptstar.errors import ConfigError
+
+FORMAT = "gptstar results"
+FORMAT_VERSION = 1
+FILE_NAME = "results.json"
+
+Kind = Literal["mean", "perplexity", "bits_per_byte", "other"]
+"""How a metric follows from its items.
+
+`mean` of one number each; `perplexity` exp(-sum of log-likelihoods / sum of weights) and `bits_per_byte`
+-sum of log-likelihoods / sum of bytes / ln 2, of two numbers each, `[log-likelihood, weight]`; `other` as the task says itself.
+"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a task, with its 95 % interval.
+
+    Attributes:
+        low, high: None where the metric is no mean over items and so has no interval here.
+        method: of the interval, such as `Wilson` or `bootstrap-t over documents`.
+        subset: of the items it is over: None for all of them, or `clean`, those that training never saw.
+    """
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    method: str
+    kind: Kind
+    higher_is_better: bool
+    items: int
+    subset: str | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of a task.
+
+    Attributes:
+        item: its number in the file or split, from 0.
+        hash: sha256 of the item, by which two evaluations are paired.
+        cluster: items with the same number are not independent, such as Winogrande's twins.
+        scores: by metric: a number, or `[log-likelihood, weight]`.
+        log_likelihoods: of each choice, in nats.
+    """
+
+    item: int
+    hash: str
+    cluster: int
+    scores: dict[str, float | tuple[float, float]]
+    log_likelihoods: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task.
+
+    Attributes:
+        version: the harness's, of the task.
+        source: of the items: `path` and `sha256` of a file, or the Hub's `dataset` and `split`.
+        context_length: in tokens, of this task.
+    """
+
+    task: str
+    version: str
+    source: dict[str, Any]
+    context_length: int
+    num_fewshot: int
+    metrics: tuple[Metric, ...]
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """All of an evaluation on tasks.
+
+    Attributes:
+        checkpoint: `name`, `path`, `sha256`, `n_params`, `step`, `tokens`, and `model`, its configuration.
+        protocol: `dtype`, `limit`, seeds, and what else shapes the scores.
+        versions: of the packages that took part.
+    """
+
+    checkpoint: dict[str, Any]
+    protocol: dict[str, Any]
+    versions: dict[str, str]
+    tasks: tuple[TaskResult, ...]
+
+
+def to_json(figures: dict[str, Any]) -> str:
+    """Figures as text; what is not a number becomes null, as JSON has no NaN."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [clean(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(figures), indent=1) + "\n"
+
+
+def write_tasks(results: TaskResults, folder: Path) -> Path:
+    """Write `results.json` into a folder, whole or not at all."""
+    path = folder / FILE_NAME
+    partial = path.with_name(f".{path.name}.partial")
+    tree = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": "tasks"} | asdict(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial.write_text(to_json(tree), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def read_tasks(path: Path) -> TaskResults:
+    """Read the results of an evaluation on tasks: a `results.json`, or the folder that holds it.
+
+    Raises:
+        ConfigError: missing, damaged, or of another kind; names the file.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't read results from {file}: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("kind") != "tasks":
+        raise ConfigError(f"{file} holds no results of tasks, as evaluate.py evaluation.tasks=[…] writes them")
+    if tree["format_version"] != FORMAT_VERSION:
+        raise ConfigError(f"{file} has format {tree['format_version']}, this version reads {FORMAT_VERSION}")
+    try:
+        return TypeAdapter(TaskResults).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{file} is damaged at {where}: {first['msg']}") from error

@@ -1,0 +1,1 @@
+"""Benchmarks: tasks of lm-evaluation-harness, scored by our own model."""

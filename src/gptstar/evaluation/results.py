@@ -18,7 +18,8 @@ Kind = Literal["mean", "perplexity", "bits_per_byte", "other"]
 """How a metric follows from its items.
 
 `mean` of one number each; `perplexity` exp(-sum of log-likelihoods / sum of weights) and `bits_per_byte`
--sum of log-likelihoods / sum of bytes / ln 2, of two numbers each, `[log-likelihood, weight]`; `other` as the task says itself.
+-sum of log-likelihoods / sum of bytes / ln 2, of two numbers each, `[log-likelihood, weight]`; `other` is what the
+task's own code makes of them.
 """
 
 

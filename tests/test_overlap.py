@@ -17,7 +17,7 @@ from gptstar.data.inspection import grams
 from gptstar.data.inspection.benchmark_items import Benchmark
 from gptstar.data.inspection.grams import GramIndex
 from gptstar.data.inspection.overlap import overlap_table, report
-from gptstar.data.inspection.words import tail, words
+from gptstar.data.inspection.words import words
 from gptstar.errors import DataError
 
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -96,15 +96,6 @@ def test_it_finds_what_a_set_of_word_runs_finds(items: list[tuple[str, str]], te
         assert index.grams.tolist() == [len(naive(first) | naive(second)) for first, second in items]
 
 
-@given(st.integers(0, 24), st.integers(0, 400))
-@settings(deadline=None, max_examples=80)
-def test_nothing_is_missed_at_the_cut_between_two_pieces(place: int, cut: int) -> None:
-    index = GramIndex([made_up((THIRTEEN,))])
-    text = f"{'word ' * place}{THIRTEEN}, {'and so on ' * 40}"
-    first, second = text[:cut], text[cut:]
-    assert index.shares_a_gram(first) or index.shares_a_gram(tail(first, 13) + second)
-
-
 def test_nothing_is_missed_between_two_stretches_of_a_document(monkeypatch: pytest.MonkeyPatch) -> None:
     index = GramIndex([made_up((THIRTEEN,))])
     for chunk in range(1, len(THIRTEEN) + 9):
@@ -116,14 +107,6 @@ def test_words_are_the_same_in_any_case() -> None:
     assert words("ΟΔΟΣ") == words("οδος") == words("οδοσ")
     assert words("STRASSE") == words("Straße")
     assert words("ﬁne ½ _Emphasis_ don’t") == ["fine", "1", "2", "emphasis", "don", "t"]
-
-
-def test_a_tail_is_short_and_an_end_of_the_text() -> None:
-    text = "some words that go on " * 5000
-    assert text.endswith(tail(text, 13))
-    assert len(tail(text, 13)) <= 256
-    assert len(words(tail("word " * 3 + "-" * 999 + " word" * 12, 13))) > 13
-    assert tail("", 13) == ""
 
 
 def test_equal_hashes_are_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:

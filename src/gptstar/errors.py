@@ -21,6 +21,12 @@ class TrainingError(Refusal):
     """A run that can't go on, such as one whose loss is no longer finite."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """What somebody else's error says, or its kind where it says nothing, in one line that is not too long."""
+    said = " ".join(str(error).split()) or repr(error)
+    return said if len(said) < 300 else f"{said[:300]}…"
+
+
 class Interrupted(Refusal):
     """A run that a signal stopped, after it had saved.
 

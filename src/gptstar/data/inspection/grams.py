@@ -83,7 +83,7 @@ class GramIndex:
         return set(map(self.item, items.tolist()))
 
     def shares_a_gram(self, text: str) -> bool:
-        """Whether any item shares a gram with a document, or with a piece that begins with the `tail` of the last."""
+        """Whether any item shares a gram with a document."""
         return any(len(grams) for grams in self.find(text))
 
     def find(self, text: str) -> Iterator[np.ndarray]:

@@ -18,11 +18,3 @@ def words(text: str) -> list[str]:
     if text.isascii():
         return text.translate(ASCII).split()  # ten times as fast
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def tail(text: str, n_words: int) -> str:
-    """The end of a text that holds its last words whole: set before the next piece of a document, none is cut."""
-    size = 256
-    while size < len(text) and len(words(text[-size:])) <= n_words:  # the first may be half a word
-        size *= 2
-    return text[-size:]

@@ -9,6 +9,7 @@ from typing import Self
 
 from gptstar.data.storage.shards import Manifest, Source, read_manifest, write_manifest
 from gptstar.data.text.corpora import Corpus
+from gptstar.data.text.found import EXAMPLES
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
 
@@ -91,5 +92,5 @@ def _added(sources: Sequence[Source]) -> Source:
     for source in sources:
         counts.update(source.counts)
         for reason, places in source.examples.items():
-            examples[reason] = (examples.get(reason, []) + places)[:5]
+            examples[reason] = (examples.get(reason, []) + places)[:EXAMPLES]
     return replace(sources[0], counts=dict(counts), examples=examples)

@@ -154,7 +154,7 @@ def prepare(request: Request, path: Path, console: Console) -> None:
     What is done lies in `.NAME.partial` beside it, and the next call goes on from there.
 
     Args:
-        path: the folder to make; it does not exist, is empty, or holds parts.
+        path: the folder to make; it does not exist, or is empty.
 
     Raises:
         DataError: the text can't be read, is too short, or the folder can't be written.

@@ -12,7 +12,7 @@ from typing import Any
 import fsspec
 from fsspec import asyn
 
-from gptstar.errors import DataError
+from gptstar.errors import DataError, in_one_line
 
 RETRY_SECONDS = 120.0
 REQUEST_SECONDS = 60.0
@@ -73,12 +73,14 @@ class RemoteFiles:
                 continue
             if deadline is None:
                 deadline = time.monotonic() + self.retry_seconds
-                log.warning(f"{self.address} does not answer ({_line(failure)}): trying for {self.retry_seconds:.0f} s")
+                log.warning(
+                    f"{self.address} does not answer ({in_one_line(failure)}): trying for {self.retry_seconds:.0f} s"
+                )
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DataError(
                     f"{self.address} could not be reached for {self.retry_seconds:.0f} s (last error: "
-                    f"{_line(failure)}): check the address and the connection, then go on with the run"
+                    f"{in_one_line(failure)}): check the address and the connection, then go on with the run"
                 ) from failure
             if stop.wait(min(left, wait * random.uniform(0.5, 1.0))):
                 raise DataError(f"reading {self.address} was stopped")
@@ -113,9 +115,10 @@ class RemoteFiles:
             except ImportError as error:
                 extra = {"s3a": "s3", "gs": "gcs"}.get(protocol, protocol)
                 cure = f"pip install 'gptstar[{extra}]'" if extra in ("s3", "gcs") else "install it"
-                raise DataError(f"{self.address} needs a package that is missing ({_line(error)}): {cure}") from error
+                said = in_one_line(error)
+                raise DataError(f"{self.address} needs a package that is missing ({said}): {cure}") from error
             except Exception as error:  # each kind of store raises its own
-                raise DataError(f"{self.address} is no address that can be read ({_line(error)})") from error
+                raise DataError(f"{self.address} is no address that can be read ({in_one_line(error)})") from error
             if protocol in ("s3", "s3a"):
                 filesystem.retries = 1
             self._opened = os.getpid(), filesystem, root.rstrip("/")
@@ -125,12 +128,12 @@ class RemoteFiles:
         where = f"{self.address}/{name}"
         if isinstance(error, FileNotFoundError):
             return DataError(f"{where} is not there: copy the whole folder of shards to this address")
-        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        if _forbidden(error):
             return DataError(
-                f"{where} can't be read without permission ({_line(error)}): give the store's credentials, for S3 "
-                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                f"{where} can't be read without permission ({in_one_line(error)}): give the store's credentials, for "
+                "S3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
-        return DataError(f"{where} can't be read ({_line(error)}): check the address")
+        return DataError(f"{where} can't be read ({in_one_line(error)}): check the address")
 
 
 def _options(protocol: str) -> dict[str, Any]:
@@ -145,7 +148,7 @@ def _hopeless(error: Exception) -> bool:
     """Would it fail again however often it is tried?"""
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | ValueError):
         return True
-    if isinstance(error, TypeError | AttributeError | NotImplementedError) or "Credentials" in type(error).__name__:
+    if isinstance(error, TypeError | AttributeError | NotImplementedError) or _forbidden(error):
         return True
     status = getattr(error, "status", None) or getattr(error, "code", None)
     if isinstance(status, int) and 400 <= status < 500:
@@ -153,7 +156,6 @@ def _hopeless(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.EREMCHG)
 
 
-def _line(error: Exception) -> str:
-    """What an error says, in one line."""
-    said = " ".join(str(error).split()) or repr(error)
-    return said if len(said) < 300 else f"{said[:300]}…"
+def _forbidden(error: Exception) -> bool:
+    """Is it about who may read? The stores' clients have errors of their own for that, which need not be installed."""
+    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__

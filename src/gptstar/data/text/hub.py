@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptstar.data.text.records import Fields, Record, row
-from gptstar.errors import DataError
+from gptstar.errors import DataError, in_one_line
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class HubShard:
             for number, content in enumerate(rows.skip(start), start=start + 1):
                 yield from row(content, self.fields, f"{self.name}, row {number}", number)
         except Exception as error:  # whatever the reader of one of its many forms raises
-            raise DataError(f"{self.name}: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise DataError(f"{self.name}: {type(error).__name__}: {in_one_line(error)}") from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -73,8 +73,7 @@ def commit_of(hub: str, revision: str | None) -> str:
 
 
 def _unreachable(hub: str, error: Exception) -> str:
-    reason = (str(error).splitlines() or [""])[0]
     return (
-        f"the dataset {hub} can't be read ({type(error).__name__}: {reason}): check its name and the network, or give "
-        "your own copy as data.corpora.NAME.files=GLOB"
+        f"the dataset {hub} can't be read ({type(error).__name__}: {in_one_line(error)}): check its name and the network, or "
+        "give your own copy as data.corpora.NAME.files=GLOB"
     )

@@ -14,7 +14,7 @@ import zstandard
 from gptstar.data.text.compression import COMPRESSIONS, decompressed
 from gptstar.data.text.pieces import decoded_pieces
 from gptstar.data.text.records import Fields, Piece, Record, Skipped, in_pieces, row
-from gptstar.errors import DataError
+from gptstar.errors import DataError, in_one_line
 
 LINE_BYTES = 2**28
 """A line longer than this is no document but a file of another form."""
@@ -164,4 +164,4 @@ def _read_parquet(file: File, start: int) -> Iterator[Record]:
                             yield from row(values, file.fields, place, number, offset)
                     skip = max(0, skip - len(batch))
     except pyarrow.ArrowException as error:
-        raise DataError(f"{file.name}: no Parquet, or damaged ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{file.name}: no Parquet, or damaged ({in_one_line(error)})") from error

@@ -3,52 +3,54 @@
 The checkpoint explains itself: architecture, tokenizer, training context and text are read from it.
 """
 
-from dataclasses import asdict
+import contextlib
+from dataclasses import replace
 
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
 from gptstar.checkpoint.format import find, read
+from gptstar.checkpoint.identity import identity
 from gptstar.cli import job, one_line_errors
 from gptstar.config import EvaluateConfig
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError
-from gptstar.evaluation.length import loss_by_length, text_and_lengths
-from gptstar.evaluation.plots import plot_context_length
-from gptstar.evaluation.tables import length_table, to_json
+from gptstar.evaluation.length.config import LengthConfig
+from gptstar.evaluation.tasks.team import joined
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
-    """Loss against context length, as a table, a picture and `results.json`."""
+    """On tasks of lm-evaluation-harness, or loss against context length: tables, pictures and `results.json`."""
     with job(composed):
         evaluate(EvaluateConfig.parse(composed))
 
 
 def evaluate(config: EvaluateConfig) -> None:
     """Read, score, and write what was found."""
-    console = Console()
-    if (config.output / "results.json").exists() or (config.output / "context_length.png").exists():
+    if (config.output / "results.json").exists():
         raise ConfigError(f"output={config.output} holds results already: choose another folder")
-    path = find(config.checkpoint)
-    checkpoint = read(path)
-    shards, lengths, trained_at = text_and_lengths(checkpoint, config.evaluation, config.shards)
-    device = config.hardware.device()
-    results = loss_by_length(
-        checkpoint.build().to(device),
-        shards,
-        lengths,
-        max_tokens=config.evaluation.max_tokens,
-        device=device,
-        bf16=config.hardware.resolved_precision() == "bf16",
-        console=console,
-    )
-    console.print(length_table(results, trained_at))
-    plot_context_length(results, trained_at, config.output / "context_length.png", f"{path.parent.name}/{path.name}")
-    text = {"shards": str(shards.folder), "fingerprint": shards.manifest.fingerprint}
-    found = {"checkpoint": str(path.resolve()), "text": text, "lengths": [asdict(result) for result in results]}
-    (config.output / "results.json").write_text(to_json(found), encoding="utf-8")
-    console.print(f"in {config.output}: context_length.png, results.json", soft_wrap=True, highlight=False)
+    console, paths = Console(), [find(path) for path in config.checkpoints]
+    checkpoints = [read(path) for path in paths]
+    if config.tokenizer is not None:
+        given = Tokenizer.from_file(config.tokenizer).json_text
+        checkpoints = [replace(checkpoint, tokenizer=given) for checkpoint in checkpoints]
+    named = [(identity(path, checkpoint), checkpoint) for path, checkpoint in zip(paths, checkpoints, strict=True)]
+    device, asked, output = config.hardware.device(), config.evaluation, config.output
+    with joined() as rank:
+        if isinstance(asked, LengthConfig):
+            from gptstar.evaluation.length.study import study
+
+            if rank == 0:
+                study(named, asked, shards=config.shards, device=device, console=console, output=output)
+        else:
+            from gptstar.evaluation.tasks.report import evaluate_and_report
+
+            evaluate_and_report(*named[0], asked, device, output, console)
+    if rank > 0:
+        with contextlib.suppress(OSError):  # the folder that Hydra made for this rank, unless it is the first's
+            output.rmdir()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, SMALL, run_here
 
-from gptstar.cli import compose, conf_folder, main
+from gptstar.cli import compose, conf_folder, main, one_line_errors
 from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
 from gptstar.errors import ConfigError
 from gptstar.training.sweep import job_name
@@ -54,7 +55,7 @@ def test_a_number_is_written_once() -> None:
             ["data.contxt_length=3"],
             "data.contxt_length is no key of the configuration: did you mean data.context_length?",
         ),
-        (["context_length=3"], "did you mean data.context_length?"),
+        (["context_length=3"], "did you mean data.context_length or evaluation.context_length?"),
         (["model.n_layer=3"], "did you mean model.n_layers?"),
         (["modle=gpt127"], "modle is no key of the configuration: did you mean model?"),
         (["+model.n_layer=3"], "model.n_layer is no key of the configuration: did you mean model.n_layers?"),
@@ -119,11 +120,40 @@ def test_jobs_are_named_by_what_differs() -> None:
     assert job_name(["seed=1"], ["-m", "seed=1"]) == "only"
 
 
-def test_impossible_lengths_are_refused() -> None:
-    with pytest.raises(ConfigError, match="384 does not divide the longest, 512"):
-        EvaluateConfig.parse(compose("evaluate", ["checkpoint=x", "evaluation.context_lengths=[384,512]"]))
-    with pytest.raises(ConfigError, match="checkpoint"):
-        EvaluateConfig.parse(compose("evaluate", []))
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "checkpoint"),
+        (["checkpoint=[]"], r"checkpoint=\[\] names none"),
+        (["checkpoint=[a,b]"], "tasks take one at a time"),
+        (["checkpoint=x", "evaluation=length", "evaluation.context_lengths=[0,512]"], r"evaluation\.context_lengths"),
+        (["checkpoint=x", "evaluation.limit=0"], r"evaluation\.limit=0 is below 1"),
+        (["checkpoint=x", "evaluation.tasks=[]"], r"evaluation\.tasks is empty"),
+        (["checkpoint=x", "evaluation.dtype=int8"], r"evaluation\.dtype=int8"),
+        (["checkpoint=x", "evaluation.data_dir=nowhere"], r"evaluation\.data_dir=nowhere is no folder"),
+        (["checkpoint=x", "evaluation.overlap=nothing"], r"evaluation\.overlap=nothing is no file"),
+        (["checkpoint=x", "evaluation.every_n_steps=5"], r"evaluation\.every_n_steps is for train\.py"),
+        (["checkpoint=x", "evaluation=length", "evaluation.protocol=fixed"], r"evaluation\.protocol=fixed"),
+    ],
+    ids=lambda each: "-".join(each) if isinstance(each, list) else "",
+)
+def test_an_evaluation_that_makes_no_sense_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EvaluateConfig.parse(compose("evaluate", overrides))
+
+
+def test_a_study_of_length_takes_several_checkpoints() -> None:
+    one = EvaluateConfig.parse(compose("evaluate", ["checkpoint=a", "evaluation=length"]))
+    two = EvaluateConfig.parse(compose("evaluate", ["checkpoint=[a,b]", "evaluation=length"]))
+    assert (one.checkpoints, two.checkpoints) == ((Path("a"),), (Path("a"), Path("b")))
+
+
+def test_a_key_of_another_choice_is_named_with_it(refusal: Callable[..., str]) -> None:
+    def run() -> None:
+        with one_line_errors():
+            compose("evaluate", ["checkpoint=x", "evaluation.protocol=sliding"])
+
+    assert "evaluation.protocol is a key of evaluation=length: choose that too" in refusal(run)
 
 
 def test_yaml_holds_values_only() -> None:

@@ -8,15 +8,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_here
-from test_prepare import QUIET, config
 
-from gptstar.checkpoint.format import Checkpoint, read
-from gptstar.data.preparation.prepare import ensure_prepared
-from gptstar.data.storage.shards import ShardFolder
-from gptstar.errors import ConfigError, DataError
+from gptstar.checkpoint.format import read
+from gptstar.errors import ConfigError
 from gptstar.evaluation.bigram import Bigram
-from gptstar.evaluation.length import LengthConfig, loss_by_length, text_and_lengths
-from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate, next_token
 from gptstar.model import GPT, GPTConfig
 
@@ -27,58 +22,6 @@ CPU = torch.device("cpu")
 def model() -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig(n_layers=2, d_model=22, n_heads=11, n_vocab=300)).eval()
-
-
-@pytest.fixture
-def shards(text: str, tmp_path: Path) -> ShardFolder:
-    return ensure_prepared(config(files=text, shards=str(tmp_path / "s"), validation_fraction=0.2), 300, QUIET)
-
-
-def read_at(model: GPT, shards: ShardFolder, lengths: list[int], max_tokens: int = 10**6):
-    return loss_by_length(model, shards, lengths, max_tokens=max_tokens, device=CPU, bf16=False, console=QUIET)
-
-
-def test_every_length_scores_the_same_targets(model: GPT, shards: ShardFolder) -> None:
-    short, long = read_at(model, shards, [16, 128])
-    assert short.tokens == long.tokens > 500
-    streams = [shards.stream("validation", corpus) for corpus in ("alpha", "beta")]
-    expected = []
-    for stream in streams:
-        for start in range(0, (len(stream) - 1) // 128 * 128, 128):
-            window = torch.from_numpy(stream.read(start, 129))[None]
-            expected.append(model(window[:, :-1], window[:, 1:]).mean().item())
-    assert long.loss == pytest.approx(np.mean(expected), rel=1e-6)
-    assert long.standard_error == pytest.approx(np.std(expected, ddof=1) / math.sqrt(len(expected)), rel=1e-4)
-    assert long.perplexity == pytest.approx(math.exp(long.loss))
-    assert short.bits_per_byte / short.loss == pytest.approx(long.bits_per_byte / long.loss)
-
-
-def test_a_limit_reads_whole_stretches(model: GPT, shards: ShardFolder) -> None:
-    assert read_at(model, shards, [16, 64], max_tokens=130)[0].tokens == 128
-    with pytest.raises(DataError, match="no held-out corpus"):
-        read_at(model, shards, [2**20])
-
-
-def test_a_checkpoint_says_what_to_read_it_on(model: GPT, shards: ShardFolder) -> None:
-    bare = Checkpoint(model.config, model.state_dict())
-    with pytest.raises(ConfigError, match="does not say what it was trained on"):
-        text_and_lengths(bare, LengthConfig(), None)
-    with pytest.raises(ConfigError, match="does not know its training context"):
-        text_and_lengths(bare, LengthConfig(), shards.folder)
-    folder, lengths, trained_at = text_and_lengths(bare, LengthConfig(context_lengths=(16, 32)), shards.folder)
-    assert (folder.manifest, lengths, trained_at) == (shards.manifest, (16, 32), None)
-    learned = GPTConfig(2, 22, 11, 300, positions="learned", n_ctx=31)
-    with pytest.raises(ConfigError, match="32 exceeds the learned positions' n_ctx=31"):
-        text_and_lengths(Checkpoint(learned, {}), LengthConfig(context_lengths=(16, 32)), shards.folder)
-    other = Checkpoint(GPTConfig(2, 22, 11, 301), {})
-    with pytest.raises(DataError, match="vocabulary of 300, the model of 301"):
-        text_and_lengths(other, LengthConfig(context_lengths=(16,)), shards.folder)
-
-
-def test_the_table_shows_every_length(model: GPT, shards: ShardFolder) -> None:
-    table = length_table(read_at(model, shards, [16, 32]), trained_at=16)
-    assert table.row_count == 2
-    assert list(table.columns[1].cells) == ["1", "2"]
 
 
 def test_the_bigram_is_a_distribution_that_beats_chance() -> None:

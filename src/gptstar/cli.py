@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from gptstar import __version__
 from gptstar.data_commands import add_data_commands
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, Refusal
+from gptstar.evaluation_commands import add_evaluation_commands
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -93,8 +94,11 @@ def explain(error: Exception) -> str:
         key = found[1].lstrip("+~").partition("@")[0]
         if key.startswith("trainer."):
             return _explain_trainer_option(key.removeprefix("trainer."))
+        group, _, leaf = key.partition(".")
+        if choices := [path.stem for path in sorted((conf_folder() / group).glob("*.yaml")) if _sets(path, leaf)]:
+            return f"{key} is a key of {' or '.join(f'{group}={choice}' for choice in choices)}: choose that too"
         groups = [entry.name for entry in conf_folder().iterdir() if entry.is_dir()]
-        return unknown_key(key, [*valid_keys(TrainConfig), *valid_keys(EvaluateConfig), *groups])
+        return unknown_key(key, list(dict.fromkeys([*valid_keys(TrainConfig), *valid_keys(EvaluateConfig), *groups])))
     if found := re.search(r"Could not find '([^']+)'", first):
         group, _, name = found[1].rpartition("/")
         options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
@@ -102,6 +106,11 @@ def explain(error: Exception) -> str:
         hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(options)}"
         return f"{group}={name} does not exist: {hint}"
     return first
+
+
+def _sets(path: Path, key: str) -> bool:
+    """Whether a file of the configuration has this key."""
+    return bool(re.search(rf"^{re.escape(key)}:", path.read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def _explain_trainer_option(key: str) -> str:
@@ -178,6 +187,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
         command.set_defaults(run=run)
     add_data_commands(commands)
+    add_evaluation_commands(commands)
     return parser
 
 

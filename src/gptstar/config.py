@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from gptstar.data.config import DataConfig
 from gptstar.errors import ConfigError
-from gptstar.evaluation.length import LengthConfig
+from gptstar.evaluation.length.config import LengthConfig
+from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.model import GPTConfig
 from gptstar.training.optimizer import OptimizerConfig
 from gptstar.training.schedule import ScheduleConfig
@@ -43,6 +45,7 @@ class TrainConfig:
         checkpoint_every, validate_every, log_every: in steps.
         resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
+        evaluation: on tasks of the harness, every so many steps.
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
         output: the run directory.
         trainer: options passed through to Lightning's Trainer.
@@ -64,6 +67,7 @@ class TrainConfig:
     schedule: ScheduleConfig
     hardware: HardwareConfig
     tracker: TrackerConfig
+    evaluation: TasksConfig
     trainer: dict[str, Any]
 
     @classmethod
@@ -134,19 +138,21 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """An evaluation of one checkpoint.
+    """An evaluation of a checkpoint, or of several for a study of context length.
 
     Attributes:
-        checkpoint: a checkpoint or a run directory.
+        checkpoint: a checkpoint, a run directory or an exported Hugging Face folder.
         output: where the results go.
-        shards: the text to read; what the checkpoint was trained on, unless given.
+        tokenizer: a `tokenizers` JSON, for a checkpoint that holds none.
+        shards: the text for a study of context length; what the checkpoint was trained on, unless given.
     """
 
-    checkpoint: Path
+    checkpoint: Path | tuple[Path, ...]
     output: Path
+    tokenizer: Path | None
     shards: str | None
     hardware: HardwareConfig
-    evaluation: LengthConfig
+    evaluation: Annotated[TasksConfig | LengthConfig, Field(discriminator="study")]
 
     @classmethod
     def parse(cls, composed: DictConfig) -> Self:
@@ -156,6 +162,23 @@ class EvaluateConfig:
             ConfigError: as `TrainConfig.parse`.
         """
         return _parse(cls, composed)
+
+    def __post_init__(self) -> None:
+        if not self.checkpoints:
+            raise ConfigError("checkpoint=[] names none")
+        if isinstance(self.evaluation, TasksConfig):
+            if len(self.checkpoints) > 1:
+                raise ConfigError(
+                    "checkpoint names several: tasks take one at a time (-m checkpoint=A,B runs each; "
+                    "`gptstar compare` sets two results against each other)"
+                )
+            if self.evaluation.every_n_steps is not None:
+                raise ConfigError("evaluation.every_n_steps is for train.py, which evaluates as it goes: leave it out")
+
+    @property
+    def checkpoints(self) -> tuple[Path, ...]:
+        """One or more."""
+        return self.checkpoint if isinstance(self.checkpoint, tuple) else (self.checkpoint,)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -175,8 +198,10 @@ def valid_keys(cls: type, prefix: str = "") -> list[str]:
         key = f"{prefix}{field.name}"
         if get_origin(nested) is dict and is_dataclass(get_args(nested)[1]):
             nested, key = get_args(nested)[1], f"{key}.*"
-        keys += valid_keys(nested, f"{key}.") if isinstance(nested, type) and is_dataclass(nested) else [key]
-    return keys
+        options = get_args(nested) if get_origin(nested) in (Union, UnionType) else (nested,)
+        groups = [option for option in options if isinstance(option, type) and is_dataclass(option)]
+        keys += [each for group in groups for each in valid_keys(group, f"{key}.")] or [key]
+    return list(dict.fromkeys(keys))
 
 
 def is_valid(key: str, valid: Sequence[str]) -> bool:

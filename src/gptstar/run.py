@@ -8,6 +8,7 @@ from gptstar.config import TrainConfig
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.errors import ConfigError, TrainingError
+from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.checkpoints import LAST, SaveCheckpoints, is_trial
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
@@ -97,6 +98,10 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             flops_per_token=config.model.training_flops(config.data.context_length),
             peak_flops=peak_flops(config.hardware),
         )
+        evaluator = EvaluateTasks(
+            config.evaluation, shards.tokenizer, name=config.name, total_steps=config.total_steps, recorder=recorder
+        )
+        evaluators = [evaluator] if config.evaluation.every_n_steps else []
         trainer = build_trainer(
             config.hardware,
             folder=directory.path,
@@ -104,7 +109,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             accumulate=config.accumulate,
             validate_every=config.validate_every,
             loggers=build_loggers(config.tracker, directory.path, config.name, state.step),
-            callbacks=[StepProgress(console, config.total_steps), recorder, saver],
+            callbacks=[StepProgress(console, config.total_steps), recorder, *evaluators, saver],
             options=config.trainer,
         )
         directory.describe(config_yaml, shards.manifest.fingerprint)

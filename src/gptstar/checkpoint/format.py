@@ -75,7 +75,7 @@ def load(path: str | os.PathLike[str]) -> GPT:
     `model(tokens)` gives logits `(batch, position, n_vocab)` for tokens `(batch, position)`.
 
     Args:
-        path: a checkpoint, or a run directory, whose best checkpoint is taken.
+        path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.
 
     Raises:
         CheckpointError: missing, damaged or unsafe; names the file.
@@ -84,7 +84,7 @@ def load(path: str | os.PathLike[str]) -> GPT:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint meant by a path: itself, or a run directory's best, or its last.
+    """The checkpoint meant by a path: itself, a run directory's best or its last, or an exported Hugging Face folder.
 
     Raises:
         CheckpointError: there is none.
@@ -94,15 +94,24 @@ def find(path: Path) -> Path:
     for name in ("best.ckpt", "last.ckpt"):
         if (path / name).exists():
             return path / name
-    raise CheckpointError(f"{path} holds neither best.ckpt nor last.ckpt: give a run directory or a checkpoint")
+    if (path / "config.json").exists():
+        return path
+    raise CheckpointError(
+        f"{path} holds neither best.ckpt nor last.ckpt, nor the config.json of an exported model: give a run directory "
+        "or a checkpoint"
+    )
 
 
 def read(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint.
+    """Read and verify a checkpoint, or an exported Hugging Face folder.
 
     Raises:
         CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
     """
+    if path.is_dir():
+        from gptstar.checkpoint.huggingface.read import read_huggingface
+
+        return read_huggingface(path)
     tree = read_tensors(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT")

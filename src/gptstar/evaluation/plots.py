@@ -1,6 +1,7 @@
-"""Pictures of a run: its loss, and its loss against context length."""
+"""Pictures of a run: its loss; and of models: their loss against context length, and by position in the window."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -8,10 +9,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
-from gptstar.evaluation.length import LengthResult
+from gptstar.evaluation.length.curve import Curve
+from gptstar.evaluation.length.figures import LengthResult
+from gptstar.evaluation.statistics.intervals import Interval
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#6e6e6e"
-"""From Okabe and Ito's palette, which colour-blind readers can tell apart."""
+COLOURS = BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
+"""Okabe and Ito's palette, without its yellow: colour-blind readers can tell them apart."""
+MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
+"""For prints without colour."""
+LEAST_HEIGHT = 0.5
+"""Nats that an axis shows at least: noise is not to look like a slope."""
 
 
 def plot_loss(rows: Sequence[dict[str, float]], path: Path, title: str, bigram: float | None = None) -> None:
@@ -46,35 +54,115 @@ def plot_loss(rows: Sequence[dict[str, float]], path: Path, title: str, bigram: 
     _save(axes, path)
 
 
-def plot_context_length(results: Sequence[LengthResult], trained_at: int | None, path: Path, title: str) -> None:
-    """Loss against context length, with the training context marked; bars are two standard errors."""
-    axes = _axes(title, "context length (tokens)", "loss on the same held-out tokens (nats)")
-    lengths, losses = [r.context_length for r in results], [r.loss for r in results]
-    axes.errorbar(lengths, losses, [2 * r.standard_error for r in results], color=BLUE, marker="o", capsize=3)
-    for result in results:
-        label = f"{result.loss:.2f}"
-        axes.annotate(
-            label, (result.context_length, result.loss), xytext=(6, 8), textcoords="offset points", color=BLUE
-        )
+def plot_context_length(curves: Sequence[Curve], path: Path, title: str, *, bits: bool = False) -> None:
+    """Loss against context length, the training context marked; bars are 95 % intervals.
+
+    Where a model is undefined, a cross stands above and no line goes there.
+
+    Args:
+        curves: one a model, told apart by their names.
+        bits: bits per byte, which compare models with different tokenizers, in place of nats per token.
+    """
+
+    def figure_of(result: LengthResult) -> Interval | None:
+        return result.bits_per_byte if bits else result.loss
+
+    axes = _axes(title, "context length (tokens)", "bits a byte" if bits else "loss on the same targets (nats a token)")
+    places = sorted({result.context_length for curve in curves for result in curve.lengths})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths)
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.xaxis.set_minor_locator(NullLocator())
+    for number, (curve, style) in enumerate(zip(curves, _styles(), strict=False)):
+        points = [(result.context_length, figure_of(result)) for result in curve.lengths]
+        there = [(x, y) for x, y in points if y is not None]
+        shift = 2 ** (0.02 * (number - (len(curves) - 1) / 2))  # so that bars stand beside each other
+        missing = [x for x, y in points if y is None]
+        label = f"{curve.name} (×: undefined)" if missing else curve.name
+        _bars(axes, [x * shift for x, _ in there], [y for _, y in there], label, style)
+        place = axes.get_xaxis_transform()
+        height = [0.97 - 0.04 * number] * len(missing)
+        axes.plot(missing, height, linestyle="", marker="x", color=style["color"], transform=place)
+        if len(curves) == 1:
+            for x, y in there:
+                axes.annotate(f"{y.value:.2f}", (x, y.value), xytext=(6, 8), textcoords="offset points", color=BLUE)
     axes.margins(x=0.12)
-    if trained_at is not None:
+    _mark_training(axes, curves)
+    _finish(axes, places, len(curves) > 1 or any(result.loss is None for result in curves[0].lengths), bits)
+    _save(axes, path)
+
+
+def plot_positions(curves: Sequence[Curve], path: Path, title: str) -> None:
+    """Loss by the number of tokens before a target, at each model's longest context; bars are 95 % intervals."""
+    axes = _axes(title, "tokens before the target", "loss (nats a token)")
+    axes.set_xscale("log", base=2)
+    places: set[int] = set()
+    for curve, style in zip(curves, _styles(), strict=False):
+        middles = [(position.first * position.last) ** 0.5 for position in curve.positions]
+        _bars(axes, middles, [position.loss for position in curve.positions], curve.name, style)
+        places |= {position.last for position in curve.positions}
+    _mark_training(axes, curves)
+    _finish(axes, sorted(places), len(curves) > 1, False)
+    _save(axes, path)
+
+
+def _styles() -> Iterator[dict[str, str]]:
+    for colour, marker, dash in zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False):
+        yield {"color": colour, "marker": marker, "linestyle": dash}
+
+
+def _bars(axes: Axes, x: Sequence[float], y: Sequence[Interval], name: str, style: dict[str, str]) -> None:
+    """Points, and bars where there are intervals (matplotlib leaves out what is NaN)."""
+    reach = [[each.value - each.low for each in y], [each.high - each.value for each in y]]
+    axes.errorbar(
+        x,
+        [each.value for each in y],
+        reach,
+        label=name,
+        capsize=3,
+        markersize=5,
+        linewidth=1.4,
+        color=style["color"],
+        marker=style["marker"],
+        linestyle=style["linestyle"],
+    )
+
+
+def _mark_training(axes: Axes, curves: Sequence[Curve]) -> None:
+    """Shade what was seen in training, or mark where it ends for each model."""
+    trained = {curve.trained_at for curve in curves}
+    trained_at = next(iter(trained))
+    if len(trained) == 1 and trained_at is not None:
         low, high = axes.get_xlim()
-        axes.axvspan(low, trained_at, color=GREY, alpha=0.12, linewidth=0)
+        if low < trained_at:
+            axes.axvspan(low, trained_at, color=GREY, alpha=0.12, linewidth=0)
         axes.set_xlim(low, high)
         axes.text(
             0.02, 0.03, f"seen in training (up to {trained_at})", transform=axes.transAxes, color=GREY, fontsize=8
         )
+    if len(trained) < 2:
+        return
+    for curve, style in zip(curves, _styles(), strict=False):
+        if curve.trained_at is not None:
+            axes.axvline(curve.trained_at, color=style["color"], linestyle=":", linewidth=1, zorder=0)
+    axes.text(0.02, 0.03, "dotted: seen in training up to here", transform=axes.transAxes, color=GREY, fontsize=8)
+
+
+def _in_thousands(value: float, _: float) -> str:
+    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
+
+
+def _finish(axes: Axes, places: Sequence[int], legend: bool, bits: bool) -> None:
+    axes.set_xticks(places)
+    axes.xaxis.set_major_formatter(_in_thousands if len(places) > 6 else ScalarFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
-    middle, half = (
-        (low + high) / 2,
-        max(0.6 * (high - low), 0.5),
-    )  # room for the note; noise is not to look like a slope
+    # Room for the note below and for crosses above.
+    middle, half = (low + high) / 2, max(0.62 * (high - low), LEAST_HEIGHT / (2 if bits else 1))
     axes.set_ylim(middle - half, middle + half)
-    _save(axes, path)
+    if legend:
+        figure = axes.get_figure()
+        assert isinstance(figure, Figure)
+        shown = figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8, handlelength=3)
+        for text in shown.get_texts():
+            text.set_parse_math(False)  # names of checkpoints may hold what is taken for maths
 
 
 def _axes(title: str, x: str, y: str) -> Axes:

@@ -1,12 +1,14 @@
 """Causal self-attention: one short definition, and the fast form that is tested against it."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from gptstar.model.positions import alibi_bias, rotary_angles, rotate
+from gptstar.model.positions import RotaryScaling, alibi_bias, rotary_angles, rotate
 from gptstar.model.view import Scope, View
 
 QUERY_BLOCK = 1024
@@ -14,6 +16,9 @@ QUERY_BLOCK = 1024
 
 Training keeps every block's bias for the backward pass; its contexts are short.
 """
+
+BIAS_ELEMENTS = 2**26
+"""Of a block's bias at most, 256 MiB: where there are very many keys, a block has fewer queries."""
 
 EXTRA_FEATURES = 4
 """Beside a head's own where ALiBi is one of them: CUDA's kernels take widths that are multiples of 4."""
@@ -56,16 +61,29 @@ def causal_attention(
     outputs = []
     # Autocast would round the bias to bfloat16, which can't count past 256.
     with torch.autocast(query.device.type, enabled=False):
-        for start in range(0, n_positions, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, n_positions)
-            # The kernel that keeps no (query, key) scores takes a bias of four dimensions only.
-            bias = alibi_bias(slopes, range(start, stop), range(stop))[None]  # (1, head, query, key)
+        for start, stop in query_blocks(n_positions, len(slopes)):
+            # The kernel that keeps no (query, key) scores takes a bias of four dimensions only. It has no name, so that
+            # it is gone before the next one is made.
             outputs.append(
                 scaled_dot_product_attention(
-                    query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], attn_mask=bias, dropout_p=dropout
+                    query[:, :, start:stop],
+                    key[:, :, :stop],
+                    value[:, :, :stop],
+                    attn_mask=alibi_bias(slopes, range(start, stop), range(stop))[None],  # (1, head, query, key)
+                    dropout_p=dropout,
                 )
             )
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(dtype)
+
+
+def query_blocks(n_positions: int, n_heads: int) -> Iterator[tuple[int, int]]:
+    """Where blocks of queries begin and end, so that none of their biases is too large."""
+    start = 0
+    while start < n_positions:
+        keys = min(start + QUERY_BLOCK, n_positions)  # or fewer
+        stop = min(keys, start + max(1, BIAS_ELEMENTS // (n_heads * keys)))
+        yield start, stop
+        start = stop
 
 
 def attention_within_documents(
@@ -152,6 +170,7 @@ class Attention(nn.Module):
         super().__init__()
         self.n_heads, self.d_head = n_heads, d_head
         self.slopes, self.rotary, self.dropout = slopes, rotary, dropout
+        self.rotary_scaling: RotaryScaling | None = None
         self.qkv = nn.Linear(d_model, 3 * n_heads * d_head)
         self.out = nn.Linear(n_heads * d_head, d_model)
 
@@ -168,7 +187,7 @@ class Attention(nn.Module):
         )  # (batch, head, position, d_head) each
         if self.rotary:
             positions = scope.queries[:, None] if isinstance(scope, View) else torch.arange(T, device=x.device)
-            angles = rotary_angles(positions, self.d_head)
+            angles = rotary_angles(positions, self.d_head, self.rotary_scaling)
             query, key = rotate(query, *angles), rotate(key, *angles)
         slopes = None if self.slopes is None else torch.tensor(self.slopes, device=x.device)
         dropout = self.dropout if self.training else 0.0
@@ -181,3 +200,17 @@ class Attention(nn.Module):
         else:
             mixed = attention_within_documents(query, key, value, scope, slopes, dropout)
         return self.out(mixed.transpose(1, 2).reshape(B, T, -1))
+
+
+@contextlib.contextmanager
+def scaled_rotary(model: nn.Module, scaling: RotaryScaling | None) -> Iterator[None]:
+    """Within it a model's rotary positions are stretched. It is no part of the model: it is not saved with it."""
+    layers = [module for module in model.modules() if isinstance(module, Attention)]
+    before = [layer.rotary_scaling for layer in layers]
+    for layer in layers:
+        layer.rotary_scaling = scaling
+    try:
+        yield
+    finally:
+        for layer, kept in zip(layers, before, strict=True):
+            layer.rotary_scaling = kept

@@ -5,6 +5,8 @@ the context length reaches the state dict.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -40,23 +42,105 @@ def alibi_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
     key = torch.arange(keys.start, keys.stop, device=slopes.device)
     distance = query[:, None] - key[None, :]  # (query, key)
     bias = -slopes[:, None, None] * distance
-    return bias.masked_fill(distance < 0, -torch.inf)
+    return bias.masked_fill_(distance < 0, -torch.inf)  # in place: it is the largest tensor of a long context
 
 
-def rotary_angles(positions: Tensor, d_head: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+ROTARY_BASE = 10_000.0
+"""Of the wavelengths of rotary positions, as RoFormer's."""
+
+
+def rotary_frequencies(d_head: int, base: float = ROTARY_BASE, device: torch.device | None = None) -> Tensor:
+    """Angles that each pair of features turns by from one position to the next: `(d_head / 2,)`, float32.
+
+    Source: Su et al., "RoFormer", 2021, equation 15.
+    """
+    return base ** (-torch.arange(0, d_head, 2, device=device) / d_head)
+
+
+def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
+    """Frequencies for a context `factor` times that of training: the slowest `factor` times slower, the fastest as is.
+
+    The same as a base of `base * factor^(d / (d - 2))`.
+
+    Args:
+        frequencies: `(d_head / 2,)`, of training.
+
+    Source: bloc97, "NTK-Aware Scaled RoPE", r/LocalLLaMA, 2023; Peng et al., "YaRN", 2023, equation 16.
+    """
+    pairs = len(frequencies)
+    share = torch.arange(pairs, device=frequencies.device) / max(1, pairs - 1)  # 0 at the fastest, 1 at the slowest
+    return frequencies * factor**-share
+
+
+def yarn_frequencies(
+    frequencies: Tensor, factor: float, trained_at: int, *, base: float = ROTARY_BASE, slow: float = 1, fast: float = 32
+) -> Tensor:
+    """Frequencies for a context `factor` times that of training, by how often each pair turned within training's.
+
+    Pairs that turned more than `fast` times stay, those that turned less than `slow` times become `factor` times
+    slower, and between them a ramp leads from one to the other. It runs over the pairs' numbers, as in the authors'
+    code; in the paper it runs over turns.
+
+    Args:
+        frequencies: `(d_head / 2,)`, of training, with `base`.
+        trained_at: the context length in training.
+
+    Source: Peng et al., "YaRN", 2023, section 3.2, and the authors' code.
+    """
+    d_head = 2 * len(frequencies)
+
+    def pair_that_turns(times: float) -> float:
+        return d_head * math.log(trained_at / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    first = max(math.floor(pair_that_turns(fast)), 0)
+    last: float = min(math.ceil(pair_that_turns(slow)), d_head - 1)
+    if last == first:
+        last += 0.001  # a ramp is no step
+    ramp = ((torch.arange(len(frequencies), device=frequencies.device) - first) / (last - first)).clamp(0, 1)
+    return frequencies * (1 - ramp) + frequencies / factor * ramp
+
+
+def yarn_attention_factor(factor: float) -> float:
+    """What YaRN multiplies turned queries and keys by: the square root of one over its temperature.
+
+    Source: Peng et al., "YaRN", 2023, equation 22.
+    """
+    return 0.1 * math.log(factor) + 1.0
+
+
+@dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary positions are stretched to read further than in training.
+
+    Attributes:
+        method: `ntk` or `yarn`.
+        factor: the context length over that of training, 1 or more; 1 changes nothing.
+        trained_at: the context length in training.
+    """
+
+    method: Literal["ntk", "yarn"]
+    factor: float
+    trained_at: int
+
+
+def rotary_angles(positions: Tensor, d_head: int, scaling: RotaryScaling | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `rotate`.
 
     Args:
         positions: `(…, position)`, int64.
+        scaling: where more is read than in training.
 
     Returns:
         Two tensors `(…, position, d_head / 2)`, float32.
-
-    Source: Su et al., "RoFormer", 2021, equation 15.
     """
-    frequencies = base ** (-torch.arange(0, d_head, 2, device=positions.device) / d_head)  # (d_head / 2,)
+    frequencies, size = rotary_frequencies(d_head, device=positions.device), 1.0
+    if scaling is not None and scaling.method == "ntk":
+        frequencies = ntk_frequencies(frequencies, scaling.factor)
+    elif scaling is not None:
+        frequencies = yarn_frequencies(frequencies, scaling.factor, scaling.trained_at)
+        size = yarn_attention_factor(scaling.factor)
     angles = positions[..., None] * frequencies
-    return angles.cos(), angles.sin()
+    return (angles.cos(), angles.sin()) if size == 1.0 else (angles.cos() * size, angles.sin() * size)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
 """What a run measures: the CSV that every run keeps, and the callback that feeds all loggers."""
 
+import contextlib
 import csv
 import math
 import time
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,7 @@ class RecordMetrics(pl.Callback):
         metrics = pl_module.step_metrics | {"tokens": step * self._batch_tokens, "tokens_per_second": tokens_per_second}
         if self._peak_flops:
             metrics["mfu"] = tokens_per_second * self._flops_per_token / (self._peak_flops * trainer.world_size)
-        self._log(trainer, metrics)
+        self.record(trainer, metrics)
         self._since, self._steps = time.perf_counter(), 0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -151,9 +153,19 @@ class RecordMetrics(pl.Callback):
         """Log the validation, and let the clock go on."""
         assert isinstance(pl_module, LanguageModelling)
         self._since += time.perf_counter()
-        self._log(trainer, pl_module.validation_metrics)
+        self.record(trainer, pl_module.validation_metrics)
 
-    def _log(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stop the clock for what is no training."""
+        self._since -= time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter()
+
+    def record(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Send metrics to every logger, but for those that are not finite."""
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=trainer.global_step)

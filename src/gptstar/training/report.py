@@ -12,9 +12,14 @@ from gptstar.checkpoint.format import load
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.evaluation.bigram import bigram_loss
-from gptstar.evaluation.length import MULTIPLES, longest_stretch, loss_by_length
+from gptstar.evaluation.length import LengthConfig
+from gptstar.evaluation.length.config import MULTIPLES
+from gptstar.evaluation.length.curve import Plan, read_curve
+from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Reader, losses_of
+from gptstar.evaluation.length.text import text_of_shards
 from gptstar.evaluation.plots import plot_context_length, plot_loss
-from gptstar.evaluation.tables import length_table, to_json
+from gptstar.evaluation.results import to_json
+from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
 from gptstar.model import GPT
 from gptstar.training.metrics import read_metrics
@@ -47,20 +52,28 @@ def conclude(
     plot_loss(rows, folder / "loss.png", name, bigram)
     if bigram is not None:
         model = load(folder).to(device)
-        longest = longest_stretch(shards) if extrapolates else context_length
+        text = text_of_shards(shards)
+        longest = min(validation_tokens, text.sizes.max()) if extrapolates else context_length
         lengths = [multiple * context_length for multiple in MULTIPLES if multiple * context_length <= longest]
-        results = loss_by_length(
-            model, shards, lengths, max_tokens=validation_tokens, device=device, bf16=bf16, console=console
-        )
+        plan = Plan(text, LengthConfig(context_lengths=tuple(lengths), max_tokens=validation_tokens), lengths)
+        losses = losses_of(model, device, torch.bfloat16 if bf16 else torch.float32)
+        reader = Reader(losses, device, GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS)
+        with console.status("reading at each context length"):
+            curve = read_curve(reader, plan, name=name, trained_at=context_length)
         best = min((row["validation/loss"] for row in rows if "validation/loss" in row), default=math.nan)
-        console.print(length_table(results, context_length))
+        title = "the same held-out tokens at each context length, ± half of the 95 % interval"
+        console.print(length_table(curve, title))
         console.print(f"validation loss {best:.3f}; a bigram model of the same tokens has {bigram:.3f}")
         n_new = 2 * context_length if extrapolates else context_length // 2
         samples = _sample(model, shards.tokenizer, n_new, device, console)
         title = f"{name}: loss beyond the training context"
-        plot_context_length(results, context_length, folder / "context_length.png", title)
+        plot_context_length([curve], folder / "context_length.png", title)
         (folder / "samples.txt").write_text(f"\n{'-' * 80}\n".join(samples) + "\n", encoding="utf-8")
-        figures = {"validation_loss": best, "bigram_loss": bigram, "lengths": [asdict(result) for result in results]}
+        figures = {
+            "validation_loss": best,
+            "bigram_loss": bigram,
+            "lengths": [asdict(result) for result in curve.lengths],
+        }
         (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)

@@ -74,6 +74,6 @@ def commit_of(hub: str, revision: str | None) -> str:
 
 def _unreachable(hub: str, error: Exception) -> str:
     return (
-        f"the dataset {hub} can't be read ({type(error).__name__}: {in_one_line(error)}): check its name and the network, or "
-        "give your own copy as data.corpora.NAME.files=GLOB"
+        f"the dataset {hub} can't be read ({type(error).__name__}: {in_one_line(error)}): check its name and the "
+        "network, or give your own copy as data.corpora.NAME.files=GLOB"
     )

@@ -1,0 +1,89 @@
+"""A checkpoint as a Hugging Face folder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptstar import __version__
+from gptstar.checkpoint.format import Checkpoint
+from gptstar.checkpoint.huggingface.gpt2 import gpt2_config, is_gpt2, to_gpt2
+from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
+from gptstar.errors import CheckpointError
+
+MODELLING = "modeling_gptstar.py"
+
+
+def export(checkpoint: Checkpoint, folder: Path, *, context_length: int) -> None:
+    """Write a folder that transformers reads; it appears complete or not at all.
+
+    GPT-2's own shape is written in GPT-2's own layout, everything else with a modelling file beside it, for
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+
+    Args:
+        context_length: tokens that users of the folder may read at once.
+
+    Raises:
+        CheckpointError: the folder exists, can't be written, or learned positions hold less than `context_length`.
+    """
+    model = checkpoint.model
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists: nothing is overwritten; choose another name or remove it")
+    if model.n_ctx is not None and context_length > model.n_ctx:
+        raise CheckpointError(
+            f"a context length of {context_length} exceeds the learned positions' n_ctx={model.n_ctx}"
+        )
+    tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
+    ends = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text} if tokenizer else {}
+    if is_gpt2(model):
+        config, weights = gpt2_config(model), to_gpt2(checkpoint.weights)
+    else:
+        automatic = {"AutoConfig": "GPTStarConfig", "AutoModelForCausalLM": "GPTStarForCausalLM"}
+        config = model.as_dict() | {
+            "model_type": "gptstar",
+            "architectures": ["GPTStarForCausalLM"],
+            "auto_map": {key: f"{MODELLING.removesuffix('.py')}.{name}" for key, name in automatic.items()},
+            "context_length": context_length,
+        }
+        weights = checkpoint.weights
+    config |= {"dtype": "float32", "tie_word_embeddings": is_gpt2(model), "gptstar_version": __version__} | ends
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _write_json(partial / "config.json", config)
+        _write_json(partial / "generation_config.json", ends)
+        save_file(_apart(weights), partial / "model.safetensors", metadata={"format": "pt"})
+        if not is_gpt2(model):
+            shutil.copyfile(Path(__file__).with_name(MODELLING), partial / MODELLING)
+        if tokenizer:
+            (partial / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
+            _write_json(partial / "tokenizer_config.json", _tokenizer_config(context_length))
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"can't write {folder} ({error.strerror or error})") from error
+
+
+def _tokenizer_config(context_length: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share no memory, as the format wants them."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,121 @@
+"""GPT-2 in Hugging Face's layout: which of our models it is, and the names of its tensors."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gptstar.errors import CheckpointError
+from gptstar.model import GPTConfig
+
+TOP = {
+    "token_embedding.weight": "wte.weight",
+    "position_embedding.weight": "wpe.weight",
+    "norm.weight": "ln_f.weight",
+    "norm.bias": "ln_f.bias",
+}
+IN_BLOCK = {
+    "attention_norm": "ln_1",
+    "attention.qkv": "attn.c_attn",
+    "attention.out": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp.up": "mlp.c_fc",
+    "mlp.down": "mlp.c_proj",
+}
+TRANSPOSED = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
+"""Hugging Face's GPT-2 multiplies from the left: its matrices are `(in, out)`."""
+
+NOT_PARAMETERS = re.compile(r"lm_head\.weight|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+
+
+def is_gpt2(model: GPTConfig) -> bool:
+    """Whether Hugging Face's own code computes this model."""
+    same_width = model.n_heads * model.head_width == model.d_model
+    return model.residual == "sequential" and model.positions == "learned" and same_width
+
+
+def gpt2_config(model: GPTConfig) -> dict[str, Any]:
+    """`config.json` of such a model."""
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": model.n_vocab,
+        "n_positions": model.n_ctx,
+        "n_embd": model.d_model,
+        "n_layer": model.n_layers,
+        "n_head": model.n_heads,
+        "n_inner": model.mlp_width,
+        "activation_function": "gelu_new" if model.gelu == "tanh" else "gelu",
+        "layer_norm_epsilon": 1e-5,
+        **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), model.dropout),
+    }
+
+
+def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
+    """Our configuration for theirs.
+
+    Raises:
+        CheckpointError: it asks for what our model does not do; names key and value.
+        KeyError: a size is missing.
+    """
+    activation = config.get("activation_function", "gelu_new")
+    if activation not in ACTIVATIONS:
+        raise CheckpointError(f"activation_function={activation} is none of {', '.join(ACTIVATIONS)}")
+    for key, ours in (
+        ("layer_norm_epsilon", 1e-5),
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+        ("tie_word_embeddings", True),
+    ):
+        if config.get(key, ours) != ours:
+            raise CheckpointError(f"{key}={config[key]} is not offered, only {ours}")
+    return GPTConfig(
+        n_layers=config["n_layer"],
+        d_model=config["n_embd"],
+        n_heads=config["n_head"],
+        n_vocab=config["vocab_size"],
+        d_ff=config.get("n_inner"),
+        residual="sequential",
+        positions="learned",
+        n_ctx=config["n_positions"],
+        gelu="tanh" if ACTIVATIONS[activation] == "tanh" else "exact",
+        dropout=float(config.get("resid_pdrop", 0.0)),
+    )
+
+
+def to_gpt2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under their names, and their way round."""
+    renamed = {f"transformer.{_theirs(name)}": tensor for name, tensor in weights.items()}
+    return {name: tensor.T if TRANSPOSED.search(name) else tensor for name, tensor in renamed.items()}
+
+
+def from_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors, with or without the prefix `transformer.`, under our names, and our way round."""
+    ours = {}
+    for name, tensor in tensors.items():
+        if not NOT_PARAMETERS.fullmatch(name):
+            turned = tensor.T.contiguous() if TRANSPOSED.search(name) else tensor
+            ours[_ours(name.removeprefix("transformer."))] = turned
+    return ours
+
+
+def _theirs(name: str) -> str:
+    if name in TOP:
+        return TOP[name]
+    _, layer, rest = name.split(".", 2)
+    part, _, leaf = rest.rpartition(".")
+    return f"h.{layer}.{IN_BLOCK[part]}.{leaf}"
+
+
+def _ours(name: str) -> str:
+    for ours, theirs in TOP.items():
+        if name == theirs:
+            return ours
+    match = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
+    parts = {theirs: ours for ours, theirs in IN_BLOCK.items()}
+    if match is None or match[2] not in parts:
+        raise CheckpointError(f"{name} is no tensor of a GPT-2")
+    return f"blocks.{match[1]}.{parts[match[2]]}.{match[3]}"

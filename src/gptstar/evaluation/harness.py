@@ -1,0 +1,148 @@
+"""lm-evaluation-harness's view of our model: it hands over texts, and gets log-likelihoods and continuations."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import ConfigError
+from gptstar.evaluation.tasks.scoring import Scorable, Score
+from gptstar.evaluation.tasks.team import Settled, Team
+from gptstar.evaluation.tasks.worker import Prompt
+
+MAX_NEW = 256
+"""Tokens written where a task does not say how many, as for the harness's own models."""
+
+
+class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
+    """A model as the harness's evaluator takes it.
+
+    Attributes:
+        context_length: tokens read at most. What is longer loses its beginning, and a text that is scored whole is cut
+            into windows that predict each token once, the last of them with a full context.
+    """
+
+    def __init__(
+        self, team: Team[Scorable | Prompt, Score | str], tokenizer: Tokenizer, begin: Callable[[int], Settled]
+    ) -> None:
+        """Take requests for a team, of which this is rank 0.
+
+        Args:
+            begin: told how many results will come, it says whom to tell of them.
+        """
+        super().__init__()
+        self.context_length = 1024
+        self._team, self._bpe, self._begin = team, tokenizer, begin
+        self._encode = lru_cache(maxsize=256)(lambda text: tuple(tokenizer.encode([text])[0].tolist()))
+
+    @property
+    def eot_token_id(self) -> int:
+        """What stands before a text without a context."""
+        return self._bpe.end_of_text
+
+    @property
+    def tokenizer_name(self) -> str:
+        """By which the harness would tell its caches of requests apart."""
+        return self._bpe.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Tokens of a text; what looks like a special token in it is text, and none is added."""
+        return list(self._encode(string))
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """As the harness has it, without a bar of its own."""
+        return super().loglikelihood(requests, disable_tqdm=True)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        """Of each continuation: its log-likelihood in nats, and whether greedy decoding would have written it.
+
+        Raises:
+            ConfigError: an empty continuation, or one longer than the context length.
+        """
+        scorables = []
+        for (context, continuation), before, after in requests:
+            try:
+                scorables.append(Scorable.cut(before, after, self.context_length))
+            except ValueError as error:
+                start = f"{context[-40:]!r} + {continuation[:40]!r}"
+                raise ConfigError(
+                    f"{error}, at {start}: nothing to score, or evaluation.context_length={self.context_length} is too "
+                    "short"
+                ) from error
+
+        settled = self._begin(len(scorables))
+
+        def keep(found: Mapping[int, Score]) -> None:
+            settled(found)
+            for number, score in found.items():
+                answer = (score.log_likelihood, score.greedy)
+                self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
+
+        scores = self._team.all_results(scorables, keep)
+        return [(score.log_likelihood, score.greedy) for score in scores if isinstance(score, Score)]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[float]:
+        """The log-likelihood of each whole text, in nats, from the token that separates documents on."""
+        windows, owners = [], []
+        for number, request in enumerate(requests):
+            for window in get_rolling_token_windows(
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.context_length, context_len=1
+            ):
+                before, after = make_disjoint_window(window)
+                windows.append(Scorable.cut(before, after, self.context_length))
+                owners.append(number)
+        totals = [0.0] * len(requests)
+        for owner, score in zip(owners, self._team.all_results(windows, self._begin(len(windows))), strict=True):
+            assert isinstance(score, Score)
+            totals[owner] += score.log_likelihood
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Each text's continuation, up to what a task says ends it.
+
+        Raises:
+            ConfigError: the context length leaves no room for what a task wants written, or it asks for a way of
+                sampling that is not offered.
+        """
+        prompts = [self._prompt(*request.args) for request in requests]
+        settled = self._begin(len(prompts))
+
+        def keep(found: Mapping[int, str]) -> None:
+            settled(found)
+            for number, text in found.items():
+                if prompts[number].temperature == 0.0:  # a draw is not to be repeated from a cache
+                    self.cache_hook.add_partial("generate_until", requests[number].args, text)
+
+        return [str(text) for text in self._team.all_results(prompts, keep)]
+
+    def _prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
+        wanted = dict(normalize_gen_kwargs(settings, MAX_NEW))
+        n_new, until, sampled = wanted.pop("max_gen_toks"), wanted.pop("until"), wanted.pop("do_sample", False)
+        temperature = wanted.pop("temperature", None)
+        top_k = wanted.pop("top_k", None)
+        unknown = [key for key, value in wanted.items() if sampled and value is not None]
+        if unknown:
+            raise ConfigError(f"a task asks for {', '.join(unknown)} when sampling, which is not offered: leave it out")
+        room = self.context_length - n_new
+        if room < 1:
+            raise ConfigError(
+                f"evaluation.context_length={self.context_length} leaves no room for a prompt, as a task wants {n_new} "
+                "tokens written: give a longer one"
+            )
+        tokens = self.tok_encode(context)[-room:] or [self.eot_token_id]
+        return Prompt(
+            tuple(tokens),
+            n_new,
+            until=tuple(text for text in until if text),
+            temperature=(1.0 if temperature is None else float(temperature)) if sampled else 0.0,
+            top_k=top_k if sampled else None,
+        )

@@ -1,0 +1,162 @@
+"""Whether two models differ on the same items, and by how much. B minus A throughout."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from gptstar.evaluation.statistics.bootstrap import Ratio, Studentised, cluster_numbers
+from gptstar.evaluation.statistics.intervals import RESAMPLES
+
+EXACT_BELOW = 25
+"""Items that only one of the two got right below which McNemar's test is exact."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How two models differ on the same items.
+
+    Attributes:
+        difference: B minus A.
+        low, high: of its interval; NaN where the items can't say.
+        p: two-sided, of there being no difference.
+        test: that p comes from.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    test: str
+
+
+def paired_accuracy(
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[int] | np.ndarray | None = None, confidence: float = 0.95
+) -> Paired:
+    """The difference of two accuracies on the same items.
+
+    The test is McNemar's (1947): exact below 25 items that only one got right, else asymptotic without continuity
+    correction, which Fagerland, Lydersen & Laake (2013) recommend over the corrected. The interval is Bonett & Price's
+    (2012): Wald's, with one item more on each side.
+
+    With clusters the test flips the sign of a cluster's difference as a whole, and p is exact over all flips: McNemar's
+    exact test where clusters have one item. The interval takes its variance from the clusters' sums, and the ratio of
+    Student quantiles for clusters and for items; Bonett & Price's where clusters have one item.
+
+    Args:
+        a, b: `(item,)`, each 0 or 1.
+        clusters: `(item,)`: items of the same number are not independent.
+
+    Raises:
+        ValueError: something that is neither 0 nor 1; not as many of each.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape or not np.isin((first, second), (0, 1)).all():
+        raise ValueError(f"pairs of accuracies are of items that are 0 or 1: {first.shape}, {second.shape}")
+    n = len(first)
+    numbers = cluster_numbers(clusters, n)
+    if n == 0 or (numbers is not None and numbers.max() == 0):
+        return Paired(float((second - first).mean()) if n else math.nan, math.nan, math.nan, math.nan, "none")
+    change = second - first
+    numbers_of_all = np.arange(n) if numbers is None else numbers
+    low, high = _interval(np.bincount(numbers_of_all, change), np.bincount(numbers_of_all), confidence)
+    if numbers is None:
+        p, test = _mcnemar(int(np.sum(change > 0)), int(np.sum(change < 0)))
+    else:
+        p, test = _flips(np.bincount(numbers, change).astype(int)), "sign flips of clusters, exact"
+    return Paired(float(change.mean()), low, high, p, test)
+
+
+def _interval(changes: np.ndarray, sizes: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Bonett & Price's, from each cluster's sum of differences and its number of items."""
+    changes, sizes = np.append(changes, (1, -1)), np.append(sizes, (1, 1))
+    n, n_clusters = sizes.sum(), len(sizes)
+    mean = changes.sum() / n
+    residuals = changes - sizes * mean
+    unbiased = (n_clusters / (n_clusters - 1)) * ((n - 1) / n)  # 1 where clusters have one item
+    error = math.sqrt(float(residuals @ residuals) * unbiased) / n
+    upper = (1 + confidence) / 2
+    few = stats.t.ppf(upper, n_clusters - 1) / stats.t.ppf(upper, n - 1)  # 1 likewise
+    reach = stats.norm.ppf(upper) * few * error
+    return max(-1.0, float(mean - reach)), min(1.0, float(mean + reach))
+
+
+def _mcnemar(gained: int, lost: int) -> tuple[float, str]:
+    if gained + lost == 0:
+        return 1.0, "McNemar, exact"
+    exact = gained + lost < EXACT_BELOW
+    found = mcnemar([[0, gained], [lost, 0]], exact=exact, correction=False)
+    return float(found.pvalue), "McNemar, exact" if exact else "McNemar"
+
+
+def _flips(changes: np.ndarray) -> float:
+    """Share of all ways to flip the signs of integers that lead as far from 0 as they stand.
+
+    Of c integers of size s, the positive ones are Binomial(c, 1/2), so the sum's distribution is a convolution of
+    binomial ones: no flips need be drawn.
+    """
+    distribution = np.ones(1)
+    sizes, counts = np.unique(np.abs(changes[changes != 0]), return_counts=True)
+    for size, count in zip(sizes, counts, strict=True):
+        steps = np.zeros(2 * size * count + 1)
+        steps[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        distribution = np.convolve(distribution, steps)
+    total = len(distribution) // 2
+    as_far = np.abs(np.arange(-total, total + 1)) >= abs(changes.sum())
+    return min(1.0, float(distribution[as_far].sum()))
+
+
+def paired_ratio(
+    numerators_a: ArrayLike,
+    numerators_b: ArrayLike,
+    denominators: ArrayLike,
+    clusters: Sequence[int] | np.ndarray | None = None,
+    confidence: float = 0.95,
+    seed: int = 0,
+    n_resamples: int = RESAMPLES,
+) -> Paired:
+    """The difference of two sums over the same sum, such as of log-likelihood per word: paired bootstrap-t.
+
+    Interval and p come from the same resamples: p is at most 0.05 just where the 95 % interval leaves out 0, and never
+    below 1 / (n_resamples + 1).
+
+    Args:
+        numerators_a, numerators_b: `(item,)`: of each model.
+        denominators: `(item,)`: of both, such as words; ones for a mean over items.
+        clusters: `(item,)`: items of the same number are not independent.
+
+    Returns:
+        NaN for interval and p where there are less than two documents. Where all differ alike, an interval of no width,
+        and the p of a sign test.
+
+    Raises:
+        ValueError: not as many of each.
+    """
+    first, second = np.asarray(numerators_a, dtype=float), np.asarray(numerators_b, dtype=float)
+    if first.shape != second.shape:
+        raise ValueError(f"numerators {first.shape} and {second.shape}")
+    with np.errstate(invalid="ignore"):  # two that are infinite
+        change = second - first
+    ratio = Ratio.of(change, denominators, clusters)
+    if ratio.n_units < 2 or not math.isfinite(ratio.value):
+        return Paired(ratio.value, math.nan, math.nan, math.nan, "none")
+    if ratio.standard_error == 0:
+        p = 1.0 if ratio.value == 0 else max(1 / (n_resamples + 1), 0.5 ** (ratio.n_units - 1))
+        return Paired(ratio.value, ratio.value, ratio.value, p, f"no variation over {ratio.unit}")
+    law = Studentised(ratio, n_resamples=n_resamples, seed=seed)
+    low, high = law.interval(confidence)
+    return Paired(ratio.value, low, high, law.p(), f"paired {law.method}")
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted for being several (Holm 1979). NaN stays NaN and does not count."""
+    adjusted = np.asarray(p_values, dtype=float).copy()
+    known = ~np.isnan(adjusted)
+    if known.any():
+        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
+    return [float(p) for p in adjusted]

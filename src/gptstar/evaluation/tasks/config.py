@@ -1,0 +1,84 @@
+"""What to evaluate on, and how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gptstar.errors import ConfigError
+
+SUITE = ("lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande")
+"""What GPT* was published with."""
+
+CONTEXT_LENGTH = 1024
+LONGER_CONTEXTS = {"wikitext": 2048}
+"""As published."""
+
+
+@dataclass(frozen=True)
+class TasksConfig:
+    """Tasks of lm-evaluation-harness, and how to score them.
+
+    Attributes:
+        study: what tells this apart from other evaluations.
+        tasks: their names in the harness; groups and tags of it too.
+        limit: the first so many items of each task only, to try things out.
+        data_dir: a folder with a file for each task, in the columns of its dataset on the Hub; the Hub unless given.
+        context_length: tokens read at most, for every task; 1,024 and for WikiText 2,048 unless given, or what learned
+            positions hold.
+        num_fewshot: examples before each item; what each task says unless given.
+        dtype: of the products. In less than float32 scores depend on what else is in the batch.
+        batch_tokens: read at once; 2,048 on a CPU and 32,768 on a GPU unless given. Memory's and speed's choice.
+        batch_size: rows read at once at most.
+        seed: of the choice of few-shot examples and of resampling.
+        cache: a folder that keeps scores, so that what was interrupted goes on.
+        overlap: what `gptstar data overlap --json` wrote: scores also for the items that the training text lacks.
+        every_n_steps: of a training run, between evaluations; train.py only.
+    """
+
+    study: Literal["harness"] = "harness"
+    tasks: tuple[str, ...] = SUITE
+    limit: int | None = None
+    data_dir: Path | None = None
+    context_length: int | None = None
+    num_fewshot: int | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_tokens: int | None = None
+    batch_size: int | None = None
+    seed: int = 1234
+    cache: Path | None = None
+    overlap: Path | None = None
+    every_n_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "context_length", "batch_tokens", "batch_size", "every_n_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"evaluation.{name}={value} is below 1")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise ConfigError(f"evaluation.num_fewshot={self.num_fewshot} is below 0")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"evaluation.seed={self.seed} is negative or beyond 2**32")
+        if not self.tasks:
+            raise ConfigError("evaluation.tasks is empty: name some, such as [piqa,winogrande]")
+        for path, what in ((self.data_dir, "folder"), (self.overlap, "file")):
+            if path is not None and not (path.is_dir() if what == "folder" else path.is_file()):
+                raise ConfigError(f"evaluation.{'data_dir' if what == 'folder' else 'overlap'}={path} is no {what}")
+
+    def length_for(self, task: str, n_ctx: int | None) -> int:
+        """Tokens read at most in a task.
+
+        Args:
+            n_ctx: the capacity of learned positions, where a model has them.
+
+        Raises:
+            ConfigError: more is asked for than learned positions hold.
+        """
+        if self.context_length is None:
+            published = LONGER_CONTEXTS.get(task, CONTEXT_LENGTH)
+            return min(published, n_ctx or published)
+        if n_ctx is not None and self.context_length > n_ctx:
+            raise ConfigError(
+                f"evaluation.context_length={self.context_length} exceeds the learned positions' n_ctx={n_ctx}, beyond "
+                f"which the model is undefined: give at most {n_ctx}"
+            )
+        return self.context_length

@@ -1,0 +1,94 @@
+"""Published results to set beside ours: `published.json`, with where each figure is from and what it measures."""
+
+import functools
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+
+from pydantic import TypeAdapter
+
+
+@dataclass(frozen=True)
+class PublishedTask:
+    """A task as it was published on.
+
+    Attributes:
+        items: in all, of the split.
+    """
+
+    title: str
+    items: int
+    split: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a figure was read."""
+
+    title: str
+    url: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published figure.
+
+    Attributes:
+        task, metric: ours, beside which it stands.
+        value: an accuracy is a share, not a percentage.
+        context_length: in tokens; None where the source does not say.
+        measures: what it really is, where that is another metric than ours, or `unknown`.
+        notes: what a reader has to know before comparing.
+        confirmed: read in `source`; otherwise a note says why not.
+    """
+
+    task: str
+    metric: str
+    value: float
+    context_length: int | None
+    source: str
+    measures: str | None = None
+    notes: tuple[str, ...] = ()
+    confirmed: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model's published figures.
+
+    Attributes:
+        notes: on the model; `tokens_note` is on its training tokens.
+    """
+
+    model: str
+    training_tokens: int
+    tokens_source: str
+    figures: tuple[Figure, ...]
+    notes: tuple[str, ...] = ()
+    tokens_note: str | None = None
+    tokens_confirmed: bool = True
+
+    def figure(self, task: str, metric: str) -> Figure | None:
+        """The figure that stands beside ours, if there is one."""
+        return next((each for each in self.figures if (each.task, each.metric) == (task, metric)), None)
+
+
+@dataclass(frozen=True)
+class Published:
+    """All published results.
+
+    Attributes:
+        sources, notes: by the name that figures have them under.
+    """
+
+    tasks: dict[str, PublishedTask]
+    sources: dict[str, Source]
+    notes: dict[str, str]
+    rows: tuple[Row, ...]
+
+
+@functools.cache
+def published_rows() -> Published:
+    """What the package carries."""
+    text = files("gptstar.evaluation.tasks").joinpath("published.json").read_text(encoding="utf-8")
+    return TypeAdapter(Published).validate_python(json.loads(text))

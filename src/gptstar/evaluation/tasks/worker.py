@@ -1,0 +1,101 @@
+"""What the model does for the harness: score continuations, and write them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.evaluation.tasks.scoring import Scorable, Score, Scorer
+from gptstar.evaluation.tasks.team import Settled
+from gptstar.inference.decode import decode
+from gptstar.inference.generate import next_token
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue.
+
+    Attributes:
+        tokens: at least one.
+        n_new: tokens to add at most.
+        until: texts that end it, none of them empty.
+        temperature: 0 takes the likeliest token.
+    """
+
+    tokens: tuple[int, ...]
+    n_new: int
+    until: tuple[str, ...] = ()
+    temperature: float = 0.0
+    top_k: int | None = None
+
+
+class Worker:
+    """Does a rank's share of requests, which are all of one kind."""
+
+    def __init__(self, scorer: Scorer, tokenizer: Tokenizer, *, seed: int = 0) -> None:
+        self.scorer, self._tokenizer, self._seed = scorer, tokenizer, seed
+
+    def __call__(
+        self, requests: Sequence[Scorable | Prompt], rank: int, world: int, settled: Settled
+    ) -> dict[int, Score | str]:
+        """Results by number of the request."""
+        to_score = [request for request in requests if isinstance(request, Scorable)]
+        to_write = [request for request in requests if isinstance(request, Prompt)]
+        found: dict[int, Score | str] = {}
+        if to_score:
+            for batch in self.scorer.batches(to_score)[rank::world]:
+                scores = dict(self.scorer.score(to_score, batch))
+                settled(scores)
+                found |= scores
+        for numbers in self._together(to_write)[rank::world]:
+            texts = self._write({number: to_write[number] for number in numbers})
+            settled(texts)
+            found |= texts
+        return found
+
+    def _together(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Prompts that are continued in the same way, by length, as many at once as a batch holds."""
+        alike: dict[object, list[int]] = {}
+        for number, prompt in enumerate(prompts):
+            alike.setdefault((prompt.n_new, prompt.until, prompt.temperature, prompt.top_k), []).append(number)
+        batches = []
+        for numbers in alike.values():
+            numbers.sort(key=lambda number: -len(prompts[number].tokens))
+            while numbers:
+                longest = len(prompts[numbers[0]].tokens) + prompts[numbers[0]].n_new
+                n_rows = min(max(1, self.scorer.batch_tokens // longest), self.scorer.batch_size or len(numbers))
+                batches.append(numbers[:n_rows])
+                del numbers[:n_rows]
+        return batches
+
+    def _write(self, prompts: Mapping[int, Prompt]) -> dict[int, str]:
+        some = next(iter(prompts.values()))
+        generator = torch.Generator(self.scorer.device).manual_seed(self._seed + min(prompts))
+
+        def choose(logits: Tensor) -> Tensor:
+            return next_token(logits, temperature=some.temperature, top_k=some.top_k, generator=generator)
+
+        end_of_text = self._tokenizer.end_of_text
+        tail = 1 + max((len(stop.encode()) for stop in some.until), default=0)  # a token is a byte or more
+
+        def ended(tokens: Sequence[int]) -> bool:
+            text = self._tokenizer.decode(tokens[-tail:]) if some.until else ""
+            return tokens[-1] == end_of_text or any(stop in text for stop in some.until)
+
+        with self.scorer.precisely():
+            written = decode(
+                self.scorer.model, [prompt.tokens for prompt in prompts.values()], some.n_new, choose, ended
+            )
+        return {  # decoding drops end-of-text
+            number: _cut(self._tokenizer.decode(tokens), some.until)
+            for number, tokens in zip(prompts, written, strict=True)
+        }
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    """What stands before the first of the texts that end it."""
+    for stop in until:
+        text = text.partition(stop)[0]
+    return text

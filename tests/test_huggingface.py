@@ -1,0 +1,226 @@
+"""Exported folders in transformers, and transformers' folders here: the same logits, losses, texts and tokens."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import sentences
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gptstar.checkpoint.format import Checkpoint, find, load, read
+from gptstar.checkpoint.huggingface.export import export
+from gptstar.checkpoint.legacy import read_legacy
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import CheckpointError
+from gptstar.model import GPT, GPTConfig
+
+N_VOCAB = 300
+SIZES = {"n_layers": 3, "d_model": 24, "n_vocab": N_VOCAB}
+KINDS: dict[str, dict[str, Any]] = {
+    "alibi": {"n_heads": 8, "d_head": 5},
+    "alibi-6-heads-sequential": {"n_heads": 6, "residual": "sequential", "gelu": "tanh", "d_ff": 41},
+    "rotary": {"n_heads": 3, "positions": "rotary"},
+    "none": {"n_heads": 3, "positions": "none"},
+    "learned-parallel": {"n_heads": 3, "positions": "learned", "n_ctx": 37},
+    "gpt2": {"n_heads": 3, "positions": "learned", "n_ctx": 37, "residual": "sequential", "gelu": "tanh"},
+    "gpt2-exact-gelu": {"n_heads": 3, "positions": "learned", "n_ctx": 37, "residual": "sequential", "d_ff": 50},
+}
+by_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        environment.setenv("HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def bpe() -> Tokenizer:
+    return Tokenizer.train([*sentences(60, 80, seed=1), "naïve café <|endoftext|>\n\n 漢字 "], N_VOCAB)
+
+
+def build(kind: str) -> GPT:
+    torch.manual_seed(11)
+    model = GPT(GPTConfig(**(SIZES | KINDS[kind]))).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+def exported(model: GPT, bpe: Tokenizer | None, folder: Path, length: int = 37) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    export(Checkpoint(model.config, model.state_dict(), bpe and bpe.json_text), folder, context_length=length)
+    trust = json.loads((folder / "config.json").read_text())["model_type"] != "gpt2"
+    return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust).eval()
+
+
+@by_kind
+def test_logits_and_loss_are_ours(kind, bpe, tmp_path):
+    model = build(kind)
+    theirs = exported(model, bpe, tmp_path / "x")
+    assert type(theirs).__name__ == ("GPT2LMHeadModel" if kind.startswith("gpt2") else "GPTStarForCausalLM")
+    tokens = torch.randint(N_VOCAB, (3, 31))
+    with torch.inference_mode():
+        found = theirs(tokens, labels=tokens)
+        torch.testing.assert_close(found.logits, model(tokens), atol=1e-5, rtol=1e-5)
+        assert found.loss.item() == pytest.approx(model(tokens[:, :-1], tokens[:, 1:]).mean().item(), abs=1e-5)
+
+
+@by_kind
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(kind, side, bpe, tmp_path):
+    model = build(kind)
+    theirs = exported(model, bpe, tmp_path / "x")
+    rows = [torch.randint(N_VOCAB, (length,)) for length in (17, 5, 11)]
+    tokens, mask = torch.zeros(3, 17, dtype=torch.int64), torch.zeros(3, 17, dtype=torch.int64)
+    places = [slice(17 - len(row), 17) if side == "left" else slice(0, len(row)) for row in rows]
+    for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+        tokens[number, place], mask[number, place] = row, 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    given_positions = {"position_ids": positions} if kind.startswith("gpt2") else {}  # theirs does not count them
+    with torch.inference_mode():
+        logits = theirs(tokens, attention_mask=mask, **given_positions).logits
+        for number, (row, place) in enumerate(zip(rows, places, strict=True)):
+            torch.testing.assert_close(logits[number, place], model(row[None])[0], atol=1e-5, rtol=1e-5)
+
+
+@by_kind
+def test_a_batch_is_continued_as_each_prompt_by_itself(kind, bpe, tmp_path):
+    model = build(kind)
+    theirs = exported(model, bpe, tmp_path / "x")
+    tokens, mask = torch.randint(1, N_VOCAB, (2, 7)), torch.ones(2, 7, dtype=torch.int64)
+    mask[0, :3] = 0  # padded on the left
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    for use_cache in (True, False):
+        found = theirs.generate(tokens, attention_mask=mask, use_cache=use_cache, **options)
+        for number, start in enumerate((3, 0)):
+            expected = tokens[number, start:]
+            with torch.inference_mode():
+                for _ in range(12):
+                    expected = torch.cat((expected, model(expected[None])[0, -1].argmax()[None]))
+            assert found[number, start:].tolist() == expected.tolist()
+
+
+@by_kind
+def test_what_was_exported_comes_back(kind, bpe, tmp_path):
+    model = build(kind)
+    exported(model, bpe, tmp_path / "x")
+    assert find(tmp_path / "x") == tmp_path / "x"
+    back = read(tmp_path / "x")
+    assert back.model.as_dict() == model.config.as_dict()
+    assert back.tokenizer is not None
+    assert Tokenizer(back.tokenizer).fingerprint == bpe.fingerprint
+    assert back.weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(back.weights[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("prefixed", [True, False])
+@pytest.mark.parametrize("shard_size", ["1GB", "20KB"])
+def test_a_gpt2_of_transformers_is_read(prefixed, shard_size, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=61, n_positions=29, n_embd=20, n_layer=2, n_head=4)
+    theirs = GPT2LMHeadModel(config).eval()
+    saved: Any = theirs if prefixed else GPT2Model(config)
+    if not prefixed:
+        saved.load_state_dict(theirs.transformer.state_dict())
+    saved.save_pretrained(tmp_path / "x", max_shard_size=shard_size)
+    assert (len(list((tmp_path / "x").glob("*.safetensors"))) > 1) == (shard_size == "20KB")
+    tokens = torch.randint(61, (2, 29))
+    with torch.inference_mode():
+        torch.testing.assert_close(load(tmp_path / "x")(tokens), theirs(tokens).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["alibi-parallel-0", "alibi-parallel-full-1"])
+def test_the_original_weights_give_the_original_logits(name, shared, tmp_path):
+    expected = torch.load(shared / f"legacy/{name}.expected.pt", weights_only=False)
+    model = read_legacy(shared / f"legacy/{name}.pth.tar").build()
+    theirs = exported(model, None, tmp_path / "x")
+    with torch.inference_mode():
+        found = theirs(expected["tokens"]).logits
+    torch.testing.assert_close(found, expected["logits"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="session")
+def fast(bpe: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tokens") / "x"
+    exported(build("alibi"), bpe, folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.text())
+def test_tokens_are_ours(bpe, fast, text):
+    if "<|" not in text:
+        assert fast(text)["input_ids"] == bpe.encode([text])[0].tolist()
+        assert fast.decode(fast(text)["input_ids"]) == bpe.decode(bpe.encode([text])[0].tolist())
+
+
+def test_tokens_of_hard_text_are_ours(bpe, fast):
+    for text in ("", " ", "\n\n  \t x ", "naïve 漢字 😀", "don't  . , !", "a" * 1000):
+        assert fast(text)["input_ids"] == bpe.encode([text])[0].tolist()
+    assert fast("a<|endoftext|>b")["input_ids"].count(bpe.end_of_text) == 1
+    assert (fast.eos_token_id, fast.model_max_length) == (bpe.end_of_text, 37)
+
+
+def test_nothing_is_overwritten_and_a_failure_leaves_nothing(bpe, tmp_path, monkeypatch):
+    model = build("gpt2")
+    checkpoint = Checkpoint(model.config, model.state_dict(), bpe.json_text)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/mine").write_text("")
+    with pytest.raises(CheckpointError, match="nothing is overwritten"):
+        export(checkpoint, tmp_path / "x", context_length=37)
+    with pytest.raises(CheckpointError, match="exceeds the learned positions' n_ctx=37"):
+        export(checkpoint, tmp_path / "y", context_length=38)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("gptstar.checkpoint.huggingface.export.save_file", full)
+    with pytest.raises(CheckpointError, match=r"can't write.*No space left"):
+        export(checkpoint, tmp_path / "y", context_length=37)
+    assert sorted(os.listdir(tmp_path)) == ["x"]
+
+
+def test_what_does_not_fit_is_named(bpe, tmp_path):
+    folder = tmp_path / "x"
+    exported(build("gpt2"), bpe, folder)
+    whole = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"model_type": "llama"}, "model_type=llama is neither"),
+        ({"n_layer": 4}, r"the weights lack blocks\.3\."),
+        ({"n_layer": 2}, r"blocks\.2\.\S+ is no tensor of this model"),
+        ({"n_inner": 95}, r"mlp\.up\.weight is \[96, 24\], not \[95, 24\]"),
+        ({"n_embd": None}, "is not a model's"),
+        ({"activation_function": "relu"}, "activation_function=relu is none of"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not offered"),
+    ):
+        (folder / "config.json").write_text(json.dumps(whole | change))
+        with pytest.raises(CheckpointError, match=message):
+            read(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"can't read .*config\.json"):
+        read(folder)
+    (folder / "config.json").write_text(json.dumps(whole))
+    cut = (folder / "model.safetensors").read_bytes()[:-100]
+    (folder / "model.safetensors").write_bytes(cut)
+    with pytest.raises(CheckpointError, match=r"can't read model\.safetensors"):
+        read(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no"):
+        read(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"neither best\.ckpt nor last\.ckpt, nor the config\.json"):
+        find(folder)

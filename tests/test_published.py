@@ -1,0 +1,201 @@
+"""Published rows: complete and sourced; and ours beside them, as table, Markdown and picture."""
+
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from gptstar.evaluation.results import Metric, TaskResult, TaskResults
+from gptstar.evaluation.tasks.config import SUITE
+from gptstar.evaluation.tasks.pictures import plot_tasks
+from gptstar.evaluation.tasks.published import published_rows
+from gptstar.evaluation.tasks.tables import COLUMNS, task_markdown, task_table
+
+PUBLISHED = published_rows()
+
+
+def test_the_rows_are_those_of_the_original() -> None:
+    """As its readme.md and traininglog.md have them; GPT-3's PIQA as its paper has it."""
+    expected: dict[
+        str, tuple[Any, ...]
+    ] = {  # LAMBADA acc and perplexity, WikiText, PIQA, HellaSwag, Winogrande; tokens
+        "GPT-127*": (36.23, 28.60, 36.29, 63.17, 28.07, 51.46, 26),
+        "GPT-303*": (43.39, 15.89, 28.57, 65.2, 29.8, 49.3, 26),
+        "GPT-125M": (36.52, 30.0494, 37.863, 62.46, 28.57, None, 21),
+        "GPT-354M": (48.22, 13.29, 28.177, 65.67, 32.36, 51.3, 21),
+        "GPT-Neo 125M": (37.36, 30.266, 32.285, 63.06, 28.67, 50.43, 300),
+        "GPT-Neo 350M": (47.27, 13.876, 22.5657, 65.07, 32.16, 51.14, 300),
+        "GPT-3 125M": (42.7, 18.6, None, 64.6, 33.7, 52.0, 300),
+        "GPT-3 350M": (54.3, 9.09, None, 70.2, 43.6, 52.1, 300),
+    }
+    assert [row.model for row in PUBLISHED.rows] == list(expected)
+    for row in PUBLISHED.rows:
+        *figures, tokens = expected[row.model]
+        assert row.training_tokens == tokens * 10**9
+        for (task, metric), figure in zip(COLUMNS, figures, strict=True):
+            found = row.figure(task, metric)
+            assert (found is None) == (figure is None)
+            if found is not None:
+                scale = 100 if metric == "acc" else 1
+                assert math.isclose(found.value * scale, figure, rel_tol=1e-9), (row.model, task, metric)
+
+
+def test_every_figure_has_a_source_and_says_what_it_measures() -> None:
+    assert set(PUBLISHED.tasks) == set(SUITE)
+    used = set()
+    for row in PUBLISHED.rows:
+        assert row.tokens_source in PUBLISHED.sources
+        assert row.tokens_confirmed or row.tokens_note
+        assert len({(each.task, each.metric) for each in row.figures}) == len(row.figures)
+        used |= {*row.notes, *([row.tokens_note] if row.tokens_note else [])}
+        for figure in row.figures:
+            assert (figure.task, figure.metric) in COLUMNS
+            assert figure.source in PUBLISHED.sources
+            assert figure.notes or (figure.measures is None and figure.confirmed), figure
+            used |= set(figure.notes)
+    assert used == set(PUBLISHED.notes)
+    assert all(source.url.startswith("https://") for source in PUBLISHED.sources.values())
+    other = {(row.model, figure.task) for row in PUBLISHED.rows for figure in row.figures if figure.measures}
+    assert {task for _, task in other} == {"wikitext", "piqa", "hellaswag"}
+    assert {model for model, task in other if task != "wikitext"} == {"GPT-3 125M", "GPT-3 350M"}
+    assert len([1 for _, task in other if task == "wikitext"]) == 6  # all of them
+
+
+def metric(name: str, value: float, low: float, high: float, items: int, **more: Any) -> Metric:
+    share = name.startswith("acc")
+    kind = "mean" if share else "bits_per_byte" if name == "bits_per_byte" else "perplexity"
+    return Metric(name, value, low, high, "Wilson" if share else "bootstrap-t", kind, share, items, **more)
+
+
+def result(task: str, source: dict[str, Any], *metrics: Metric, length: int = 1024, shots: int = 0) -> TaskResult:
+    return TaskResult(task, "1.0", source, length, shots, metrics, ())
+
+
+@pytest.fixture
+def ours() -> TaskResults:
+    local = {"path": "items/x.jsonl", "sha256": "ab" * 32, "split": None, "stands_for": "test"}
+    tasks = (
+        result(
+            "lambada_openai",
+            {"dataset": "EleutherAI/lambada_openai", "split": "test", "revision": "0123456789abcdef"},
+            metric("perplexity", 29.8, 28.1, 31.7, 5153),
+            metric("acc", 0.3581, 0.345, 0.371, 5153),
+        ),
+        result(
+            "wikitext",
+            local | {"split": "validation"},
+            metric("word_perplexity", 36.0, 34.0, 38.3, 60),
+            metric("bits_per_byte", 0.96, 0.94, 0.98, 60),
+            length=2048,
+        ),
+        result("piqa", local, metric("acc", 0.632, 0.61, 0.654, 1102), metric("acc_norm", 0.6201, 0.6, 0.642, 1102)),
+        result(
+            "hellaswag",
+            local | {"split": "validation"},
+            metric("acc", 0.2811, 0.272, 0.29, 10042),
+            metric("acc_norm", 0.301, 0.292, 0.31, 10042),
+            metric("acc", 0.2777, 0.267, 0.288, 9001, subset="clean"),
+        ),
+        result("winogrande", local | {"split": "validation"}, metric("acc", 0.512, 0.478, 0.546, 1267)),
+    )
+    checkpoint = {
+        "name": "mine",
+        "path": "runs/a|b",
+        "sha256": "cd" * 32,
+        "n_params": 127030272,
+        "tokens": 26_738_688_000,
+    }
+    return TaskResults(checkpoint, {"dtype": "float32", "limit": None}, {"lm-eval": "0.4.13"}, tasks)
+
+
+def printed(results: TaskResults, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(task_table(results, PUBLISHED))
+    return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_the_table_fits_a_terminal(ours: TaskResults) -> None:
+    lines = printed(ours)
+    assert all(len(line) <= 80 for line in lines)
+    assert "LAMBADA" in lines[1]
+    assert lines[1].split() == ["LAMBADA", "LAMBADA", "WikiText", "PIQA", "HellaSwag", "Winogrande"]
+    assert lines[4].split() == ["mine", "26.7B", "35.81", "29.80", "36.00", "63.20", "28.11", "51.20"]
+    assert lines[5].split() == ["34.5–37.1", "28.1–31.7", "34.0–38.3", "61.0–65.4", "27.2–29.0", "47.8–54.6"]
+    assert lines[6].split() == ["…", "acc_norm", "62.01", "30.10"]
+    assert lines[8].split() == ["…", "clean²", "27.77"]
+    assert [line.split()[0] for line in lines[11:14]] == ["GPT-127*", "GPT-303*", "GPT-125M⁴"]
+    assert lines[11].split() == ["GPT-127*", "26B", "36.23", "28.60", "36.29³", "63.17", "28.07", "51.46"]
+    assert lines[17].split() == ["GPT-3", "125M", "300B", "42.70⁷", "18.60⁷", "–", "64.60⁸·⁹", "33.70⁸", "52.00"]
+
+
+def test_footnotes_say_what_differs(ours: TaskResults) -> None:
+    notes = " ".join(printed(ours, width=500)[19:])
+    assert (
+        "¹ not what the published figures are over: WikiText 60 of 62 items, validation split instead of test; "
+        in notes
+    )
+    assert (
+        "; PIQA 1,102 of 1,838 items, the file does not say of which split ²" in notes
+    )  # and nothing on the three that are whole
+    assert "by token, not by word" in notes
+    assert "nearest to our acc_norm" in notes
+
+
+def test_a_limit_and_examples_are_said(ours: TaskResults) -> None:
+    hellaswag = replace(ours.tasks[3], num_fewshot=5, metrics=(metric("acc", 0.3, 0.2, 0.4, 100),))
+    few = replace(ours, tasks=(hellaswag,), protocol={"dtype": "bfloat16", "limit": 100})
+    lines = printed(few, width=200)
+    assert lines[0] == "mine, bfloat16, context 1,024, only the first 100 items of each task"
+    assert any("HellaSwag 100 of 10,042 items, 5 examples before each item" in line for line in lines)
+
+
+def test_tasks_that_were_never_published_on(ours: TaskResults, tmp_path: Path) -> None:
+    arc = result("arc_easy", {"dataset": "x", "split": "test"}, metric("acc", 0.4, 0.38, 0.42, 2376))
+    lines = printed(replace(ours, tasks=(*ours.tasks, arc)))
+    assert any(line.split() == ["arc_easy", "acc", "40.00", "38.0–42.0", "2,376"] for line in lines)
+    alone = replace(ours, tasks=(arc,))
+    assert not any("GPT-Neo" in line for line in printed(alone))
+    assert "GPT-Neo" not in task_markdown(alone, PUBLISHED)
+    plot_tasks(alone, PUBLISHED, tmp_path / "alone.png")
+    assert (tmp_path / "alone.png").stat().st_size > 5000
+
+
+def test_markdown_holds_every_figure_and_where_it_is_from(ours: TaskResults) -> None:
+    text = task_markdown(ours, PUBLISHED)
+    lines = text.splitlines()
+    assert lines[0] == "# mine, float32, context 1,024 and 2,048"
+    assert "- sha256: `" + "cd" * 32 + "`" in lines
+    for line in lines:
+        if line.startswith("|"):
+            cells = line.replace("\\|", "").count("|") - 1
+            assert cells in (8, 10), line
+    figures = [line for line in lines if "| Wilson |" in line or "| bootstrap-t |" in line]
+    assert len(figures) == sum(len(task.metrics) for task in ours.tasks)
+    assert any("bits_per_byte | 0.96 | 0.94–0.98" in line and "(validation)" in line for line in figures)
+    assert any("| piqa |" in line and "(split not stated), sha256 `abababababab…`" in line for line in figures)
+    assert any("EleutherAI/lambada_openai (test) at 0123456789ab" in line for line in figures)
+    assert all(source.url in text for source in PUBLISHED.sources.values())
+
+
+def test_figures_without_an_interval_and_huge_ones_are_shown(ours: TaskResults, tmp_path: Path) -> None:
+    lambada = ours.tasks[0]
+    huge = replace(lambada.metrics[0], value=7.3e8, low=None, high=None)
+    results = replace(ours, tasks=(replace(lambada, metrics=(huge, lambada.metrics[1])),))
+    assert any("7.30e+08" in line for line in printed(results))
+    plot_tasks(results, PUBLISHED, tmp_path / "huge.png")
+
+
+def test_the_picture_has_a_panel_a_metric(ours: TaskResults, tmp_path: Path) -> None:
+    plot_tasks(ours, PUBLISHED, tmp_path / "six.png")
+    plot_tasks(replace(ours, tasks=ours.tasks[:1]), PUBLISHED, tmp_path / "two.png")
+    six, two = imread(tmp_path / "six.png"), imread(tmp_path / "two.png")
+    assert six.shape[0] > 1.5 * two.shape[0]
+    assert six.shape[1] > 1.3 * two.shape[1]
+    rgb = (six[..., :3] * 255).round().astype(int)
+    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # ours and theirs
+        assert (abs(rgb - colour).sum(-1) < 12).sum() > 200

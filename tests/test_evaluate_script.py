@@ -1,0 +1,166 @@
+"""`evaluate.py` and the commands around it as a user would run them, on a machine without network."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SMALL, run_here
+from test_harness import write_tasks_files
+
+from gptstar.cli import main
+from gptstar.evaluation.results import read_tasks
+from gptstar.training.metrics import read_metrics
+
+Overrides = Callable[..., list[str]]
+
+NO_NETWORK = """
+import runpy, socket, sys
+def refuse(self, address):
+    if not isinstance(address, (str, bytes)) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+        sys.exit(f"a socket was opened to {address}")
+    return connect(self, address)
+connect, socket.socket.connect = socket.socket.connect, refuse
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def task_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tasks_files(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture(scope="module")
+def trained(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    more = ["data=local", f"data.files={text}", f"output={folder}", "data.validation_fraction=0.4"]
+    run_here([*SMALL, *more])
+    return folder
+
+
+def evaluate(*overrides: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    folder = Path(overrides[-1].partition("=")[2]).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "no_network.py").write_text(NO_NETWORK)
+    command = [sys.executable, *launcher, str(folder / "no_network.py"), str(ROOT / "evaluate.py"), *overrides]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+
+def scores(folder: Path) -> list[Any]:
+    return [(task.task, sample.item, sample.scores) for task in read_tasks(folder).tasks for sample in task.samples]
+
+
+def assert_close(one: list[Any], other: list[Any]) -> None:
+    assert len(one) == len(other) > 0
+    for (task, item, first), (*same, second) in zip(one, other, strict=True):
+        assert same == [task, item]
+        assert second == {metric: pytest.approx(score, rel=1e-5) for metric, score in first.items()}
+
+
+def test_the_suite_runs_without_network(trained: Path, task_files: Path, tmp_path: Path) -> None:
+    options = [f"checkpoint={trained}", f"evaluation.data_dir={task_files}", f"output={tmp_path / 'out'}"]
+    done = evaluate(*options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for word in ("LAMBADA", "GPT-127*", "GPT-Neo 350M", "results.json"):
+        assert word in done.stdout
+    assert (tmp_path / "out/results.png").stat().st_size > 10_000
+    assert "GPT-3 350M" in (tmp_path / "out/results.md").read_text()
+    results = read_tasks(tmp_path / "out")
+    assert [task.task for task in results.tasks] == ["lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande"]
+    assert [task.context_length for task in results.tasks] == [1024, 2048, 1024, 1024, 1024]
+    assert results.checkpoint["step"] == 24
+    assert results.checkpoint["tokens"] == 24 * 256
+    assert len(results.checkpoint["sha256"]) == 64
+    assert results.versions["lm-eval"].startswith("0.4.")
+    again = evaluate(*options)
+    assert again.returncode == 1
+    assert "holds results already" in again.stderr
+
+
+def test_ranks_find_what_one_process_finds(trained: Path, task_files: Path, tmp_path: Path) -> None:
+    options = [f"checkpoint={trained}", f"evaluation.data_dir={task_files}", "evaluation.tasks=[piqa,wikitext]"]
+    done = evaluate(*options, f"output={tmp_path / 'one'}")
+    assert done.returncode == 0, done.stderr
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = evaluate(*options, f"output={tmp_path / 'two'}", launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("GPT-127*") == 1
+    assert_close(scores(tmp_path / "one"), scores(tmp_path / "two"))
+
+
+def test_an_exported_model_has_the_same_scores(
+    trained: Path, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["export", str(trained), str(tmp_path / "exported")])
+    for name, checkpoint in (("a", trained), ("b", tmp_path / "exported")):
+        options = [f"checkpoint={checkpoint}", f"evaluation.data_dir={task_files}", "evaluation.tasks=[piqa,wikitext]"]
+        done = evaluate(*options, f"output={tmp_path / name}")
+        assert done.returncode == 0, done.stderr
+    assert_close(scores(tmp_path / "a"), scores(tmp_path / "b"))
+    capsys.readouterr()
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["task"] for row in rows} == {"piqa", "wikitext"}
+    assert all(abs(row["difference"]) < 1e-3 * abs(row["a"]) for row in rows)
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert "two checkpoints" in " ".join(capsys.readouterr().out.split())
+    main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown"])
+    assert "| piqa" in capsys.readouterr().out
+
+
+def test_a_bundle_is_what_an_evaluation_takes(trained: Path, task_files: Path, tmp_path: Path, capsys) -> None:
+    main(["evaluation", "bundle", str(tmp_path / "bundle"), "--from", str(task_files), "--tasks", "piqa,winogrande"])
+    assert "manifest.json" in capsys.readouterr().out
+    options = [f"checkpoint={trained}", f"evaluation.data_dir={tmp_path / 'bundle'}", "evaluation.limit=5"]
+    done = evaluate(*options, "evaluation.tasks=[piqa]", f"output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    (task,) = read_tasks(tmp_path / "out").tasks
+    assert (len(task.samples), task.source["dataset"]) == (5, "baber/piqa")
+    (tmp_path / "bundle/piqa.jsonl").write_text("{}\n")
+    done = evaluate(*options, "evaluation.tasks=[piqa]", f"output={tmp_path / 'again'}")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "piqa.jsonl" in done.stderr
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_run_evaluates_as_it_goes_and_is_the_same_run(overrides: Overrides, task_files: Path, tmp_path: Path) -> None:
+    run_here(overrides(output="without"))
+    evaluation = [f"evaluation.data_dir={task_files}", "evaluation.tasks=[piqa,wikitext]", "evaluation.limit=4"]
+    run_here(overrides("evaluation.every_n_steps=10", *evaluation, output="with"))
+    rows = read_metrics(tmp_path / "with")
+    scored = {row["step"]: row for row in rows if "evaluation/piqa/acc" in row}
+    assert sorted(scored) == [10, 20, 24]
+    assert all(0 <= row["evaluation/piqa/acc"] <= 1 for row in scored.values())
+    assert scored[24]["evaluation/wikitext/bits_per_byte"] < scored[10]["evaluation/wikitext/bits_per_byte"]
+    shown = ("train/loss", "validation/loss", "gradient_norm")
+    kept = [[{key: row[key] for key in shown if key in row} for row in read_metrics(tmp_path / name)] for name in
+            ("with", "without")]  # fmt: skip
+    assert [row for row in kept[0] if row] == [row for row in kept[1] if row]
+
+
+def test_a_run_refuses_tasks_before_its_first_step(
+    overrides: Overrides, task_files: Path, refusal: Callable[..., str]
+) -> None:
+    more = ["evaluation.every_n_steps=10", f"evaluation.data_dir={task_files}"]
+    assert "did you mean" in refusal(run_here, overrides(*more, "evaluation.tasks=[pica]"))
+    (task_files / "piqa.jsonl").rename(task_files / "gone.jsonl")
+    try:
+        assert "piqa" in refusal(run_here, overrides(*more, "evaluation.tasks=[piqa]"))
+    finally:
+        (task_files / "gone.jsonl").rename(task_files / "piqa.jsonl")
+
+
+def test_length_is_studied_without_being_told_anything(trained: Path, tmp_path: Path) -> None:
+    done = evaluate("evaluation=length", f"checkpoint={trained}", f"output={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    (curve,) = json.loads((tmp_path / "out/results.json").read_text())["curves"]
+    assert [length["context_length"] for length in curve["lengths"]] == [32, 64, 128, 256]
+    assert (tmp_path / "out/context_length.png").stat().st_size > 10_000
+    assert "bits/byte" in done.stdout

@@ -252,6 +252,12 @@ def test_the_control_stands_beside_longer_contexts() -> None:
     assert all(result.change is not None for result in longer)
     assert all(result.mean_context == result.context_length - 128.5 for result in (control, *longer))
 
+    # a control in the middle is read first all the same
+    middle = Plan(text_of(3000), config, (256, 512, 1024))
+    assert middle.reference == 512
+    changes = [result.change is None for result in read_curve(reader, middle, name="m").lengths]
+    assert changes == [False, True, False]
+
 
 def test_batches_hold_windows_of_about_one_size() -> None:
     windows = [Window(0, 0, size, size, 0) for size in (3, 50, 7, 50, 1, 49)]

@@ -1,9 +1,12 @@
 """The published estimator: its dip, and what else it does to the letter."""
 
+import json
 import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -101,6 +104,16 @@ def test_wikitext_is_joined_as_the_hub_has_its_lines(tokenizer: Tokenizer, tmp_p
     assert tokenizer.decode(text.documents[0].read(0, len(text.documents[0]))) == "\n\n".join(rows)
     assert n_bytes == len("\n\n".join(rows))
     assert text.documents[0].read(0, 1) != tokenizer.end_of_text
+
+
+def test_rows_are_joined_the_empty_ones_too(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = ["", " = Robert = \n", "", " Robert is an actor . \n", ""]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "test.parquet")
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    for name in ("test.parquet", "test.jsonl"):
+        text, n_bytes = legacy_text([str(tmp_path / name)], tokenizer, "perplexity")
+        assert tokenizer.decode(text.documents[0].read(0, len(text.documents[0]))) == "\n\n".join(rows)
+        assert n_bytes == len("\n\n".join(rows))
 
 
 def test_the_last_bytes_are_read_from_a_whole_character_on(tokenizer: Tokenizer, tmp_path: Path) -> None:

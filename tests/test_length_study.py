@@ -124,6 +124,15 @@ def test_several_models_are_in_one_picture_and_rotary_is_no_straw_man(
     assert [result.loss.value for result in only.lengths] == pytest.approx(yarn, abs=1e-6)
 
 
+def test_models_of_several_training_contexts_are_read_at_multiples_of_the_shortest(
+    tokenizer: Tokenizer, book: str, tmp_path: Path
+) -> None:
+    models = [named(checkpoint_of(tokenizer, trained_at=each), str(each)) for each in (64, 16, None)]
+    _, curves = run(models, tmp_path, text=book)
+    assert {tuple(result.context_length for result in curve.lengths) for curve in curves} == {(16, 32, 64, 128)}
+    assert [curve.trained_at for curve in curves] == [64, 16, None]
+
+
 def test_two_tokenizers_are_compared_by_bits_per_byte(tokenizer: Tokenizer, book: str, tmp_path: Path) -> None:
     other = Tokenizer.train(sentences(9, 200, 5), 277)
     models = [named(checkpoint_of(tokenizer), "a"), named(checkpoint_of(other, n_vocab=277), "b")]

@@ -49,6 +49,23 @@ def test_text_read_in_pieces_through_a_cache_has_the_logits_of_the_whole(kind):
         torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["positions"])
+@pytest.mark.parametrize("viewed", [False, True])
+def test_the_last_block_computes_what_is_wanted(kind, viewed):
+    model, tokens = build(kind), torch.randint(31, (3, 11))
+    wanted = torch.tensor([[10, 2], [0, 0], [5, 7]])
+    scope = None
+    if viewed:  # a gap in the positions, and every other token unseen
+        positions = torch.tensor([*range(5), *range(7, 13)]).expand(3, -1)
+        seen = (positions[:, :, None] >= positions[:, None]) & (positions[:, None] % 2 == 0)
+        scope = View(positions, positions, seen | torch.eye(11, dtype=torch.bool))
+    with torch.inference_mode():
+        whole = model.hidden(tokens, scope)
+        found = model.hidden(tokens, scope, wanted)
+    expected = torch.stack([row[nodes] for row, nodes in zip(whole, wanted, strict=True)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_a_view_past_learned_positions_is_refused():
     model, positions = build(KINDS[1]), torch.tensor([[12, 13]])
     view = View(positions, positions, torch.ones(1, 2, 2, dtype=torch.bool))

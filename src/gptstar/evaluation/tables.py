@@ -16,7 +16,8 @@ UNDEFINED = "undefined"
 def length_table(curve: Curve, title: str | None = None) -> Table:
     """One model at each context length, for the terminal: figures with half the width of their 95 % intervals."""
     table = Table(title=Text(title or f"{curve.name}, ± half of the 95 % interval"))
-    for column in ("context", "×", "loss", "change", "perplexity", "bits/byte"):
+    change = "change" if curve.reference is None else f"change vs {curve.reference:,}"
+    for column in ("context", "×", "loss", change, "perplexity", "bits/byte"):
         table.add_column(column, justify="right")
     for result in curve.lengths:
         table.add_row(f"{result.context_length:,}", _multiple(result, curve), *_cells(result))

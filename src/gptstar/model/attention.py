@@ -2,14 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from gptstar.model.positions import RotaryScaling, alibi_bias, rotary_angles, rotate
-from gptstar.model.view import Scope, View
+from gptstar.model.view import Scope, View, asked_of
 
 QUERY_BLOCK = 1024
 """Queries a bias is built for at once: reading a longer context takes memory in proportion to it, not to its square.
@@ -181,14 +181,18 @@ class Attention(nn.Module):
             scope: the documents `(batch, position)`, int64, across which nothing is seen, or a view; None where every
                 position sees all that are before it.
         """
-        B, T, _ = x.shape
         query, key, value = (
-            part.view(B, T, self.n_heads, self.d_head).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
+            part.view(*part.shape[:2], self.n_heads, self.d_head).transpose(1, 2)
+            for part in self._projections(x, scope)
         )  # (batch, head, position, d_head) each
         if self.rotary:
-            positions = scope.queries[:, None] if isinstance(scope, View) else torch.arange(T, device=x.device)
+            view = scope if isinstance(scope, View) else None
+            positions = torch.arange(x.shape[1], device=x.device) if view is None else view.queries[:, None]
             angles = rotary_angles(positions, self.d_head, self.rotary_scaling)
-            query, key = rotate(query, *angles), rotate(key, *angles)
+            key = rotate(key, *angles)
+            if view is not None and view.wanted is not None:
+                angles = rotary_angles(view.asking[:, None], self.d_head, self.rotary_scaling)
+            query = rotate(query, *angles)
         slopes = None if self.slopes is None else torch.tensor(self.slopes, device=x.device)
         dropout = self.dropout if self.training else 0.0
         if scope is None:
@@ -199,7 +203,16 @@ class Attention(nn.Module):
             mixed = viewed_attention(query, key, value, scope.mask(self.slopes))
         else:
             mixed = attention_within_documents(query, key, value, scope, slopes, dropout)
-        return self.out(mixed.transpose(1, 2).reshape(B, T, -1))
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+    def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
+        """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens that are asked for."""
+        asked = asked_of(x, scope)
+        if asked is x:
+            return self.qkv(x).chunk(3, dim=-1)
+        width = self.n_heads * self.d_head
+        (of_query, of_seen), (bias, bias_of_seen) = (each.tensor_split([width]) for each in self.qkv.parameters())
+        return nn.functional.linear(asked, of_query, bias), *nn.functional.linear(x, of_seen, bias_of_seen).chunk(2, -1)
 
 
 @contextlib.contextmanager

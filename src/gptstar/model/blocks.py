@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from gptstar.model.attention import Attention
-from gptstar.model.view import Scope
+from gptstar.model.view import Scope, asked_of
 
 LAYER_NORM_EPS = 1e-5
 
@@ -39,7 +39,8 @@ class ParallelBlock(nn.Module):
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
         normed = self.norm(x)
-        return x + self.dropout(self.attention(normed, scope)) + self.dropout(self.mlp(normed))
+        attended = self.dropout(self.attention(normed, scope))
+        return asked_of(x, scope) + attended + self.dropout(self.mlp(asked_of(normed, scope)))
 
 
 class SequentialBlock(nn.Module):
@@ -57,5 +58,5 @@ class SequentialBlock(nn.Module):
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), scope))
+        x = asked_of(x, scope) + self.dropout(self.attention(self.attention_norm(x), scope))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

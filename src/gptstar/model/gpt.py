@@ -16,7 +16,7 @@ from gptstar.model.attention import Attention
 from gptstar.model.blocks import MLP, ParallelBlock, SequentialBlock
 from gptstar.model.loss import token_losses
 from gptstar.model.positions import alibi_slopes
-from gptstar.model.view import Scope, View
+from gptstar.model.view import Scope, View, causal_view
 
 INIT_STD = 0.02
 
@@ -174,16 +174,18 @@ class GPT(nn.Module):
         hidden = self.hidden(tokens, documents)
         return self.logits(hidden) if targets is None else token_losses(hidden, self.token_embedding.weight, targets)
 
-    def hidden(self, tokens: Tensor, scope: Scope | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
         """What the logits are a product of, for those who need them at a few positions only.
 
         Args:
             tokens: `(batch, position)`, int64.
             scope: the documents `(batch, position)`, int64, that positions belong to, or a view, for rows that are not
                 one sequence read from its beginning.
+            wanted: `(batch, wanted)`, int64: the positions asked for, for those who need few; the last block computes
+                no others. Not together with documents.
 
         Returns:
-            `(batch, position, d_model)`, normed.
+            `(batch, position, d_model)`, normed; or `(batch, wanted, d_model)`.
 
         Raises:
             ConfigError: as `forward`.
@@ -192,9 +194,13 @@ class GPT(nn.Module):
         if self.position_embedding is not None:
             x = x + self._learned_positions(tokens.shape[1], scope)
         x = self.dropout(x)
-        for block in self.blocks:
+        last = scope
+        if wanted is not None:
+            assert not isinstance(scope, Tensor)
+            last = causal_view(tokens.shape[1], wanted) if scope is None else scope.of(wanted)
+        for block in self.blocks[:-1]:
             x = block(x, scope)
-        return self.norm(x)
+        return self.norm(self.blocks[-1](x, last))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(…, d_model)` → `(…, n_vocab)`."""

@@ -1,6 +1,6 @@
 """Who sees whom in rows that are not one sequence read from its beginning: shared beginnings, and text read so far."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +37,26 @@ class View:
         keys: `(batch, key)`, int64: the position of each that can be seen: those in the cache, then those read now.
         seen: `(batch, query, key)`, bool; each query sees a key, itself if no other.
         cache: of the tokens read before; what is read now is added to it.
+        wanted: `(batch, wanted)`, int64: those of the tokens read now whose output is asked for, where the rest are
+            only seen; `seen` is then `(batch, wanted, key)`.
     """
 
     queries: Tensor
     keys: Tensor
     seen: Tensor
     cache: Cache | None = None
+    wanted: Tensor | None = None
     _masks: dict[tuple[float, ...] | None, Tensor] = field(default_factory=dict)
+
+    @property
+    def asking(self) -> Tensor:
+        """Positions of the tokens whose output is asked for: `(batch, query)`, or `(batch, wanted)`."""
+        return self.queries if self.wanted is None else self.queries.gather(1, self.wanted)
+
+    def of(self, wanted: Tensor) -> "View":
+        """The same for a block of which only the output of some tokens is asked for: `(batch, wanted)`, int64."""
+        seen = self.seen.gather(1, wanted[..., None].expand(-1, -1, self.seen.shape[2]))
+        return replace(self, seen=seen, wanted=wanted, _masks={})
 
     def mask(self, slopes: tuple[float, ...] | None) -> Tensor:
         """What attention adds to its scores, made once for all layers.
@@ -55,7 +68,7 @@ class View:
         if slopes not in self._masks:
             mask = self.seen[:, None]
             if slopes is not None:
-                distance = self.queries[:, None, :, None] - self.keys[:, None, None, :]
+                distance = self.asking[:, None, :, None] - self.keys[:, None, None, :]
                 by_head = torch.tensor(slopes, device=distance.device)[:, None, None]
                 mask = (-by_head * distance).masked_fill_(~mask, -torch.inf)
             self._masks[slopes] = mask
@@ -64,3 +77,20 @@ class View:
 
 Scope = Tensor | View
 """How attention is narrowed: the documents `(batch, position)` that positions belong to, or a view."""
+
+
+def causal_view(n_positions: int, wanted: Tensor) -> View:
+    """Of sequences read from their beginnings, of which the output of some tokens is asked for.
+
+    Args:
+        wanted: `(batch, wanted)`, int64.
+    """
+    positions = torch.arange(n_positions, device=wanted.device).expand(len(wanted), -1)
+    return View(positions, positions, wanted[..., None] >= positions[:, None], wanted=wanted)
+
+
+def asked_of(x: Tensor, scope: Scope | None) -> Tensor:
+    """Those tokens of `(batch, position, d_model)` whose output is asked for: all, unless a view says which."""
+    if not isinstance(scope, View) or scope.wanted is None:
+        return x
+    return x.gather(1, scope.wanted[..., None].expand(-1, -1, x.shape[2]))

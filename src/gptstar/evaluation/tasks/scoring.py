@@ -66,7 +66,7 @@ class Scorer:
     """
 
     def __init__(
-        self, model: GPT, *, dtype: Dtype = "float32", batch_tokens: int = 2048, batch_size: int | None = None
+        self, model: GPT, *, dtype: Dtype = "float32", batch_tokens: int = 1024, batch_size: int | None = None
     ) -> None:
         self.model, self.dtype = model, dtype
         self.batch_tokens, self.batch_size = batch_tokens, batch_size
@@ -99,10 +99,20 @@ class Scorer:
         tokens = np.zeros((len(batch), length), dtype=np.int64)
         for number, row in enumerate(batch):
             tokens[number, : len(row.tokens)] = row.tokens
+        asked = [_asked(requests, row) for row in batch]
+        most = max(len(nodes) for nodes in asked)
+        wanted = np.zeros((len(batch), most), dtype=np.int64)
+        for number, nodes in enumerate(asked):
+            wanted[number, : len(nodes)] = nodes
         with self.precisely():
             scope = self._view(batch, length) if batch[0].branched else None
-            hidden = self.model.hidden(torch.from_numpy(tokens).to(self.device), scope)  # (row, node, d_model)
-            yield from self._read_off(requests, batch, hidden)
+            on_device = torch.from_numpy(tokens).to(self.device), torch.from_numpy(wanted).to(self.device)
+            if 2 * most <= length:
+                hidden = self.model.hidden(on_device[0], scope, wanted=on_device[1])  # (row, wanted, d_model)
+            else:  # a view of nearly all tokens costs more than it saves
+                hidden = self.model.hidden(on_device[0], scope)
+                hidden = hidden.gather(1, on_device[1][..., None].expand(-1, -1, hidden.shape[2]))
+            yield from self._read_off(requests, batch, asked, hidden)
 
     @contextlib.contextmanager
     def precisely(self) -> Iterator[None]:
@@ -127,27 +137,30 @@ class Scorer:
         return View(at, at, torch.from_numpy(seen).to(self.device))
 
     def _read_off(
-        self, requests: Sequence[Scorable], batch: Sequence[Row], hidden: Tensor
+        self, requests: Sequence[Scorable], batch: Sequence[Row], asked: Sequence[np.ndarray], hidden: Tensor
     ) -> Iterator[tuple[int, Score]]:
-        """The scores, from the normed output of the last block `(row, node, d_model)`."""
-        length = hidden.shape[1]
-        numbers, places, targets = [], [], []
-        for offset, row in enumerate(batch):
+        """The scores.
+
+        Args:
+            asked: of each row the nodes whose logits are asked for, in order.
+            hidden: `(row, asked, d_model)`, the normed output of the last block at these, padded at the end.
+        """
+        numbers, places, targets, before = [], [], [], 0
+        for row, nodes in zip(batch, asked, strict=True):
             for number, path in row.paths.items():
-                request = requests[number]
+                n_scored = requests[number].n_scored
                 numbers.append(number)
-                places.append(offset * length + path[len(path) - request.n_scored :])
-                targets.append(np.asarray(request.tokens[-request.n_scored :]))
-        # One-token continuations of one context ask for the same logits.
-        asked, which = np.unique(np.concatenate(places), return_inverse=True)
-        flat = hidden.flatten(0, 1)[torch.from_numpy(asked).to(self.device)]  # (asked, d_model)
-        target = torch.from_numpy(np.concatenate(targets)).to(self.device)
-        chunk = max(1, CHUNK_LOGITS // self.model.config.n_vocab)
+                places.append(before + np.searchsorted(nodes, path[-n_scored:]))
+                targets.append(np.asarray(requests[number].tokens[-n_scored:]))
+            before += len(nodes)
+        flat = torch.cat([hidden[number, : len(nodes)] for number, nodes in enumerate(asked)])  # (place, d_model)
+        which, target = np.concatenate(places), torch.from_numpy(np.concatenate(targets)).to(self.device)
         by_place = np.argsort(which, kind="stable")
         scores = torch.empty(len(which), dtype=torch.float64)
         greedy = torch.empty(len(which), dtype=torch.bool)
-        for start in range(0, len(asked), chunk):
-            wanted = by_place[np.searchsorted(which[by_place], start) : np.searchsorted(which[by_place], start + chunk)]
+        chunk = max(1, CHUNK_LOGITS // self.model.config.n_vocab)
+        for start in range(0, len(flat), chunk):
+            wanted = by_place[slice(*np.searchsorted(which[by_place], (start, start + chunk)))]
             logits = self.model.logits(flat[start : start + chunk]).float()  # (place, n_vocab)
             here = torch.from_numpy(which[wanted] - start).to(self.device)
             chosen = target[torch.from_numpy(wanted).to(self.device)]
@@ -157,3 +170,8 @@ class Scorer:
         ends = np.cumsum([len(each) for each in places])
         for number, start, end in zip(numbers, [0, *ends[:-1]], ends, strict=True):
             yield number, Score(float(scores[start:end].sum()), bool(greedy[start:end].all()))
+
+
+def _asked(requests: Sequence[Scorable], row: Row) -> np.ndarray:
+    """The nodes of a row whose logits are asked for; one-token continuations of one context ask for the same."""
+    return np.unique(np.concatenate([path[-requests[number].n_scored :] for number, path in row.paths.items()]))

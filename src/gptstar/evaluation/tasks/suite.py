@@ -58,7 +58,7 @@ def evaluate_tasks(
     if tokenizer.n_vocab > model.config.n_vocab:
         raise CheckpointError(f"the tokenizer has {tokenizer.n_vocab:,} tokens, the model {model.config.n_vocab:,}")
     on_gpu = model.token_embedding.weight.is_cuda
-    batch_tokens = config.batch_tokens or (32_768 if on_gpu else 2048)
+    batch_tokens = config.batch_tokens or (32_768 if on_gpu else 1024)
     scorer = Scorer(model, dtype=config.dtype, batch_tokens=batch_tokens, batch_size=config.batch_size)
     team: Team[Scorable | Prompt, Score | str] = Team(Worker(scorer, tokenizer, seed=config.seed))
     was_training = model.training

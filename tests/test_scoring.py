@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptstar.errors import CheckpointError
 from gptstar.evaluation.tasks.rows import ROW_TOKENS, rows_of
 from gptstar.evaluation.tasks.scoring import Scorable, Score, Scorer
 from gptstar.evaluation.tasks.team import Team
@@ -53,7 +55,7 @@ def plainly(model: GPT, request: Scorable) -> Score:
     return Score(float(total), bool((logits.argmax(-1) == targets).all()))
 
 
-def score(model: GPT, asked: list[Scorable], **choices: int) -> list[Score]:
+def score(model: GPT, asked: list[Scorable], **choices: Any) -> list[Score]:
     worker = Worker(Scorer(model, **choices), tokenizer=None)  # type: ignore[arg-type]  # nothing is written
     return Team(worker).all_results(asked)  # type: ignore[return-value]
 
@@ -147,6 +149,19 @@ def test_batches_hold_what_they_may():
             tokens = len(batch) * max(len(row.tokens) for row in batch)
             assert len(batch) == 1 or tokens <= batch_tokens
             assert len(batch) <= (batch_size or len(batch))
+
+
+def test_what_is_not_finite_is_refused():
+    model = build(KINDS[0])
+    with torch.no_grad():
+        model.norm.bias[3] = torch.nan
+    with pytest.raises(CheckpointError, match="not finite in float32: its weights are damaged or diverged"):
+        score(model, requests())
+    model = build(KINDS[0])
+    with torch.no_grad():
+        model.norm.weight.fill_(1e6)
+    with pytest.raises(CheckpointError, match=r"not finite in float16: use evaluation\.dtype=float32"):
+        score(model, requests(), dtype="float16")
 
 
 def test_scores_come_out_of_lower_precision_too():

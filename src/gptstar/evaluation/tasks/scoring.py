@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gptstar.errors import CheckpointError
 from gptstar.evaluation.tasks.rows import Row, rows_of
 from gptstar.model import GPT
 from gptstar.model.view import View
@@ -94,7 +95,11 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> Iterator[tuple[int, Score]]:
-        """Score the requests whose rows make up a batch: their numbers and scores."""
+        """Score the requests whose rows make up a batch: their numbers and scores.
+
+        Raises:
+            CheckpointError: log-likelihoods that are not finite.
+        """
         length = max(len(row.tokens) for row in batch)
         tokens = np.zeros((len(batch), length), dtype=np.int64)
         for number, row in enumerate(batch):
@@ -167,6 +172,11 @@ class Scorer:
             picked = logits[here, chosen].double() - logits.logsumexp(dim=-1).double()[here]
             scores[wanted] = picked.cpu()
             greedy[wanted] = (logits.argmax(dim=-1)[here] == chosen).cpu()
+        if not scores.isfinite().all():
+            raise CheckpointError(
+                f"the model's log-likelihoods are not finite in {self.dtype}: "
+                + ("its weights are damaged or diverged" if self.dtype == "float32" else "use evaluation.dtype=float32")
+            )
         ends = np.cumsum([len(each) for each in places])
         for number, start, end in zip(numbers, [0, *ends[:-1]], ends, strict=True):
             yield number, Score(float(scores[start:end].sum()), bool(greedy[start:end].all()))

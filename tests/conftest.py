@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -62,6 +63,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the shared data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to reach another machine fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("this test has no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 class Server(ThreadedMotoServer):

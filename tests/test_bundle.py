@@ -2,7 +2,6 @@
 
 import io
 import json
-import socket
 from pathlib import Path
 
 import datasets
@@ -16,20 +15,13 @@ from gptstar.evaluation.tasks.bundle import bundle
 from gptstar.evaluation.tasks.manifest import FILE_NAME, read_manifest, sha256_of
 from gptstar.evaluation.tasks.offline import item_hash, load_tasks, source_of
 
+pytestmark = pytest.mark.usefixtures("no_network")
+
 PIQA = [{"goal": f"goal {n} é", "sol1": "this", "sol2": "that", "label": n % 2} for n in range(7)]
 WINOGRANDE = [
     {"sentence": f"{n} asked two as _ knew.", "option1": "one", "option2": "two", "answer": "1"} for n in range(5)
 ]
 TASKS = ("piqa", "winogrande")
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("this test has no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 @pytest.fixture

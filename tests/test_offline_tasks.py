@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +24,8 @@ from gptstar.evaluation.tasks.config import SUITE
 from gptstar.evaluation.tasks.hub import reachable
 from gptstar.evaluation.tasks.manifest import Entry, sha256_of, write_manifest
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
+
+pytestmark = pytest.mark.usefixtures("no_network")
 
 ITEMS: dict[str, list[dict[str, Any]]] = {
     "lambada_openai": [{"text": "He asked the smith for a horse, and got a  horse"}, {"text": "a b\nc d"}],
@@ -62,15 +63,6 @@ OWN_FILES = {
     "hellaswag": "hellaswag/hellaswag.yaml",
     "winogrande": "winogrande/default.yaml",
 }
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("this test has no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

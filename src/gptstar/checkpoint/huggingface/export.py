@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from gptstar import __version__
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.huggingface.gpt2 import gpt2_config, is_gpt2, to_gpt2
 from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
-from gptstar.errors import CheckpointError
+from gptstar.errors import CheckpointError, in_one_line
 
 MODELLING = "modeling_gptstar.py"
 
@@ -21,17 +22,23 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int) -> None
     """Write a folder that transformers reads; it appears complete or not at all.
 
     GPT-2's own shape is written in GPT-2's own layout, everything else with a modelling file beside it, for
-    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. Its tokenizer takes text that looks like a
+    special token as text, as ours does. What is known of the training stands in `config.json`, as `trained_…`.
 
     Args:
         context_length: tokens that users of the folder may read at once.
 
     Raises:
-        CheckpointError: the folder exists, can't be written, or learned positions hold less than `context_length`.
+        CheckpointError: the folder exists and is not empty, can't be written, or learned positions hold less than
+            `context_length`.
     """
-    model = checkpoint.model
+    model, folder = checkpoint.model, folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists: nothing is overwritten; choose another name or remove it")
+    if folder.exists() and folder.samefile("."):
+        raise CheckpointError(f"{folder} is the folder you are in, and would be replaced: name one within it")
+    if context_length < 1:
+        raise CheckpointError(f"a context length of {context_length} is below 1")
     if model.n_ctx is not None and context_length > model.n_ctx:
         raise CheckpointError(
             f"a context length of {context_length} exceeds the learned positions' n_ctx={model.n_ctx}"
@@ -50,6 +57,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int) -> None
         }
         weights = checkpoint.weights
     config |= {"dtype": "float32", "tie_word_embeddings": is_gpt2(model), "gptstar_version": __version__} | ends
+    config |= _trained(checkpoint)
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -60,14 +68,27 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int) -> None
         if not is_gpt2(model):
             shutil.copyfile(Path(__file__).with_name(MODELLING), partial / MODELLING)
         if tokenizer:
-            (partial / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
+            (partial / "tokenizer.json").write_text(_without_additions(tokenizer.json_text), encoding="utf-8")
             _write_json(partial / "tokenizer_config.json", _tokenizer_config(context_length))
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
+        partial.rename(folder)  # an empty folder is replaced
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(f"can't write {folder} ({error.strerror or error})") from error
+        cause = getattr(error, "strerror", None) or in_one_line(error)
+        raise CheckpointError(f"can't write {folder} ({cause})") from error
+
+
+def _trained(checkpoint: Checkpoint) -> dict[str, int]:
+    """What a checkpoint knows of its training: context length, optimizer steps, tokens."""
+    if checkpoint.training is None:
+        return {}
+    step, settings = checkpoint.training.step, checkpoint.training.settings
+    batch_tokens = settings.get("batch_tokens")
+    known = {
+        "trained_context_length": settings.get("data.context_length"),
+        "trained_steps": step,
+        "trained_tokens": step * batch_tokens if batch_tokens else None,
+    }
+    return {name: value for name, value in known.items() if value is not None}
 
 
 def _tokenizer_config(context_length: int) -> dict[str, Any]:
@@ -77,7 +98,16 @@ def _tokenizer_config(context_length: int) -> dict[str, Any]:
         "eos_token": END_OF_TEXT,
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
     }
+
+
+def _without_additions(json_text: str) -> str:
+    """A tokenizer that adds no tokens to a text of its own accord: `Tokenizer.encode` does not ask for them."""
+    tree = json.loads(json_text)
+    if (tree.get("post_processor") or {}).get("type") in (None, "ByteLevel"):  # which moves offsets only
+        return json_text
+    return json.dumps(tree | {"post_processor": None}, ensure_ascii=False)
 
 
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:

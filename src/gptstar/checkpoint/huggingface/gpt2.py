@@ -1,7 +1,7 @@
 """GPT-2 in Hugging Face's layout: which of our models it is, and the names of its tensors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -49,6 +49,7 @@ def gpt2_config(model: GPTConfig) -> dict[str, Any]:
         "n_inner": model.mlp_width,
         "activation_function": "gelu_new" if model.gelu == "tanh" else "gelu",
         "layer_norm_epsilon": 1e-5,
+        "residual_init": model.residual_init,  # unknown to transformers, which keeps it
         **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), model.dropout),
     }
 
@@ -83,39 +84,34 @@ def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
         n_ctx=config["n_positions"],
         gelu="tanh" if ACTIVATIONS[activation] == "tanh" else "exact",
         dropout=float(config.get("resid_pdrop", 0.0)),
+        residual_init=config.get("residual_init", "gpt2"),
     )
 
 
 def to_gpt2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors under their names, and their way round."""
-    renamed = {f"transformer.{_theirs(name)}": tensor for name, tensor in weights.items()}
+    renamed = {_theirs(name): tensor for name, tensor in weights.items()}
     return {name: tensor.T if TRANSPOSED.search(name) else tensor for name, tensor in renamed.items()}
 
 
-def from_gpt2(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors, with or without the prefix `transformer.`, under our names, and our way round."""
-    ours = {}
-    for name, tensor in tensors.items():
-        if not NOT_PARAMETERS.fullmatch(name):
-            turned = tensor.T.contiguous() if TRANSPOSED.search(name) else tensor
-            ours[_ours(name.removeprefix("transformer."))] = turned
-    return ours
+def from_gpt2(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Those of our names among their tensors, our way round; `tensors` as `parameters` gives them."""
+    found = {name: _theirs(name) for name in names}
+    return {
+        ours: tensors[theirs].T.contiguous() if TRANSPOSED.search(theirs) else tensors[theirs]
+        for ours, theirs in found.items()
+    }
+
+
+def parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their parameters, with the prefix `transformer.` where a file leaves it out."""
+    kept = {name: tensor for name, tensor in tensors.items() if not NOT_PARAMETERS.fullmatch(name)}
+    return {f"transformer.{name.removeprefix('transformer.')}": tensor for name, tensor in kept.items()}
 
 
 def _theirs(name: str) -> str:
     if name in TOP:
-        return TOP[name]
+        return f"transformer.{TOP[name]}"
     _, layer, rest = name.split(".", 2)
     part, _, leaf = rest.rpartition(".")
-    return f"h.{layer}.{IN_BLOCK[part]}.{leaf}"
-
-
-def _ours(name: str) -> str:
-    for ours, theirs in TOP.items():
-        if name == theirs:
-            return ours
-    match = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
-    parts = {theirs: ours for ours, theirs in IN_BLOCK.items()}
-    if match is None or match[2] not in parts:
-        raise CheckpointError(f"{name} is no tensor of a GPT-2")
-    return f"blocks.{match[1]}.{parts[match[2]]}.{match[3]}"
+    return f"transformer.h.{layer}.{IN_BLOCK[part]}.{leaf}"

@@ -57,10 +57,9 @@ def alibi_slopes(n_heads):
     return alibi_slopes(lower) + alibi_slopes(2 * lower)[0::2][: n_heads - lower]
 
 
-def rotate(x, angles):
+def rotate(x, cosines, sines):
     """Turn pairs of features `(i, i + d_head / 2)` of `(batch, head, position, d_head)`."""
     first, second = x.float().chunk(2, dim=-1)
-    cosines, sines = angles.cos(), angles.sin()
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1).type_as(x)
 
 
@@ -78,14 +77,16 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         query, key, value = self.qkv(x).view(B, T, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
         if angles is not None:
-            query, key = rotate(query, angles), rotate(key, angles)
+            query, key = rotate(query, *angles), rotate(key, *angles)
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
-        dtype = query.dtype
-        if mask is not None and mask.dtype is torch.float32:  # bfloat16 can't count past 256
-            query, key, value = query.float(), key.float(), value.float()
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
-        return self.out(mixed.to(dtype).transpose(1, 2).reshape(B, T, -1))
+        if mask is None or mask.dtype is torch.bool:
+            mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
+        else:  # ALiBi, which bfloat16 can't hold: it can't count past 256
+            with torch.autocast(x.device.type, enabled=False):
+                query, key, value, dtype = query.float(), key.float(), value.float(), query.dtype
+                mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)
+        return self.out(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -131,6 +132,7 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     _supports_sdpa = True
+    accepts_loss_kwargs = False  # the loss is a mean over what it is given, so that a Trainer divides by its steps
     _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config):
@@ -202,11 +204,12 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         if not alibi:
             return seen, False
         distance = positions[:, None, past:, None] - positions[:, None, None, :]
-        slopes = torch.tensor(alibi_slopes(self.config.n_heads), device=slots.device)[:, None, None]
-        return (-slopes * distance).masked_fill(~seen, -torch.inf), False
+        slopes = torch.tensor(alibi_slopes(self.config.n_heads), dtype=torch.float32, device=slots.device)
+        return (-slopes[:, None, None] * distance).masked_fill_(~seen, -torch.inf), False
 
     def _angles(self, positions):
-        """`(batch or 1, 1, query, d_head / 2)`, float32."""
+        """Cosines and sines, `(batch or 1, 1, query, d_head / 2)` each, float32."""
         width = self.config.d_head
-        frequencies = 10_000.0 ** (-torch.arange(0, width, 2, device=positions.device) / width)
-        return positions[:, None, :, None] * frequencies
+        frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
+        angles = positions[:, None, :, None] * frequencies
+        return angles.cos(), angles.sin()

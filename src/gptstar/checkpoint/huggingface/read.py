@@ -1,9 +1,10 @@
 """A Hugging Face folder as a checkpoint: those that `export` wrote, and GPT-2's."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors import SafetensorError
@@ -11,49 +12,82 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, read_tensors
-from gptstar.checkpoint.huggingface.gpt2 import from_gpt2, from_gpt2_config
+from gptstar.checkpoint.huggingface.gpt2 import from_gpt2, from_gpt2_config, parameters, to_gpt2
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError, DataError
+from gptstar.errors import CheckpointError, ConfigError, DataError, in_one_line
 from gptstar.model import GPT, GPTConfig
 
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PICKLED = "pytorch_model.bin"
 
 
 def read_huggingface(folder: Path) -> Checkpoint:
     """Read an exported model, or a GPT-2.
 
+    Weights of other precisions become float32.
+
     Raises:
         CheckpointError: another architecture, files that are missing or damaged, or weights that don't fit; names the
-            folder.
+            folder, and the tensor as the file calls it.
     """
     config = _read_json(folder / "config.json")
-    kind = config.get("model_type")
+    is_gpt2 = config.get("model_type") == "gpt2"
+    try:
+        model = _model(config)
+        with torch.device("meta"):
+            expected = GPT(model).state_dict()
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        cause = error if isinstance(error, ConfigError) else repr(error)
+        raise CheckpointError(f"{folder}/config.json is not a model's ({cause})") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     try:
         tensors = _tensors(folder)
-        if kind == "gptstar":
-            known = {field.name for field in fields(GPTConfig)}
-            model = GPTConfig(**{key: value for key, value in config.items() if key in known})
-        elif kind == "gpt2":
-            model, tensors = from_gpt2_config(config), from_gpt2(tensors)
+        if is_gpt2:
+            tensors = parameters(tensors)
+            _check(tensors, to_gpt2(expected))
+            tensors = from_gpt2(tensors, expected)
         else:
-            raise CheckpointError(f"model_type={kind} is neither gptstar nor gpt2")
-        _check(model, tensors)
+            _check(tensors, expected)
         tokenizer = folder / "tokenizer.json"
         json_text = Tokenizer.from_file(tokenizer).json_text if tokenizer.exists() else None
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder}/config.json is not a model's ({error!r})") from error
-    except (CheckpointError, ConfigError, DataError) as error:
+    except (CheckpointError, DataError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     return Checkpoint(model, {name: tensor.float() for name, tensor in tensors.items()}, json_text)
 
 
+def _model(config: Mapping[str, Any]) -> GPTConfig:
+    kind = config.get("model_type")
+    if kind not in ("gptstar", "gpt2"):
+        raise CheckpointError(f"model_type={kind} is neither gptstar nor gpt2")
+    if kind == "gpt2":
+        model = from_gpt2_config(config)
+    else:
+        known = {field.name for field in fields(GPTConfig)}
+        model = GPTConfig(**{key: value for key, value in config.items() if key in known})
+    for name, hint in get_type_hints(GPTConfig).items():
+        if get_origin(hint) is Literal and getattr(model, name) not in get_args(hint):
+            raise CheckpointError(f"{name}={getattr(model, name)} is none of {', '.join(get_args(hint))}")
+    return model
+
+
 def _tensors(folder: Path) -> dict[str, Tensor]:
+    """Everything in the weights' files, under the names it has there."""
     if (folder / INDEX).exists():
-        names = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        files = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(files, dict):
+            raise CheckpointError(f"{INDEX} has no weight_map: copy it again")
+        names = sorted({str(file) for file in files.values()})
+    elif (folder / WEIGHTS).exists():
+        names = [WEIGHTS]
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not names and (folder / "pytorch_model.bin").exists():
-        return dict(read_tensors(folder / "pytorch_model.bin"))
+    if not names and (folder / PICKLED).exists():
+        tree = read_tensors(folder / PICKLED)
+        if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
+            raise CheckpointError(f"{PICKLED} is no state dict")
+        return tree
     if not names:
         raise CheckpointError("it holds no *.safetensors: copy the whole folder")
     tensors: dict[str, Tensor] = {}
@@ -61,18 +95,20 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         try:
             tensors |= load_file(folder / name)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"can't read {name} ({error}): copy it again") from error
+            raise CheckpointError(f"can't read {name} ({in_one_line(error)}): copy it again") from error
     return tensors
 
 
-def _check(model: GPTConfig, tensors: dict[str, Tensor]) -> None:
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in GPT(model).state_dict().items()}
-    for name, shape in expected.items():
+def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    for name, like in expected.items():
         if name not in tensors:
             raise CheckpointError(f"the weights lack {name}: copy the whole folder")
-        if tensors[name].shape != shape:
-            raise CheckpointError(f"{name} is {list(tensors[name].shape)}, not {list(shape)} as its config.json says")
+        found = tensors[name]
+        if found.shape != like.shape or not found.is_floating_point():
+            kind = "" if found.is_floating_point() else f" of {found.dtype}"
+            raise CheckpointError(
+                f"{name} is {list(found.shape)}{kind}, not {list(like.shape)} as its config.json says"
+            )
     if extra := set(tensors) - set(expected):
         raise CheckpointError(f"{min(extra)} is no tensor of this model")
 

@@ -76,6 +76,19 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+@pytest.fixture(scope="session")
+def transformers_offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """transformers asks no Hub, and keeps modelling files where nobody else finds them."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        from transformers import dynamic_module_utils
+
+        # Its variable counts at import alone, which another test may have caused before.
+        environment.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        environment.syspath_prepend(dynamic_module_utils.HF_MODULES_CACHE)
+        yield
+
+
 class Server(ThreadedMotoServer):
     """A store that can be switched off; it keeps what it holds."""
 

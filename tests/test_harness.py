@@ -4,7 +4,7 @@ import json
 import math
 import random
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,21 +99,19 @@ def task_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> Callable[..., Any]:
     """The harness's own model, of an exported folder."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_HUB_OFFLINE", "1")
-        from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM
 
-        def exported(model: GPT, bpe: Tokenizer, length: int) -> Any:
-            folder = tmp_path_factory.mktemp("hf") / "exported"
-            export(Checkpoint(model.config, model.state_dict(), bpe.json_text), folder, context_length=length)
-            return HFLM(
-                pretrained=str(folder), trust_remote_code=True, dtype="float32", device="cpu", batch_size=5,
-                max_length=length,
-            )  # fmt: skip
+    def exported(model: GPT, bpe: Tokenizer, length: int) -> Any:
+        folder = tmp_path_factory.mktemp("hf") / "exported"
+        export(Checkpoint(model.config, model.state_dict(), bpe.json_text), folder, context_length=length)
+        return HFLM(
+            pretrained=str(folder), trust_remote_code=True, dtype="float32", device="cpu", batch_size=5,
+            max_length=length,
+        )  # fmt: skip
 
-        yield exported
+    return exported
 
 
 def ours(model: GPT, bpe: Tokenizer, length: int) -> HarnessModel:

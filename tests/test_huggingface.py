@@ -4,7 +4,6 @@ import ast
 import json
 import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from gptstar.checkpoint.legacy import read_legacy
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT, GPTConfig
+
+pytestmark = pytest.mark.usefixtures("transformers_offline")
 
 N_VOCAB = 300
 SIZES = {"n_layers": 3, "d_model": 24, "n_vocab": N_VOCAB}
@@ -46,18 +47,6 @@ HARD = [
     "\r\n\u00a0é",
 ]
 by_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("HF_HUB_OFFLINE", "1")
-        from transformers import dynamic_module_utils
-
-        # Its variable counts at import alone, which another test may have caused before.
-        environment.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        environment.syspath_prepend(dynamic_module_utils.HF_MODULES_CACHE)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -278,9 +267,10 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(bpe, tmp_path, monk
     with pytest.raises(CheckpointError, match="context length of 0 is below 1"):
         export(checkpoint, tmp_path / "y", context_length=0)
     (tmp_path / "here").mkdir()
-    with monkeypatch.context() as inside, pytest.raises(CheckpointError, match="is the folder you are in"):
+    with monkeypatch.context() as inside:
         inside.chdir(tmp_path / "here")
-        export(checkpoint, Path(), context_length=37)
+        with pytest.raises(CheckpointError, match="is the folder you are in"):
+            export(checkpoint, Path(), context_length=37)
     (tmp_path / "here").rmdir()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk: the weights don't fit

@@ -172,7 +172,7 @@ class Scorer:
             logits = self.model.logits(flat[start : start + chunk]).float()  # (place, n_vocab)
             here = torch.from_numpy(which[wanted] - start).to(self.device)
             chosen = target[torch.from_numpy(wanted).to(self.device)]
-            parts = logits.split(len(logits) if logits.is_cuda else CACHED_ROWS)
+            parts = torch.split(logits, len(logits) if logits.is_cuda else CACHED_ROWS)
             total = torch.cat([part.logsumexp(dim=-1) for part in parts])
             likeliest = torch.cat([part.argmax(dim=-1) for part in parts])
             scores[wanted] = (logits[here, chosen].double() - total.double()[here]).cpu()

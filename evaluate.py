@@ -10,8 +10,8 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gptstar.checkpoint.format import find, read
-from gptstar.checkpoint.identity import identity
+from gptstar.checkpoint.format import find
+from gptstar.checkpoint.identity import read_with_identity
 from gptstar.cli import job, one_line_errors
 from gptstar.config import EvaluateConfig
 from gptstar.data.tokenizer import Tokenizer
@@ -32,13 +32,15 @@ def evaluate(config: EvaluateConfig) -> None:
     if (config.output / "results.json").exists():
         raise ConfigError(f"output={config.output} holds results already: choose another folder")
     console, paths = Console(), [find(path) for path in config.checkpoints]
-    checkpoints = [read(path) for path in paths]
+    named = [read_with_identity(path) for path in paths]
     if config.tokenizer is not None:
         given = Tokenizer.from_file(config.tokenizer).json_text
-        checkpoints = [replace(checkpoint, tokenizer=given) for checkpoint in checkpoints]
-    named = [(identity(path, checkpoint), checkpoint) for path, checkpoint in zip(paths, checkpoints, strict=True)]
+        named = [(who, replace(checkpoint, tokenizer=given)) for who, checkpoint in named]
     device, asked, output = config.hardware.device(), config.evaluation, config.output
     with joined() as rank:
+        if rank > 0:
+            with contextlib.suppress(OSError):  # the folder that Hydra made for this rank; results make their own
+                output.rmdir()
         if isinstance(asked, LengthConfig):
             from gptstar.evaluation.length.study import study
 
@@ -48,9 +50,6 @@ def evaluate(config: EvaluateConfig) -> None:
             from gptstar.evaluation.tasks.report import evaluate_and_report
 
             evaluate_and_report(*named[0], asked, device, output, console)
-    if rank > 0:
-        with contextlib.suppress(OSError):  # the folder that Hydra made for this rank, unless it is the first's
-            output.rmdir()
 
 
 if __name__ == "__main__":

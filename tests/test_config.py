@@ -142,6 +142,11 @@ def test_an_evaluation_that_makes_no_sense_is_refused(overrides: list[str], mess
         EvaluateConfig.parse(compose("evaluate", overrides))
 
 
+def test_a_run_keeps_no_cache_of_scores() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.cache is of one checkpoint, and a run in training is none"):
+        parse("evaluation.every_n_steps=5", "evaluation.cache=somewhere")
+
+
 def test_a_study_of_length_takes_several_checkpoints() -> None:
     one = EvaluateConfig.parse(compose("evaluate", ["checkpoint=a", "evaluation=length"]))
     two = EvaluateConfig.parse(compose("evaluate", ["checkpoint=[a,b]", "evaluation=length"]))

@@ -48,6 +48,15 @@ def test_rows_end_one_by_one(kind):
     assert len({len(tokens) for tokens in found}) > 1
 
 
+@by_positions
+def test_long_prompts_are_read_in_pieces(kind, monkeypatch):
+    model = lively(kind)
+    whole = decode(model, PROMPTS, 9, likeliest, lambda tokens: False)
+    for piece in (1, 3, 10):
+        monkeypatch.setattr("gptstar.inference.decode.PIECE", piece)
+        assert decode(model, PROMPTS, 9, likeliest, lambda tokens: False) == whole
+
+
 def test_one_token_reads_the_prompts_only():
     model = build({})
     assert decode(model, PROMPTS, 1, likeliest, lambda tokens: False) == [by_itself(model, p, 1) for p in PROMPTS]

@@ -115,9 +115,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> 
 
 
 def ours(model: GPT, bpe: Tokenizer, length: int) -> HarnessModel:
-    lm = HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, lambda total: nobody)
-    lm.context_length = length
-    return lm
+    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, lambda total: nobody, length)
 
 
 def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: str) -> float:
@@ -254,12 +252,13 @@ def test_a_cache_goes_on_where_it_was_and_is_of_one_checkpoint_length_and_type(b
     assert len(scored) == n_first
     suite(model, bpe, task_files, limit=10, **choices)
     assert len(scored) == n_first + 2
-    for other in ({"context_length": 47}, {"dtype": "bfloat16"}):
+    another = Tokenizer.train(sentences(60, 80, seed=99), 290)
+    for tokenizer, other in ((bpe, {"context_length": 47}), (bpe, {"dtype": "bfloat16"}), (another, {})):
         scored.clear()
-        suite(model, bpe, task_files, limit=9, **choices | other)
+        suite(model, tokenizer, task_files, limit=9, **choices | other)
         assert scored, other
     files = sorted(path.name for path in (tmp_path / "cache").glob("*.db"))
-    assert len(files) == 3
+    assert len(files) == 4
     assert all(file.startswith("0" * 32) for file in files)
     with sqlite3.connect(tmp_path / "cache" / files[0]) as database:
         assert database.execute("select count(*) from unnamed").fetchone()[0] >= 18
@@ -300,6 +299,23 @@ def test_refusals_name_the_cure(bpe, task_files):
         ours(build(300), bpe, 512).generate_until([asked])
     with pytest.raises(ConfigError, match="leaves no room"):
         ours(build(300), bpe, 48).generate_until([Instance("generate_until", {}, ("x", {"max_gen_toks": 48}), 0)])
+
+
+def test_what_loses_its_beginning_is_counted(bpe, task_files):
+    def n_cut(length: int) -> int:
+        return suite(build(300), bpe, task_files, tasks=("piqa",), context_length=length).tasks[0].n_cut
+
+    requests = [bpe.encode([f"Question: {row['goal']}\nAnswer: {row[choice]}"])[0] for row in map(json.loads, (
+        task_files / "piqa.jsonl").read_text().splitlines()) for choice in ("sol1", "sol2")]  # fmt: skip
+    assert n_cut(40) == sum(len(tokens) > 41 for tokens in requests) > n_cut(999) == 0
+
+
+def test_a_diverged_model_is_one_line(bpe, task_files):
+    model = build(300)
+    with torch.no_grad():
+        model.norm.weight.mul_(1e6)
+    with pytest.raises(CheckpointError, match="wikitext: a perplexity beyond what a float holds"):
+        suite(model, bpe, task_files, tasks=("wikitext",))
 
 
 def test_learned_positions_cap_the_published_lengths():

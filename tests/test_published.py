@@ -130,7 +130,7 @@ def test_the_table_fits_a_terminal(ours: TaskResults) -> None:
     assert lines[8].split() == ["…", "clean²", "27.77"]
     assert [line.split()[0] for line in lines[11:14]] == ["GPT-127*", "GPT-303*", "GPT-125M⁴"]
     assert lines[11].split() == ["GPT-127*", "26B", "36.23", "28.60", "36.29³", "63.17", "28.07", "51.46"]
-    assert lines[17].split() == ["GPT-3", "125M", "300B", "42.70⁷", "18.60⁷", "–", "64.60⁸·⁹", "33.70⁸", "52.00"]
+    assert lines[17].split() == ["GPT-3", "125M", "300B", "42.70⁸", "18.60⁸", "–", "64.60⁹·¹⁰", "33.70⁹", "52.00"]
 
 
 def test_footnotes_say_what_differs(ours: TaskResults) -> None:

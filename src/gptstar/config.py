@@ -108,6 +108,8 @@ class TrainConfig:
                 f"schedule.warmup_steps={self.schedule.warmup_steps} leaves nothing of total_steps={self.total_steps} "
                 "to decay in: shorten the warm-up"
             )
+        if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
+            raise ConfigError("evaluation.cache is of one checkpoint, and a run in training is none: leave it out")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
             raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
         check_trainer_options(self.trainer)

@@ -88,6 +88,8 @@ def _export(options: argparse.Namespace) -> None:
 
     checkpoint = read(find(options.checkpoint))
     trained_at = checkpoint.training.settings.get("data.context_length") if checkpoint.training else None
-    length = options.context_length or checkpoint.model.n_ctx or 2 * (trained_at or 512)
+    length = options.context_length
+    if length is None:
+        length = checkpoint.model.n_ctx or 2 * (trained_at or 512)
     export(checkpoint, options.folder, context_length=length)
     print(f"{options.folder}: {checkpoint.model.n_params:,} parameters, context {length:,}")

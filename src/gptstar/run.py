@@ -99,7 +99,12 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             peak_flops=peak_flops(config.hardware),
         )
         evaluator = EvaluateTasks(
-            config.evaluation, shards.tokenizer, name=config.name, total_steps=config.total_steps, recorder=recorder
+            config.evaluation,
+            shards.tokenizer,
+            name=config.name,
+            total_steps=config.total_steps,
+            recorder=recorder,
+            console=console,
         )
         evaluators = [evaluator] if config.evaluation.every_n_steps else []
         trainer = build_trainer(

@@ -4,14 +4,35 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gptstar.checkpoint.format import Checkpoint
+from gptstar.checkpoint.format import Checkpoint, read
+from gptstar.errors import CheckpointError
+
+
+def read_with_identity(path: Path) -> tuple[dict[str, Any], Checkpoint]:
+    """Read a checkpoint, and say who it is.
+
+    Raises:
+        CheckpointError: as `read`; or it was replaced meanwhile, as a run's best checkpoint may be.
+    """
+    before = _state(path)
+    checkpoint = read(path)
+    who = identity(path, checkpoint)
+    if _state(path) != before:
+        raise CheckpointError(f"{path} changed while it was read: run the same command again, or copy it first")
+    return who, checkpoint
+
+
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """What changes when a file is replaced. Whether it is there at all, reading says."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return [(file.name, stat.st_ino, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
 
 
 def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Name, hash and history of a checkpoint.
 
     Args:
-        path: a file, or an exported folder, whose weights are hashed.
+        path: a file, or an exported folder, whose weights, configuration and tokenizer are hashed.
 
     Returns:
         `name`, `path`, `sha256`, `n_params`, `context_length` (in training), `step`, `tokens` (seen in training) and
@@ -34,9 +55,9 @@ def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.bin"))
-    if len(files) == 1:
-        with files[0].open("rb") as file:
+    if path.is_file():
+        with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    digests = "".join(f"{file.name} {_sha256(file)}\n" for file in files)
-    return hashlib.sha256(digests.encode()).hexdigest()
+    names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
+    files = sorted(file for name in names for file in path.glob(name))
+    return hashlib.sha256("".join(f"{file.name} {_sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -179,7 +179,10 @@ def _row(task: str, metric: Metric, pairs: Sequence[tuple[Sample, Sample]]) -> R
         raise ConfigError(f"{task}: the results lack {name} of some items: evaluate again")
     scores = np.asarray([(first.scores[name], second.scores[name]) for first, second in pairs], dtype=float)
     a, b = scores[:, 0], scores[:, 1]  # (item,), or (item, 2): log-likelihoods, and what they are per
-    clusters = [first.cluster for first, _ in pairs]
+    # Of a file without what tells clusters each item is its own: the other side knows better.
+    clusters = min(
+        ([each.cluster for each in side] for side in zip(*pairs, strict=True)), key=lambda side: len(set(side))
+    )
     if kind == "mean":
         accuracy = np.isin(scores, (0, 1)).all()
         found = paired_accuracy(a, b, clusters) if accuracy else paired_ratio(a, b, np.ones(len(a)), clusters)

@@ -6,6 +6,7 @@ from typing import Any
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -19,16 +20,27 @@ MAX_NEW = 256
 """Tokens written where a task does not say how many, as for the harness's own models."""
 
 
+def n_to_write(task: Task) -> int:
+    """Tokens that a task wants written for each item at most; none where it only scores."""
+    settings = task.config.generation_kwargs if task.OUTPUT_TYPE == "generate_until" else None
+    return int(normalize_gen_kwargs(settings, MAX_NEW)["max_gen_toks"]) if settings is not None else 0
+
+
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
     """A model as the harness's evaluator takes it.
 
     Attributes:
         context_length: tokens read at most. What is longer loses its beginning, and a text that is scored whole is cut
             into windows that predict each token once, the last of them with a full context.
+        n_cut: requests that lost their beginnings so far.
     """
 
     def __init__(
-        self, team: Team[Scorable | Prompt, Score | str], tokenizer: Tokenizer, begin: Callable[[int], Settled]
+        self,
+        team: Team[Scorable | Prompt, Score | str],
+        tokenizer: Tokenizer,
+        begin: Callable[[int], Settled],
+        context_length: int,
     ) -> None:
         """Take requests for a team, of which this is rank 0.
 
@@ -36,7 +48,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
             begin: told how many results will come, it says whom to tell of them.
         """
         super().__init__()
-        self.context_length = 1024
+        self.context_length, self.n_cut = context_length, 0
         self._team, self._bpe, self._begin = team, tokenizer, begin
         self._encode = lru_cache(maxsize=256)(lambda text: tuple(tokenizer.encode([text])[0].tolist()))
 
@@ -70,6 +82,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         for (context, continuation), before, after in requests:
             try:
                 scorables.append(Scorable.cut(before, after, self.context_length))
+                self.n_cut += len(before) + len(after) > self.context_length + 1
             except ValueError as error:
                 start = f"{context[-40:]!r} + {continuation[:40]!r}"
                 raise ConfigError(
@@ -85,8 +98,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 answer = (score.log_likelihood, score.greedy)
                 self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
 
-        scores = self._team.all_results(scorables, keep)
-        return [(score.log_likelihood, score.greedy) for score in scores if isinstance(score, Score)]
+        answers = []
+        for score in self._team.all_results(scorables, keep):
+            assert isinstance(score, Score)
+            answers.append((score.log_likelihood, score.greedy))
+        return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[float]:
         """The log-likelihood of each whole text, in nats, from the token that separates documents on."""
@@ -138,9 +154,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 f"evaluation.context_length={self.context_length} leaves no room for a prompt, as a task wants {n_new} "
                 "tokens written: give a longer one"
             )
-        tokens = self.tok_encode(context)[-room:] or [self.eot_token_id]
+        tokens = self.tok_encode(context) or [self.eot_token_id]
+        self.n_cut += len(tokens) > room
         return Prompt(
-            tuple(tokens),
+            tuple(tokens[-room:]),
             n_new,
             until=tuple(text for text in until if text),
             temperature=(1.0 if temperature is None else float(temperature)) if sampled else 0.0,

@@ -4,9 +4,9 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from gptstar.errors import ConfigError
 
@@ -34,7 +34,7 @@ class Metric:
     """
 
     name: str
-    value: float
+    value: Annotated[float, BeforeValidator(lambda value: math.inf if value is None else value)]  # JSON has no infinity
     low: float | None
     high: float | None
     method: str
@@ -71,6 +71,7 @@ class TaskResult:
         version: the harness's, of the task.
         source: of the items: `path` and `sha256` of a file, or the Hub's `dataset` and `split`.
         context_length: in tokens, of this task.
+        n_cut: requests that were longer, and lost their beginnings.
     """
 
     task: str
@@ -80,6 +81,7 @@ class TaskResult:
     num_fewshot: int
     metrics: tuple[Metric, ...]
     samples: tuple[Sample, ...]
+    n_cut: int = 0
 
 
 @dataclass(frozen=True)

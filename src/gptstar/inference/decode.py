@@ -12,6 +12,10 @@ Choose = Callable[[Tensor], Tensor]
 """From the next token's logits `(row, n_vocab)` to the tokens chosen, `(row, 1)`, int64."""
 
 
+PIECE = 512
+"""Tokens of a prompt read at once: a longer one takes a mask in proportion to its length, not to its square."""
+
+
 @torch.inference_mode()
 def decode(
     model: GPT,
@@ -43,8 +47,12 @@ def decode(
         tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
     at = torch.arange(width, device=device)[None]  # one mask for all rows: what pads a row comes after its end
     cache = Cache()
-    hidden = model.hidden(tokens, View(at, at, at[:, :, None] >= at[:, None, :], cache))
-    last = hidden[torch.arange(len(prompts), device=device), lengths - 1]  # (row, d_model)
+    last = torch.empty(len(prompts), model.config.d_model, device=device)
+    for start in range(0, width, PIECE):
+        queries, keys = at[:, start : start + PIECE], at[:, : start + PIECE]
+        hidden = model.hidden(tokens[:, start : start + PIECE], View(queries, keys, queries[..., None] >= keys, cache))
+        here = (lengths > start) & (lengths <= start + PIECE)  # rows that end in this piece
+        last[here] = hidden[here, lengths[here] - 1 - start].to(last.dtype)
 
     continuations: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # those that go on

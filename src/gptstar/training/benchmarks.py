@@ -8,57 +8,83 @@ from rich.console import Console
 from torch import Tensor
 
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import Refusal
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 
 
 class EvaluateTasks(pl.Callback):
-    """Scores the model every so many steps, and at the last; the run goes on as if nothing had been."""
+    """Scores the model every so many steps, and at the last; the run goes on as if nothing had been.
+
+    It is done once the step's checkpoint is saved, so that whatever happens meanwhile costs no step.
+    """
 
     def __init__(
-        self, config: TasksConfig, tokenizer: Tokenizer, *, name: str, total_steps: int, recorder: RecordMetrics
+        self,
+        config: TasksConfig,
+        tokenizer: Tokenizer,
+        *,
+        name: str,
+        total_steps: int,
+        recorder: RecordMetrics,
+        console: Console,
     ) -> None:
         self._config, self._tokenizer, self._name = config, tokenizer, name
-        self._total_steps, self._recorder = total_steps, recorder
+        self._total_steps, self._recorder, self._console = total_steps, recorder, console
+        self._tasks: list[Any] = []
+        self._evaluated = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse now what would be refused at the first evaluation.
+        """Read the items, and refuse now what would be refused at the first evaluation.
 
         Raises:
-            Refusal: as `load_tasks`.
+            Refusal: as `prepared_tasks`.
         """
-        from gptstar.evaluation.tasks.offline import load_tasks
-
-        if trainer.is_global_zero:
-            assert isinstance(pl_module, LanguageModelling)
-            config, n_ctx = self._config, pl_module.model.config.n_ctx
-            for task in load_tasks(config.tasks, config.data_dir, num_fewshot=config.num_fewshot):
-                config.length_for(task.config.task, n_ctx)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
-    ) -> None:
-        """Evaluate if it is due, and log the scores as `evaluation/TASK/METRIC`."""
-        from gptstar.evaluation.tasks.suite import evaluate_tasks  # the harness takes seconds to import
+        from gptstar.evaluation.tasks.suite import prepared_tasks  # the harness takes seconds to import
 
         assert isinstance(pl_module, LanguageModelling)
-        step, every = trainer.global_step, self._config.every_n_steps
-        due = every is not None and (step % every == 0 or step == self._total_steps)
-        if not (due and pl_module.step_ended(batch_idx)):
+        if trainer.is_global_zero:
+            self._tasks = prepared_tasks(self._config, pl_module.model.config.n_ctx)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Tensor, batch_idx: int
+    ) -> None:
+        """Evaluate if the step before this one is due."""
+        every = self._config.every_n_steps
+        if trainer.global_step and every is not None and trainer.global_step % every == 0:
+            self._evaluate(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate after the last step."""
+        if trainer.global_step == self._total_steps:
+            self._evaluate(trainer, pl_module)
+
+    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the scores as `evaluation/TASK/METRIC`. What can't be scored is said, and ends no run."""
+        from gptstar.evaluation.tasks.suite import evaluate_tasks
+
+        assert isinstance(pl_module, LanguageModelling)
+        if self._evaluated == trainer.global_step:
             return
+        self._evaluated = trainer.global_step
+        scores: dict[str, Any] = {}
         with self._recorder.paused():
-            results = evaluate_tasks(
-                pl_module.model,
-                self._tokenizer,
-                self._config,
-                checkpoint={"name": self._name, "step": step},
-                console=Console(file=io.StringIO()),  # the run's own bar is on the screen
-            )
-        if results is not None:
-            scores = {
-                f"evaluation/{task.task}/{metric.name}": metric.value
-                for task in results.tasks
-                for metric in task.metrics
-            }
+            try:
+                results = evaluate_tasks(
+                    pl_module.model,
+                    self._tokenizer,
+                    self._config,
+                    checkpoint={"name": self._name, "step": trainer.global_step},
+                    console=Console(file=io.StringIO()),  # the run's own bar is on the screen
+                    tasks=self._tasks,
+                )
+            except Refusal as error:
+                self._console.print(f"step {trainer.global_step:,} is not evaluated: {error}", soft_wrap=True)
+                return
+        for task in results.tasks if results is not None else ():
+            for metric in task.metrics:
+                name = f"{metric.name}_{metric.subset}" if metric.subset else metric.name
+                scores[f"evaluation/{task.task}/{name}"] = metric.value
+        if scores:
             self._recorder.record(trainer, scores)

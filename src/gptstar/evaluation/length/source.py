@@ -79,7 +79,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
         else:
             folder, tokenizer = None, Tokenizer(checkpoint.tokenizer)
             key = tokenizer.fingerprint
-        if tokenizer.n_vocab != checkpoint.model.n_vocab:
+        if tokenizer.n_vocab > checkpoint.model.n_vocab:  # fewer is a model padded to a round number
             raise DataError(
                 f"{name}: the tokenizer has a vocabulary of {tokenizer.n_vocab:,}, the model of "
                 f"{checkpoint.model.n_vocab:,}: give tokenizer=FILE, the one it was trained with"

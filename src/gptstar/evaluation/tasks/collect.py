@@ -9,7 +9,7 @@ from lm_eval.api import metrics as harness_metrics
 from lm_eval.api.task import Task
 
 from gptstar.evaluation.results import Kind, Metric, Sample
-from gptstar.evaluation.statistics.intervals import Interval, accuracy_interval, ratio_interval
+from gptstar.evaluation.statistics.intervals import Interval, accuracy_interval, mean_interval, ratio_interval
 
 KINDS: dict[Callable[..., float], Kind] = {
     harness_metrics.mean: "mean",
@@ -91,7 +91,7 @@ def interval_of(kind: Kind, numbers: Sequence[Any], clusters: Sequence[int]) -> 
         values = np.asarray(numbers, dtype=float)
         if np.isin(values, (0, 1)).all():
             return accuracy_interval(values, clusters)
-        return ratio_interval(values, np.ones_like(values), clusters)
+        return mean_interval(values, clusters)
     log_likelihoods, weights = np.asarray(numbers, dtype=float).T
     transform = np.exp if kind == "perplexity" else _bits
     return ratio_interval(-log_likelihoods, weights, clusters, transform=transform)

@@ -29,7 +29,7 @@ class TasksConfig:
         dtype: of the products. In less than float32 scores depend on what else is in the batch.
         batch_tokens: read at once; 1,024 on a CPU and 32,768 on a GPU unless given. Memory's and speed's choice.
         batch_size: rows read at once at most.
-        seed: of the choice of few-shot examples and of resampling.
+        seed: of the choice of few-shot examples, and of texts that are drawn.
         cache: a folder that keeps scores, so that what was interrupted goes on.
         overlap: what `gptstar data overlap --json` wrote: scores also for the items that the training text lacks.
         every_n_steps: of a training run, between evaluations; train.py only.

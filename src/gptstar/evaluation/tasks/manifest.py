@@ -137,6 +137,6 @@ def verified(folder: Path, path: Path, manifest: dict[str, Entry]) -> tuple[str,
     if entry is not None and entry.sha256 != found:
         raise DataError(
             f"{path}: sha256 {found[:12]}… is not the {entry.sha256[:12]}… of {folder / FILE_NAME}: the file has "
-            "changed since it was bundled; bundle it again"
+            "changed since it was bundled; remove it, then `gptstar evaluation bundle` writes it again"
         )
     return found, entry

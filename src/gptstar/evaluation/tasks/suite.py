@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
-from gptstar.evaluation.harness import HarnessModel
-from gptstar.evaluation.results import Metric, TaskResult, TaskResults
+from gptstar.evaluation.harness import HarnessModel, n_to_write
+from gptstar.evaluation.results import TaskResult, TaskResults
+from gptstar.evaluation.tasks.clean import left_out
 from gptstar.evaluation.tasks.collect import metrics_of, samples_of
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
@@ -33,7 +34,13 @@ PACKAGES = ("gptstar", "lm-eval", "torch", "tokenizers", "datasets", "numpy", "s
 
 
 def evaluate_tasks(
-    model: GPT, tokenizer: Tokenizer | None, config: TasksConfig, *, checkpoint: Mapping[str, Any], console: Console
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    config: TasksConfig,
+    *,
+    checkpoint: Mapping[str, Any],
+    console: Console,
+    tasks: Sequence[Task] = (),
 ) -> TaskResults | None:
     """Score a model on tasks, with all ranks of the job if it has several.
 
@@ -42,6 +49,7 @@ def evaluate_tasks(
     Args:
         model: on its device.
         checkpoint: who the model is, for the results; its `sha256` is part of any cache's key.
+        tasks: as `prepared_tasks` gave them, where they are already there.
 
     Returns:
         On rank 0 the results, on the others None.
@@ -64,14 +72,39 @@ def evaluate_tasks(
     was_training = model.training
     model.eval()
     try:
-        with _undisturbed(config.seed):
+        with _undisturbed(config.seed, scorer.device):
             if team.rank != 0:
                 team.serve()
                 return None
-            return _on_rank_0(team, tokenizer, config, checkpoint, model.config.n_ctx, console)
+            tasks = tasks or prepared_tasks(config, model.config.n_ctx)
+            results = _on_rank_0(team, tokenizer, config, checkpoint, tasks, console, model.config.n_ctx)
+            batches = {"batch_tokens": batch_tokens, "batch_size": config.batch_size, "device": scorer.device.type}
+            return replace(results, protocol=results.protocol | batches)
     finally:
         team.dismiss()
         model.train(was_training)
+
+
+def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> list[Task]:
+    """The tasks with their items, and all that can be refused before a model has read anything.
+
+    Args:
+        n_ctx: the capacity of learned positions, where a model has them.
+
+    Raises:
+        ConfigError, DataError: as `evaluate_tasks`.
+    """
+    tasks = load_tasks(config.tasks, config.data_dir, num_fewshot=config.num_fewshot)
+    for task in tasks:
+        length, to_write = config.length_for(task.config.task, n_ctx), n_to_write(task)
+        if to_write >= length:
+            raise ConfigError(
+                f"evaluation.context_length={length} leaves no room for a prompt, as {task.config.task} wants "
+                f"{to_write} tokens written: give a longer one"
+            )
+        if config.overlap is not None:
+            left_out(config.overlap, task)
+    return tasks
 
 
 def _on_rank_0(
@@ -79,10 +112,10 @@ def _on_rank_0(
     tokenizer: Tokenizer,
     config: TasksConfig,
     checkpoint: Mapping[str, Any],
-    n_ctx: int | None,
+    tasks: Sequence[Task],
     console: Console,
+    n_ctx: int | None,
 ) -> TaskResults:
-    tasks = load_tasks(config.tasks, config.data_dir, num_fewshot=config.num_fewshot)
     results = []
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}")
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
@@ -96,9 +129,14 @@ def _on_rank_0(
                 progress.update(bar, total=total, completed=0)
                 return settled
 
-            lm = HarnessModel(team, tokenizer, begin)
-            lm.context_length = config.length_for(task.config.task, n_ctx)
+            lm = HarnessModel(team, tokenizer, begin, config.length_for(task.config.task, n_ctx))
             results.append(_one(task, lm, config, checkpoint))
+            if lm.n_cut:
+                console.print(
+                    f"{task.config.task}: {lm.n_cut:,} of its requests are longer than {lm.context_length:,} tokens, "
+                    "and lost their beginnings",
+                    highlight=False,
+                )
     protocol = {
         "dtype": config.dtype,
         "limit": config.limit,
@@ -117,14 +155,18 @@ def _one(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Mapping[
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=config.seed)
     asked = CachingLM(lm, str(_cache_file(config, lm, checkpoint))) if config.cache else lm
-    with contextlib.redirect_stderr(io.StringIO()):  # bars of its own, which say nothing
-        found = evaluate(asked, {"tasks": {name: task}}, limit=config.limit, bootstrap_iters=0, log_samples=True)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # bars of its own, which say nothing
+            found = evaluate(asked, {"tasks": {name: task}}, limit=config.limit, bootstrap_iters=0, log_samples=True)
+    except OverflowError as error:  # of its exp
+        raise CheckpointError(f"{name}: a perplexity beyond what a float holds; the model has diverged") from error
     documents = list(task.eval_docs)
     hashes = [item_hash(document, name) for document in documents]
     samples = samples_of(task, found["samples"][name], hashes, clusters_of(name, documents))
     metrics = metrics_of(task, found["results"][name], samples)
     if config.overlap is not None:
-        metrics += _on_clean(task, found["results"][name], samples, config.overlap, len(documents))
+        clean = [sample for sample in samples if sample.item not in left_out(config.overlap, task)]
+        metrics += metrics_of(task, found["results"][name], clean, subset="clean") if clean else ()
     return TaskResult(
         name,
         str(task.VERSION),
@@ -133,45 +175,23 @@ def _one(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Mapping[
         int(task.get_config("num_fewshot")),
         metrics,
         samples,
+        lm.n_cut,
     )
 
 
-def _on_clean(
-    task: Task, found: Mapping[str, Any], samples: Sequence[Any], overlap: Path, n_items: int
-) -> tuple[Metric, ...]:
-    """The same figures over the items that share no run of words with the training text."""
-    try:
-        benchmarks = json.loads(overlap.read_text(encoding="utf-8"))["benchmarks"]
-        known = benchmarks.get(task.config.task)
-        if known is None:
-            return ()
-        if known["items"] != n_items:
-            raise ConfigError(
-                f"evaluation.overlap={overlap} is about {known['items']:,} items of {task.config.task}, which has "
-                f"{n_items:,} here: run `gptstar data overlap` on the same file"
-            )
-        left_out = {*known["dirty"], *known["too_short"]}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({error!r})"
-        ) from error
-    clean = [sample for sample in samples if sample.item not in left_out]
-    return metrics_of(task, found, clean, subset="clean") if clean else ()
-
-
 def _cache_file(config: TasksConfig, lm: HarnessModel, checkpoint: Mapping[str, Any]) -> Path:
-    """Of scores by this checkpoint, in this length and type: the harness's own keys hold the text alone."""
+    """Of scores by this checkpoint, tokenizer, length and type: the harness's own keys hold the text alone."""
     assert config.cache is not None
     if not checkpoint.get("sha256"):
         raise ConfigError("evaluation.cache needs a checkpoint that is a file: leave it out")
-    return config.cache / f"{checkpoint['sha256'][:32]}_{lm.context_length}_{config.dtype}.db"
+    return config.cache / f"{checkpoint['sha256'][:32]}_{lm.tokenizer_name[:16]}_{lm.context_length}_{config.dtype}.db"
 
 
 @contextlib.contextmanager
-def _undisturbed(seed: int) -> Iterator[None]:
+def _undisturbed(seed: int, device: torch.device) -> Iterator[None]:
     """Seed every generator of random numbers, and put back what was there."""
     python, numpy = random.getstate(), np.random.get_state()  # the harness draws from these
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

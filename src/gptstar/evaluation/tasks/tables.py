@@ -1,6 +1,6 @@
 """Results on tasks beside the published rows: for the terminal, and as Markdown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rich import box
@@ -151,7 +151,8 @@ def compared(results: TaskResults, published: Published) -> Comparison | None:
     if any(clean):
         mark = footnotes.mark(["only items that share no run of words with the training text"])
         rows.append([(f"… clean{mark}", ""), ("", ""), *map(_ours, clean)])
-    theirs = [_published_row(row, columns, published, footnotes) for row in published.rows]
+    contexts = {task: by_name[task].context_length for task, _ in columns}
+    theirs = [_published_row(row, columns, published, contexts, footnotes) for row in published.rows]
     return Comparison(header, rows + theirs, footnotes.texts, len(rows))
 
 
@@ -209,7 +210,11 @@ def _ours(metric: Metric | None) -> tuple[str, str]:
 
 
 def _published_row(
-    row: Row, columns: Sequence[tuple[str, str]], published: Published, footnotes: Footnotes
+    row: Row,
+    columns: Sequence[tuple[str, str]],
+    published: Published,
+    contexts: Mapping[str, int],
+    footnotes: Footnotes,
 ) -> list[tuple[str, str]]:
     mark = footnotes.mark([published.notes[row.tokens_note]] if row.tokens_note else [])
     model = row.model + footnotes.mark(published.notes[note] for note in row.notes)
@@ -220,7 +225,10 @@ def _published_row(
             cells.append(("–", ""))
             continue
         shown = f"{100 * figure.value:.2f}" if name == "acc" else _perplexity(figure.value)
-        cells.append((shown + footnotes.mark(published.notes[note] for note in figure.notes), ""))
+        notes = [published.notes[note] for note in figure.notes]
+        if name == "word_perplexity" and figure.context_length not in (None, contexts[task]):
+            notes.append(f"at a context of {figure.context_length:,} tokens")  # items of the others fit into either
+        cells.append((shown + footnotes.mark(notes), ""))
     return cells
 
 

@@ -67,10 +67,12 @@ class Team(Generic[Request, Result]):
             self._together(handed[0], nobody)
 
     def dismiss(self) -> None:
-        """On rank 0: let the others go, unless what went wrong has ended their work already."""
+        """On all ranks, at the end: rank 0 lets the others go, unless what went wrong has ended their work already."""
         if not self._over and self.rank == 0:
-            self._over = True
             dist.broadcast_object_list([None], src=0, group=self._group)
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+        self._over, self._group = True, None
 
     def _together(self, requests: Sequence[Request], settled: Settled) -> dict[int, Result]:
         world = dist.get_world_size()

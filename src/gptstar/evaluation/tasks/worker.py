@@ -43,12 +43,12 @@ class Worker:
         """Results by number of the request."""
         to_score = [request for request in requests if isinstance(request, Scorable)]
         to_write = [request for request in requests if isinstance(request, Prompt)]
+        assert not (to_score and to_write)  # they are numbered apart
         found: dict[int, Score | str] = {}
-        if to_score:
-            for batch in self.scorer.batches(to_score)[rank::world]:
-                scores = dict(self.scorer.score(to_score, batch))
-                settled(scores)
-                found |= scores
+        for batch in self.scorer.batches(to_score)[rank::world]:
+            scores = dict(self.scorer.score(to_score, batch))
+            settled(scores)
+            found |= scores
         for numbers in self._together(to_write)[rank::world]:
             texts = self._write({number: to_write[number] for number in numbers})
             settled(texts)

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import resource
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 from conftest import sentences
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
+from rich.console import Console
 from test_prepare import QUIET
 
 from gptstar.checkpoint.format import Checkpoint
@@ -25,6 +27,7 @@ from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import TaskResults, read_tasks, write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import load_tasks
+from gptstar.evaluation.tasks.report import evaluate_and_report
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.suite import evaluate_tasks
 from gptstar.evaluation.tasks.team import Team, nobody
@@ -262,6 +265,10 @@ def test_a_cache_goes_on_where_it_was_and_is_of_one_checkpoint_length_and_type(b
     assert all(file.startswith("0" * 32) for file in files)
     with sqlite3.connect(tmp_path / "cache" / files[0]) as database:
         assert database.execute("select count(*) from unnamed").fetchone()[0] >= 18
+    for file in files:
+        (tmp_path / "cache" / file).write_text("garbage " * 99)
+    with pytest.raises(ConfigError, match=r"\.db is no cache of scores, or damaged \(.*\): remove it"):
+        suite(model, bpe, task_files, limit=9, **choices)
 
 
 def test_items_that_training_never_saw_are_scored_by_themselves(bpe, task_files, tmp_path):
@@ -316,6 +323,21 @@ def test_a_diverged_model_is_one_line(bpe, task_files):
         model.norm.weight.mul_(1e6)
     with pytest.raises(CheckpointError, match="wikitext: a perplexity beyond what a float holds"):
         suite(model, bpe, task_files, tasks=("wikitext",))
+
+
+def test_a_full_disk_is_one_line_and_the_table_is_shown(bpe, task_files, tmp_path, capsys):
+    model = build(300)
+    checkpoint = Checkpoint(model.config, model.state_dict(), bpe.json_text)
+    config = TasksConfig(tasks=("piqa",), data_dir=task_files)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # Python ignores the signal, and writing fails
+    try:
+        with pytest.raises(ConfigError, match=r"can't write all results into .* \(File too large\)"):
+            evaluate_and_report(WHO, checkpoint, config, torch.device("cpu"), tmp_path / "out", Console())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "GPT-127*" in capsys.readouterr().out
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_learned_positions_cap_the_published_lengths():

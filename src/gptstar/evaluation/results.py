@@ -119,8 +119,12 @@ def write_tasks(results: TaskResults, folder: Path) -> Path:
     partial = path.with_name(f".{path.name}.partial")
     tree = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": "tasks"} | asdict(results)
     folder.mkdir(parents=True, exist_ok=True)
-    partial.write_text(to_json(tree), encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(to_json(tree), encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     return path
 
 

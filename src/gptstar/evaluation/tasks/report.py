@@ -9,6 +9,7 @@ from rich.console import Console
 
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import ConfigError
 from gptstar.evaluation.results import write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.pictures import plot_tasks
@@ -38,9 +39,14 @@ def evaluate_and_report(
     results = evaluate_tasks(model, tokenizer, config, checkpoint=who, console=console)
     if results is None:
         return
-    write_tasks(results, output)
     published = published_rows()
-    (output / "results.md").write_text(task_markdown(results, published), encoding="utf-8")
-    plot_tasks(results, published, output / "results.png")
-    console.print(task_table(results, published))
+    console.print(task_table(results, published))  # first, so that a full disk does not take it all
+    try:
+        write_tasks(results, output)
+        (output / "results.md").write_text(task_markdown(results, published), encoding="utf-8")
+        plot_tasks(results, published, output / "results.png")
+    except OSError as error:
+        raise ConfigError(
+            f"can't write all results into {output} ({error.strerror or error}): make room there"
+        ) from error
     console.print(f"in {output}: results.json, results.md, results.png", soft_wrap=True, highlight=False)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import random
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -184,7 +185,14 @@ def _cache_file(config: TasksConfig, lm: HarnessModel, checkpoint: Mapping[str, 
     assert config.cache is not None
     if not checkpoint.get("sha256"):
         raise ConfigError("evaluation.cache needs a checkpoint that is a file: leave it out")
-    return config.cache / f"{checkpoint['sha256'][:32]}_{lm.tokenizer_name[:16]}_{lm.context_length}_{config.dtype}.db"
+    path = config.cache / f"{checkpoint['sha256'][:32]}_{lm.tokenizer_name[:16]}_{lm.context_length}_{config.dtype}.db"
+    if path.exists():
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                database.execute("pragma quick_check").fetchall()
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path} is no cache of scores, or damaged ({error}): remove it") from error
+    return path
 
 
 @contextlib.contextmanager

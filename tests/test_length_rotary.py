@@ -10,8 +10,10 @@ import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from gptstar.model import GPT, GPTConfig, attention
-from gptstar.model.attention import BIAS_ELEMENTS, QUERY_BLOCK, causal_attention, query_blocks, scaled_rotary
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.attention import causal_attention, scaled_rotary
+from gptstar.model.kernels import bias
+from gptstar.model.kernels.bias import BIAS_ELEMENTS, QUERY_BLOCK, query_blocks
 from gptstar.model.positions import (
     RotaryScaling,
     alibi_slopes,
@@ -117,19 +119,20 @@ def test_smaller_blocks_give_the_same_attention(monkeypatch: pytest.MonkeyPatch)
     query, key, value = torch.randn(3, 2, 3, 203, 11)
     slopes = torch.tensor(alibi_slopes(3))
     whole = causal_attention(query, key, value, slopes)
-    monkeypatch.setattr(attention, "BIAS_ELEMENTS", 3 * 203 * 17)
+    monkeypatch.setattr(bias, "BIAS_ELEMENTS", 3 * 203 * 17)
     assert len(list(query_blocks(203, 3))) == 12
     torch.testing.assert_close(causal_attention(query, key, value, slopes), whole, atol=1e-6, rtol=1e-6)
-    monkeypatch.setattr(attention, "BIAS_ELEMENTS", 1)  # a query at a time at least
+    monkeypatch.setattr(bias, "BIAS_ELEMENTS", 1)  # a query at a time at least
     torch.testing.assert_close(causal_attention(query, key, value, slopes), whole, atol=1e-6, rtol=1e-6)
 
 
 PEAK = """
 import torch
 from gptstar.evaluation.length.reading import measured
-from gptstar.model import GPT, GPTConfig, attention
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.kernels import bias
 torch.set_num_threads(1)
-attention.BIAS_ELEMENTS = {elements}
+bias.BIAS_ELEMENTS = {elements}
 model = GPT(GPTConfig(n_layers=1, d_model=16, n_heads=8, n_vocab=31)).eval()
 with torch.inference_mode(), measured(torch.device("cpu")) as cost:
     model(torch.randint(31, (1, {length})))

@@ -25,8 +25,10 @@ from gptstar.data.storage.documents import bounds, shards_of
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError
-from gptstar.model import GPT, GPTConfig, attention
-from gptstar.model.attention import attention_within_documents, reference_attention
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.kernels import documents as documents_kernel
+from gptstar.model.kernels.documents import attention_within_documents
+from gptstar.model.kernels.reference import reference_attention
 from gptstar.model.positions import alibi_bias, alibi_slopes
 from gptstar.training.metrics import read_metrics
 
@@ -51,7 +53,7 @@ def model_with(residual: str, positions: str) -> GPT:
 def test_a_packed_document_is_read_as_if_it_were_alone(
     positions: str, residual: str, query_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", query_block)
+    monkeypatch.setattr(documents_kernel, "QUERY_BLOCK", query_block)
     model = model_with(residual, positions)
     tokens = torch.randint(97, (2, sum(LENGTHS)))
     numbers = torch.cat((NUMBERS, torch.zeros_like(NUMBERS)))  # the second window holds one document

@@ -66,6 +66,56 @@ def test_the_last_block_computes_what_is_wanted(kind, viewed):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_cache_grows_and_drops_rows_in_place():
+    layer, cache = torch.nn.Identity(), Cache()
+    torch.manual_seed(0)
+    pieces = [torch.randn(5, 3, length, 7) for length in (4, 1, 1, 1, 2, 1, 6)]
+    places = set()
+    for number, piece in enumerate(pieces):
+        if number == 4:
+            rows = torch.tensor([0, 3])
+            cache.select(rows)
+            pieces[:number] = [each[rows] for each in pieces[:number]]
+        if number >= 4:
+            piece = pieces[number] = piece[:2]
+        key, value = cache.extend(layer, piece, -piece)
+        assert torch.equal(key, torch.cat(pieces[: number + 1], dim=2))
+        assert torch.equal(value, -key)
+        places.add(key.data_ptr())
+    assert len(places) == 3  # 4 tokens, then 8, then 16
+
+
+def test_a_cache_of_known_capacity_stays_where_it_is():
+    layer, cache = torch.nn.Identity(), Cache(9, torch.float32)
+    places = {cache.extend(layer, *torch.randn(2, 5, 3, length, 7).bfloat16())[0].data_ptr() for length in (3, 1, 1, 4)}
+    assert len(places) == 1
+    key, value = cache.extend(layer, *torch.randn(2, 5, 3, 1, 7).bfloat16())
+    assert key.dtype is value.dtype is torch.float32
+    assert key.data_ptr() not in places
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["positions"])
+def test_a_view_that_names_nobody_is_causal(kind):
+    model, tokens = build(kind), torch.randint(31, (3, 11))
+    cache, pieces = Cache(11), []
+    with torch.inference_mode():
+        for start, stop in ((0, 1), (1, 2), (2, 6), (6, 7), (7, 11)):
+            positions = torch.arange(stop)[None]
+            view = View(positions[:, start:], positions, cache=cache)
+            assert view.is_causal == (start == 0)
+            pieces.append(model.logits(model.hidden(tokens[:, start:stop], view)))
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_alibi_of_a_bfloat16_model_counts_past_256():
+    """Each head's own mean of the values, were the bias rounded to bfloat16, would be off by a tenth."""
+    view = View(torch.tensor([[999]]), torch.arange(1000)[None])
+    mask = view.mask((0.5, 2.0**-8))
+    assert mask.dtype is torch.float32
+    assert mask.shape == (1, 2, 1, 1000)
+    assert torch.equal(mask[0, 1, 0], -(999.0 - torch.arange(1000)) / 256)
+
+
 def test_a_view_past_learned_positions_is_refused():
     model, positions = build(KINDS[1]), torch.tensor([[12, 13]])
     view = View(positions, positions, torch.ones(1, 2, 2, dtype=torch.bool))

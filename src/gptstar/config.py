@@ -20,10 +20,11 @@ from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.model import GPTConfig
+from gptstar.training.hardware import HardwareConfig
 from gptstar.training.optimizer import OptimizerConfig
 from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.tracker import TrackerConfig
-from gptstar.training.trainer import HardwareConfig, check_trainer_options
+from gptstar.training.trainer import check_trainer_options
 
 Config = TypeVar("Config")
 

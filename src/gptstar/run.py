@@ -10,6 +10,7 @@ from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.errors import ConfigError, TrainingError
 from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.checkpoints import LAST, SaveCheckpoints, is_trial
+from gptstar.training.memory import keep_freed_memory
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.progress import StepProgress
@@ -17,7 +18,7 @@ from gptstar.training.report import conclude
 from gptstar.training.resume import begin
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.tracker import build_loggers, close_loggers
-from gptstar.training.trainer import build_trainer, fast_forward, fit, peak_flops
+from gptstar.training.trainer import build_trainer, fast_forward, fit
 
 
 def train(config: TrainConfig, config_yaml: str) -> None:
@@ -30,6 +31,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         Refusal: whatever the user can put right; what was saved before stands.
     """
     console = Console()
+    if config.hardware.device().type == "cpu":
+        keep_freed_memory()
     with RunDirectory(config.output) as directory:
         source = directory.start_from(config.resume)
         shards = ensure_prepared(config.data, config.model.n_vocab, console)
@@ -44,6 +47,9 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         settings = config.settings() | {f"data.mixture.{name}": blocks for name, blocks in data.mixed_blocks.items()}
         model, state = begin(
             source, config.model, seed=config.seed, settings=settings, shards=shards, folder=directory.path
+        )
+        model.use(
+            attention=config.hardware.attention, activation_checkpointing=config.hardware.activation_checkpointing
         )
         data.start_step = state.step
         if state.step > config.total_steps:
@@ -72,6 +78,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             end_of_text=shards.tokenizer.end_of_text if config.data.attention == "within" else None,
             fill=config.data.windows == "documents",
             optimizer_state=dict(state.optimizer),
+            bf16_weights=config.hardware.resolved_precision() == "bf16_weights",
+            compiles=config.hardware.compiles(),
         )
         state.optimizer.clear()  # twice the model's size
 
@@ -96,7 +104,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             batch_tokens=config.batch_tokens,
             total_steps=config.total_steps,
             flops_per_token=config.model.training_flops(config.data.context_length),
-            peak_flops=peak_flops(config.hardware),
+            peak_flops=config.hardware.peak_flops(),
         )
         evaluator = EvaluateTasks(
             config.evaluation,
@@ -141,6 +149,6 @@ def train(config: TrainConfig, config_yaml: str) -> None:
                 extrapolates=config.model.positions != "learned",
                 validation_tokens=config.data.validation_tokens,
                 device=trainer.strategy.root_device,
-                bf16=config.hardware.resolved_precision() == "bf16",
+                bf16=config.hardware.resolved_precision() != "float32",
                 console=console,
             )

@@ -1,5 +1,7 @@
 """Shards to batches, for Lightning."""
 
+import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -77,7 +79,7 @@ class WindowsDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """One loader a corpus: the same tokens at every context length."""
         rank, world_size = self._place()
-        loaders = []
+        loaders: list[DataLoader[Tensor]] = []
         for windows in self.validation.values():
             blocks = min(windows.n_blocks, self._config.validation_tokens // self._config.block_tokens)
             numbers = list(range(blocks * windows.windows_per_block))[rank::world_size]
@@ -98,8 +100,8 @@ class WindowsDataModule(pl.LightningDataModule):
         """Processes on this machine that share the cache."""
         return max(1, self.trainer.num_devices) if self.trainer else 1
 
-    def _loader(self, windows: Windows, batches: StepSampler | BatchesAhead | list[list[int]]) -> DataLoader[Tensor]:
-        return DataLoader(
+    def _loader(self, windows: Windows, batches: StepSampler | BatchesAhead | list[list[int]]) -> "TimedLoader":
+        return TimedLoader(
             windows,
             batch_sampler=batches,
             collate_fn=_as_it_is,
@@ -108,6 +110,26 @@ class WindowsDataModule(pl.LightningDataModule):
             persistent_workers=False,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+
+class TimedLoader(DataLoader[Tensor]):
+    """A loader that knows how long it was waited for.
+
+    Attributes:
+        waited: seconds from asking for a batch to having it, summed over all of them.
+    """
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
 
 
 def _as_it_is(windows: Any) -> Any:

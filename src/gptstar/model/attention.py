@@ -1,159 +1,89 @@
-"""Causal self-attention: one short definition, and the fast form that is tested against it."""
+"""Causal self-attention, and which of its fast forms computes it."""
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from gptstar.model.positions import RotaryScaling, alibi_bias, rotary_angles, rotate
+from gptstar.model.kernels.bias import biased_attention
+from gptstar.model.kernels.columns import LONGEST, columns_attention
+from gptstar.model.kernels.documents import attention_within_documents
+from gptstar.model.kernels.flex import flex_alibi_attention
+from gptstar.model.kernels.products import products_attention
+from gptstar.model.positions import RotaryScaling, rotary_angles, rotate
 from gptstar.model.view import Scope, View, asked_of
 
-QUERY_BLOCK = 1024
-"""Queries a bias is built for at once: reading a longer context takes memory in proportion to it, not to its square.
+AttentionForm = Literal["auto", "bias", "columns", "products", "flex"]
+"""How causal attention is computed; `kernels/` has a file for each, and `auto` takes what is fastest here."""
 
-Training keeps every block's bias for the backward pass; its contexts are short.
-"""
-
-BIAS_ELEMENTS = 2**26
-"""Of a block's bias at most, 256 MiB: where there are very many keys, a block has fewer queries."""
-
-EXTRA_FEATURES = 4
-"""Beside a head's own where ALiBi is one of them: CUDA's kernels take widths that are multiples of 4."""
-
-
-def reference_attention(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor) -> Tensor:
-    """What every fast form has to agree with, in float32.
-
-    Args:
-        query: `(batch, head, query, d_head)`; `key` and `value` are `(batch, head, key, d_head)`.
-        attention_bias: `(head, query, key)`, added to the scores; `-inf` forbids.
-
-    Returns:
-        `(batch, head, query, d_head)`, float32.
-
-    Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
-    """
-    scores = query.float() @ key.float().transpose(-2, -1) / math.sqrt(query.shape[-1])
-    return torch.softmax(scores + attention_bias, dim=-1) @ value.float()
+PRODUCTS_UP_TO = 2048
+"""Positions to which plain products beat the CPU's fused kernel in bfloat16, and their weights take little memory."""
 
 
 def causal_attention(
-    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = None, dropout: float = 0.0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor | None = None,
+    dropout: float = 0.0,
+    form: AttentionForm = "auto",
 ) -> Tensor:
-    """Causal attention through PyTorch's fused kernels, with ALiBi where slopes are given.
+    """Causal attention, with ALiBi where slopes are given.
 
     Args:
         query: `(batch, head, position, d_head)`; `key` and `value` likewise.
         slopes: `(head,)`, float32, or None for no bias.
         dropout: probability of dropping an attention weight.
+        form: how; without slopes `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal attention.
 
     Returns:
         `(batch, head, position, d_head)`.
     """
+    form = fastest_form(query, dropout) if form == "auto" else form
+    if form == "products" and not dropout:
+        return products_attention(query, key, value, slopes)
     if slopes is None:
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
-    n_positions, dtype = query.shape[2], query.dtype
-    if query.is_cuda:  # its kernels take a bias of the query's type only, and bfloat16 can't hold this one
-        query, key, value = query.float(), key.float(), value.float()
-    outputs = []
-    # Autocast would round the bias to bfloat16, which can't count past 256.
-    with torch.autocast(query.device.type, enabled=False):
-        for start, stop in query_blocks(n_positions, len(slopes)):
-            # The kernel that keeps no (query, key) scores takes a bias of four dimensions only. It has no name, so that
-            # it is gone before the next one is made.
-            outputs.append(
-                scaled_dot_product_attention(
-                    query[:, :, start:stop],
-                    key[:, :, :stop],
-                    value[:, :, :stop],
-                    attn_mask=alibi_bias(slopes, range(start, stop), range(stop))[None],  # (1, head, query, key)
-                    dropout_p=dropout,
-                )
-            )
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(dtype)
+    if form == "columns" and query.shape[2] <= LONGEST:
+        return columns_attention(query, key, value, slopes, dropout)
+    if form == "flex" and not dropout:
+        return flex_alibi_attention(query, key, value, slopes)
+    return biased_attention(query, key, value, slopes, dropout)
 
 
-def query_blocks(n_positions: int, n_heads: int) -> Iterator[tuple[int, int]]:
-    """Where blocks of queries begin and end, so that none of their biases is too large."""
-    start = 0
-    while start < n_positions:
-        keys = min(start + QUERY_BLOCK, n_positions)  # or fewer
-        stop = min(keys, start + max(1, BIAS_ELEMENTS // (n_heads * keys)))
-        yield start, stop
-        start = stop
+def fastest_form(query: Tensor, dropout: float = 0.0) -> AttentionForm:
+    """What is fastest and as exact as its type, by device, type and length (docs/speed.md has the measurements)."""
+    if query.is_cuda:
+        return "columns" if dropout else "flex"
+    if query.dtype is not torch.bfloat16:
+        return "bias"
+    return "products" if query.shape[2] <= PRODUCTS_UP_TO and not dropout else "columns"
 
 
-def attention_within_documents(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    documents: Tensor,
-    slopes: Tensor | None = None,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Causal attention in which a query sees the keys of its own document and no others.
+def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of `(batch, head, query, d_head)` to the keys that a view shows; `mask` as `View` makes it.
 
-    One mask serves all heads. A softmax does not see what is the same for all keys, so ALiBi's
-    `-slope * (query - key)` may as well be `slope * key`: a product of the head's slope and the key's position, which
-    rides along as a feature of queries and keys. A bias would be as large as the mask for each of the heads.
-    It rounds more, by about 1e-5 of a weight.
-
-    Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        documents: `(batch, position)`, int64: the number of the document that a position belongs to.
-        slopes: `(head,)`, float32, or None for no ALiBi.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        `(batch, head, position, d_head)`.
+    Keys and values may be of a wider type than queries, as a cache keeps them.
     """
-    n_positions, d_head, dtype = query.shape[2], query.shape[3], query.dtype
-    positions = torch.arange(n_positions, device=query.device)
-    if slopes is not None:  # bfloat16 can't count positions
-        query, key = query.float(), key.float()
-        # The kernels want values as wide as queries.
-        value = nn.functional.pad(value.float(), (0, EXTRA_FEATURES))
-    outputs = []
-    with torch.autocast(query.device.type, enabled=False):
-        for start in range(0, n_positions, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, n_positions)
-            queries, keys = query[:, :, start:stop], key[:, :, :stop]
-            if slopes is not None:
-                queries = _with_feature(queries, slopes[:, None] * math.sqrt(d_head))
-                # Counted from the middle of the queries, so that near keys, which matter, get small numbers.
-                keys = _with_feature(keys, positions[:stop] - (start + stop) // 2)
-            seen = (positions[start:stop, None] >= positions[:stop]) & (
-                documents[:, start:stop, None] == documents[:, None, :stop]
-            )
-            outputs.append(
-                scaled_dot_product_attention(
-                    queries,
-                    keys,
-                    value[:, :, :stop],
-                    attn_mask=seen[:, None],  # (batch, 1, query, key)
-                    dropout_p=dropout,
-                    scale=1 / math.sqrt(d_head),
-                )[..., :d_head]
-            )
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(dtype)
-
-
-def _with_feature(x: Tensor, feature: Tensor) -> Tensor:
-    """`(batch, head, position, d_head)`, wider by `EXTRA_FEATURES`: a feature that fits its first axes, and zeros."""
-    extra = nn.functional.pad(feature[..., None].to(x.dtype), (0, EXTRA_FEATURES - 1))
-    return torch.cat((x, extra.expand(*x.shape[:-1], EXTRA_FEATURES)), dim=-1)
-
-
-def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention of `(batch, head, query, d_head)` to the keys that a view shows; `mask` as `View` makes it."""
     dtype = query.dtype
-    if mask.dtype is not torch.bool:
+    if mask is not None and mask.dtype is not torch.bool:
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=False):
+        query = query.to(key.dtype)
+        if query.shape[2] == 1 and key.dtype is torch.float32 and not query.is_cuda:
+            return _attention_of_one(query, key, value, mask).to(dtype)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)
+
+
+def _attention_of_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Of one query a row; a CPU reads keys times vector twice as fast as vector times keys (PyTorch's kernel)."""
+    scores = (key @ (query * query.shape[3] ** -0.5).transpose(2, 3)).transpose(2, 3)  # (batch, head, 1, key)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    return torch.softmax(scores, dim=-1) @ value
 
 
 class Attention(nn.Module):
@@ -171,6 +101,7 @@ class Attention(nn.Module):
         self.n_heads, self.d_head = n_heads, d_head
         self.slopes, self.rotary, self.dropout = slopes, rotary, dropout
         self.rotary_scaling: RotaryScaling | None = None
+        self.form: AttentionForm = "auto"
         self.qkv = nn.Linear(d_model, 3 * n_heads * d_head)
         self.out = nn.Linear(n_heads * d_head, d_model)
 
@@ -196,11 +127,13 @@ class Attention(nn.Module):
         slopes = None if self.slopes is None else torch.tensor(self.slopes, device=x.device)
         dropout = self.dropout if self.training else 0.0
         if scope is None:
-            mixed = causal_attention(query, key, value, slopes, dropout)
+            mixed = causal_attention(query, key, value, slopes, dropout, self.form)
         elif isinstance(scope, View):
-            if scope.cache is not None:
-                key, value = scope.cache.extend(self, key, value)
-            mixed = viewed_attention(query, key, value, scope.mask(self.slopes))
+            known = (key, value) if scope.cache is None else scope.cache.extend(self, key, value)
+            if scope.is_causal:
+                mixed = causal_attention(query, key, value, slopes, dropout, self.form)
+            else:
+                mixed = viewed_attention(query, *known, scope.mask(self.slopes))
         else:
             mixed = attention_within_documents(query, key, value, scope, slopes, dropout)
         return self.out(mixed.transpose(1, 2).flatten(2))
@@ -208,8 +141,9 @@ class Attention(nn.Module):
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
         """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens that are asked for."""
         asked = asked_of(x, scope)
-        if asked is x:
-            return self.qkv(x).chunk(3, dim=-1)
+        if asked is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
+            query, key, value = self.qkv(x).chunk(3, dim=-1)
+            return asked_of(query, scope), key, value
         width = self.n_heads * self.d_head
         (of_query, of_seen), (bias, bias_of_seen) = (each.tensor_split([width]) for each in self.qkv.parameters())
         return nn.functional.linear(asked, of_query, bias), *nn.functional.linear(x, of_seen, bias_of_seen).chunk(2, -1)

@@ -10,11 +10,12 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gptstar.errors import ConfigError
-from gptstar.model.attention import Attention
+from gptstar.model.attention import Attention, AttentionForm
 from gptstar.model.blocks import MLP, ParallelBlock, SequentialBlock
-from gptstar.model.loss import token_losses
+from gptstar.model.loss import summed_loss, token_losses
 from gptstar.model.positions import alibi_slopes
 from gptstar.model.view import Scope, View, causal_view
 
@@ -117,6 +118,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(self._block() for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model)
+        self.activation_checkpointing = False
         self.initialise()
 
     def _block(self) -> nn.Module:
@@ -132,6 +134,19 @@ class GPT(nn.Module):
         mlp = MLP(config.d_model, config.mlp_width, gelu=config.gelu)
         block = ParallelBlock if config.residual == "parallel" else SequentialBlock
         return block(attention, mlp, d_model=config.d_model, dropout=config.dropout)
+
+    def use(self, *, attention: AttentionForm = "auto", activation_checkpointing: bool = False) -> None:
+        """Choose how to compute; what is computed stays the same, but for rounding.
+
+        Args:
+            attention: the form of causal attention.
+            activation_checkpointing: in training keep only what goes into each block, and compute the block again in
+                the backward pass: a third more work for a fraction of the memory.
+        """
+        self.activation_checkpointing = activation_checkpointing
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.form = attention
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -150,9 +165,23 @@ class GPT(nn.Module):
     @overload
     def forward(self, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor: ...
     @overload
-    def forward(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor: ...
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Logits, or with targets the loss of each.
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        *,
+        reduction: Literal["none", "sum"] = "none",
+    ) -> Tensor: ...
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        documents: Tensor | None = None,
+        *,
+        reduction: Literal["none", "sum"] = "none",
+    ) -> Tensor:
+        """Logits, or with targets the loss of each, or their sum.
 
         With documents no position sees another document's. Positions are not counted anew for each: ALiBi and rotary
         know distances alone, so a document's logits are those it has by itself, but learned positions go on counting
@@ -160,19 +189,23 @@ class GPT(nn.Module):
 
         Args:
             tokens: `(batch, position)`, int64.
-            targets: `(batch, position)`, int64: the token that follows each position.
+            targets: `(batch, position)`, int64: the token that follows each position; negative where there is none.
             documents: `(batch, position)`, int64: the number of the document that each position belongs to; None where
                 attention goes across documents.
+            reduction: with targets `none`, or `sum`, which is the fast way to train.
 
         Returns:
-            Without targets the logits, `(batch, position, n_vocab)`. With targets the losses, `(batch, position)`,
-            float32, in nats; the logits never exist as a whole.
+            Without targets the logits, `(batch, position, n_vocab)`. With targets the losses, `(batch, position)`, 0
+            where there is no target, or their sum: float32, in nats; the logits never exist as a whole.
 
         Raises:
             ConfigError: learned positions, and more tokens than their capacity.
         """
         hidden = self.hidden(tokens, documents)
-        return self.logits(hidden) if targets is None else token_losses(hidden, self.token_embedding.weight, targets)
+        if targets is None:
+            return self.logits(hidden)
+        loss = summed_loss if reduction == "sum" else token_losses
+        return loss(hidden, self.token_embedding.weight, targets)
 
     def hidden(self, tokens: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
         """What the logits are a product of, for those who need them at a few positions only.
@@ -198,9 +231,13 @@ class GPT(nn.Module):
         if wanted is not None:
             assert not isinstance(scope, Tensor)
             last = causal_view(tokens.shape[1], wanted) if scope is None else scope.of(wanted)
-        for block in self.blocks[:-1]:
-            x = block(x, scope)
-        return self.norm(self.blocks[-1](x, last))
+        for number, block in enumerate(self.blocks, start=1):
+            seen = last if number == len(self.blocks) else scope
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, seen, use_reentrant=False)
+            else:
+                x = block(x, seen)
+        return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(…, d_model)` → `(…, n_vocab)`."""

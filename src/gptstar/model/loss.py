@@ -1,28 +1,37 @@
 """Cross-entropy of the next token that never holds the logits of a whole batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
 CHUNK_LOGITS = 2**26
-"""Logits held at once (256 MiB in float32)."""
+"""Logits held at once (128 MiB in bfloat16)."""
 
+ALIGNED = 128
+"""Logits of a token take room for a multiple of this: 50,257 is odd, and matrix products want aligned rows."""
 
-def _chunk_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    return cross_entropy(linear(hidden, weight).float(), targets, reduction="none")
+SOFTMAX_ROWS = 16
+"""Tokens whose logits a CPU turns into probabilities at once, in float32: so many fit its cache."""
+
+WEIGHT_ROWS = 2048
+"""Rows of the embedding whose gradient is computed at once: so many fit a CPU's cache before they are added up."""
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Loss of each target token, in nats.
+    """Loss of each target token, in nats; 0 where there is no target.
 
     A batch whose logits fit one chunk is computed at once; a larger one chunk by chunk, each computed again in the
     backward pass rather than kept: a third more work in the head for memory that no longer grows with the batch.
+    `summed_loss` needs no such work, but gives no loss by token.
 
     Args:
         hidden: `(batch, position, d_model)`, the normed output of the last block.
         weight: `(n_vocab, d_model)`, the tied embedding.
-        targets: `(batch, position)`, int64.
+        targets: `(batch, position)`, int64; negative where there is none.
 
     Returns:
         `(batch, position)`, float32.
@@ -36,3 +45,89 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         for part, part_targets in zip(torch.split(flat, chunk), torch.split(flat_targets, chunk), strict=True)
     ]
     return torch.cat(losses).view_as(targets)
+
+
+def _chunk_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    losses = cross_entropy(linear(hidden, weight).float(), targets.clamp(min=0), reduction="none")
+    return losses.where(targets >= 0, 0.0)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it writes into parts of tensors
+def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The sum of the losses of all target tokens, in nats, with its gradient made in the same pass.
+
+    The gradient of a sum by a token's logits is known with them: `softmax(logits) - one_hot(target)`. So each chunk's
+    logits are made once and become their own gradient in place.
+
+    Args:
+        hidden: `(batch, position, d_model)`, the normed output of the last block.
+        weight: `(n_vocab, d_model)`, the tied embedding.
+        targets: `(batch, position)`, int64; negative where there is none.
+
+    Returns:
+        A scalar, float32.
+
+    Source: Hsu et al., "Liger Kernel", 2024, section 3.2.
+    """
+    flat, device_type = hidden.flatten(0, 1), hidden.device.type
+    dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else flat.dtype
+    with torch.autocast(device_type, enabled=False):
+        loss: Tensor = _SummedLoss.apply(flat, weight, targets.flatten(), dtype)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _SummedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        n_tokens, n_vocab = len(hidden), len(weight)
+        room = -(-n_vocab // ALIGNED) * ALIGNED
+        chunk = max(1, CHUNK_LOGITS // room)
+        learns = any(ctx.needs_input_grad)
+        cast_weight = weight.to(dtype)
+        of_hidden = torch.empty_like(hidden) if learns else None
+        of_weight = torch.empty_like(weight) if learns else None
+        total = hidden.new_zeros((), dtype=torch.float64)
+        for start in range(0, n_tokens, chunk):
+            part = hidden[start : start + chunk].to(dtype)
+            logits = part.new_empty(len(part), room)[:, :n_vocab]  # (token, n_vocab)
+            torch.mm(part, cast_weight.t(), out=logits)
+            total += _to_gradient(logits, targets[start : start + chunk])
+            if of_hidden is not None and of_weight is not None:
+                of_hidden[start : start + chunk] = logits @ cast_weight
+                for row in range(0, n_vocab, WEIGHT_ROWS):
+                    rows = logits[:, row : row + WEIGHT_ROWS].t() @ part
+                    if start == 0:
+                        of_weight[row : row + WEIGHT_ROWS] = rows
+                    else:
+                        of_weight[row : row + WEIGHT_ROWS] += rows
+        if learns:
+            ctx.save_for_backward(of_hidden, of_weight)
+        return total.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_hidden, of_weight = ctx.saved_tensors
+        return (
+            of_hidden.mul_(grad),
+            of_weight.mul_(grad),
+            None,
+            None,
+        )  # in place: the second is as large as the model's largest
+
+
+def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+    """Turn logits `(token, n_vocab)` into their gradient in place, and return the sum of the losses."""
+    rows = SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
+    losses = []
+    for row_logits, row_targets in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
+        counted = (row_targets >= 0)[:, None]  # (token, 1)
+        column = row_targets.clamp(min=0)[:, None]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        probabilities = torch.softmax(row_logits, dim=-1, dtype=wide)
+        # The likeliest token's logit and probability give the normaliser; the target's may be too small to have a log.
+        normaliser = row_logits.amax(-1, keepdim=True).to(wide) - probabilities.amax(-1, keepdim=True).log()
+        losses.append((normaliser - row_logits.gather(1, column)).where(counted, 0.0).sum())
+        probabilities.scatter_add_(1, column, probabilities.new_full(column.shape, -1.0))
+        row_logits.copy_(probabilities).masked_fill_(~counted, 0.0)
+    return torch.stack(losses).sum()

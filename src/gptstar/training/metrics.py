@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from gptstar.errors import DataError, TrainingError
+from gptstar.training.memory import peak_bytes
 from gptstar.training.module import LanguageModelling
 
 METRICS_FILE = "metrics.csv"
@@ -104,7 +105,10 @@ def _is_number(value: str) -> bool:
 
 
 class RecordMetrics(pl.Callback):
-    """Sends the module's metrics to every logger, with speed beside them: wall time, validation left out.
+    """Sends the module's metrics to every logger, with speed and memory beside them: wall time, validation left out.
+
+    `data_wait` is the share of the time that was spent waiting for batches, `mfu` the model's floating-point operations
+    over the device's peak, `peak_memory_gib` the most that the process has held.
 
     Args:
         log_every: steps between rows; the first and the last step are always logged.
@@ -118,11 +122,15 @@ class RecordMetrics(pl.Callback):
     ) -> None:
         self._log_every, self._batch_tokens, self._total_steps = log_every, batch_tokens, total_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._since, self._steps = time.perf_counter(), 0
+        self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
+        self._restart(trainer)
+
+    def _restart(self, trainer: pl.Trainer) -> None:
         self._since, self._steps = time.perf_counter(), 0
+        self._waited = getattr(trainer.train_dataloader, "waited", 0.0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
@@ -139,11 +147,18 @@ class RecordMetrics(pl.Callback):
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._since
         tokens_per_second = self._steps * self._batch_tokens / seconds
-        metrics = pl_module.step_metrics | {"tokens": step * self._batch_tokens, "tokens_per_second": tokens_per_second}
+        waited = getattr(trainer.train_dataloader, "waited", 0.0) - self._waited
+        metrics = pl_module.step_metrics | {
+            "tokens": step * self._batch_tokens,
+            "tokens_per_second": tokens_per_second,
+            "data_wait": waited / seconds,
+        }
+        if peak := peak_bytes(trainer.strategy.root_device):
+            metrics["peak_memory_gib"] = peak / 2**30
         if self._peak_flops:
             metrics["mfu"] = tokens_per_second * self._flops_per_token / (self._peak_flops * trainer.world_size)
         self.record(trainer, metrics)
-        self._since, self._steps = time.perf_counter(), 0
+        self._restart(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""

@@ -1,7 +1,8 @@
 """Windows to loss: the LightningModule around a plain PyTorch model."""
 
 import math
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,6 +14,7 @@ from gptstar.errors import TrainingError
 from gptstar.model import GPT
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
 from gptstar.training.schedule import ScheduleConfig
+from gptstar.training.working_copy import WorkingCopy
 
 
 class LanguageModelling(pl.LightningModule):
@@ -33,6 +35,8 @@ class LanguageModelling(pl.LightningModule):
             itself. None where attention goes across.
         fill: windows may hold -1 where there is no token. No loss is counted there: a step's loss and gradient are the
             means over the targets that all its micro-batches on all ranks hold together.
+        bf16_weights: compute with a bfloat16 copy of the model.
+        compiles: `torch.compile` what computes.
 
     Attributes:
         step_metrics: of the last optimizer step.
@@ -55,6 +59,8 @@ class LanguageModelling(pl.LightningModule):
         optimizer_state: dict[str, dict[str, Tensor]] | None = None,
         end_of_text: int | None = None,
         fill: bool = False,
+        bf16_weights: bool = False,
+        compiles: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -62,6 +68,8 @@ class LanguageModelling(pl.LightningModule):
         self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
         self.corpora = corpora
         self._end_of_text, self._fill = end_of_text, fill
+        self._bf16_weights, self._compiles = bf16_weights, compiles
+        self._working_copy: WorkingCopy | None = None
         self.register_buffer("_token_bytes", torch.from_numpy(token_bytes), persistent=False)
         self._step_loss = torch.zeros(())
         self._step_share = torch.zeros(())
@@ -80,6 +88,25 @@ class LanguageModelling(pl.LightningModule):
         self._optimizer_state = {}
         return optimizer
 
+    @cached_property
+    def _computing(self) -> GPT:
+        """The model, or its copy in bfloat16; made at its first use, when the model is on its device.
+
+        A cached property, so that PyTorch does not take it for a second submodule.
+        """
+        if self._bf16_weights:
+            self._working_copy = WorkingCopy(self.model)
+        computing = self._working_copy.model if self._working_copy else self.model
+        if self._compiles:
+            computing.compile()
+        return computing
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, and let the working copy know."""
+        super().optimizer_step(*args, **kwargs)
+        if self._working_copy is not None:
+            self._working_copy.refresh()
+
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """State by parameter name: of the optimizer, or before there is one what it will be given."""
         optimizers = self.trainer.optimizers
@@ -93,14 +120,11 @@ class LanguageModelling(pl.LightningModule):
             self._step_loss = torch.zeros((), device=self.device)
             self._step_share = torch.zeros((), device=self.device)
 
-    def _losses(self, windows: Tensor) -> Tensor:
-        """`(sequence, context_length + 1)` → the loss of each target, nats; 0 where there is none."""
+    def _loss(self, windows: Tensor, reduction: Literal["none", "sum"]) -> Tensor:
+        """`(sequence, context_length + 1)` → the loss of each target, nats, 0 where there is none; or their sum."""
         inputs, targets = windows[:, :-1], windows[:, 1:]
-        if not self._fill:
-            return self.model(inputs, targets, documents=self._documents(inputs))
-        inputs = inputs.clamp(min=0)
-        losses = self.model(inputs, targets.clamp(min=0), documents=self._documents(inputs))
-        return losses.where(targets >= 0, 0.0)
+        inputs = inputs.clamp(min=0) if self._fill else inputs
+        return self._computing(inputs, targets, documents=self._documents(inputs), reduction=reduction)
 
     def _documents(self, inputs: Tensor) -> Tensor | None:
         """`(sequence, position)`: the number of end-of-text tokens before each position, or None."""
@@ -114,7 +138,7 @@ class LanguageModelling(pl.LightningModule):
 
         Positions without a target count as 0 here; the mean over those with one is made when the step ends.
         """
-        loss = self._losses(windows).mean()
+        loss = self._loss(windows, "sum") / windows[:, 1:].numel()
         self._step_loss += loss.detach() / self.trainer.accumulate_grad_batches
         if self._fill:
             self._step_share += (windows[:, 1:] >= 0).float().mean() / self.trainer.accumulate_grad_batches
@@ -166,7 +190,7 @@ class LanguageModelling(pl.LightningModule):
 
     def validation_step(self, windows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
         """`(sequence, context_length + 1)` of one corpus: add to its sums."""
-        losses, targets = self._losses(windows), windows[:, 1:]
+        losses, targets = self._loss(windows, "none"), windows[:, 1:]
         counted = targets >= 0
         n_bytes = self._token_bytes[targets.clamp(min=0)].where(counted, 0).sum()
         sums = torch.stack((losses.double().sum(), counted.sum(), n_bytes))

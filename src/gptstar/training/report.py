@@ -65,7 +65,7 @@ def conclude(
         console.print(length_table(curve, title))
         console.print(f"validation loss {best:.3f}; a bigram model of the same tokens has {bigram:.3f}")
         n_new = 2 * context_length if extrapolates else context_length // 2
-        samples = _sample(model, shards.tokenizer, n_new, device, console)
+        samples = _sample(model, shards.tokenizer, n_new, console)
         title = f"{name}: loss beyond the training context"
         plot_context_length([curve], folder / "context_length.png", title)
         (folder / "samples.txt").write_text(f"\n{'-' * 80}\n".join(samples) + "\n", encoding="utf-8")
@@ -80,13 +80,12 @@ def conclude(
     console.print(f"next: gptstar generate {folder} --prompt The", highlight=False, soft_wrap=True)
 
 
-def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, device: torch.device, console: Console) -> list[str]:
+def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, console: Console) -> list[str]:
     samples = []
     for number, prompt in enumerate(PROMPTS, start=1):
-        tokens = torch.from_numpy(tokenizer.encode([prompt])[0]).to(device)[None]
         with console.status(f"sampling {number} of {len(PROMPTS)}"):
-            out = generate(model, tokens, n_new, seed=number)
-        samples.append(tokenizer.decode(out[0].tolist()))
+            (tokens,) = generate(model, tokenizer.encode([prompt]), n_new, seed=number)
+        samples.append(tokenizer.decode(tokens))
         console.rule(f"sample {number}, {n_new} new tokens")
         console.print(f"[b]{escape(prompt)}[/b]{escape(samples[-1][len(prompt) :])}", highlight=False)
     console.rule()

@@ -4,29 +4,17 @@ import inspect
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.logger import Logger
 
 from gptstar.errors import ConfigError
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
-
-PEAK_BF16_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "3090": 71e12,
-}
-"""Dense bfloat16 tensor-core rates from NVIDIA's data sheets, by a part of the device's name."""
+from gptstar.training.hardware import HardwareConfig
 
 OURS = {
     "accelerator": "hardware.accelerator",
@@ -56,42 +44,6 @@ OURS = {
     "barebones": "the code",
 }
 """Trainer options that follow from other keys."""
-
-
-@dataclass(frozen=True)
-class HardwareConfig:
-    """Where a run computes.
-
-    Attributes:
-        precision: `float32`; `bf16`: autocast over float32 weights; `auto`: bf16 where the device is fast at it.
-        micro_batch_size: sequences a device holds at once; memory's choice, with no effect on the result's meaning.
-    """
-
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    micro_batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if self.micro_batch_size < 1:
-            raise ConfigError(f"hardware.micro_batch_size={self.micro_batch_size} is below 1")
-        if self.accelerator == "gpu" and not torch.cuda.is_available():
-            raise ConfigError(
-                "hardware.accelerator=gpu but PyTorch sees no GPU here: use hardware=cpu, or a CUDA build"
-            )
-
-    def device(self) -> torch.device:
-        """Where a single process computes."""
-        gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
-        return torch.device("cuda" if gpu else "cpu")
-
-    def resolved_precision(self) -> Literal["float32", "bf16"]:
-        """`auto` made definite for the machine this runs on."""
-        if self.precision != "auto":
-            return self.precision
-        if self.device().type == "cuda":
-            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return "bf16" if fast else "float32"
 
 
 def check_trainer_options(options: dict[str, Any]) -> None:
@@ -184,14 +136,6 @@ def fast_forward(trainer: pl.Trainer, step: int) -> None:
     steps = loop.automatic_optimization.optim_progress.optimizer.step.total
     steps.ready = steps.completed = step
     loop._batches_that_stepped = step
-
-
-def peak_flops(hardware: HardwareConfig) -> float | None:
-    """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs and float32."""
-    if hardware.device().type == "cpu" or hardware.resolved_precision() != "bf16":
-        return None
-    name = torch.cuda.get_device_name()
-    return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, saver: SaveCheckpoints) -> None:

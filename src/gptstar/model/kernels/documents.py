@@ -1,0 +1,73 @@
+"""Attention that stays within documents: a window may hold several."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from gptstar.model.kernels.bias import QUERY_BLOCK
+
+EXTRA_FEATURES = 4
+"""Beside a head's own where ALiBi is one of them: CUDA's kernels take widths that are multiples of 4."""
+
+
+def attention_within_documents(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: Tensor,
+    slopes: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Causal attention in which a query sees the keys of its own document and no others.
+
+    One mask serves all heads. A softmax does not see what is the same for all keys, so ALiBi's
+    `-slope * (query - key)` may as well be `slope * key`: a product of the head's slope and the key's position, which
+    rides along as a feature of queries and keys. A bias would be as large as the mask for each of the heads.
+    It rounds more, by about 1e-5 of a weight.
+
+    Args:
+        query: `(batch, head, position, d_head)`; `key` and `value` likewise.
+        documents: `(batch, position)`, int64: the number of the document that a position belongs to.
+        slopes: `(head,)`, float32, or None for no ALiBi.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        `(batch, head, position, d_head)`.
+    """
+    n_positions, d_head, dtype = query.shape[2], query.shape[3], query.dtype
+    positions = torch.arange(n_positions, device=query.device)
+    if slopes is not None:  # bfloat16 can't count positions
+        query, key = query.float(), key.float()
+        # The kernels want values as wide as queries.
+        value = pad(value.float(), (0, EXTRA_FEATURES))
+    outputs = []
+    with torch.autocast(query.device.type, enabled=False):
+        for start in range(0, n_positions, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, n_positions)
+            queries, keys = query[:, :, start:stop], key[:, :, :stop]
+            if slopes is not None:
+                queries = _with_feature(queries, slopes[:, None] * math.sqrt(d_head))
+                # Counted from the middle of the queries, so that near keys, which matter, get small numbers.
+                keys = _with_feature(keys, positions[:stop] - (start + stop) // 2)
+            seen = (positions[start:stop, None] >= positions[:stop]) & (
+                documents[:, start:stop, None] == documents[:, None, :stop]
+            )
+            outputs.append(
+                scaled_dot_product_attention(
+                    queries,
+                    keys,
+                    value[:, :, :stop],
+                    attn_mask=seen[:, None],  # (batch, 1, query, key)
+                    dropout_p=dropout,
+                    scale=1 / math.sqrt(d_head),
+                )[..., :d_head]
+            )
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(dtype)
+
+
+def _with_feature(x: Tensor, feature: Tensor) -> Tensor:
+    """`(batch, head, position, d_head)`, wider by `EXTRA_FEATURES`: a feature that fits its first axes, and zeros."""
+    extra = pad(feature[..., None].to(x.dtype), (0, EXTRA_FEATURES - 1))
+    return torch.cat((x, extra.expand(*x.shape[:-1], EXTRA_FEATURES)), dim=-1)

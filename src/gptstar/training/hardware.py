@@ -1,0 +1,88 @@
+"""Where a run computes, and how."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from gptstar.errors import ConfigError
+from gptstar.model.attention import AttentionForm
+
+PEAK_BF16_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "4090": 165e12,
+    "3090": 71e12,
+}
+"""Dense bfloat16 tensor-core rates from NVIDIA's data sheets, by a part of the device's name."""
+
+Precision = Literal["float32", "bf16", "bf16_weights"]
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """Where a run computes, and how.
+
+    Attributes:
+        precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights beside a float32
+            master, which the optimizer trains and checkpoints hold; `auto`: bf16 where the device is fast at it.
+        micro_batch_size: sequences a device holds at once; memory's choice, with no effect on the result's meaning.
+        attention: how attention is computed; `auto` takes what is fastest.
+        activation_checkpointing: keep only what goes into each block for the backward pass, and compute it again: a
+            third more work for a fraction of the memory.
+        compile: `torch.compile` the model; `auto` does on a GPU, on CPUs it does not pay (docs/speed.md).
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    precision: Literal["auto", "float32", "bf16", "bf16_weights"] = "auto"
+    micro_batch_size: int = 8
+    attention: AttentionForm = "auto"
+    activation_checkpointing: bool = False
+    compile: Literal["auto", "always", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.micro_batch_size < 1:
+            raise ConfigError(f"hardware.micro_batch_size={self.micro_batch_size} is below 1")
+        if self.accelerator == "gpu" and not torch.cuda.is_available():
+            raise ConfigError(
+                "hardware.accelerator=gpu but PyTorch sees no GPU here: use hardware=cpu, or a CUDA build"
+            )
+        if self.attention == "flex" and self.device().type == "cpu":
+            raise ConfigError(
+                "hardware.attention=flex but PyTorch's FlexAttention can't train on a CPU: use hardware.attention=auto"
+            )
+        if self.compiles() and not shutil.which(os.environ.get("CXX", "g++")):
+            raise ConfigError(
+                "hardware.compile=always needs a C++ compiler and finds no g++: install it, or name it in CXX"
+            )
+
+    def device(self) -> torch.device:
+        """Where a single process computes."""
+        gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
+        return torch.device("cuda" if gpu else "cpu")
+
+    def compiles(self) -> bool:
+        """`compile` made definite for the machine this runs on."""
+        return self.compile == "always" or (self.compile == "auto" and self.device().type == "cuda")
+
+    def resolved_precision(self) -> Precision:
+        """`auto` made definite for the machine this runs on."""
+        if self.precision != "auto":
+            return self.precision
+        if self.device().type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return "bf16" if fast else "float32"
+
+    def peak_flops(self) -> float | None:
+        """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs and float32."""
+        if self.device().type == "cpu" or self.resolved_precision() == "float32":
+            return None
+        name = torch.cuda.get_device_name()
+        return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)

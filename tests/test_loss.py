@@ -1,0 +1,93 @@
+"""The loss in the head: by token, and summed with its gradient made in the same pass."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+from gptstar.model import GPT, GPTConfig, loss
+from gptstar.model.loss import summed_loss, token_losses
+
+N_VOCAB, D_MODEL = 211, 13
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, embedding and targets, of which some are missing."""
+    torch.manual_seed(0)
+    hidden = torch.randn(3, 17, D_MODEL, dtype=dtype, requires_grad=True)
+    weight = torch.randn(N_VOCAB, D_MODEL, dtype=dtype, requires_grad=True)
+    targets = torch.randint(N_VOCAB, (3, 17))
+    targets[0, :4] = targets[2, 16] = -1
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("chunk", [2**26, 20 * 256, 1])
+def test_losses_and_their_gradients_agree_with_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(loss, "WEIGHT_ROWS", 64)
+    hidden, weight, targets = inputs()
+    logits = linear(hidden, weight).flatten(0, 1)
+    expected = cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=-1).view_as(targets)
+    of_expected = torch.autograd.grad(expected.sum() / 51, (hidden, weight))
+    by_token, total = token_losses(hidden, weight, targets), summed_loss(hidden, weight, targets)
+    torch.testing.assert_close(by_token, expected)
+    torch.testing.assert_close(total, expected.sum())
+    for found in (by_token.sum(), total):
+        for mine, its in zip(torch.autograd.grad(found / 51, (hidden, weight)), of_expected, strict=True):
+            torch.testing.assert_close(mine, its, atol=1e-6, rtol=1e-5)
+
+
+def test_the_gradient_of_the_sum_is_its_slope() -> None:
+    hidden, weight, targets = inputs(torch.float64)
+    total = summed_loss(hidden, weight, targets)
+    assert total.dtype == torch.float32
+    (of_hidden,) = torch.autograd.grad(total, hidden)
+    step = torch.zeros_like(hidden)
+    step[1, 5, 3] = 1e-3
+    with torch.no_grad():
+        up, down = (
+            cross_entropy(linear(hidden + sign * step, weight).flatten(0, 1), targets.flatten(), ignore_index=-1)
+            for sign in (1, -1)
+        )
+    counted = int((targets >= 0).sum())
+    torch.testing.assert_close(of_hidden[1, 5, 3], (up - down) * counted / 2e-3, atol=1e-5, rtol=1e-4)
+
+
+def test_a_target_too_unlikely_for_float32_has_its_loss() -> None:
+    hidden, weight = torch.full((1, 1, 1), 200.0, requires_grad=True), torch.tensor([[1.0], [0.0], [-1.0]])
+    found = summed_loss(hidden, weight, torch.tensor([[2]]))
+    assert found.item() == 400.0
+    assert torch.autograd.grad(found, hidden)[0].item() == 2.0  # the likeliest's weight less the target's
+
+
+def test_bfloat16_logits_cost_no_more_than_their_rounding() -> None:
+    hidden, weight, targets = inputs()
+    exact = summed_loss(hidden, weight, targets)
+    of_exact = torch.autograd.grad(exact, (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = summed_loss(hidden, weight, targets)
+    assert found.dtype == torch.float32
+    assert abs(found.item() / exact.item() - 1) < 3e-3
+    for mine, its in zip(torch.autograd.grad(found, (hidden, weight)), of_exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - its).norm() < 0.01 * its.norm()
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden, weight, targets = inputs()
+    total = summed_loss(hidden, weight, targets)
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_an_odd_vocabulary_is_padded_inside_and_nowhere_else() -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layers=1, d_model=8, n_heads=2, n_vocab=N_VOCAB))
+    tokens = torch.randint(N_VOCAB, (2, 11))
+    model(tokens[:, :-1], tokens[:, 1:], reduction="sum").backward()
+    assert model(tokens).shape == (2, 11, N_VOCAB)
+    assert model.state_dict()["token_embedding.weight"].shape == (N_VOCAB, 8)
+    assert model.token_embedding.weight.grad is not None
+    assert model.token_embedding.weight.grad.shape == (N_VOCAB, 8)
+    assert model.config.n_params == sum(parameter.numel() for parameter in model.parameters())

@@ -172,6 +172,12 @@ def _parser() -> argparse.ArgumentParser:
         "--top-k", type=int, default=50, metavar="K", help="draw from the K likeliest (default: %(default)s)"
     )
     command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    command.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="what to read them as: fewer bits are faster and a little less exact (default: %(default)s)",
+    )
     command.set_defaults(run=_generate)
 
     for name, run, text in (
@@ -215,25 +221,28 @@ def _generate(options: argparse.Namespace) -> None:
     from gptstar.checkpoint.format import find, read
     from gptstar.data.tokenizer import Tokenizer
     from gptstar.inference.generate import generate
+    from gptstar.inference.int8 import quantised
+    from gptstar.inference.packed import packed
 
     path = find(options.checkpoint)
     checkpoint = read(path)
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{path} holds no tokenizer: import it again with --tokenizer FILE")
     tokenizer = Tokenizer(checkpoint.tokenizer)
-    prompt = torch.from_numpy(tokenizer.encode([options.prompt])[0])[None]
-    if not prompt.shape[1]:
+    prompts = tokenizer.encode([options.prompt])
+    if not len(prompts[0]):
         raise ConfigError("--prompt is empty: give some text to continue")
-    tokens = generate(
-        checkpoint.build(),
-        prompt,
+    model = checkpoint.build()
+    (tokens,) = generate(
+        quantised(model) if options.weights == "int8" else packed(model.to(getattr(torch, options.weights))),
+        prompts,
         options.tokens,
         temperature=options.temperature,
         top_k=options.top_k,
         seed=options.seed,
         end_of_text=tokenizer.end_of_text,
     )
-    print(tokenizer.decode(tokens[0].tolist()))
+    print(tokenizer.decode(tokens))
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -2,76 +2,137 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gptstar.errors import ConfigError
+from gptstar.inference.sampling import GREEDY, Sampling, next_token
 from gptstar.model import GPT
 from gptstar.model.view import Cache, View
 
-Choose = Callable[[Tensor], Tensor]
-"""From the next token's logits `(row, n_vocab)` to the tokens chosen, `(row, 1)`, int64."""
+Tokens = Sequence[int] | np.ndarray | Tensor
+"""A prompt's: `(position,)`."""
 
-
-PIECE = 512
-"""Tokens of a prompt read at once: a longer one takes a mask in proportion to its length, not to its square."""
+PIECE = 1024
+"""Tokens of each prompt read at once: a longer one takes a mask in proportion to its length, not to its square."""
 
 
 @torch.inference_mode()
 def decode(
     model: GPT,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Tokens] | Tensor,
     n_new: int,
-    choose: Choose,
-    ended: Callable[[Sequence[int]], bool],
+    *,
+    sampling: Sampling = GREEDY,
+    ended: Callable[[Sequence[int]], bool] | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Continue prompts of any lengths; a row that has ended costs nothing more.
+
+    What a prompt becomes does not depend on the others but for rounding.
 
     Args:
         model: in eval mode.
         prompts: each of one token at least.
         n_new: tokens to add at most.
-        choose: the next token of each row.
         ended: whether a continuation is complete, given its tokens so far; asked after each.
+        numbers: of the prompts, to be drawn by; 0, 1, 2 … unless given.
 
     Returns:
         The continuation of each prompt, without the prompt.
 
     Raises:
-        ConfigError: learned positions, and more tokens than their capacity.
+        ConfigError: a prompt without tokens, or learned positions and more tokens than their capacity.
     """
-    device = model.token_embedding.weight.device
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    width = int(lengths.max())
-    tokens = torch.zeros(len(prompts), width, dtype=torch.int64, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = torch.tensor(prompt, device=device)
-    at = torch.arange(width, device=device)[None]  # one mask for all rows: what pads a row comes after its end
-    cache = Cache()
-    last = torch.empty(len(prompts), model.config.d_model, device=device)
-    for start in range(0, width, PIECE):
-        queries, keys = at[:, start : start + PIECE], at[:, : start + PIECE]
-        hidden = model.hidden(tokens[:, start : start + PIECE], View(queries, keys, queries[..., None] >= keys, cache))
-        here = (lengths > start) & (lengths <= start + PIECE)  # rows that end in this piece
-        last[here] = hidden[here, lengths[here] - 1 - start].to(last.dtype)
-
+    _check(model, prompts, n_new)
     continuations: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))  # those that go on
-    keys = at.expand(len(prompts), -1)  # (row, key)
-    known = keys < lengths[:, None]  # (row, key): all but what pads the prompts
+    if n_new == 0 or len(prompts) == 0:
+        return continuations
+    device = model.token_embedding.weight.device
+    uniforms = sampling.uniforms(range(len(prompts)) if numbers is None else numbers, n_new).to(device)
+    # Prompts end together: what fills the shorter ones up stands before them.
+    width = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = torch.as_tensor(prompt)
+    rows = _Rows(model, prompts, width + n_new - 1)
+    hidden = rows.read_prompts(tokens.to(device))
+    going = list(range(len(prompts)))  # those that are not complete
     for step in range(n_new):
-        chosen = choose(model.logits(last))  # (row, 1)
-        for row, token in zip(rows, chosen.flatten().tolist(), strict=True):
-            continuations[row].append(token)
-        going = [number for number, row in enumerate(rows) if not ended(continuations[row])]
-        if not going or step == n_new - 1:
+        chosen = next_token(model.logits(hidden), uniforms[:, step : step + 1].flatten(), sampling)  # (row,)
+        for number, token in zip(going, chosen.tolist(), strict=True):
+            continuations[number].append(token)
+        if step == n_new - 1:
             break
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=device)
-            cache.select(kept)
-            rows, lengths, keys, known = [rows[number] for number in going], lengths[kept], keys[kept], known[kept]
-            chosen = chosen[kept]
-        queries = (lengths + step)[:, None]  # (row, 1)
-        keys = torch.cat((keys, queries), dim=1)
-        known = torch.cat((known, torch.ones_like(queries, dtype=torch.bool)), dim=1)
-        last = model.hidden(chosen, View(queries, keys, known[:, None], cache))[:, -1]
+        if ended is not None:
+            kept = [row for row, number in enumerate(going) if not ended(continuations[number])]
+            if not kept:
+                break
+            if len(kept) < len(going):
+                going, which = [going[row] for row in kept], torch.tensor(kept, device=device)
+                rows.select(which)
+                chosen, uniforms = chosen[which], uniforms[which]
+        hidden = rows.read(chosen)
     return continuations
+
+
+def _check(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int) -> None:
+    if n_new < 0:
+        raise ConfigError(f"n_new={n_new} is negative")
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ConfigError("a prompt has no tokens: give one at least, such as the one that ends a text")
+    capacity, longest = model.config.n_ctx, max(map(len, prompts), default=0)
+    if capacity is not None and longest + n_new - 1 > capacity:  # the last one is not read
+        raise ConfigError(
+            f"a prompt of {longest} tokens and {n_new} new ones exceed model.n_ctx={capacity}; learned positions can't "
+            "extrapolate: shorten the prompt or ask for fewer"
+        )
+
+
+class _Rows:
+    """What rows have read so far; they end together, so that all write to one place of the cache."""
+
+    def __init__(self, model: GPT, prompts: Sequence[Tokens] | Tensor, capacity: int) -> None:
+        device, longest = model.token_embedding.weight.device, max(map(len, prompts))
+        self._model, self._length = model, 0
+        # A CPU multiplies vectors in float32 as fast as in bfloat16.
+        self._cache = Cache(capacity, torch.float32 if device.type == "cpu" else None)
+        self._column = torch.arange(capacity, device=device)[None]
+        begins = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
+        if bool(begins.any()):
+            self._positions = (self._column - begins).clamp_(min=0)  # (row, column)
+            self._known: Tensor | None = self._column >= begins  # (row, column): all but what fills up
+        else:
+            self._positions, self._known = self._column, None
+
+    def read_prompts(self, tokens: Tensor) -> Tensor:
+        """`(row, column)` → the output at the last column, `(row, d_model)`."""
+        n_rows, width = tokens.shape
+        for start in range(0, width, PIECE):
+            stop = min(start + PIECE, width)
+            seen = None
+            if self._known is not None:
+                columns = self._column[0, :stop]
+                after = columns[start:, None] >= columns
+                itself = columns[start:, None] == columns  # a softmax needs something, and nobody sees the outcome
+                seen = after & self._known[:, None, :stop] | itself
+            last = tokens.new_tensor([stop - start - 1] if stop == width else [])  # else the cache is all we need
+            hidden = self._read(tokens[:, start:stop], seen, last.expand(n_rows, -1))
+        return hidden[:, -1]
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Read a token of each row: `(row,)` → `(row, d_model)`."""
+        seen = None if self._known is None else self._known[:, None, : self._length + 1]
+        return self._read(tokens[:, None], seen)[:, -1]
+
+    def _read(self, tokens: Tensor, seen: Tensor | None, wanted: Tensor | None = None) -> Tensor:
+        start, self._length = self._length, self._length + tokens.shape[1]
+        keys = self._positions[:, : self._length]
+        return self._model.hidden(tokens, View(keys[:, start:], keys, seen, self._cache), wanted)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these alone."""
+        self._cache.select(rows)
+        if self._known is not None:
+            self._positions, self._known = self._positions[rows], self._known[rows]

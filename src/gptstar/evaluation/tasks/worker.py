@@ -3,14 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.evaluation.tasks.scoring import Scorable, Score, Scorer
 from gptstar.evaluation.tasks.team import Settled
 from gptstar.inference.decode import decode
-from gptstar.inference.generate import next_token
+from gptstar.inference.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -72,11 +69,6 @@ class Worker:
 
     def _write(self, prompts: Mapping[int, Prompt]) -> dict[int, str]:
         some = next(iter(prompts.values()))
-        generator = torch.Generator(self.scorer.device).manual_seed(self._seed + min(prompts))
-
-        def choose(logits: Tensor) -> Tensor:
-            return next_token(logits, temperature=some.temperature, top_k=some.top_k, generator=generator)
-
         end_of_text = self._tokenizer.end_of_text
         tail = 1 + max((len(stop.encode()) for stop in some.until), default=0)  # a token is a byte or more
 
@@ -86,7 +78,12 @@ class Worker:
 
         with self.scorer.precisely():
             written = decode(
-                self.scorer.model, [prompt.tokens for prompt in prompts.values()], some.n_new, choose, ended
+                self.scorer.model,
+                [prompt.tokens for prompt in prompts.values()],
+                some.n_new,
+                sampling=Sampling(some.temperature, some.top_k, self._seed),
+                ended=ended,
+                numbers=list(prompts),
             )
         return {  # decoding drops end-of-text
             number: _cut(self._tokenizer.decode(tokens), some.until)

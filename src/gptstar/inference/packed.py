@@ -1,0 +1,81 @@
+"""A model whose matrices lie in memory as they are read fastest: for inference only."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gptstar.errors import ConfigError
+from gptstar.model import GPT
+
+Pack = Callable[[Tensor, Tensor | None], nn.Module]
+"""From a weight `(out, in)` and a bias `(out,)` to a module that multiplies by it: `(…, in)` → `(…, out)`."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer in the layout of oneDNN, PyTorch's library for CPUs.
+
+    A few rows at a time it reads its weights about twice as fast as `nn.Linear`, which leaves them as they are.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, in)` → `(…, out)`, of the type of the weights; not for autocast."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+
+
+class PackedGPT(GPT):
+    """A model in eval mode that shares embeddings and norms with the one that it was made from, and packs the rest.
+
+    Its weights can't be trained, saved or cast.
+
+    Args:
+        pack: makes a linear layer's stand-in; the output head, which is tied to the embedding, gets one of its own.
+    """
+
+    def __init__(self, model: GPT, pack: Pack) -> None:
+        with torch.device("meta"):  # all of it comes from the model
+            super().__init__(model.config)
+        self.requires_grad_(False).eval()
+        self.load_state_dict(model.state_dict(), assign=True)
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, pack(child.weight, child.bias))
+        self.head = pack(self.token_embedding.weight, None)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, *_: object, **others: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits, as `GPT.forward` gives them.
+
+        Raises:
+            ConfigError: losses are asked for.
+        """
+        if targets is not None:
+            raise ConfigError("a packed model gives logits, not losses: ask the model that it was made from")
+        return super().forward(tokens, **others)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`(…, d_model)` → `(…, n_vocab)`."""
+        return self.head(hidden)
+
+    def _apply(self, *_: object, **__: object) -> "PackedGPT":
+        raise ConfigError("a packed model stays what and where it is: move or cast the model, then pack it")
+
+
+def packed(model: GPT) -> GPT:
+    """The same model, faster to decode with on a CPU: half the time a token in bfloat16.
+
+    It takes the memory of its weights once more. Where there is nothing to gain, on a GPU or without oneDNN, it is the
+    model itself.
+    """
+    weight = model.token_embedding.weight
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    offered = weight.device.type == "cpu" and has_onednn
+    if weight.dtype is torch.bfloat16:
+        offered = offered and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    elif weight.dtype is not torch.float32:
+        offered = False
+    return PackedGPT(model, PackedLinear) if offered else model

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-all check format clean
+.PHONY: train test test-all check format bench bench-check clean
 
 train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a laptop
 	$(BIN)/python train.py
@@ -24,6 +24,12 @@ format: $(VENV)/.dev         ## mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(VENV)/.bench        ## speed beside peers, into benchmarks/RESULTS.md: half an hour with nothing else running
+	$(BIN)/python benchmarks/run.py
+
+bench-check: $(VENV)/.bench  ## has anything become slower than the committed ratios? minutes
+	$(BIN)/python benchmarks/check.py
+
 clean:                       ## remove the virtual environment
 	rm -rf $(VENV)
 
@@ -41,3 +47,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
 	$(PIP) -e ".[dev]"
 	touch $@ $(VENV)/.train
+
+# litgpt wants another huggingface-hub than we do: it goes into a folder of its own. Without it, its row says so.
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --no-deps --target $(VENV)/bench litgpt==0.5.13 && touch $@ || echo "going on without litgpt"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gptstar.model.attention import reference_attention
+from gptstar.model.kernels.reference import reference_attention
 from gptstar.model.positions import alibi_bias, alibi_slopes
 
 SHAPES = ((4, 8, 512, 128), (32, 4, 128, 64), (1, 8, 1024, 192))  # (batch, head, position, d_head)

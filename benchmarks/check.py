@@ -1,0 +1,112 @@
+"""Whether anything has become slower: measure again, and compare with the ratios that were committed last.
+
+    python benchmarks/check.py                          a quick run, 4 minutes; exits with 1 and names what fell
+    python benchmarks/check.py benchmarks/results.json  what `make bench` has just written
+    python benchmarks/check.py --only decoding          some of it
+
+A ratio fell if it is lower by more than both intervals and a margin leave to chance. Ratios alone are compared: seconds
+are another machine's, or another hour's.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from run import PUBLISHED, TRIAL, parser, plan, run
+from speed import report, store
+from speed.comparison import Claim
+from speed.figures import Figure, figure
+from speed.report import Table
+from speed.worker import WorkerError
+
+from gptstar.errors import DataError, Refusal
+
+MARGIN = 0.03
+"""What a ratio may fall by beyond its spread: two runs differ by more than rounds of one."""
+
+GROWTH_MARGIN = 0.2
+"""Of a power by which memory grows: allocators take it in large pieces."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A claim measured before and now.
+
+    Attributes:
+        comparison: its name.
+        now: None where there is no figure now.
+        excused: that is because a peer could not be measured, which is not our doing.
+    """
+
+    comparison: str
+    claim: Claim
+    before: Figure
+    now: Figure | None
+    excused: bool
+
+    @property
+    def fell(self) -> bool:
+        """Whether it is worse by more than chance and the margin allow.
+
+        Intervals are taken for normal ones, of the logarithm of a ratio, whose half-widths add up as squares.
+        """
+        if self.now is None:
+            return not self.excused
+        power = self.claim.quantity == "growth"
+        scale = float if power else math.log
+        worse = scale(self.before.value) - scale(self.now.value)
+        spread = math.hypot(*((scale(each.high) - scale(each.low)) / 2 for each in (self.before, self.now)))
+        return (-worse if self.claim.less_is_better else worse) > spread + (GROWTH_MARGIN if power else MARGIN)
+
+
+def compare(old: store.Results, new: store.Results, device: str) -> Iterator[Compared]:
+    """Every claim that was measured before, of comparisons that were tried anew."""
+    before = {comparison.name: outcome for comparison, outcome in report.pairs(old, device)}
+    for comparison, outcome in report.pairs(new, device):
+        for claim in comparison.claims if comparison.name in before else ():
+            if (was := figure(claim, before[comparison.name], comparison)) is not None:
+                peer = outcome.entries.get(claim.over or "")
+                excused = peer is not None and not peer.seconds
+                yield Compared(comparison.name, claim, was, figure(claim, outcome, comparison), excused)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure or read, compare, and exit with 1 where something fell."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("new", type=Path, nargs="?", help="a results.json (default: measure now)")
+    options.add_argument("--against", type=Path, help="a results.json (default: benchmarks/results.json as committed)")
+    options.add_argument("--only", metavar="NAMES", help="as of run.py")
+    options.add_argument("--rounds", type=int, help="as of run.py")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    given, console = options.parse_args(arguments), Console()
+    try:
+        old = store.load(given.against) if given.against else store.committed(PUBLISHED / store.FILE)
+        if given.new is None:
+            words = ["--quick", "--device", given.device, *(["--only", given.only] if given.only else [])]
+            words += ["--rounds", str(given.rounds)] if given.rounds else []
+            new = run(plan(parser().parse_args(words)), device=given.device, folder=TRIAL, console=console)
+        elif given.new.exists():
+            new = store.load(given.new)
+        else:
+            raise DataError(f"{given.new} does not exist: leave it out to measure now, or run `make bench`")
+        found = list(compare(old, new, given.device))
+        if not found:
+            raise DataError(f"nothing to compare on {given.device}: the two records share no comparison")
+    except (Refusal, WorkerError) as error:
+        sys.exit(f"error: {error}")
+    rows = [
+        (each.comparison, each.claim.name, str(each.before), str(each.now or "–"), "fell" if each.fell else "")
+        for each in found
+    ]
+    console.print(Table(("comparison", "figure", "committed", "now", ""), rows, left=2).terminal("ratios"))
+    fallen = [f"{each.comparison}: {each.claim.name}, {each.before} → {each.now or '–'}" for each in found if each.fell]
+    if fallen:
+        sys.exit("fell:\n" + "\n".join(fallen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What a worker does when it is asked for a round, and how a round is timed."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from gptstar.model import GPTConfig
+
+LEAST_SECONDS = 0.5
+"""A round is as many steps as take this long: one of milliseconds would measure the clock and the scheduler."""
+
+LONG_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something built once and measured in rounds.
+
+    Attributes:
+        round: one round; returns seconds a step, or several figures by name.
+        tokens: a step, all rows together.
+        flops: floating-point operations a token; 0 where the limit is another.
+        weight_bytes: bytes of weights that a step has to read; 0 where the limit is another.
+        n_params: of the model.
+        main: what has to run on the main thread while rounds are asked for, such as a training loop.
+    """
+
+    round: Callable[[], float | dict[str, float]]
+    tokens: int
+    flops: float = 0.0
+    weight_bytes: float = 0.0
+    n_params: int = 0
+    main: Callable[[], object] | None = None
+
+
+def timed(step: Callable[[], object], device: str, warmup: int = 2) -> Callable[[], float]:
+    """A round: as many steps as take `LEAST_SECONDS`, which the warm-up tells; a single one without a warm-up."""
+
+    def seconds(steps: int) -> float:
+        synchronise(device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            step()
+        synchronise(device)
+        return (time.perf_counter() - start) / steps
+
+    last = math.inf
+    for _ in range(warmup):
+        last = seconds(1)
+        if last > LONG_SECONDS:  # of which the first is as good as any
+            break
+    steps = max(1, math.ceil(LEAST_SECONDS / last))
+    return lambda: seconds(steps)
+
+
+def synchronise(device: str) -> None:
+    """Wait for what a GPU was given to do."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def training_flops(matmul_params: int, config: GPTConfig, context: int) -> float:
+    """Floating-point operations a training token costs: `6 N + 12 L H K T`.
+
+    Args:
+        matmul_params: N, all but tables that are only looked up in.
+
+    Source: Chowdhery et al., "PaLM", 2022, appendix B.
+    """
+    return 6 * matmul_params + 12 * config.n_layers * config.n_heads * config.head_width * context

@@ -1,0 +1,96 @@
+"""What the machine can do at most: products of matrices, and reading of memory; measured between the rounds."""
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn.functional import linear
+
+from gptstar.training.hardware import PEAK_BF16_FLOPS
+from speed.job import Job, synchronise
+
+GEMM_SHAPES = ((1024, 1024, 4096), (1024, 4096, 1024), (2048, 2048, 2048))  # (rows, inputs, outputs)
+READ_BYTES = {"cpu": 2**29, "cuda": 2**32}  # beyond any cache
+REPEATS = 4
+DTYPES = {"gemm_bf16": torch.bfloat16, "gemm_float32": torch.float32}
+
+
+def limits(wanted: tuple[str, ...], device: str) -> Job:
+    """A job whose round measures the limits that are wanted, each the best of some repetitions.
+
+    `gemm_bf16`, `gemm_float32`: floating-point operations a second; `read_bandwidth`: bytes a second.
+    """
+    torch.manual_seed(0)
+    products = {
+        name: [
+            (
+                torch.randn(rows, inputs, dtype=dtype, device=device),
+                torch.randn(outputs, inputs, dtype=dtype, device=device),
+            )
+            for rows, inputs, outputs in GEMM_SHAPES
+        ]
+        for name, dtype in DTYPES.items()
+        if name in wanted
+    }
+    words = torch.ones(READ_BYTES[device] // 8 if "read_bandwidth" in wanted else 0, dtype=torch.int64, device=device)
+
+    def measure() -> dict[str, float]:
+        found = {
+            name: max(2 * x.numel() * len(weight) / _best(partial(linear, x, weight), device) for x, weight in pairs)
+            for name, pairs in products.items()
+        }
+        if len(words):
+            found["read_bandwidth"] = words.nbytes / _best(words.sum, device)
+        return found
+
+    measure()
+    return Job(measure, tokens=0)
+
+
+def _best(action: Callable[[], object], device: str) -> float:
+    seconds = []
+    for _ in range(REPEATS):
+        synchronise(device)
+        start = time.perf_counter()
+        action()
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def data_sheet_peak(device: str) -> float | None:
+    """A GPU's dense bfloat16 rate by its maker, operations a second; None where there is none to go by."""
+    if device != "cuda":
+        return None
+    name = torch.cuda.get_device_name()
+    return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
+
+
+def describe(device: str) -> dict[str, str]:
+    """The machine and what runs on it, in words."""
+    about = {
+        "processor": _cpu_name(),
+        "cores": f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
+        "threads": f"{torch.get_num_threads()}",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+    }
+    return about | ({"device": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def _cpu_name() -> str:
+    """The model, and its widest instructions that matter here."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    lines = (line.partition(":") for line in info.read_text().splitlines())
+    about = {key.strip(): value.strip() for key, _, value in lines}
+    flags = about.get("flags", "").split()
+    widest = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{about.get('model name', platform.machine())} ({', '.join(widest)})"

@@ -1,0 +1,1 @@
+"""Those who are compared: a file each, with what they train, read and write by."""

@@ -1,0 +1,63 @@
+"""`results.json`: every round of every comparison, by device; a run replaces the comparisons that it measured."""
+
+import json
+import re
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from gptstar.errors import DataError
+from speed.engine import Outcome
+
+FILE = "results.json"
+Results = dict[str, dict[str, Outcome]]
+"""By device, then by the comparison's name."""
+
+
+def load(path: Path) -> Results:
+    """What was measured before; nothing where there is no file.
+
+    Raises:
+        DataError: the file is no record of benchmarks.
+    """
+    return parse(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
+
+
+def parse(text: str, source: str) -> Results:
+    """`results.json` as text.
+
+    Raises:
+        DataError: it is no record of benchmarks.
+    """
+    try:
+        return TypeAdapter(Results).validate_json(text)
+    except ValidationError as error:
+        raise DataError(f"{source} is no record of `make bench`: move it away, and measure anew") from error
+
+
+def committed(path: Path) -> Results:
+    """The record as it was last committed.
+
+    Raises:
+        DataError: there is none.
+    """
+    shown = subprocess.run(
+        ["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True, text=True, check=False
+    )
+    if shown.returncode:
+        raise DataError(f"{path} was never committed: run `make bench` and commit it, or give --against FILE")
+    return parse(shown.stdout, f"the committed {path.name}")
+
+
+def save(results: Results, path: Path) -> None:
+    """Write it whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tree = {device: {name: asdict(each) for name, each in of.items()} for device, of in results.items()}
+    temporary = path.with_name(f".{path.name}.partial")
+    text = re.sub(
+        r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(tree, indent=1)
+    )  # a list, a line
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import run_here
+from conftest import run_here
 
 from gptstar.checkpoint.format import read
 from gptstar.errors import ConfigError

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, run_here, sentences
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 import gptstar.run
 from gptstar.checkpoint.format import Checkpoint, read, write
@@ -19,6 +20,7 @@ from gptstar.cli import compose
 from gptstar.config import TrainConfig
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.model import GPT, GPTConfig
+from gptstar.training.checkpoints import SaveCheckpoints
 from gptstar.training.metrics import MetricsCSV, read_metrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, decays
@@ -441,3 +443,19 @@ def test_small_runs_are_small() -> None:
     config = TrainConfig.parse(compose("train", [*SMALL, "data=local", "data.files=x"]))
     assert (config.sequences_per_step, config.accumulate) == (8, 2)
     assert shutil.which("git")
+
+
+def test_sigterm_between_two_batches_saves_as_within_one(
+    overrides: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arrives_late(self: SaveCheckpoints, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)  # our own check is over; Lightning's comes next
+
+    monkeypatch.setattr(SaveCheckpoints, "_stop_if_asked", arrives_late)
+    with pytest.raises(SystemExit) as stopped:
+        run_here(overrides("checkpoint_every=100", "validate_every=100"))
+    assert stopped.value.code == 128 + signal.SIGTERM
+    saved = read(tmp_path / "run" / "last.ckpt")
+    assert saved.training is not None
+    assert saved.training.step == 3

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, write
@@ -115,6 +116,12 @@ class SaveCheckpoints(LightningCheckpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where training stopped, as `trainer.max_time` may stop it at any step."""
         if self._saved_step != trainer.global_step:
+            self._save(trainer, pl_module, LAST)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save where Lightning's own answer to SIGTERM came before ours, as between two batches."""
+        if isinstance(exception, SIGTERMException):
+            self._signal = signal.SIGTERM
             self._save(trainer, pl_module, LAST)
 
     def _due(self, step: int) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from gptstar.errors import ConfigError
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
@@ -146,6 +147,9 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
     if 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer.global_step):
         trainer.validate(module, datamodule=data, verbose=False)
     if trainer.global_step < trainer.max_steps:
-        trainer.fit(module, datamodule=data)
+        try:
+            trainer.fit(module, datamodule=data)
+        except SIGTERMException:
+            saver.leave_if_asked(trainer)
     if saver.validated_step != trainer.global_step and not is_trial(trainer):
         trainer.validate(module, datamodule=data, verbose=False)

@@ -24,7 +24,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("chunk", [2**26, 20 * 256, 1])
 def test_losses_and_their_gradients_agree_with_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
-    monkeypatch.setattr(loss, "WEIGHT_ROWS", 64)
+    monkeypatch.setattr(loss, "VOCABULARY_BLOCK", 64)
     hidden, weight, targets = inputs()
     logits = linear(hidden, weight).flatten(0, 1)
     expected = cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=-1).view_as(targets)

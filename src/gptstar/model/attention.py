@@ -19,9 +19,6 @@ from gptstar.model.view import Scope, View, asked_of
 AttentionForm = Literal["auto", "bias", "columns", "products", "flex"]
 """How causal attention is computed; `kernels/` has a file for each, and `auto` takes what is fastest here."""
 
-PRODUCTS_UP_TO = 2048
-"""Positions to which plain products beat the CPU's fused kernel in bfloat16, and their weights take little memory."""
-
 
 def causal_attention(
     query: Tensor,
@@ -58,9 +55,9 @@ def fastest_form(query: Tensor, dropout: float = 0.0) -> AttentionForm:
     """What is fastest and as exact as its type, by device, type and length (docs/speed.md has the measurements)."""
     if query.is_cuda:
         return "columns" if dropout else "flex"
-    if query.dtype is not torch.bfloat16:
-        return "bias"
-    return "products" if query.shape[2] <= PRODUCTS_UP_TO and not dropout else "columns"
+    if not dropout:
+        return "products"
+    return "columns" if query.dtype is torch.bfloat16 else "bias"
 
 
 def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from gptstar.model.attention import Attention, AttentionForm
 from gptstar.model.blocks import MLP, ParallelBlock, SequentialBlock
 from gptstar.model.loss import summed_loss, token_losses
 from gptstar.model.positions import alibi_slopes
+from gptstar.model.tied import TiedGradient
 from gptstar.model.view import Scope, View, causal_view
 
 INIT_STD = 0.02
@@ -201,11 +202,13 @@ class GPT(nn.Module):
         Raises:
             ConfigError: learned positions, and more tokens than their capacity.
         """
-        hidden = self.hidden(tokens, documents)
+        weight = self.token_embedding.weight
         if targets is None:
-            return self.logits(hidden)
-        loss = summed_loss if reduction == "sum" else token_losses
-        return loss(hidden, self.token_embedding.weight, targets)
+            return self.logits(self.hidden(tokens, documents))
+        if reduction == "none":
+            return token_losses(self.hidden(tokens, documents), weight, targets)
+        tied = TiedGradient()
+        return summed_loss(self._hidden(tied.embed(tokens, weight), documents), weight, targets, tied)
 
     def hidden(self, tokens: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
         """What the logits are a product of, for those who need them at a few positions only.
@@ -223,14 +226,17 @@ class GPT(nn.Module):
         Raises:
             ConfigError: as `forward`.
         """
-        x = self.token_embedding(tokens)
+        return self._hidden(self.token_embedding(tokens), scope, wanted)
+
+    def _hidden(self, x: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
+        n_positions = x.shape[1]
         if self.position_embedding is not None:
-            x = x + self._learned_positions(tokens.shape[1], scope)
+            x = x + self._learned_positions(n_positions, scope)
         x = self.dropout(x)
         last = scope
         if wanted is not None:
             assert not isinstance(scope, Tensor)
-            last = causal_view(tokens.shape[1], wanted) if scope is None else scope.of(wanted)
+            last = causal_view(n_positions, wanted) if scope is None else scope.of(wanted)
         for number, block in enumerate(self.blocks, start=1):
             seen = last if number == len(self.blocks) else scope
             if self.activation_checkpointing and torch.is_grad_enabled():

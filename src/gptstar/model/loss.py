@@ -8,6 +8,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.checkpoint import checkpoint
 
+from gptstar.model.tied import TiedGradient
+
 CHUNK_LOGITS = 2**26
 """Logits held at once (128 MiB in bfloat16)."""
 
@@ -17,8 +19,8 @@ ALIGNED = 128
 SOFTMAX_ROWS = 16
 """Tokens whose logits a CPU turns into probabilities at once, in float32: so many fit its cache."""
 
-WEIGHT_ROWS = 2048
-"""Rows of the embedding whose gradient is computed at once: so many fit a CPU's cache before they are added up."""
+VOCABULARY_BLOCK = 4096
+"""Tokens of the vocabulary in one product on a CPU: whole rows of logits miss its cache."""
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ def _chunk_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # it writes into parts of tensors
-def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, tied: TiedGradient | None = None) -> Tensor:
     """The sum of the losses of all target tokens, in nats, with its gradient made in the same pass.
 
     The gradient of a sum by a token's logits is known with them: `softmax(logits) - one_hot(target)`. So each chunk's
@@ -63,6 +65,7 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         hidden: `(batch, position, d_model)`, the normed output of the last block.
         weight: `(n_vocab, d_model)`, the tied embedding.
         targets: `(batch, position)`, int64; negative where there is none.
+        tied: by which the tokens were embedded with the same weight; it gets the weight's gradient, and passes it on.
 
     Returns:
         A scalar, float32.
@@ -72,48 +75,56 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     flat, device_type = hidden.flatten(0, 1), hidden.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else flat.dtype
     with torch.autocast(device_type, enabled=False):
-        loss: Tensor = _SummedLoss.apply(flat, weight, targets.flatten(), dtype)  # type: ignore[no-untyped-call]
+        loss: Tensor = _SummedLoss.apply(flat, weight, targets.flatten(), dtype, tied)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, tied: TiedGradient | None
+    ) -> Tensor:
         n_tokens, n_vocab = len(hidden), len(weight)
         room = -(-n_vocab // ALIGNED) * ALIGNED
         chunk = max(1, CHUNK_LOGITS // room)
-        learns = any(ctx.needs_input_grad)
+        block = VOCABULARY_BLOCK if weight.device.type == "cpu" else n_vocab
+        blocks = [slice(row, row + block) for row in range(0, n_vocab, block)]
+        learns, wide = any(ctx.needs_input_grad), torch.promote_types(hidden.dtype, torch.float32)
         cast_weight = weight.to(dtype)
-        of_hidden = torch.empty_like(hidden) if learns else None
-        of_weight = torch.empty_like(weight) if learns else None
+        of_hidden = torch.zeros_like(hidden, dtype=wide) if learns else None
+        of_weight = torch.empty_like(weight, dtype=wide if n_tokens > chunk else None) if learns else None
         total = hidden.new_zeros((), dtype=torch.float64)
         for start in range(0, n_tokens, chunk):
             part = hidden[start : start + chunk].to(dtype)
             logits = part.new_empty(len(part), room)[:, :n_vocab]  # (token, n_vocab)
-            torch.mm(part, cast_weight.t(), out=logits)
+            for rows in blocks:
+                torch.mm(part, cast_weight[rows].t(), out=logits[:, rows])
             total += _to_gradient(logits, targets[start : start + chunk])
             if of_hidden is not None and of_weight is not None:
-                of_hidden[start : start + chunk] = logits @ cast_weight
-                for row in range(0, n_vocab, WEIGHT_ROWS):
-                    rows = logits[:, row : row + WEIGHT_ROWS].t() @ part
+                for rows in blocks:
+                    of_hidden[start : start + chunk] += logits[:, rows] @ cast_weight[rows]
+                    of_rows = logits[:, rows].t() @ part
                     if start == 0:
-                        of_weight[row : row + WEIGHT_ROWS] = rows
+                        of_weight[rows] = of_rows
                     else:
-                        of_weight[row : row + WEIGHT_ROWS] += rows
+                        of_weight[rows] += of_rows
         if learns:
             ctx.save_for_backward(of_hidden, of_weight)
+            ctx.dtypes, ctx.tied = (hidden.dtype, weight.dtype), tied
         return total.float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         of_hidden, of_weight = ctx.saved_tensors
-        return (
-            of_hidden.mul_(grad),
-            of_weight.mul_(grad),
-            None,
-            None,
-        )  # in place: the second is as large as the model's largest
+        # In place: one of them is as large as the model's largest.
+        of_hidden, of_weight = (
+            each.mul_(grad).to(dtype) for each, dtype in zip((of_hidden, of_weight), ctx.dtypes, strict=True)
+        )
+        if ctx.tied is None:
+            return of_hidden, of_weight, None, None, None
+        ctx.tied.of_head = of_weight
+        return of_hidden, None, None, None, None
 
 
 def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
@@ -129,5 +140,7 @@ def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
         normaliser = row_logits.amax(-1, keepdim=True).to(wide) - probabilities.amax(-1, keepdim=True).log()
         losses.append((normaliser - row_logits.gather(1, column)).where(counted, 0.0).sum())
         probabilities.scatter_add_(1, column, probabilities.new_full(column.shape, -1.0))
-        row_logits.copy_(probabilities).masked_fill_(~counted, 0.0)
+        row_logits.copy_(probabilities)
+    if logits.is_cuda or bool((targets < 0).any()):  # a GPU would have to be waited for
+        logits.masked_fill_((targets < 0)[:, None], 0.0)
     return torch.stack(losses).sum()

@@ -1,4 +1,4 @@
-"""Attention as plain matrix products: for short contexts the fastest form on CPUs that multiply bfloat16."""
+"""Attention as plain matrix products: the fastest form on CPUs, which do nothing faster."""
 
 import math
 from collections.abc import Iterator
@@ -9,15 +9,24 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 QUERY_BLOCK = 256
-"""Queries at once: a block knows no keys behind it, and its scores for one head fit a core's cache."""
+"""Queries at once: a block knows no keys behind it."""
+
+BLOCK_SCORES = 2**26
+"""Of a block at most: where there are very many keys, or sequences, it has fewer queries."""
+
+CACHED_SCORES = 2**20
+"""Turned into weights at once: so many fit a CPU's cache in float32."""
+
+KEPT_UP_TO = 2048
+"""Positions to which weights are kept for the backward pass; beyond they are computed again there."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # for CPUs, where compiling does not pay
 def products_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = None) -> Tensor:
     """Causal attention, with ALiBi where slopes are given; the softmax in float32, the products in the inputs' type.
 
-    In bfloat16 a score is rounded once more than in a fused kernel, before the bias is added in float32. The weights
-    are kept for the backward pass: memory grows with half the square of the length.
+    In bfloat16 a score is rounded once more than in a fused kernel, before the bias is added in float32. Memory grows
+    with the length; in training up to `KEPT_UP_TO` with half its square.
 
     Args:
         query: `(batch, head, position, d_head)`; `key` and `value` likewise.
@@ -31,51 +40,74 @@ def products_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor
     return mixed
 
 
-def _blocks(n_positions: int) -> Iterator[tuple[int, int]]:
-    return ((start, min(start + QUERY_BLOCK, n_positions)) for start in range(0, n_positions, QUERY_BLOCK))
+def _blocks(like: Tensor) -> Iterator[tuple[int, int]]:
+    """Where blocks of queries begin and end."""
+    batch, n_heads, n_positions, _ = like.shape
+    size = max(1, min(QUERY_BLOCK, BLOCK_SCORES // (batch * n_heads * n_positions)))
+    return ((start, min(start + size, n_positions)) for start in range(0, n_positions, size))
 
 
-def _bias(slopes: Tensor | None, start: int, stop: int, like: Tensor) -> Tensor:
-    """`(head or 1, query, key)`, float32: `slope * (key - last key)`, and `-inf` after the query."""
-    key = torch.arange(stop, device=like.device)
-    later = key > torch.arange(start, stop, device=like.device)[:, None]  # (query, key)
-    by_key = torch.zeros(1, stop, device=like.device) if slopes is None else slopes[:, None] * (key - stop + 1)
-    return by_key[:, None].masked_fill(later, -torch.inf)
+def _pieces(scores: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Heads and queries of `(head, query, key)` whose scores fit the cache together."""
+    n_heads, n_queries, n_keys = scores.shape
+    heads = max(1, CACHED_SCORES // (n_queries * n_keys))
+    queries = max(1, min(n_queries, CACHED_SCORES // n_keys))
+    for head in range(0, n_heads, heads):
+        for query in range(0, n_queries, queries):
+            yield slice(head, head + heads), slice(query, query + queries)
+
+
+def _weights(scaled: Tensor, key: Tensor, slopes: Tensor | None, start: int, stop: int) -> Tensor:
+    """What the queries from `start` to `stop` give each key before `stop`: `(batch, head, query, key)`."""
+    weights = scaled[:, :, start:stop] @ key[:, :, :stop].transpose(-2, -1)  # scores, till overwritten
+    later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=key.device).triu_(1)  # (query, key)
+    # A softmax ignores what is the same for all keys, so the last key may stand for each query.
+    by_key = None if slopes is None else slopes[:, None] * torch.arange(1 - stop, 1, device=key.device)  # (head, key)
+    for sequence in weights:
+        for heads, queries in _pieces(sequence):
+            piece = sequence[heads, queries]
+            scores = piece.float() if by_key is None else piece + by_key[heads, None]
+            scores[:, :, start:].masked_fill_(later[queries], -torch.inf)
+            piece.copy_(torch.softmax(scores, dim=-1))
+    return weights
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None) -> Tensor:
         batch, n_heads, n_positions, d_head = query.shape
-        scaled = query / math.sqrt(d_head)
+        # As parts of a projection they lie apart in memory, where products are up to five times slower.
+        scaled, key, value = (query / math.sqrt(d_head)).contiguous(), key.contiguous(), value.contiguous()
         # Laid out as the next projection reads it: (batch, position, head, d_head).
         mixed = query.new_empty(batch, n_positions, n_heads, d_head).transpose(1, 2)
+        keeps = any(ctx.needs_input_grad) and n_positions <= KEPT_UP_TO
         kept = []
-        for start, stop in _blocks(n_positions):
-            weights = scaled[:, :, start:stop] @ key[:, :, :stop].transpose(-2, -1)  # scores, till overwritten
-            bias = _bias(slopes, start, stop, query)
-            for scores in weights:  # a sequence at a time, so that float32 stays in the cache
-                scores.copy_(torch.softmax(scores + bias, dim=-1))
+        for start, stop in _blocks(query):
+            weights = _weights(scaled, key, slopes, start, stop)
             mixed[:, :, start:stop] = weights @ value[:, :, :stop]
-            kept.append(weights)
+            if keeps:
+                kept.append(weights)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(query, key, value, mixed, *kept)
+            ctx.save_for_backward(scaled, key, value, mixed, slopes, *kept)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, mixed, *kept = ctx.saved_tensors
-        scale = 1 / math.sqrt(query.shape[-1])
-        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        scaled, key, value, mixed, slopes, *kept = ctx.saved_tensors
+        of_query, of_key, of_value = torch.empty_like(scaled), torch.zeros_like(key), torch.zeros_like(value)
         # What a softmax takes off each of its scores' gradients (Dao et al., "FlashAttention", 2022, appendix B.2).
         shared = (grad.float() * mixed.float()).sum(-1, keepdim=True)  # (batch, head, query, 1)
-        for weights, (start, stop) in zip(kept, _blocks(query.shape[2]), strict=True):
+        grad = grad.contiguous()
+        for number, (start, stop) in enumerate(_blocks(scaled)):
+            weights = kept[number] if kept else _weights(scaled, key, slopes, start, stop)
             arriving = grad[:, :, start:stop]
             of_value[:, :, :stop] += weights.transpose(-2, -1) @ arriving
             of_scores = arriving @ value[:, :, :stop].transpose(-2, -1)  # of the weights, till overwritten
             for scores, weight, less in zip(of_scores, weights, shared[:, :, start:stop], strict=True):
-                scores.copy_((scores - less).mul_(weight).mul_(scale))
+                for heads, queries in _pieces(scores):
+                    piece = scores[heads, queries]
+                    piece.copy_((piece - less[heads, queries]).mul_(weight[heads, queries]))
             of_query[:, :, start:stop] = of_scores @ key[:, :, :stop]
-            of_key[:, :, :stop] += of_scores.transpose(-2, -1) @ query[:, :, start:stop]
-        return of_query, of_key, of_value, None
+            of_key[:, :, :stop] += of_scores.transpose(-2, -1) @ scaled[:, :, start:stop]
+        return of_query.mul_(1 / math.sqrt(scaled.shape[-1])), of_key, of_value, None

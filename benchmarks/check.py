@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+
+from gptstar.errors import DataError, Refusal
 from run import PUBLISHED, TRIAL, parser, plan, run
 from speed import report, store
 from speed.comparison import Claim
 from speed.figures import Figure, figure
 from speed.report import Table
 from speed.worker import WorkerError
-
-from gptstar.errors import DataError, Refusal
 
 MARGIN = 0.03
 """What a ratio may fall by beyond its spread: two runs differ by more than rounds of one."""

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gptstar.errors import ConfigError, Refusal
 from speed import report, store
 from speed.comparison import Comparison
 from speed.comparisons import comparisons
@@ -26,8 +28,6 @@ from speed.engine import measure, n_actions
 from speed.machine import data_sheet_peak, describe
 from speed.scale import Scale
 from speed.worker import ROOT, WorkerError
-
-from gptstar.errors import ConfigError, Refusal
 
 PUBLISHED, TRIAL = ROOT / "benchmarks", ROOT / "runs" / "bench"
 

@@ -78,6 +78,8 @@ def far_away(form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], *, dtype:
 @pytest.mark.slow
 def test_at_12_heads_and_32768_tokens_the_bias_is_exact_and_columns_round_as_they_say() -> None:
     assert far_away(lambda *inputs: causal_attention(*inputs, form="bias"), dtype=torch.float32) < 1e-5
+    assert far_away(products.products_attention, dtype=torch.float32) < 1e-4
+    assert far_away(products.products_attention, dtype=torch.bfloat16) < 1.5e-2
     assert far_away(columns_attention, dtype=torch.float32) < 5e-3
     assert far_away(columns_attention, dtype=torch.bfloat16) < 1.5e-2
 
@@ -111,7 +113,7 @@ def test_flex_attention_reads_as_the_definition(d_head: int) -> None:
     torch.testing.assert_close(found, expected_of(query, key, value, slopes), atol=1e-5, rtol=1e-4)
 
 
-def test_the_form_taken_follows_type_and_length() -> None:
+def test_the_form_taken_follows_type_and_dropout() -> None:
     def form(n_positions: int, dtype: torch.dtype, dropout: float = 0.0) -> AttentionForm:
         return fastest_form(torch.empty(1, 2, n_positions, 4, dtype=dtype), dropout)
 

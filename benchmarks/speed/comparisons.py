@@ -32,6 +32,8 @@ def _training(device: str, scale: Scale) -> tuple[Comparison, ...]:
     compiled = Entry("nanoGPT-shaped, compiled", plain.build, plain.arguments | {"compiled": True})  # type: ignore[operator]
     lit = Entry("litgpt pythia-160m", "peers.lightning_gpt.training", gpt2)
     what = f"Forward, backward and AdamW on {scale.batch} × {scale.context} tokens"
+    recomputed = Entry("ours, activations recomputed", ours.build, star | bf16 | {"checkpointing": True})
+    large = (ours, recomputed, original, hugging, plain)
     gpu = device == "cuda"
     return (
         Comparison(
@@ -63,6 +65,21 @@ def _training(device: str, scale: Scale) -> tuple[Comparison, ...]:
             limit="gemm_bf16",
             rounds=7,
             claims=(Claim("speed", "ours", compiled.name, *((1.1, 1.3) if gpu else (1.25, 1.4))),),
+        ),
+        Comparison(
+            "training-memory",
+            f"The same with {scale.large_batch} sequences, each entry a process of its own, one after the other. "
+            "Weights, gradients and AdamW's two moments in float32 are 16 bytes a parameter, 2.0 GB, whoever trains; "
+            "the larger the batch, the more the way of computing counts.",
+            tuple(replace(each, arguments={**each.arguments, "batch": scale.large_batch}) for each in large),
+            baseline="original",
+            limit="gemm_bf16",
+            rounds=2,
+            fresh=True,
+            claims=tuple(
+                Claim("memory", each.name, "original", *((0.65, 0.55) if each is ours else ()))
+                for each in (ours, recomputed)
+            ),
         ),
         Comparison(
             "training-float32",

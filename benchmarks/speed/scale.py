@@ -18,7 +18,7 @@ class Scale:
     """Sizes of everything.
 
     Attributes:
-        batch: sequences of `context` tokens a training step.
+        batch: sequences of `context` tokens a training step; `large_batch`: where memory is compared.
         prompt, n_new: tokens of decoding; `slow_new`: of what reads all anew for each.
         lengths: of windows whose loss is computed; the first and `far` are compared.
         original_length: the longest that is tried in the original's way, within `address_space` bytes.
@@ -29,6 +29,7 @@ class Scale:
     gpt303: GPTConfig
     gpt2_small: GPTConfig
     batch: int = 2
+    large_batch: int = 8
     context: int = 512
     prompt: int = 512
     n_new: int = 32
@@ -63,6 +64,7 @@ class Scale:
             scale = replace(
                 scale,
                 batch=32,
+                large_batch=64,
                 n_new=128,
                 slow_new=16,
                 address_space=None,

@@ -41,9 +41,16 @@ def trainee(
     return model, lambda tokens, targets: computing(tokens, targets, reduction="sum") / targets.numel(), optimizer
 
 
-def training(config: GPTConfig, *, precision: Precision, batch: int, context: int, device: str) -> Job:
-    """A training step; `bf16` is autocast over float32 weights, `bf16_weights` a copy of them in bfloat16."""
+def training(
+    config: GPTConfig, *, precision: Precision, batch: int, context: int, device: str, checkpointing: bool = False
+) -> Job:
+    """A training step; `bf16` is autocast over float32 weights, `bf16_weights` a copy of them in bfloat16.
+
+    Args:
+        checkpointing: of activations.
+    """
     model, loss, optimizer = trainee(config, OptimizerConfig(learning_rate=1e-4), precision, device)
+    model.use(activation_checkpointing=checkpointing)
     return training_job(
         model,
         loss,

@@ -13,7 +13,7 @@ from gptstar.model.kernels.columns import LONGEST, columns_attention
 from gptstar.model.kernels.documents import attention_within_documents
 from gptstar.model.kernels.flex import flex_alibi_attention
 from gptstar.model.kernels.products import products_attention
-from gptstar.model.positions import RotaryScaling, rotary_angles, rotate
+from gptstar.model.positions import RotaryScaling, rotary_angles, rotate, slopes_on
 from gptstar.model.view import Scope, View, asked_of
 
 AttentionForm = Literal["auto", "bias", "columns", "products", "flex"]
@@ -27,6 +27,7 @@ def causal_attention(
     slopes: Tensor | None = None,
     dropout: float = 0.0,
     form: AttentionForm = "auto",
+    documents: Tensor | None = None,
 ) -> Tensor:
     """Causal attention, with ALiBi where slopes are given.
 
@@ -34,14 +35,18 @@ def causal_attention(
         query: `(batch, head, position, d_head)`; `key` and `value` likewise.
         slopes: `(head,)`, float32, or None for no bias.
         dropout: probability of dropping an attention weight.
-        form: how; without slopes `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal attention.
+        form: how; without slopes `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal attention, and
+            with documents they are all `attention_within_documents`.
+        documents: `(batch, position)`, int64: the document that a position belongs to, beyond which it sees nothing.
 
     Returns:
         `(batch, head, position, d_head)`.
     """
     form = fastest_form(query, dropout) if form == "auto" else form
     if form == "products" and not dropout:
-        return products_attention(query, key, value, slopes)
+        return products_attention(query, key, value, slopes, documents)
+    if documents is not None:
+        return attention_within_documents(query, key, value, documents, slopes, dropout)
     if slopes is None:
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     if form == "columns" and query.shape[2] <= LONGEST:
@@ -52,10 +57,10 @@ def causal_attention(
 
 
 def fastest_form(query: Tensor, dropout: float = 0.0) -> AttentionForm:
-    """What is fastest and as exact as its type, by device, type and length (docs/speed.md has the measurements)."""
+    """What is fastest and as exact as its type, by device and type (docs/speed.md has the measurements)."""
     if query.is_cuda:
         return "columns" if dropout else "flex"
-    if not dropout:
+    if query.device.type == "cpu" and not dropout:
         return "products"
     return "columns" if query.dtype is torch.bfloat16 else "bias"
 
@@ -121,19 +126,18 @@ class Attention(nn.Module):
             if view is not None and view.wanted is not None:
                 angles = rotary_angles(view.asking[:, None], self.d_head, self.rotary_scaling)
             query = rotate(query, *angles)
-        slopes = None if self.slopes is None else torch.tensor(self.slopes, device=x.device)
-        dropout = self.dropout if self.training else 0.0
-        if scope is None:
-            mixed = causal_attention(query, key, value, slopes, dropout, self.form)
-        elif isinstance(scope, View):
+        return self.out(self._mixed(query, key, value, scope).transpose(1, 2).flatten(2))
+
+    def _mixed(self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
+        """Values by the weights of attention, `(batch, head, position, d_head)`."""
+        if isinstance(scope, View):
             known = (key, value) if scope.cache is None else scope.cache.extend(self, key, value)
-            if scope.is_causal:
-                mixed = causal_attention(query, key, value, slopes, dropout, self.form)
-            else:
-                mixed = viewed_attention(query, *known, scope.mask(self.slopes))
-        else:
-            mixed = attention_within_documents(query, key, value, scope, slopes, dropout)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+            if not scope.is_causal:
+                return viewed_attention(query, *known, scope.mask(self.slopes))
+            scope = None
+        slopes = None if self.slopes is None else slopes_on(query.device, self.slopes)
+        dropout = self.dropout if self.training else 0.0
+        return causal_attention(query, key, value, slopes, dropout, self.form, scope)
 
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
         """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens that are asked for."""

@@ -4,6 +4,7 @@ ALiBi and rotary are functions of the positions alone, so they hold no parameter
 the context length reaches the state dict.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,13 @@ def alibi_slopes(n_heads: int) -> tuple[float, ...]:
         return tuple(2.0 ** (-8.0 * (head + 1) / n_heads) for head in range(n_heads))
     lower = 2 ** math.floor(math.log2(n_heads))
     return alibi_slopes(lower) + alibi_slopes(2 * lower)[0::2][: n_heads - lower]
+
+
+@functools.lru_cache(maxsize=64)
+def slopes_on(device: torch.device, slopes: tuple[float, ...]) -> Tensor:
+    """Slopes as a tensor `(head,)`, float32, made once: every layer of every step asks for them."""
+    with torch.inference_mode(False):  # what is made within it can't be used in training
+        return torch.tensor(slopes, device=device)
 
 
 def alibi_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:

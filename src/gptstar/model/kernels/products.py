@@ -22,7 +22,9 @@ KEPT_UP_TO = 2048
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # for CPUs, where compiling does not pay
-def products_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = None) -> Tensor:
+def products_attention(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = None, documents: Tensor | None = None
+) -> Tensor:
     """Causal attention, with ALiBi where slopes are given; the softmax in float32, the products in the inputs' type.
 
     In bfloat16 a score is rounded once more than in a fused kernel, before the bias is added in float32. Memory grows
@@ -31,12 +33,14 @@ def products_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor
     Args:
         query: `(batch, head, position, d_head)`; `key` and `value` likewise.
         slopes: `(head,)`, float32, or None for no bias.
+        documents: `(batch, position)`, int64: the number of the document that a position belongs to, and beyond which
+            it sees nothing; None where all that is before it is seen.
 
     Returns:
         `(batch, head, position, d_head)`.
     """
     with torch.autocast(query.device.type, enabled=False):
-        mixed: Tensor = _Products.apply(query, key, value, slopes)  # type: ignore[no-untyped-call]
+        mixed: Tensor = _Products.apply(query, key, value, slopes, documents)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -57,24 +61,33 @@ def _pieces(scores: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(head, head + heads), slice(query, query + queries)
 
 
-def _weights(scaled: Tensor, key: Tensor, slopes: Tensor | None, start: int, stop: int) -> Tensor:
+def _weights(
+    scaled: Tensor, key: Tensor, slopes: Tensor | None, documents: Tensor | None, start: int, stop: int
+) -> Tensor:
     """What the queries from `start` to `stop` give each key before `stop`: `(batch, head, query, key)`."""
     weights = scaled[:, :, start:stop] @ key[:, :, :stop].transpose(-2, -1)  # scores, till overwritten
     later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=key.device).triu_(1)  # (query, key)
     # A softmax ignores what is the same for all keys, so the last key may stand for each query.
     by_key = None if slopes is None else slopes[:, None] * torch.arange(1 - stop, 1, device=key.device)  # (head, key)
-    for sequence in weights:
+    for number, sequence in enumerate(weights):
+        others = None  # of other documents: (query, key)
+        if documents is not None:
+            others = documents[number, start:stop, None] != documents[number, :stop]
         for heads, queries in _pieces(sequence):
             piece = sequence[heads, queries]
             scores = piece.float() if by_key is None else piece + by_key[heads, None]
             scores[:, :, start:].masked_fill_(later[queries], -torch.inf)
+            if others is not None:
+                scores.masked_fill_(others[queries], -torch.inf)
             piece.copy_(torch.softmax(scores, dim=-1))
     return weights
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, documents: Tensor | None
+    ) -> Tensor:
         batch, n_heads, n_positions, d_head = query.shape
         # As parts of a projection they lie apart in memory, where products are up to five times slower.
         scaled, key, value = (query / math.sqrt(d_head)).contiguous(), key.contiguous(), value.contiguous()
@@ -83,24 +96,24 @@ class _Products(torch.autograd.Function):
         keeps = any(ctx.needs_input_grad) and n_positions <= KEPT_UP_TO
         kept = []
         for start, stop in _blocks(query):
-            weights = _weights(scaled, key, slopes, start, stop)
+            weights = _weights(scaled, key, slopes, documents, start, stop)
             mixed[:, :, start:stop] = weights @ value[:, :, :stop]
             if keeps:
                 kept.append(weights)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(scaled, key, value, mixed, slopes, *kept)
+            ctx.save_for_backward(scaled, key, value, mixed, slopes, documents, *kept)
         return mixed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        scaled, key, value, mixed, slopes, *kept = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        scaled, key, value, mixed, slopes, documents, *kept = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(scaled), torch.zeros_like(key), torch.zeros_like(value)
         # What a softmax takes off each of its scores' gradients (Dao et al., "FlashAttention", 2022, appendix B.2).
         shared = (grad.float() * mixed.float()).sum(-1, keepdim=True)  # (batch, head, query, 1)
         grad = grad.contiguous()
         for number, (start, stop) in enumerate(_blocks(scaled)):
-            weights = kept[number] if kept else _weights(scaled, key, slopes, start, stop)
+            weights = kept[number] if kept else _weights(scaled, key, slopes, documents, start, stop)
             arriving = grad[:, :, start:stop]
             of_value[:, :, :stop] += weights.transpose(-2, -1) @ arriving
             of_scores = arriving @ value[:, :, :stop].transpose(-2, -1)  # of the weights, till overwritten
@@ -110,4 +123,4 @@ class _Products(torch.autograd.Function):
                     piece.copy_((piece - less[heads, queries]).mul_(weight[heads, queries]))
             of_query[:, :, start:stop] = of_scores @ key[:, :, :stop]
             of_key[:, :, :stop] += of_scores.transpose(-2, -1) @ scaled[:, :, start:stop]
-        return of_query.mul_(1 / math.sqrt(scaled.shape[-1])), of_key, of_value, None
+        return of_query.mul_(1 / math.sqrt(scaled.shape[-1])), of_key, of_value, None, None

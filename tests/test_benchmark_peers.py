@@ -1,0 +1,143 @@
+"""Those whose speed is compared compute what they say."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gptstar.model import GPT, GPTConfig
+from speed.comparison import Entry
+from speed.comparisons import comparisons
+from speed.peers.nanogpt import NanoGPT
+from speed.peers.original import Original
+from speed.scale import Scale
+
+STAR = GPTConfig(n_layers=2, d_model=24, n_heads=4, n_vocab=101)
+GPT2 = GPTConfig(n_layers=3, d_model=16, n_heads=2, n_vocab=103, residual="sequential", positions="learned", n_ctx=62)
+TINY = Scale(
+    gpt127=STAR,
+    gpt303=replace(STAR, d_model=32),
+    gpt2_small=GPT2,
+    batch=2,
+    context=31,
+    prompt=13,
+    n_new=3,
+    slow_new=2,
+    prefill=17,
+    rows=3,
+    lengths=(67, 131),
+    far=131,
+    original_length=67,
+    address_space=None,
+    loop_steps=2,
+    loop=(
+        "data=bundled",
+        "model.n_layers=1",
+        "model.d_model=16",
+        "model.n_heads=2",
+        "model.n_vocab=300",
+        "data.context_length=32",
+        "data.block_tokens=64",
+        "batch_tokens=256",
+        "hardware.micro_batch_size=4",
+        "hardware.precision=float32",
+        "schedule.warmup_steps=3",
+    ),
+)
+ALL = comparisons("cpu", TINY)
+ENTRIES = [
+    pytest.param(entry, id=f"{comparison.name}: {entry.name}")
+    for comparison in ALL
+    for entry in comparison.entries
+    if not entry.build.startswith("loop.") and not entry.arguments.get("compiled")
+]
+
+
+def build(entry: Entry) -> Any:
+    """An entry's job, in this process."""
+    module, _, function = entry.build.rpartition(".")
+    if "lightning_gpt" in module:
+        pytest.importorskip("litgpt")
+    return getattr(__import__(f"speed.{module}", fromlist=[function]), function)(**entry.arguments)
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("speed.job.LEAST_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_each_entry_is_built_and_measured(entry: Entry, transformers_offline: None) -> None:
+    torch.manual_seed(0)
+    job = build(entry)
+    assert 0 < job.round() < 10
+    assert job.tokens > 0
+
+
+def test_the_original_computes_what_ours_does() -> None:
+    torch.manual_seed(0)
+    theirs, ours = Original(STAR, 31), GPT(STAR)
+    state = theirs.state_dict()
+    mapped = {
+        "token_embedding.weight": state["embedding.weight"],
+        "norm.weight": state["norm.weight"],
+        "norm.bias": state["norm.bias"],
+    }
+    for number in range(STAR.n_layers):
+        for kind in ("weight", "bias"):
+            of = lambda part, number=number, kind=kind: state[f"blocks.{number}.{part}.{kind}"]  # noqa: E731
+            mapped |= {
+                f"blocks.{number}.norm.{kind}": of("norm"),
+                f"blocks.{number}.attention.qkv.{kind}": torch.cat(
+                    [of(f"attention.{each}") for each in ("query", "key", "value")]
+                ),
+                f"blocks.{number}.attention.out.{kind}": of("attention.out"),
+                f"blocks.{number}.mlp.up.{kind}": of("up"),
+                f"blocks.{number}.mlp.down.{kind}": of("down"),
+            }
+    ours.load_state_dict(mapped)
+    tokens = torch.randint(101, (3, 31))
+    torch.testing.assert_close(theirs(tokens), ours(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_the_plain_gpt2_computes_what_ours_does() -> None:
+    torch.manual_seed(0)
+    theirs, ours = NanoGPT(GPT2), GPT(GPT2)
+    assert theirs.tokens.weight.shape == (128, 16)  # 103 to a multiple of 64
+    state = {"token_embedding.weight": theirs.tokens.weight[:103], "position_embedding.weight": theirs.positions.weight}
+    for number, block in enumerate(theirs.blocks):
+        parts: dict[str, nn.Module] = {
+            "attention_norm": block.attention_norm,
+            "mlp_norm": block.mlp_norm,
+            "attention.qkv": block.qkv,
+            "attention.out": block.out,
+            "mlp.up": block.mlp[0],
+            "mlp.down": block.mlp[2],
+        }
+        state |= {f"blocks.{number}.{name}.weight": part.weight for name, part in parts.items()}
+    state["norm.weight"] = theirs.norm.weight
+    ours.load_state_dict({name: torch.zeros_like(value) for name, value in ours.state_dict().items()} | state)
+    tokens = torch.randint(103, (3, 29))
+    logits, _ = theirs(tokens, tokens)
+    torch.testing.assert_close(logits[..., :103], ours(tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_the_shapes_that_are_compared_are_the_published_ones() -> None:
+    scale = Scale.of("cpu")
+    assert (scale.gpt127.n_params, scale.gpt303.n_params, scale.gpt2_small.n_params) == (
+        127_030_272,
+        303_825_408,
+        124_439_808,
+    )
+    (shapes,) = (each for each in comparisons("cpu", scale) if each.name == "shapes")
+    sizes = {entry.name: entry.arguments["config"].n_params / 127_030_272 for entry in shapes.entries}
+    assert all(0.97 < size < 1.01 for size in sizes.values()), sizes
+    tokens = {entry.arguments["batch"] * entry.arguments["context"] for entry in shapes.entries}
+    assert tokens == {1024}
+
+
+def test_operations_are_counted_by_one_formula() -> None:
+    flops = {entry.name: build(entry).flops for entry in ALL[0].entries[:2] + ALL[4].entries[:1]}
+    assert set(flops.values()) == {STAR.training_flops(31)}

@@ -152,5 +152,5 @@ def peak_of(**given: int) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak on request")
 def test_a_process_never_holds_more_than_a_block() -> None:
     """At 4,096 tokens all scores are 0.5 GB; a block's are 8 MB here."""
-    assert peak_of(elements=2**21, length=4096) < 60e6
+    assert peak_of(elements=2**21, length=4096) < 100e6  # and what a first run sets up
     assert peak_of(elements=2**40, length=4096) > 500e6  # the measure sees what it is there to see

@@ -114,22 +114,33 @@ class Attention(nn.Module):
             scope: the documents `(batch, position)`, int64, across which nothing is seen, or a view; None where every
                 position sees all that are before it.
         """
+        query, key, value = self._projections(x, scope)
+        return self.out(self.mixed(query, key, value, scope))
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
+        """Values by the weights of attention, before the last projection: `(batch, query, head * d_head)`.
+
+        Args:
+            query: `(batch, query, head * d_head)`: of the tokens that are asked for.
+            key: `(batch, position, head * d_head)`; `value` likewise.
+            scope: as `forward` takes it.
+        """
+        n_positions, device = key.shape[1], key.device
         query, key, value = (
-            part.view(*part.shape[:2], self.n_heads, self.d_head).transpose(1, 2)
-            for part in self._projections(x, scope)
+            part.view(*part.shape[:2], self.n_heads, self.d_head).transpose(1, 2) for part in (query, key, value)
         )  # (batch, head, position, d_head) each
         if self.rotary:
             view = scope if isinstance(scope, View) else None
-            positions = torch.arange(x.shape[1], device=x.device) if view is None else view.queries[:, None]
+            positions = torch.arange(n_positions, device=device) if view is None else view.queries[:, None]
             angles = rotary_angles(positions, self.d_head, self.rotary_scaling)
             key = rotate(key, *angles)
             if view is not None and view.wanted is not None:
                 angles = rotary_angles(view.asking[:, None], self.d_head, self.rotary_scaling)
             query = rotate(query, *angles)
-        return self.out(self._mixed(query, key, value, scope).transpose(1, 2).flatten(2))
+        return self._attended(query, key, value, scope).transpose(1, 2).flatten(2)
 
-    def _mixed(self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
-        """Values by the weights of attention, `(batch, head, position, d_head)`."""
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
+        """`(batch, head, position, d_head)` of each → the same of the queries."""
         if isinstance(scope, View):
             known = (key, value) if scope.cache is None else scope.cache.extend(self, key, value)
             if not scope.is_causal:

@@ -1,0 +1,57 @@
+"""Where the time of a training step goes: operations of gpt127 by the time that they take themselves.
+
+    python benchmarks/profile_step.py                          2 × 512 tokens, bfloat16 by autocast, on the CPU
+    python benchmarks/profile_step.py --precision float32 --shapes
+    python benchmarks/profile_step.py --device cuda
+
+Profiling slows a step down; the shares are of the profiled one.
+"""
+
+import argparse
+from typing import get_args
+
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+import speed.job
+from speed.peers.ours import training
+from speed.scale import Scale
+from speed.steps import Precision
+
+ROUNDS = 3
+
+
+def main() -> None:
+    """Profile and print."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--precision", choices=get_args(Precision), default="bf16")
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--shapes", action="store_true", help="operations of different shapes apart")
+    options.add_argument("--rows", type=int, default=25, help="(default: %(default)s)")
+    given, console = options.parse_args(), Console()
+    scale = Scale.of(given.device)
+    speed.job.LEAST_SECONDS = 0.0  # a round is one step
+    with console.status("the model, and steps to warm up"):
+        job = training(
+            scale.gpt127, precision=given.precision, batch=scale.batch, context=scale.context, device=given.device
+        )
+        steps = [job.round() for _ in range(ROUNDS)]
+    on_gpu = given.device == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities, record_shapes=given.shapes) as profiler:
+        times = [job.round() for _ in range(ROUNDS)]
+    found = profiler.key_averages(group_by_input_shape=given.shapes)
+    own = {e: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in found}  # microseconds
+    whole = sum(own.values())
+    table = Table("operation", "share", "calls", *(["shapes"] if given.shapes else []))
+    for event in sorted(found, key=lambda e: -own[e])[: given.rows]:
+        shapes = [str([each for each in event.input_shapes if each])] if given.shapes else []
+        table.add_row(event.key[:60], f"{own[event] / whole:.1%}", f"{event.count / ROUNDS:.0f}", *shapes)
+    console.print(table)
+    tokens = scale.batch * scale.context
+    console.print(f"{tokens:,} tokens a step: {min(steps):.3f} s, while profiled {min(times):.3f} s", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

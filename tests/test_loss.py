@@ -1,5 +1,7 @@
 """The loss in the head: by token, and summed with its gradient made in the same pass."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -91,3 +93,28 @@ def test_an_odd_vocabulary_is_padded_inside_and_nowhere_else() -> None:
     assert model.token_embedding.weight.grad is not None
     assert model.token_embedding.weight.grad.shape == (N_VOCAB, 8)
     assert model.config.n_params == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("frozen", [(), ("token_embedding",), ("blocks",), ("token_embedding", "blocks", "norm")])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5), (3, 300)])
+def test_the_tied_gradient_is_what_autograd_makes_of_both_ends(frozen: tuple[str, ...], shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layers=2, d_model=24, n_heads=3, n_vocab=N_VOCAB))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    tokens, targets = torch.randint(N_VOCAB, (2, 2, *shape))
+    targets[0] = -1  # a micro-batch without any
+
+    def gradients(reduction: Literal["none", "sum"]) -> dict[str, Tensor | None]:
+        model.zero_grad()
+        for batch in range(2):  # added up
+            loss = model(tokens[batch], targets[batch], reduction=reduction).sum()
+            if loss.requires_grad:
+                (loss / 7).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    found, expected = gradients("sum"), gradients("none")
+    for name, gradient in expected.items():
+        assert (gradient is None) == name.startswith(frozen)
+        if gradient is not None:
+            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)

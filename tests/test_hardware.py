@@ -154,3 +154,12 @@ def test_steps_reuse_freed_memory_without_the_kernel() -> None:
 
     # A process may be lucky or not with what lies between its tensors.
     assert min(faults("kept") for _ in range(2)) < 0.2 * max(faults("given back") for _ in range(2))
+
+
+def test_a_working_copy_made_in_validation_learns() -> None:
+    model, tokens = GPT(GPTConfig(n_layers=1, d_model=16, n_heads=2, n_vocab=31)), torch.arange(10)[None]
+    with torch.inference_mode():
+        copy = WorkingCopy(model)
+        copy.model(tokens)
+    copy.model(tokens, tokens, reduction="sum").backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())

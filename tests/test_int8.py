@@ -186,3 +186,12 @@ def test_perplexity_of_an_imported_model_hardly_moves(shared):
             cross_entropy(m(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten()) for m in (model, quantised(model))
         ]
     assert 0 < abs(losses[1] - losses[0]) < 0.003
+
+
+@by_positions
+def test_packed_models_keep_to_documents(kind):
+    model, tokens = build(kind), torch.randint(131, (2, 9))
+    documents = torch.tensor([[0] * 4 + [1] * 5] * 2)
+    with torch.inference_mode():
+        found, expected = packed(model)(tokens, None, documents), model(tokens, documents=documents)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -118,3 +118,10 @@ def test_the_tied_gradient_is_what_autograd_makes_of_both_ends(frozen: tuple[str
         assert (gradient is None) == name.startswith(frozen)
         if gradient is not None:
             torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_without_tokens_there_is_no_gradient() -> None:
+    hidden, weight = torch.randn(1, 0, D_MODEL, requires_grad=True), torch.randn(N_VOCAB, D_MODEL, requires_grad=True)
+    summed_loss(hidden, weight, torch.zeros(1, 0, dtype=torch.int64)).backward()
+    assert not weight.grad.any()
+    assert GPT(GPTConfig(1, 16, 2, 31))(torch.zeros(0, 5, dtype=torch.int64)).shape == (0, 5, 31)

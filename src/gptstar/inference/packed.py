@@ -72,7 +72,9 @@ class PackedGPT(GPT):
                     setattr(module, name, pack(child.weight, child.bias))
         self.head = pack(self.token_embedding.weight, None)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, *_: object, **others: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, documents: Tensor | None = None, **_: object
+    ) -> Tensor:
         """Logits, as `GPT.forward` gives them.
 
         Raises:
@@ -80,7 +82,7 @@ class PackedGPT(GPT):
         """
         if targets is not None:
             raise ConfigError("a packed model gives logits, not losses: ask the model that it was made from")
-        return super().forward(tokens, **others)
+        return super().forward(tokens, documents=documents)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`(…, d_model)` → `(…, n_vocab)`."""

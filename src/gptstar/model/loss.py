@@ -108,6 +108,8 @@ class _SummedLoss(torch.autograd.Function):
                         of_weight[rows] = of_rows
                     else:
                         of_weight[rows] += of_rows
+        if of_weight is not None and not n_tokens:
+            of_weight.zero_()
         if learns:
             ctx.save_for_backward(of_hidden, of_weight)
             ctx.dtypes, ctx.tied = (hidden.dtype, weight.dtype), tied

@@ -106,7 +106,7 @@ class View:
             if slopes is not None:
                 by_head = torch.tensor(slopes, device=keys.device)[:, None, None]
                 bias = -by_head * (asking - keys)
-                mask = bias if mask is None else bias.masked_fill_(~mask, -torch.inf)
+                mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
             self._masks[slopes] = mask
         return self._masks[slopes]
 

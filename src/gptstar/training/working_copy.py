@@ -21,7 +21,8 @@ class WorkingCopy:
     """
 
     def __init__(self, master: GPT) -> None:
-        self.model = copy.deepcopy(master).bfloat16()
+        with torch.inference_mode(False):  # a run that goes on may validate first, and what is made there can't learn
+            self.model = copy.deepcopy(master).bfloat16()
         self._weights: list[Tensor] = list(self.model.parameters())
         self._masters: list[Tensor] = list(master.parameters())
         for weight, of_master in zip(self._weights, self._masters, strict=True):

@@ -42,4 +42,5 @@ def _causal(n_positions: int, device: torch.device) -> BlockMask:
     def seen(_batch: Tensor, _head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
         return query_at >= key_at
 
-    return create_block_mask(seen, None, None, n_positions, n_positions, device=str(device))
+    with torch.inference_mode(False):  # what is made within it can't be used in training
+        return create_block_mask(seen, None, None, n_positions, n_positions, device=str(device))

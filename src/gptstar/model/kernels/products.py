@@ -47,7 +47,7 @@ def products_attention(
 def _blocks(like: Tensor) -> Iterator[tuple[int, int]]:
     """Where blocks of queries begin and end."""
     batch, n_heads, n_positions, _ = like.shape
-    size = max(1, min(QUERY_BLOCK, BLOCK_SCORES // (batch * n_heads * n_positions)))
+    size = max(1, min(QUERY_BLOCK, BLOCK_SCORES // max(1, batch * n_heads * n_positions)))
     return ((start, min(start + size, n_positions)) for start in range(0, n_positions, size))
 
 

@@ -12,7 +12,9 @@ from gptstar.evaluation.tasks.worker import Worker
 from gptstar.inference.decode import decode
 from gptstar.inference.int8 import Int8Linear, quantised
 from gptstar.inference.packed import PackedGPT, PackedLinear, packed
-from gptstar.model import GPT, GPTConfig
+from gptstar.model import GPT, GPTConfig, attention
+from gptstar.model.attention import scaled_rotary
+from gptstar.model.positions import RotaryScaling
 
 has_int8 = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no VNNI")
 has_bf16 = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
@@ -22,6 +24,7 @@ KINDS = [
     {"positions": "rotary"},
     {"positions": "none"},
 ]
+by_packing = pytest.mark.parametrize("packing", [packed, pytest.param(quantised, marks=has_int8)])
 by_positions = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["positions"])
 
 
@@ -195,3 +198,35 @@ def test_packed_models_keep_to_documents(kind):
     with torch.inference_mode():
         found, expected = packed(model)(tokens, None, documents), model(tokens, documents=documents)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@by_packing
+@by_positions
+def test_the_chosen_form_of_attention_is_packed_too(packing, kind, monkeypatch):
+    model, tokens, taken = build(kind), torch.randint(131, (2, 9)), []
+    model.use(attention="bias")
+    model.blocks[1].attention.form = "columns"  # each layer keeps its own
+    plain = attention.causal_attention
+    monkeypatch.setattr(attention, "causal_attention", lambda *a: taken.append(a[5]) or plain(*a))
+    with torch.inference_mode():
+        packing(model)(tokens)
+    assert taken == ["bias", "columns", "bias"]
+
+
+@by_packing
+@pytest.mark.parametrize("residual", ["parallel", "sequential"])
+def test_scaled_rotary_positions_are_packed_too(packing, residual):
+    model = build({"positions": "rotary", "residual": residual})
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.qkv.weight.mul_(20)  # so that positions matter more than rounding does
+    tokens = torch.randint(131, (2, 41), generator=torch.Generator().manual_seed(1))
+    plain = packing(model)
+    with torch.inference_mode():
+        unscaled = plain(tokens)
+        with scaled_rotary(model, RotaryScaling("yarn", 4.0, 10)):
+            exact, found = model(tokens), packing(model)(tokens)
+            assert torch.equal(plain(tokens), unscaled)  # what was packed before stays as it was
+    scale = exact.std()
+    assert (found - exact).std() < (1e-5 if packing is packed else 0.1) * scale
+    assert (unscaled - exact).std() > 0.3 * scale

@@ -1,6 +1,7 @@
 """Every form of attention against its definition, forward and backward, and which of them is taken where."""
 
 import math
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -44,6 +45,55 @@ def test_a_form_and_its_gradients_agree_with_the_definition(
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     for mine, its in zip(gradients, torch.autograd.grad(expected, inputs, outgoing), strict=True):
         torch.testing.assert_close(mine, its, atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kept_up_to", [2048, 0])
+@pytest.mark.parametrize("has_slopes", [True, False])
+@pytest.mark.parametrize("has_documents", [True, False])
+def test_products_of_float64_stay_float64(
+    kept_up_to: int, has_slopes: bool, has_documents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(products, "KEPT_UP_TO", kept_up_to)
+    torch.manual_seed(0)
+    shape, n_positions = (2, 3, 11, 5), 11
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    slopes = torch.tensor([0.7, 0.1, 0.01]) if has_slopes else None  # whose products with distances float32 rounds
+    documents = (torch.arange(n_positions) > torch.tensor([[4], [6]])).long() if has_documents else None
+    distances = (torch.arange(n_positions)[:, None] - torch.arange(n_positions)).double()  # (query, key)
+    mask = -(torch.zeros(3) if slopes is None else slopes).double()[:, None, None] * distances
+    mask = mask.masked_fill(distances < 0, -torch.inf)[None]  # (1, head, query, key)
+    if documents is not None:
+        mask = mask.masked_fill((documents[:, :, None] != documents[:, None])[:, None], -torch.inf)
+    query, key, value = inputs
+    expected = torch.softmax(query @ key.transpose(2, 3) / math.sqrt(5) + mask, dim=-1) @ value
+    found = products.products_attention(*inputs, slopes, documents)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, atol=1e-13, rtol=0)
+    outgoing = torch.randn(shape, dtype=torch.float64)
+    of_expected = torch.autograd.grad(expected, inputs, outgoing)
+    for mine, its in zip(torch.autograd.grad(found, inputs, outgoing), of_expected, strict=True):
+        torch.testing.assert_close(mine, its, atol=1e-13, rtol=0)
+    attend = lambda *each: products.products_attention(*each, slopes, documents)  # noqa: E731
+    assert torch.autograd.gradcheck(attend, inputs, fast_mode=True)
+
+
+def test_products_keep_nothing_where_no_gradients_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "QUERY_BLOCK", 4)
+    alive, made = [], products._weights
+
+    def weights(*each: object) -> Tensor:
+        alive.append(sum(before() is not None for before in blocks))
+        block = made(*each)  # type: ignore[arg-type]
+        blocks.append(weakref.ref(block))
+        return block
+
+    blocks: list[weakref.ref[Tensor]] = []
+    monkeypatch.setattr(products, "_weights", weights)
+    query = torch.randn(1, 2, 16, 5, requires_grad=True)
+    with torch.no_grad():
+        products.products_attention(query, query, query)
+    assert alive == [0, 1, 1, 1]  # the one before has a name yet
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -1,11 +1,14 @@
 """The loss in the head: by token, and summed with its gradient made in the same pass."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
+from torch.utils.flop_counter import FlopCounterMode
 
 from gptstar.model import GPT, GPTConfig, loss
 from gptstar.model.loss import summed_loss, token_losses
@@ -79,8 +82,23 @@ def test_a_second_backward_pass_is_refused() -> None:
     hidden, weight, targets = inputs()
     total = summed_loss(hidden, weight, targets)
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="a summed loss has one backward pass: compute it again"):
         total.backward()
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("chunk", [2**26, 20 * 256])
+def test_without_gradients_recorded_none_are_made(
+    without: Callable[[], AbstractContextManager[None]], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
+    hidden, weight, targets = inputs()
+    expected = summed_loss(hidden, weight, targets)
+    with without(), FlopCounterMode(display=False) as counter:
+        found = summed_loss(hidden, weight, targets)
+    assert counter.get_total_flops() == 2 * targets.numel() * N_VOCAB * D_MODEL  # of the logits alone
+    assert not found.requires_grad
+    assert found == expected
 
 
 def test_an_odd_vocabulary_is_padded_inside_and_nowhere_else() -> None:

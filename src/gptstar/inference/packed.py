@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gptstar.errors import ConfigError
 from gptstar.model import GPT
+from gptstar.model.attention import Attention
 from gptstar.model.blocks import ParallelBlock
 from gptstar.model.view import Scope, asked_of
 
@@ -51,7 +52,8 @@ class PackedBlock(nn.Module):
 class PackedGPT(GPT):
     """A model in eval mode that shares embeddings and norms with the one that it was made from, and packs the rest.
 
-    Its weights can't be trained, saved or cast.
+    Its weights can't be trained, saved or cast. How the model attends when it is packed, its form of attention and the
+    scaling of its rotary positions, is kept.
 
     Args:
         pack: makes a linear layer's stand-in; the output head, which is tied to the embedding, gets one of its own.
@@ -62,6 +64,9 @@ class PackedGPT(GPT):
             super().__init__(model.config)
         self.requires_grad_(False).eval()
         self.load_state_dict(model.state_dict(), assign=True)
+        own, its = ([part for part in each.modules() if isinstance(part, Attention)] for each in (self, model))
+        for layer, original in zip(own, its, strict=True):  # neither configuration nor state has what is chosen later
+            layer.form, layer.rotary_scaling = original.form, original.rotary_scaling
         # Not the last one: what reads a prompt asks it for the MLP of one token only.
         for number, block in enumerate(self.blocks[:-1]):
             if isinstance(block, ParallelBlock):

@@ -193,7 +193,7 @@ class GPT(nn.Module):
             targets: `(batch, position)`, int64: the token that follows each position; negative where there is none.
             documents: `(batch, position)`, int64: the number of the document that each position belongs to; None where
                 attention goes across documents.
-            reduction: with targets `none`, or `sum`, which is the fast way to train.
+            reduction: with targets `none`, or `sum`, which is the fast way to train; a sum has one backward pass only.
 
         Returns:
             Without targets the logits, `(batch, position, n_vocab)`. With targets the losses, `(batch, position)`, 0

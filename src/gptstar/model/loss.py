@@ -59,7 +59,8 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, tied: TiedGradi
     """The sum of the losses of all target tokens, in nats, with its gradient made in the same pass.
 
     The gradient of a sum by a token's logits is known with them: `softmax(logits) - one_hot(target)`. So each chunk's
-    logits are made once and become their own gradient in place.
+    logits are made once and become their own gradient in place. It is used up by one backward pass; where no gradients
+    are recorded, as under `torch.no_grad`, none is made.
 
     Args:
         hidden: `(batch, position, d_model)`, the normed output of the last block.
@@ -70,26 +71,39 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, tied: TiedGradi
     Returns:
         A scalar, float32.
 
+    Raises:
+        RuntimeError: in a second backward pass.
+
     Source: Hsu et al., "Liger Kernel", 2024, section 3.2.
     """
     flat, device_type = hidden.flatten(0, 1), hidden.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else flat.dtype
+    records = torch.is_grad_enabled()  # within a Function it never is
     with torch.autocast(device_type, enabled=False):
-        loss: Tensor = _SummedLoss.apply(flat, weight, targets.flatten(), dtype, tied)  # type: ignore[no-untyped-call]
+        loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+            flat, weight, targets.flatten(), dtype, tied, records
+        )
     return loss
 
 
 class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, tied: TiedGradient | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        tied: TiedGradient | None,
+        records: bool,
     ) -> Tensor:
         n_tokens, n_vocab = len(hidden), len(weight)
         room = -(-n_vocab // ALIGNED) * ALIGNED
         chunk = max(1, CHUNK_LOGITS // room)
         block = VOCABULARY_BLOCK if weight.device.type == "cpu" else n_vocab
         blocks = [slice(row, row + block) for row in range(0, n_vocab, block)]
-        learns, wide = any(ctx.needs_input_grad), torch.promote_types(hidden.dtype, torch.float32)
+        learns = records and any(ctx.needs_input_grad)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
         cast_weight = weight.to(dtype)
         of_hidden = torch.zeros_like(hidden, dtype=wide) if learns else None
         of_weight = torch.empty_like(weight, dtype=wide if n_tokens > chunk else None) if learns else None
@@ -99,7 +113,7 @@ class _SummedLoss(torch.autograd.Function):
             logits = part.new_empty(len(part), room)[:, :n_vocab]  # (token, n_vocab)
             for rows in blocks:
                 torch.mm(part, cast_weight[rows].t(), out=logits[:, rows])
-            total += _to_gradient(logits, targets[start : start + chunk])
+            total += _sum_of_losses(logits, targets[start : start + chunk], to_gradient=learns)
             if of_hidden is not None and of_weight is not None:
                 for rows in blocks:
                     of_hidden[start : start + chunk] += logits[:, rows] @ cast_weight[rows]
@@ -112,25 +126,28 @@ class _SummedLoss(torch.autograd.Function):
             of_weight.zero_()
         if learns:
             ctx.save_for_backward(of_hidden, of_weight)
-            ctx.dtypes, ctx.tied = (hidden.dtype, weight.dtype), tied
+            ctx.dtypes, ctx.tied, ctx.used_up = (hidden.dtype, weight.dtype), tied, False
         return total.float()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+        if ctx.used_up:
+            raise RuntimeError('a summed loss has one backward pass: compute it again, or take reduction="none"')
+        ctx.used_up = True
         of_hidden, of_weight = ctx.saved_tensors
         # In place: one of them is as large as the model's largest.
         of_hidden, of_weight = (
             each.mul_(grad).to(dtype) for each, dtype in zip((of_hidden, of_weight), ctx.dtypes, strict=True)
         )
         if ctx.tied is None:
-            return of_hidden, of_weight, None, None, None
+            return of_hidden, of_weight, None, None, None, None
         ctx.tied.of_head = of_weight
-        return of_hidden, None, None, None, None
+        return of_hidden, None, None, None, None, None
 
 
-def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits `(token, n_vocab)` into their gradient in place, and return the sum of the losses."""
+def _sum_of_losses(logits: Tensor, targets: Tensor, *, to_gradient: bool) -> Tensor:
+    """The sum of the losses of logits `(token, n_vocab)`, which where asked become their gradient in place."""
     rows = SOFTMAX_ROWS if logits.device.type == "cpu" else len(logits)
     losses = []
     for row_logits, row_targets in zip(torch.split(logits, rows), torch.split(targets, rows), strict=True):
@@ -141,8 +158,9 @@ def _to_gradient(logits: Tensor, targets: Tensor) -> Tensor:
         # The likeliest token's logit and probability give the normaliser; the target's may be too small to have a log.
         normaliser = row_logits.amax(-1, keepdim=True).to(wide) - probabilities.amax(-1, keepdim=True).log()
         losses.append((normaliser - row_logits.gather(1, column)).where(counted, 0.0).sum())
-        probabilities.scatter_add_(1, column, probabilities.new_full(column.shape, -1.0))
-        row_logits.copy_(probabilities)
-    if logits.is_cuda or bool((targets < 0).any()):  # a GPU would have to be waited for
+        if to_gradient:
+            probabilities.scatter_add_(1, column, probabilities.new_full(column.shape, -1.0))
+            row_logits.copy_(probabilities)
+    if to_gradient and (logits.is_cuda or bool((targets < 0).any())):  # a GPU would have to be waited for
         logits.masked_fill_((targets < 0)[:, None], 0.0)
     return torch.stack(losses).sum()

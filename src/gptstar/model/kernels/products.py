@@ -25,7 +25,7 @@ KEPT_UP_TO = 2048
 def products_attention(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = None, documents: Tensor | None = None
 ) -> Tensor:
-    """Causal attention, with ALiBi where slopes are given; the softmax in float32, the products in the inputs' type.
+    """Causal attention, with ALiBi where slopes are given: products in the inputs' type, a softmax of float32 or wider.
 
     In bfloat16 a score is rounded once more than in a fused kernel, before the bias is added in float32. Memory grows
     with the length; in training up to `KEPT_UP_TO` with half its square.
@@ -39,8 +39,9 @@ def products_attention(
     Returns:
         `(batch, head, position, d_head)`.
     """
+    records = torch.is_grad_enabled()  # within a Function it never is
     with torch.autocast(query.device.type, enabled=False):
-        mixed: Tensor = _Products.apply(query, key, value, slopes, documents)  # type: ignore[no-untyped-call]
+        mixed: Tensor = _Products.apply(query, key, value, slopes, documents, records)  # type: ignore[no-untyped-call]
     return mixed
 
 
@@ -67,15 +68,17 @@ def _weights(
     """What the queries from `start` to `stop` give each key before `stop`: `(batch, head, query, key)`."""
     weights = scaled[:, :, start:stop] @ key[:, :, :stop].transpose(-2, -1)  # scores, till overwritten
     later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=key.device).triu_(1)  # (query, key)
-    # A softmax ignores what is the same for all keys, so the last key may stand for each query.
-    by_key = None if slopes is None else slopes[:, None] * torch.arange(1 - stop, 1, device=key.device)  # (head, key)
+    wide, by_key = _wide(scaled), None
+    if slopes is not None:
+        # A softmax ignores what is the same for all keys, so the last key may stand for each query.
+        by_key = slopes.to(wide)[:, None] * torch.arange(1 - stop, 1, device=key.device)  # (head, key)
     for number, sequence in enumerate(weights):
         others = None  # of other documents: (query, key)
         if documents is not None:
             others = documents[number, start:stop, None] != documents[number, :stop]
         for heads, queries in _pieces(sequence):
             piece = sequence[heads, queries]
-            scores = piece.float() if by_key is None else piece + by_key[heads, None]
+            scores = piece.to(wide) if by_key is None else piece + by_key[heads, None]
             scores[:, :, start:].masked_fill_(later[queries], -torch.inf)
             if others is not None:
                 scores.masked_fill_(others[queries], -torch.inf)
@@ -83,34 +86,46 @@ def _weights(
     return weights
 
 
+def _wide(like: Tensor) -> torch.dtype:
+    """The type of what bfloat16 is too narrow for; float64 stays as it is."""
+    return torch.promote_types(like.dtype, torch.float32)
+
+
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, documents: Tensor | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        slopes: Tensor | None,
+        documents: Tensor | None,
+        records: bool,
     ) -> Tensor:
         batch, n_heads, n_positions, d_head = query.shape
         # As parts of a projection they lie apart in memory, where products are up to five times slower.
         scaled, key, value = (query / math.sqrt(d_head)).contiguous(), key.contiguous(), value.contiguous()
         # Laid out as the next projection reads it: (batch, position, head, d_head).
         mixed = query.new_empty(batch, n_positions, n_heads, d_head).transpose(1, 2)
-        keeps = any(ctx.needs_input_grad) and n_positions <= KEPT_UP_TO
+        learns = records and any(ctx.needs_input_grad)
         kept = []
         for start, stop in _blocks(query):
             weights = _weights(scaled, key, slopes, documents, start, stop)
             mixed[:, :, start:stop] = weights @ value[:, :, :stop]
-            if keeps:
+            if learns and n_positions <= KEPT_UP_TO:
                 kept.append(weights)
-        if any(ctx.needs_input_grad):
+        if learns:
             ctx.save_for_backward(scaled, key, value, mixed, slopes, documents, *kept)
         return mixed
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         scaled, key, value, mixed, slopes, documents, *kept = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(scaled), torch.zeros_like(key), torch.zeros_like(value)
         # What a softmax takes off each of its scores' gradients (Dao et al., "FlashAttention", 2022, appendix B.2).
-        shared = (grad.float() * mixed.float()).sum(-1, keepdim=True)  # (batch, head, query, 1)
+        wide = _wide(scaled)
+        shared = (grad.to(wide) * mixed.to(wide)).sum(-1, keepdim=True)  # (batch, head, query, 1)
         grad = grad.contiguous()
         for number, (start, stop) in enumerate(_blocks(scaled)):
             weights = kept[number] if kept else _weights(scaled, key, slopes, documents, start, stop)
@@ -123,4 +138,4 @@ class _Products(torch.autograd.Function):
                     piece.copy_((piece - less[heads, queries]).mul_(weight[heads, queries]))
             of_query[:, :, start:stop] = of_scores @ key[:, :, :stop]
             of_key[:, :, :stop] += of_scores.transpose(-2, -1) @ scaled[:, :, start:stop]
-        return of_query.mul_(1 / math.sqrt(scaled.shape[-1])), of_key, of_value, None, None
+        return of_query.mul_(1 / math.sqrt(scaled.shape[-1])), of_key, of_value, None, None, None

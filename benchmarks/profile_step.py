@@ -15,6 +15,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 import speed.job
+from gptstar.training.memory import keep_freed_memory
 from speed.peers.ours import training
 from speed.scale import Scale
 from speed.steps import Precision
@@ -32,6 +33,7 @@ def main() -> None:
     given, console = options.parse_args(), Console()
     scale = Scale.of(given.device)
     speed.job.LEAST_SECONDS = 0.0  # a round is one step
+    keep_freed_memory()
     with console.status("the model, and steps to warm up"):
         job = training(
             scale.gpt127, precision=given.precision, batch=scale.batch, context=scale.context, device=given.device

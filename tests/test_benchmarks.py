@@ -13,6 +13,7 @@ import run as bench
 from gptstar.errors import ConfigError, DataError
 from speed import report, store
 from speed.comparison import Claim, Comparison, Entry
+from speed.comparisons import comparisons
 from speed.engine import Measured, Outcome, measure
 from speed.figures import Figure, figure, median, reached
 from speed.scale import Scale
@@ -137,6 +138,13 @@ def test_growth_is_a_power_of_the_length() -> None:
     power = figure(Claim("growth", "s"), found, replace(COMPARISON, entries=entries))
     assert power is not None
     assert power.value == pytest.approx(2.0)
+    found.entries["c"].failure = "out of memory"
+    assert figure(Claim("growth", "s"), found, replace(COMPARISON, entries=entries)) is None
+
+
+def test_entries_differ_in_their_allocator_only_where_that_is_said() -> None:
+    for comparison in comparisons("cpu", Scale.of("cpu")):
+        assert len({each.keeps_memory for each in comparison.entries}) == 1 + (" as run" in comparison.text), comparison
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.5, "aim"), (0.6, "floor"), (0.7, "missed")])

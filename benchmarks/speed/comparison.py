@@ -15,6 +15,7 @@ class Entry:
         arguments: of that function.
         series: entries of one series differ in their tokens alone; how their time and memory grow is reported.
         address_space: bytes that the process may map at most.
+        keeps_memory: whether what is freed stays with the process, as in a training run of ours (`training/memory.py`).
     """
 
     name: str
@@ -22,6 +23,7 @@ class Entry:
     arguments: Mapping[str, Any]
     series: str | None = None
     address_space: int | None = None
+    keeps_memory: bool = False
 
 
 @dataclass(frozen=True)

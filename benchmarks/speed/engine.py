@@ -76,7 +76,7 @@ def measure(
         advance(entry.name)
 
     def build(entry: Entry, measured: Measured) -> None:
-        workers[entry.name] = Worker(entry.build, entry.arguments, entry.address_space)
+        workers[entry.name] = Worker(entry.build, entry.arguments, entry.address_space, entry.keeps_memory)
         measured.about = workers[entry.name].about
 
     def close() -> None:

@@ -64,18 +64,20 @@ def share(outcome: Outcome, comparison: Comparison, measured: Measured) -> Figur
 
 
 def powers(outcome: Outcome, comparison: Comparison, series: str) -> tuple[float, float] | None:
-    """The powers of the length by which a series' CPU time, and the memory it takes to read, grow."""
+    """The powers of the length by which a series' CPU time, and the memory it takes to read, grow.
+
+    None of a series that failed at any length: what fitted would be the cheap part of it.
+    """
     found = [
         outcome.entries[each.name]
         for each in comparison.entries
         if each.series == series and each.name in outcome.entries
     ]
-    whole = [each for each in found if each.seconds and each.failure is None]
-    if len(whole) < 2:
+    if len(found) < 2 or not all(each.seconds and each.failure is None for each in found):
         return None
-    lengths = [int(each.about["tokens"]) for each in whole]
-    time = growth(lengths, [statistics.median(each.cpu_seconds) for each in whole])
-    return time, growth(lengths, [each.peak - each.about["held"] for each in whole])
+    lengths = [int(each.about["tokens"]) for each in found]
+    time = growth(lengths, [statistics.median(each.cpu_seconds) for each in found])
+    return time, growth(lengths, [each.peak - each.about["held"] for each in found])
 
 
 def figure(claim: Claim, outcome: Outcome, comparison: Comparison) -> Figure | None:

@@ -38,22 +38,23 @@ class Job:
 
 def timed(step: Callable[[], object], device: str, warmup: int = 2) -> Callable[[], float]:
     """A round: as many steps as take `LEAST_SECONDS`, which the warm-up tells; a single one without a warm-up."""
-
-    def seconds(steps: int) -> float:
-        synchronise(device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        synchronise(device)
-        return (time.perf_counter() - start) / steps
-
     last = math.inf
     for _ in range(warmup):
-        last = seconds(1)
+        last = seconds_a_step(step, 1, device)
         if last > LONG_SECONDS:  # of which the first is as good as any
             break
     steps = max(1, math.ceil(LEAST_SECONDS / last))
-    return lambda: seconds(steps)
+    return lambda: seconds_a_step(step, steps, device)
+
+
+def seconds_a_step(step: Callable[[], object], steps: int, device: str) -> float:
+    """The mean over so many steps, one after the other."""
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronise(device)
+    return (time.perf_counter() - start) / steps
 
 
 def synchronise(device: str) -> None:

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from gptstar.cli import compose
 from gptstar.config import TrainConfig
 from gptstar.run import train
-from speed.job import Job, synchronise
+from speed.job import Job, seconds_a_step, synchronise
 from speed.peers.ours import trainee
 from speed.steps import n_params, prompt_of
 
@@ -85,7 +85,7 @@ def run(overrides: Sequence[str], steps: int, device: str) -> Job:
 
 
 def bare(overrides: Sequence[str], steps: int, device: str) -> Job:
-    """The same micro-batches, accumulation, clipping and optimizer, and nothing else."""
+    """As many micro-batches, of random tokens, with the same accumulation, clipping and optimizer, and nothing else."""
     config, _ = parse(overrides, device)
     precision = config.hardware.resolved_precision()
     model, mean_loss, optimizer = trainee(config.model, config.optimizer, precision, device)
@@ -102,14 +102,6 @@ def bare(overrides: Sequence[str], steps: int, device: str) -> Job:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    def seconds() -> float:
-        synchronise(device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            step()
-        synchronise(device)
-        return (time.perf_counter() - start) / steps
-
     for _ in range(WARMUP):
         step()
-    return Job(seconds, config.batch_tokens, n_params=n_params(model))
+    return Job(lambda: seconds_a_step(step, steps, device), config.batch_tokens, n_params=n_params(model))

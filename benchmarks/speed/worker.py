@@ -45,6 +45,7 @@ class Worker:
         build: `module.function` below `speed`, which returns a `Job`.
         arguments: of that function.
         address_space: bytes the process may map at most; None for no limit.
+        keeps_memory: freed memory stays with the process, as in a training run of ours.
 
     Attributes:
         about: what the job says of itself, and `held`: the process's peak in bytes before the first round.
@@ -53,11 +54,18 @@ class Worker:
         WorkerError: it could not be built: a package is missing, or memory ran out.
     """
 
-    def __init__(self, build: str, arguments: Mapping[str, Any], address_space: int | None = None) -> None:
+    def __init__(
+        self,
+        build: str,
+        arguments: Mapping[str, Any],
+        address_space: int | None = None,
+        keeps_memory: bool = False,
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._folder = tempfile.TemporaryDirectory(prefix="speed-")
-        self._process = context.Process(target=_main, args=(theirs, self._folder.name, build, arguments, address_space))
+        what = build, arguments, address_space, keeps_memory
+        self._process = context.Process(target=_main, args=(theirs, self._folder.name, *what))
         self._process.start()
         theirs.close()
         try:
@@ -100,7 +108,14 @@ class Worker:
         return content
 
 
-def _main(connection: Connection, folder: str, build: str, arguments: Mapping[str, Any], limit: int | None) -> None:
+def _main(
+    connection: Connection,
+    folder: str,
+    build: str,
+    arguments: Mapping[str, Any],
+    limit: int | None,
+    keeps_memory: bool,
+) -> None:
     """The process: build, say what was built, then a round for each request until the other end is closed."""
     os.setsid()  # a group of its own, to be ended with all that it starts
     sys.path[:] = [*map(os.path.abspath, sys.path), str(EXTRA_PACKAGES)]
@@ -112,6 +127,8 @@ def _main(connection: Connection, folder: str, build: str, arguments: Mapping[st
         Path("/proc/self/oom_score_adj").write_text("1000")
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    if keeps_memory:
+        importlib.import_module("gptstar.training.memory").keep_freed_memory()
     try:
         module, _, function = build.rpartition(".")
         job = getattr(importlib.import_module(f"speed.{module}"), function)(**arguments)

@@ -11,7 +11,6 @@ from gptstar.inference.decode import decode
 from gptstar.inference.int8 import quantised
 from gptstar.inference.packed import packed
 from gptstar.model import GPT, GPTConfig
-from gptstar.training.memory import keep_freed_memory
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer
 from gptstar.training.working_copy import WorkingCopy
 from speed.job import Job, synchronise, timed
@@ -28,7 +27,6 @@ def trainee(
     config: GPTConfig, optimizer_config: OptimizerConfig, precision: Precision, device: str
 ) -> tuple[GPT, Loss, torch.optim.Optimizer]:
     """A model, its loss and its optimizer as a training run has them, bare."""
-    keep_freed_memory()
     model = GPT(config).to(device).train()
     optimizer = build_optimizer(model, optimizer_config)
     computing = model

@@ -169,9 +169,12 @@ def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     report.write(store.load(path), tmp_path / "RESULTS.md")
     text = (tmp_path / "RESULTS.md").read_text()
     assert "| prefill | ours against Hugging Face GPT-2 | 2.00 (1.91–2.11) | ≥ 1.25 | ≥ 1.5 | aim |" in text
-    path.write_text('{"cpu": 3}')
-    with pytest.raises(DataError, match="no record of `make bench`"):
-        store.load(path)
+    for content in (b'{"cpu": 3}', b"\xff\xfe", b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="no record of `make bench`"):
+            store.load(path)
+    with pytest.raises(DataError, match="Is a directory"):
+        store.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +222,7 @@ def test_worse_is_less_or_more_as_the_claim_has_it(claim: Claim, before: float, 
 def test_names_choose_comparisons() -> None:
     assert [each.name for each in bench.choose(ALL, "training")] == [
         "training",
+        "training-as-run",
         "training-compiled",
         "training-memory",
         "training-float32",

@@ -156,6 +156,22 @@ def test_steps_reuse_freed_memory_without_the_kernel() -> None:
     assert min(faults("kept") for _ in range(2)) < 0.2 * max(faults("given back") for _ in range(2))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what /proc tells")
+def test_the_peak_is_not_that_of_the_process_which_started_it() -> None:
+    """Linux hands `ru_maxrss` on to what a large process starts."""
+    code = "import torch; from gptstar.training.memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    large = f"import subprocess, sys; x = bytearray(3 * 10**9); subprocess.run([sys.executable, '-c', {code!r}])"
+    done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True)
+    assert 10**8 < int(done.stdout) < 2 * 10**9
+
+
+def test_a_working_copy_leaves_frozen_parameters_alone() -> None:
+    model, tokens = GPT(GPTConfig(n_layers=1, d_model=16, n_heads=2, n_vocab=31)), torch.arange(10)[None]
+    model.norm.requires_grad_(False)
+    WorkingCopy(model).model(tokens, tokens, reduction="sum").backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_working_copy_made_in_validation_learns() -> None:
     model, tokens = GPT(GPTConfig(n_layers=1, d_model=16, n_heads=2, n_vocab=31)), torch.arange(10)[None]
     with torch.inference_mode():

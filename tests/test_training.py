@@ -19,6 +19,7 @@ from gptstar.checkpoint.format import Checkpoint, read, write
 from gptstar.cli import compose
 from gptstar.config import TrainConfig
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import DataError
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.checkpoints import SaveCheckpoints
 from gptstar.training.metrics import MetricsCSV, read_metrics
@@ -436,6 +437,24 @@ def test_metrics_survive_a_line_cut_short_and_new_columns(tmp_path: Path) -> Non
     assert read_metrics(tmp_path) == [{"step": 1, "a": 0.1 + 0.2}, {"step": 2, "b": 5.0}]
     with (tmp_path / "metrics.csv").open() as file:
         assert next(csv.reader(file)) == ["step", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "damage", [b'3,"4\n', b"\xff\x00,4\n", b"3," + b"9" * 200_000 + b"\n", b"3,4,5\n", b"three,4\n"]
+)
+def test_a_damaged_line_of_metrics_costs_no_other(tmp_path: Path, damage: bytes) -> None:
+    logger = MetricsCSV(tmp_path, start_step=0)
+    logger.log_metrics({"a": 2.0}, step=1)
+    with (tmp_path / "metrics.csv").open("ab") as file:
+        file.write(damage)
+    logger.log_metrics({"a": 4.0}, step=4)
+    assert read_metrics(tmp_path) == [{"step": 1, "a": 2.0}, {"step": 4, "a": 4.0}]
+
+
+def test_metrics_that_are_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").mkdir()
+    with pytest.raises(DataError, match=r"can't read .*metrics\.csv: Is a directory"):
+        read_metrics(tmp_path)
 
 
 def test_small_runs_are_small() -> None:

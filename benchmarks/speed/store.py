@@ -20,12 +20,17 @@ def load(path: Path) -> Results:
     """What was measured before; nothing where there is no file.
 
     Raises:
-        DataError: the file is no record of benchmarks.
+        DataError: the file is no record of benchmarks, or can't be read.
     """
-    return parse(path.read_text(encoding="utf-8"), str(path)) if path.exists() else {}
+    try:
+        return parse(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
 
 
-def parse(text: str, source: str) -> Results:
+def parse(text: str | bytes, source: str) -> Results:
     """`results.json` as text.
 
     Raises:

@@ -19,6 +19,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from gptstar.training.memory import keep_freed_memory, peak_bytes
+
 ROOT = Path(__file__).parents[2]
 EXTRA_PACKAGES = ROOT / ".venv" / "bench"
 """Where `make bench` puts peers whose requirements conflict with ours."""
@@ -128,7 +132,7 @@ def _main(
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if keeps_memory:
-        importlib.import_module("gptstar.training.memory").keep_freed_memory()
+        keep_freed_memory()
     try:
         module, _, function = build.rpartition(".")
         job = getattr(importlib.import_module(f"speed.{module}"), function)(**arguments)
@@ -180,11 +184,5 @@ def reason(error: BaseException) -> str:
 
 def peak_memory() -> int:
     """The most memory held so far, in bytes: PyTorch's on a GPU where one was used, else the process's."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available() and (peak := torch.cuda.max_memory_allocated()):
-        return int(peak)
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    on_gpu = torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0
+    return peak_bytes(torch.device("cuda" if on_gpu else "cpu")) or 0

@@ -24,10 +24,20 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def trainee(
-    config: GPTConfig, optimizer_config: OptimizerConfig, precision: Precision, device: str
+    config: GPTConfig,
+    optimizer_config: OptimizerConfig,
+    precision: Precision,
+    device: str,
+    *,
+    checkpointing: bool = False,
 ) -> tuple[GPT, Loss, torch.optim.Optimizer]:
-    """A model, its loss and its optimizer as a training run has them, bare."""
+    """A model, its loss and its optimizer as a training run has them, bare.
+
+    Args:
+        checkpointing: of activations.
+    """
     model = GPT(config).to(device).train()
+    model.use(activation_checkpointing=checkpointing)
     optimizer = build_optimizer(model, optimizer_config)
     computing = model
     if precision == "bf16_weights":
@@ -42,13 +52,10 @@ def trainee(
 def training(
     config: GPTConfig, *, precision: Precision, batch: int, context: int, device: str, checkpointing: bool = False
 ) -> Job:
-    """A training step; `bf16` is autocast over float32 weights, `bf16_weights` a copy of them in bfloat16.
-
-    Args:
-        checkpointing: of activations.
-    """
-    model, loss, optimizer = trainee(config, OptimizerConfig(learning_rate=1e-4), precision, device)
-    model.use(activation_checkpointing=checkpointing)
+    """A training step; `bf16` is autocast over float32 weights, `bf16_weights` a copy of them in bfloat16."""
+    model, loss, optimizer = trainee(
+        config, OptimizerConfig(learning_rate=1e-4), precision, device, checkpointing=checkpointing
+    )
     return training_job(
         model,
         loss,

@@ -1,7 +1,9 @@
 """What a process holds: how much at most, and how little of it goes back and forth between it and the kernel."""
 
+import contextlib
 import ctypes
 import sys
+from pathlib import Path
 
 import torch
 
@@ -30,9 +32,11 @@ def peak_bytes(device: torch.device) -> int | None:
     """The most memory held so far: a GPU's by this process, or all of this process's. None where it can't be known."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
     if sys.platform == "win32":
         return None
-    import resource
+    import resource  # on Linux its figure may be that of the process which started this one
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -85,14 +85,24 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    except FileNotFoundError:
         return []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        lines = list(csv.reader(line.replace("\0", "") for line in file))
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
+    lines = [_values(line) for line in text.splitlines()]  # one by one, so that a damaged one costs no other
     if not lines or lines[0][:1] != ["step"]:
         raise DataError(f"{path} is damaged or no record of a run: move it away, and a new one is begun")
     whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0] and all(map(_is_number, line)))
     return [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
+
+
+def _values(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
 
 
 def _is_number(value: str) -> bool:

@@ -15,7 +15,7 @@ class WorkingCopy:
     Gradients are added up in float32 at once, over micro-batches too, so bfloat16 rounds each of them and no sum.
 
     Attributes:
-        model: the copy. It shares the choices made with `use`.
+        model: the copy, with the choices that were made by `use` before.
 
     Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.1.
     """
@@ -27,6 +27,8 @@ class WorkingCopy:
         self._masters: list[Tensor] = list(master.parameters())
         for weight, of_master in zip(self._weights, self._masters, strict=True):
             weight.grad = None
+            if not weight.requires_grad:
+                continue
             weight.register_post_accumulate_grad_hook(_hand_over(of_master))  # type: ignore[no-untyped-call]
 
     @torch.no_grad()

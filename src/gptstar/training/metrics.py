@@ -100,7 +100,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
 
 def _values(line: str) -> list[str]:
     try:
-        return next(csv.reader([line]), [])
+        return next(csv.reader([line], strict=True), [])
     except csv.Error:
         return []
 

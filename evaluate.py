@@ -17,7 +17,7 @@ from gptstar.config import EvaluateConfig
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
-from gptstar.evaluation.tasks.team import joined
+from gptstar.ranks import joined
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
@@ -37,14 +37,14 @@ def evaluate(config: EvaluateConfig) -> None:
         given = Tokenizer.from_file(config.tokenizer).json_text
         named = [(who, replace(checkpoint, tokenizer=given)) for who, checkpoint in named]
     device, asked, output = config.hardware.device(), config.evaluation, config.output
-    with joined() as rank:
-        if rank > 0:
+    with joined(device.type) as ranks:
+        if not ranks.first:
             with contextlib.suppress(OSError):  # the folder that Hydra made for this rank; results make their own
                 output.rmdir()
         if isinstance(asked, LengthConfig):
             from gptstar.evaluation.length.study import study
 
-            if rank == 0:
+            if ranks.first:
                 study(named, asked, shards=config.shards, device=device, console=console, output=output)
         else:
             from gptstar.evaluation.tasks.report import evaluate_and_report

@@ -6,8 +6,9 @@ What a run does, in order, is in `src/gptstar/run.py`.
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from gptstar.cli import job, one_line_errors
+from gptstar.cli import job, one_line_errors, words_of_this_job
 from gptstar.config import TrainConfig
+from gptstar.launch import launch, launches
 from gptstar.run import train
 from gptstar.training.sweep import register_job_names
 
@@ -16,7 +17,11 @@ from gptstar.training.sweep import register_job_names
 def main(composed: DictConfig) -> None:
     """One run, or one job of a sweep."""
     with job(composed):
-        train(TrainConfig.parse(composed), OmegaConf.to_yaml(composed, resolve=True))
+        config = TrainConfig.parse(composed)
+        if launches(config.hardware):
+            launch(__file__, words_of_this_job(composed), config.hardware)
+        else:
+            train(config, OmegaConf.to_yaml(composed, resolve=True))
 
 
 if __name__ == "__main__":

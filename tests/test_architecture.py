@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 RANKS = [
     {"errors"},
+    {"ranks"},
     {"model"},
     {"data"},
     {"checkpoint"},
@@ -19,7 +20,7 @@ RANKS = [
     {"evaluation"},
     {"training"},
     {"config"},
-    {"run"},
+    {"run", "launch"},
     {"data_commands", "evaluation_commands"},
     {"cli"},
 ]

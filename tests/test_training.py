@@ -21,6 +21,7 @@ from gptstar.config import TrainConfig
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
 from gptstar.model import GPT, GPTConfig
+from gptstar.ranks import Ranks
 from gptstar.training.checkpoints import SaveCheckpoints
 from gptstar.training.metrics import MetricsCSV, read_metrics
 from gptstar.training.module import LanguageModelling
@@ -366,7 +367,7 @@ def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
 def test_a_directory_serves_one_run_at_a_time(overrides: Overrides, tmp_path: Path, refusal) -> None:
     from gptstar.training.run_directory import RunDirectory
 
-    with RunDirectory(tmp_path / "run"):
+    with RunDirectory(tmp_path / "run", Ranks()):
         assert "in use by another run" in refusal(run_here, overrides())
     assert not (tmp_path / "run").exists()  # one that never began leaves no trace
 
@@ -464,17 +465,20 @@ def test_small_runs_are_small() -> None:
     assert shutil.which("git")
 
 
-def test_sigterm_between_two_batches_saves_as_within_one(
+def test_sigterm_between_two_batches_is_answered_after_the_next(
     overrides: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    check = SaveCheckpoints._stop_if_asked
+
     def arrives_late(self: SaveCheckpoints, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)  # our own check is over; Lightning's comes next
+        check(self, trainer, pl_module)
+        if trainer.global_step == 3 and self._signal is None:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(SaveCheckpoints, "_stop_if_asked", arrives_late)
     with pytest.raises(SystemExit) as stopped:
-        run_here(overrides("checkpoint_every=100", "validate_every=100"))
+        run_here(overrides("checkpoint_every=100", "validate_every=100", "hardware.micro_batch_size=8"))
     assert stopped.value.code == 128 + signal.SIGTERM
     saved = read(tmp_path / "run" / "last.ckpt")
     assert saved.training is not None
-    assert saved.training.step == 3
+    assert saved.training.step == 4

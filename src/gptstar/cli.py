@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptstar import __version__
 from gptstar.data_commands import add_data_commands
-from gptstar.errors import CheckpointError, ConfigError, Interrupted, Refusal
+from gptstar.errors import CheckpointError, ConfigError, Interrupted, Refusal, RefusedElsewhere
 from gptstar.evaluation_commands import add_evaluation_commands
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def one_line_errors() -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print
     try:
         yield
+    except RefusedElsewhere as error:
+        raise SystemExit(1) from error
     except Interrupted as error:
         _refuse(str(error), error.exit_code)
     except Refusal as error:
@@ -77,6 +79,16 @@ def job(composed: "DictConfig") -> Iterator[None]:
             with contextlib.suppress(OSError):  # raised where it is not empty
                 Path(composed.output).rmdir()
             raise
+
+
+def words_of_this_job(composed: "DictConfig") -> list[str]:
+    """What to type for the job that runs now, in its own folder, whether it is by itself or one of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra_config = HydraConfig.get()
+    folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]
+    chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith("output=")]
+    return [*(word for folder in folders for word in ("--config-dir", folder)), *chosen, f"output='{composed.output}'"]
 
 
 def _refuse(message: str, exit_code: int) -> None:

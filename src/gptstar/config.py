@@ -98,11 +98,17 @@ class TrainConfig:
                 f"batch_tokens={self.batch_tokens} is no multiple of data.block_tokens={self.data.block_tokens}: "
                 "a step reads whole blocks"
             )
-        if self.sequences_per_step % self.hardware.micro_batch_size:
+        if self.sequences_per_step % (self.hardware.micro_batch_size * self.hardware.world_size):
+            ranks = f" on {self.hardware.world_size} devices" if self.hardware.world_size > 1 else ""
             raise ConfigError(
                 f"batch_tokens={self.batch_tokens} is {self.sequences_per_step} sequences of "
-                f"{self.data.context_length}, which hardware.micro_batch_size={self.hardware.micro_batch_size} "
+                f"{self.data.context_length}, which hardware.micro_batch_size={self.hardware.micro_batch_size}{ranks} "
                 "does not divide: change one of them"
+            )
+        if self.evaluation.every_n_steps is not None and self.hardware.sharded:
+            raise ConfigError(
+                "evaluation.every_n_steps needs the whole model on each device, and hardware.strategy=fsdp has parts: "
+                "leave it out, and give checkpoints to evaluate.py"
             )
         if self.schedule.warmup_steps >= self.schedule.decay_end(self.total_steps):
             raise ConfigError(
@@ -122,8 +128,8 @@ class TrainConfig:
 
     @property
     def accumulate(self) -> int:
-        """Micro-batches whose gradients add up to a step's."""
-        return self.sequences_per_step // self.hardware.micro_batch_size
+        """Micro-batches of a device whose gradients add up to a step's."""
+        return self.sequences_per_step // (self.hardware.micro_batch_size * self.hardware.world_size)
 
     def settings(self) -> dict[str, Any]:
         """What shapes the result, as flat dotted keys: a run may only go on under the same."""

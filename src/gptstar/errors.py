@@ -27,6 +27,10 @@ def in_one_line(error: BaseException) -> str:
     return said if len(said) < 300 else f"{said[:300]}…"
 
 
+class RefusedElsewhere(Refusal):
+    """Another rank of this job refused, and says why; this one only ends."""
+
+
 class Interrupted(Refusal):
     """A run that a signal stopped, after it had saved.
 

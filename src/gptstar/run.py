@@ -8,6 +8,7 @@ from gptstar.config import TrainConfig
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.errors import ConfigError, TrainingError
+from gptstar.ranks import joined
 from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.checkpoints import LAST, SaveCheckpoints, is_trial
 from gptstar.training.memory import keep_freed_memory
@@ -30,12 +31,14 @@ def train(config: TrainConfig, config_yaml: str) -> None:
     Raises:
         Refusal: whatever the user can put right; what was saved before stands.
     """
-    console = Console()
-    if config.hardware.device().type == "cpu":
+    device_type = config.hardware.device().type
+    if device_type == "cpu":
         keep_freed_memory()
-    with RunDirectory(config.output) as directory:
+    with joined(device_type) as ranks, RunDirectory(config.output, ranks) as directory:
+        config.hardware.check_world(ranks.world_size)
+        console = Console(quiet=not ranks.first)
         source = directory.start_from(config.resume)
-        shards = ensure_prepared(config.data, config.model.n_vocab, console)
+        shards = ranks.in_turn(lambda: ensure_prepared(config.data, config.model.n_vocab, console))
         data = WindowsDataModule(
             shards,
             config.data,
@@ -45,8 +48,10 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             total_steps=config.total_steps,
         )
         settings = config.settings() | {f"data.mixture.{name}": blocks for name, blocks in data.mixed_blocks.items()}
-        model, state = begin(
-            source, config.model, seed=config.seed, settings=settings, shards=shards, folder=directory.path
+        model, state = ranks.together(
+            lambda: begin(
+                source, config.model, seed=config.seed, settings=settings, shards=shards, folder=directory.path
+            )
         )
         model.use(
             attention=config.hardware.attention, activation_checkpointing=config.hardware.activation_checkpointing
@@ -80,6 +85,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             optimizer_state=dict(state.optimizer),
             bf16_weights=config.hardware.resolved_precision() == "bf16_weights",
             compiles=config.hardware.compiles(),
+            sharded=config.hardware.sharded,
         )
         state.optimizer.clear()  # twice the model's size
 
@@ -98,6 +104,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             describe=describe,
             validated_step=state.validated_step,
             best_loss=state.best_loss,
+            ranks=ranks,
         )
         recorder = RecordMetrics(
             log_every=config.log_every,

@@ -9,11 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, write
 from gptstar.errors import Interrupted
+from gptstar.ranks import Ranks
 from gptstar.training.module import LanguageModelling
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -36,6 +36,7 @@ class SaveCheckpoints(LightningCheckpoint):
         tokenizer: JSON to store with the model.
         describe: settings and data to store for a step.
         validated_step, best_loss: where the run goes on from.
+        ranks: of the run; the first writes.
 
     Raises:
         Interrupted: from within the loop, after SIGINT or SIGTERM, once the run is saved.
@@ -52,7 +53,9 @@ class SaveCheckpoints(LightningCheckpoint):
         describe: Callable[[int], dict[str, dict[str, Any]]],
         validated_step: int,
         best_loss: float | None,
+        ranks: Ranks,
     ) -> None:
+        self._ranks = ranks
         self._folder, self._every, self._validate_every, self._total_steps = folder, every, validate_every, total_steps
         self._tokenizer, self._describe = tokenizer, describe
         self.validated_step, self.best_loss = validated_step, best_loss
@@ -62,6 +65,10 @@ class SaveCheckpoints(LightningCheckpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, a signal is answered at the end of a batch. A second SIGINT is Python's own."""
+        self._listen()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Again, in place of Lightning's own handler, which talks to the other ranks out of turn."""
         self._listen()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -90,9 +97,11 @@ class SaveCheckpoints(LightningCheckpoint):
         """At the end of a step, save it if it is due and no validation comes first."""
         assert isinstance(pl_module, LanguageModelling)
         validation_follows = trainer.enable_validation and self.validation_due(trainer.global_step)
-        if pl_module.step_ended(batch_idx) and self._due(trainer.global_step) and not validation_follows:
+        ended = pl_module.step_ended(batch_idx)
+        if ended and self._due(trainer.global_step) and not validation_follows:
             self._save(trainer, pl_module, LAST)
-        self._stop_if_asked(trainer, pl_module)
+        if ended or trainer.world_size == 1:  # to ask the other ranks takes time
+            self._stop_if_asked(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Answer a signal without waiting for the whole validation."""
@@ -108,20 +117,13 @@ class SaveCheckpoints(LightningCheckpoint):
         if loss is not None and (self.best_loss is None or loss < self.best_loss):
             self.best_loss = loss
             self._save(trainer, pl_module, BEST)
-            if trainer.is_global_zero:
-                duplicate(self._folder / BEST, LAST)
+            self._ranks.agreed(lambda: duplicate(self._folder / BEST, LAST))
         elif self._due(trainer.global_step) or trainer.state.fn == TrainerFn.VALIDATING:
             self._save(trainer, pl_module, LAST)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where training stopped, as `trainer.max_time` may stop it at any step."""
         if self._saved_step != trainer.global_step:
-            self._save(trainer, pl_module, LAST)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save where Lightning's own answer to SIGTERM came before ours, as between two batches."""
-        if isinstance(exception, SIGTERMException):
-            self._signal = signal.SIGTERM
             self._save(trainer, pl_module, LAST)
 
     def _due(self, step: int) -> bool:
@@ -153,7 +155,7 @@ class SaveCheckpoints(LightningCheckpoint):
         )
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
-        if is_trial(trainer) or not trainer.is_global_zero:
+        if is_trial(trainer):
             return
         assert isinstance(pl_module, LanguageModelling)
         model, step = pl_module.model, trainer.global_step
@@ -164,5 +166,6 @@ class SaveCheckpoints(LightningCheckpoint):
             optimizer=pl_module.optimizer_state(),
             **self._describe(step),
         )
-        write(self._folder / name, Checkpoint(model.config, model.state_dict(), self._tokenizer, training))
+        checkpoint = Checkpoint(model.config, pl_module.weights(), self._tokenizer, training)
+        self._ranks.agreed(lambda: write(self._folder / name, checkpoint))
         self._saved_step = step

@@ -37,6 +37,10 @@ class HardwareConfig:
         activation_checkpointing: keep only what goes into each block for the backward pass, and compute it again: a
             third more work for a fraction of the memory.
         compile: `torch.compile` the model; `auto` does on a GPU, on CPUs it does not pay (docs/speed.md).
+        devices: of each node, with a process each; `auto` takes all GPUs, and on a CPU is one process.
+        nodes: machines.
+        strategy: of several devices: `ddp` has the whole model on each; `fsdp` (FSDP2) has parameters, gradients and
+            optimizer state in parts, and gathers the parameters of a block when it computes.
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -45,6 +49,9 @@ class HardwareConfig:
     attention: AttentionForm = "auto"
     activation_checkpointing: bool = False
     compile: Literal["auto", "always", "never"] = "auto"
+    devices: int | Literal["auto"] = 1
+    nodes: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
         if self.micro_batch_size < 1:
@@ -52,6 +59,18 @@ class HardwareConfig:
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError(
                 "hardware.accelerator=gpu but PyTorch sees no GPU here: use hardware=cpu, or a CUDA build"
+            )
+        for name in ("devices", "nodes"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ConfigError(f"hardware.{name}={value} is below 1")
+        if self.device().type == "cuda" and self.n_devices > torch.cuda.device_count():
+            raise ConfigError(
+                f"hardware.devices={self.devices} but PyTorch sees {torch.cuda.device_count()} GPUs here: give fewer"
+            )
+        if self.world_size > 1 and self.precision == "bf16_weights" and self.strategy == "ddp":
+            raise ConfigError(
+                "hardware.precision=bf16_weights computes with a copy that ddp does not see: use hardware=fsdp, or bf16"
             )
         if self.attention == "flex" and self.device().type == "cpu":
             raise ConfigError(
@@ -66,6 +85,40 @@ class HardwareConfig:
         """Where a single process computes."""
         gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if gpu else "cpu")
+
+    @property
+    def n_devices(self) -> int:
+        """`devices` made definite for the machine this runs on."""
+        if self.devices != "auto":
+            return self.devices
+        return max(1, torch.cuda.device_count()) if self.device().type == "cuda" else 1
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the whole run."""
+        return self.n_devices * self.nodes
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each device has a part of the model only."""
+        return self.strategy == "fsdp" and self.world_size > 1
+
+    def check_world(self, world_size: int) -> None:
+        """Refuse to run in other processes than these devices need.
+
+        Raises:
+            ConfigError: says how to start them.
+        """
+        if world_size == 1 < self.world_size:
+            raise ConfigError(
+                f"hardware asks for {self.world_size} devices, each of which needs a process: start them by train.py, "
+                "or several nodes by torchrun"
+            )
+        if world_size != self.world_size:
+            raise ConfigError(
+                f"{world_size} processes were started, and hardware asks for {self.n_devices} devices on {self.nodes} "
+                "nodes: give hardware.devices and hardware.nodes as they are"
+            )
 
     def compiles(self) -> bool:
         """`compile` made definite for the machine this runs on."""

@@ -8,12 +8,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
 from gptstar.training.schedule import ScheduleConfig
+from gptstar.training.sharding import full_tensor, shard, whole
 from gptstar.training.working_copy import WorkingCopy
 
 
@@ -37,6 +39,7 @@ class LanguageModelling(pl.LightningModule):
             means over the targets that all its micro-batches on all ranks hold together.
         bf16_weights: compute with a bfloat16 copy of the model.
         compiles: `torch.compile` what computes.
+        sharded: each rank has a part of the model, by FSDP2.
 
     Attributes:
         step_metrics: of the last optimizer step.
@@ -61,6 +64,7 @@ class LanguageModelling(pl.LightningModule):
         fill: bool = False,
         bf16_weights: bool = False,
         compiles: bool = False,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -68,7 +72,7 @@ class LanguageModelling(pl.LightningModule):
         self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
         self.corpora = corpora
         self._end_of_text, self._fill = end_of_text, fill
-        self._bf16_weights, self._compiles = bf16_weights, compiles
+        self._bf16_weights, self._compiles, self._sharded = bf16_weights, compiles, sharded
         self._working_copy: WorkingCopy | None = None
         self.register_buffer("_token_bytes", torch.from_numpy(token_bytes), persistent=False)
         self._step_loss = torch.zeros(())
@@ -81,6 +85,12 @@ class LanguageModelling(pl.LightningModule):
         """Whether a micro-batch, counted from where this process began, is the last of its optimizer step."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
+    def configure_model(self) -> None:
+        """Leave this rank its part of the model."""
+        if self._sharded and not isinstance(self.model, FSDPModule):
+            assert self.device_mesh is not None
+            shard(self.model, self.device_mesh["data_parallel"], bf16_weights=self._bf16_weights)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, its state restored where the run goes on."""
         optimizer = build_optimizer(self.model, self._optimizer)
@@ -92,9 +102,9 @@ class LanguageModelling(pl.LightningModule):
     def _computing(self) -> GPT:
         """The model, or its copy in bfloat16; made at its first use, when the model is on its device.
 
-        A cached property, so that PyTorch does not take it for a second submodule.
+        A cached property, so that PyTorch does not take it for a second submodule. One in parts casts as it gathers.
         """
-        if self._bf16_weights:
+        if self._bf16_weights and not self._sharded:
             self._working_copy = WorkingCopy(self.model)
         computing = self._working_copy.model if self._working_copy else self.model
         if self._compiles:
@@ -107,10 +117,19 @@ class LanguageModelling(pl.LightningModule):
         if self._working_copy is not None:
             self._working_copy.refresh()
 
+    def weights(self) -> dict[str, Tensor]:
+        """The model's, whole on the first rank; all ranks have to ask for them."""
+        return whole(self.model.state_dict(), keep=self.trainer.is_global_zero)
+
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """State by parameter name: of the optimizer, or before there is one what it will be given."""
+        """State by parameter name: of the optimizer, or before there is one what it will be given; as `weights`."""
         optimizers = self.trainer.optimizers
-        return state_by_name(optimizers[0], self.model) if optimizers else self._optimizer_state
+        if not optimizers:
+            return self._optimizer_state
+        if isinstance(self.model, FSDPModule):
+            self.model.reshard()  # a validation leaves the last parameters that it gathered, which no optimizer knows
+        states = state_by_name(optimizers[0], self.model)
+        return {name: whole(state, keep=self.trainer.is_global_zero) for name, state in states.items()}
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Begin a step: dropout's seed is a function of seed, step and rank, so there is no state of it to save."""
@@ -162,7 +181,7 @@ class LanguageModelling(pl.LightningModule):
             torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], share)
         layers = self._layer_norms() if self._gradient_norms == "layers" else {}
         norm = clip_grad_norm_(self.model.parameters(), self._optimizer.gradient_clipping or math.inf)
-        loss, gradient_norm = torch.stack((mean_loss, norm)).tolist()
+        loss, gradient_norm = torch.stack((mean_loss, full_tensor(norm))).tolist()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             raise TrainingError(
                 f"step {step + 1}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}: "
@@ -178,8 +197,8 @@ class LanguageModelling(pl.LightningModule):
 
     def _layer_norms(self) -> dict[str, float]:
         return {
-            f"gradient_norm/block_{number:02d}": get_total_norm(
-                [parameter.grad for parameter in block.parameters() if parameter.grad is not None]
+            f"gradient_norm/block_{number:02d}": full_tensor(
+                get_total_norm([parameter.grad for parameter in block.parameters() if parameter.grad is not None])
             ).item()
             for number, block in enumerate(self.model.blocks)
         }

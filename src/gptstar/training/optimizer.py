@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.training.sharding import part_like
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 def load_state_by_name(
     optimizer: torch.optim.Optimizer, model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Restore what `state_by_name` gave; learning rate and decay stay those of the optimizer as built.
+    """Restore what `state_by_name` gave, whole tensors; learning rate and decay stay those of the optimizer as built.
 
     Raises:
         CheckpointError: the state is of other parameters.
@@ -90,9 +91,9 @@ def load_state_by_name(
                 raise CheckpointError(f"the optimizer's {key} of {name} is missing or of another shape")
     tree = optimizer.state_dict()
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    # Clones: torch keeps the tensors it is given where the type already fits.
+    parameters = {name: parameter for parameter, name in names.items()}
     tree["state"] = {
-        index: {key: value.clone() for key, value in states[name].items()}
+        index: {key: part_like(parameters[name], value) for key, value in states[name].items()}
         for index, name in enumerate(ordered)
         if name in states
     }

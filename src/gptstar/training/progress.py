@@ -31,6 +31,9 @@ class StepProgress(ProgressBar):
         )
         self._printed = 0.0
 
+    def disable(self) -> None:
+        """Lightning asks this of every rank but the first, which alone shows anything here."""
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar, or note the time."""
         if trainer.is_global_zero and self._console.is_terminal:

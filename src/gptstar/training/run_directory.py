@@ -10,47 +10,51 @@ from pathlib import Path
 from typing import Self
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
 
 from gptstar import __version__
 from gptstar.checkpoint.format import duplicate
 from gptstar.errors import ConfigError
+from gptstar.ranks import Ranks
 from gptstar.training.checkpoints import BEST, LAST
 
 PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
 
 
 class RunDirectory:
-    """The folder of one run, held by one process at a time.
+    """The folder of one run, held by one job at a time, whose first rank writes in it.
 
     Args:
-        path: made if it is not there.
+        path: made if it is not there; the first rank's, on all of them.
 
     Raises:
         ConfigError: it can't be written, or another run is writing in it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self.path = ranks.agreed(lambda: path)
+        self._lock = FileLock(path / ".lock")
+        if path != self.path:  # a time of day may be in it, and each rank has read the clock
+            _remove_unused(path)
+        ranks.agreed(self._hold)
+
+    def _hold(self) -> None:
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(path / ".lock")
-            if getattr(rank_zero_only, "rank", 0) == 0:
-                self._lock.acquire(timeout=0)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise ConfigError(f"output={path} is in use by another run: wait for it, or choose another") from error
+            raise ConfigError(f"output={self.path} is in use by another run: wait for it, or choose another") from error
         except OSError as error:
-            raise ConfigError(f"output={path} can't be written ({error.strerror}): choose another") from error
+            raise ConfigError(f"output={self.path} can't be written ({error.strerror}): choose another") from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Let another run in, and leave no trace of one that never began."""
-        self._lock.release()
-        if {entry.name for entry in self.path.iterdir()} <= {".lock"}:
-            (self.path / ".lock").unlink(missing_ok=True)
-            self.path.rmdir()
+        if self._ranks.first:
+            self._lock.release()
+            _remove_unused(self.path)
 
     def start_from(self, resume: str) -> Path | None:
         """The checkpoint to go on from, or None to begin.
@@ -58,6 +62,9 @@ class RunDirectory:
         Raises:
             ConfigError: `never`, and the directory holds a run; or it holds what no run wrote.
         """
+        return self._ranks.agreed(lambda: self._start_from(resume))
+
+    def _start_from(self, resume: str) -> Path | None:
         holds = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")}
         if holds and "versions.json" not in holds:
             raise ConfigError(f"output={self.path} holds files that are not a run's: choose another folder")
@@ -74,9 +81,10 @@ class RunDirectory:
             return named
         return own
 
-    @rank_zero_only
     def describe(self, config_yaml: str, data_fingerprint: str) -> None:
         """Write the configuration, and the versions, data and command behind it."""
+        if not self._ranks.first:
+            return
         about = {
             "gptstar": __version__,
             "commit": _commit(),
@@ -90,6 +98,12 @@ class RunDirectory:
             temporary = self.path / f".{name}.partial"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.path / name)
+
+
+def _remove_unused(path: Path) -> None:
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= {".lock"}:
+        (path / ".lock").unlink(missing_ok=True)
+        path.rmdir()
 
 
 def _commit() -> str | None:

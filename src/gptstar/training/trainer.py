@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from gptstar.errors import ConfigError
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
@@ -19,7 +19,7 @@ from gptstar.training.hardware import HardwareConfig
 
 OURS = {
     "accelerator": "hardware.accelerator",
-    "devices": "hardware, which is one device so far",
+    "devices": "hardware.devices",
     "precision": "hardware.precision",
     "max_steps": "total_steps",
     "min_steps": "total_steps",
@@ -35,8 +35,8 @@ OURS = {
     "default_root_dir": "output",
     "callbacks": "the code",
     "plugins": "the code",
-    "strategy": "hardware",
-    "num_nodes": "hardware",
+    "strategy": "hardware.strategy",
+    "num_nodes": "hardware.nodes",
     "use_distributed_sampler": "the code",
     "num_sanity_val_steps": "the code",
     "enable_progress_bar": "the code",
@@ -92,7 +92,9 @@ def build_trainer(
     try:
         return pl.Trainer(
             accelerator=hardware.device().type,
-            devices=1,
+            devices=hardware.n_devices,
+            num_nodes=hardware.nodes,
+            strategy=_strategy(hardware),
             precision="bf16-mixed" if hardware.resolved_precision() == "bf16" else "32-true",
             max_steps=total_steps,
             max_epochs=-1,
@@ -110,6 +112,17 @@ def build_trainer(
     except (MisconfigurationException, AttributeError, RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
         raise ConfigError(f"Lightning refuses {given}: {str(error).strip().partition(chr(10))[0]}") from error
+
+
+def _strategy(hardware: HardwareConfig) -> str | DDPStrategy | ModelParallelStrategy:
+    if hardware.world_size == 1:
+        return "auto"
+    backend = "gloo" if hardware.device().type == "cpu" else "nccl"
+    if hardware.sharded:
+        return ModelParallelStrategy(
+            data_parallel_size=hardware.world_size, tensor_parallel_size=1, process_group_backend=backend
+        )
+    return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
 
 
 def _quieten(*, profiling: bool) -> None:
@@ -147,9 +160,6 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
     if 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer.global_step):
         trainer.validate(module, datamodule=data, verbose=False)
     if trainer.global_step < trainer.max_steps:
-        try:
-            trainer.fit(module, datamodule=data)
-        except SIGTERMException:
-            saver.leave_if_asked(trainer)
+        trainer.fit(module, datamodule=data)
     if saver.validated_step != trainer.global_step and not is_trial(trainer):
         trainer.validate(module, datamodule=data, verbose=False)

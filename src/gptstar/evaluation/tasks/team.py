@@ -1,23 +1,17 @@
 """Work on requests, shared by the ranks of a job: rank 0 runs the harness, and all of them compute."""
 
-import contextlib
-import datetime
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from gptstar.errors import Refusal
+from gptstar.ranks import PATIENCE
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 Settled = Callable[[Mapping[int, Any]], None]
 """Told results by number of the request, as they come."""
-
-PATIENCE = datetime.timedelta(days=7)
-"""While rank 0 reads a task's items the others wait."""
 
 
 def nobody(_: Mapping[int, Any]) -> None:
@@ -89,18 +83,3 @@ class Team(Generic[Request, Result]):
             if isinstance(each, Exception):
                 raise RuntimeError(f"rank {rank}: {each!r}") from each
         return {number: result for each in shares for number, result in each.items()}
-
-
-@contextlib.contextmanager
-def joined() -> Iterator[int]:
-    """Join the other processes of a job that torchrun started, if one did; yields the rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
-        yield dist.get_rank() if dist.is_initialized() else 0
-        return
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()

@@ -1,0 +1,102 @@
+"""The processes of a job, one a device: which of them this is, and what they do together."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from gptstar.errors import Refusal, RefusedElsewhere
+
+Result = TypeVar("Result")
+
+PATIENCE = timedelta(days=30)
+"""While one rank prepares text or reads a task's items, the others wait."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its job; one process by itself is the first of one.
+
+    Attributes:
+        rank: 0 is the first.
+        world_size: how many there are.
+        local_rank: among those of the same machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    _group: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this one speaks and writes for all."""
+        return self.rank == 0
+
+    def together(self, action: Callable[[], Result]) -> Result:
+        """What each rank's own action returns, once all have done it; where one refuses, none goes on.
+
+        Raises:
+            Refusal: this rank's own.
+            RefusedElsewhere: another's.
+        """
+        if self.world_size == 1:
+            return action()
+        outcome, refusal = None, None
+        try:
+            outcome = action()
+        except Refusal as error:
+            refusal = error
+        refused: list[bool] = [False] * self.world_size
+        dist.all_gather_object(refused, refusal is not None, group=self._group)
+        if refusal is not None:
+            raise refusal
+        if any(refused):
+            raise RefusedElsewhere(f"rank {refused.index(True)} refused")
+        return outcome  # type: ignore[return-value]
+
+    def agreed(self, action: Callable[[], Result]) -> Result:
+        """What the first rank's action returns, on all of them; it has to survive pickling.
+
+        Raises:
+            Refusal: the first rank's own; `RefusedElsewhere` on the others.
+        """
+        found = [self.together(lambda: action() if self.first else None)]
+        if self.world_size > 1:
+            dist.broadcast_object_list(found, src=0, group=self._group)
+        return found[0]  # type: ignore[return-value]
+
+    def in_turn(self, action: Callable[[], Result]) -> Result:
+        """What each rank's action returns; the first of each machine does it first, and leaves files to the others.
+
+        Raises:
+            Refusal: this rank's own; `RefusedElsewhere` where another refused.
+        """
+        leads = self.local_rank == 0
+        found = self.together(lambda: action() if leads else None)
+        later = self.together(lambda: None if leads else action())
+        return found if leads else later  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def joined(device_type: str = "cpu") -> Iterator[Ranks]:
+    """Join the other processes of a job that torchrun started, if one did.
+
+    Args:
+        device_type: of what this process computes on.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Ranks()
+        return
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if device_type == "cuda":
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    yield Ranks(rank, world_size, local_rank, dist.new_group(backend="gloo", timeout=PATIENCE))
+    dist.destroy_process_group()  # after an error it might wait for ranks that are gone

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import resource
 import subprocess
@@ -9,9 +11,12 @@ import pytest
 import torch
 
 import gptstar
-from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, find, read, write
+from gptstar.checkpoint.format import Checkpoint, TrainingState, find, read, write
+from gptstar.checkpoint.kept import BEST, LAST, call, newest_first, of_step, prune
+from gptstar.checkpoint.parts import verify_parts, write_parts
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT, GPTConfig
+from gptstar.ranks import Ranks
 
 
 @pytest.fixture
@@ -55,9 +60,68 @@ def test_a_run_directory_means_its_best_and_then_its_last(checkpoint: Checkpoint
         find(tmp_path)
     write(tmp_path / "last.ckpt", checkpoint)
     assert find(tmp_path).name == "last.ckpt"
-    duplicate(tmp_path / "last.ckpt", "best.ckpt")
+    call(tmp_path / "last.ckpt", "best.ckpt")
     assert find(tmp_path).name == "best.ckpt"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20, 1_000_000):
+        path = of_step(tmp_path, step)
+        if step == 15:
+            path.mkdir()
+        else:
+            path.touch()
+        if step == 5:
+            call(path, BEST)
+        call(path, LAST)
+    (tmp_path / ".step-000030.ckpt.partial").mkdir()
+    prune(tmp_path, keep=2)
+    names = ["best.ckpt", "last.ckpt", "step-000005.ckpt", "step-000020.ckpt", "step-1000000.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert [path.name for path in newest_first(tmp_path)] == [names[-1], names[-2], names[-3]]
+
+
+class TestInParts:
+    """A folder of one rank; tests of runs have several."""
+
+    def test_what_is_written_is_read(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        for _ in range(2):  # the second replaces the first
+            write_parts(tmp_path / "a.ckpt", checkpoint, Ranks())
+        assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+        again = read(find(tmp_path / "a.ckpt"))
+        assert again.model.as_dict() == checkpoint.model.as_dict()
+        torch.testing.assert_close(again.weights, dict(checkpoint.weights), rtol=0, atol=0)
+        assert replace(again.training, optimizer={}) == replace(checkpoint.training, optimizer={})
+        torch.testing.assert_close(again.training.optimizer, checkpoint.training.optimizer, rtol=0, atol=0)
+
+    @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "checkpoint.json"])
+    @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
+    def test_damage_is_refused_by_name(self, name: str, how: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        write_parts(tmp_path / "a.ckpt", checkpoint, Ranks())
+        file = tmp_path / "a.ckpt" / name
+        data = bytearray(file.read_bytes())
+        if how == "flipped":
+            data[len(data) // 2 if name != "checkpoint.json" else 0] ^= 1
+        file.write_bytes(data if how == "flipped" else data[: len(data) // 2])
+        if how == "missing":
+            file.unlink()
+        with pytest.raises(CheckpointError, match=r"a\.ckpt") as refused:
+            read(tmp_path / "a.ckpt")
+        assert name in str(refused.value) or (name, how) == ("checkpoint.json", "missing")
+
+    def test_code_in_the_metadata_is_refused(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        write_parts(tmp_path / "a.ckpt", checkpoint, Ranks())
+        metadata = tmp_path / "a.ckpt/.metadata"
+        metadata.write_bytes(b"cos\nsystem\n(S'touch /tmp/owned'\ntR.")
+        about = tmp_path / "a.ckpt/checkpoint.json"
+        tree = json.loads(about.read_text())
+        data = metadata.read_bytes()
+        tree["files"][".metadata"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        about.write_text(json.dumps(tree))
+        verify_parts(tmp_path / "a.ckpt")
+        with pytest.raises(CheckpointError, match="carries code"):
+            read(tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])

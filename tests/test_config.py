@@ -37,6 +37,13 @@ def test_every_choice_of_every_group_composes(path: Path) -> None:
         parse(f"{path.parent.name}={path.stem}", "data.shards=x")
 
 
+def test_micro_batches_are_alike_and_as_large_as_allowed() -> None:
+    config = parse("hardware.micro_batch_size=7", "data.shards=x")
+    assert (config.micro_batch_size, config.accumulate) == (4, 8)
+    config = parse("hardware.micro_batch_size=64", "hardware=ddp", "hardware.devices=2", "data.shards=x")
+    assert (config.micro_batch_size, config.accumulate) == (16, 1)
+
+
 def test_the_sizes_are_those_published() -> None:
     wide = parse("experiment=gpt127", "data.files=x").model
     assert (wide.n_layers, wide.d_model, wide.n_heads, wide.head_width, wide.mlp_width) == (6, 1024, 8, 128, 4096)
@@ -74,7 +81,9 @@ def test_a_number_is_written_once() -> None:
             "context or use model.positions=alibi",
         ),
         (["batch_tokens=1000"], "batch_tokens=1000 is no multiple of data.block_tokens=1024"),
-        (["hardware.micro_batch_size=7"], "hardware.micro_batch_size=7 does not divide"),
+        (["hardware.devices=3"], "32 sequences of 128, which 3 devices do not divide"),
+        (["hardware.devices=0"], "hardware.devices=0 is below 1"),
+        (["checkpoint_keep=0"], "checkpoint_keep=0 is below 1"),
         (["hardware.micro_batch_size=0"], "hardware.micro_batch_size=0 is below 1"),
         (["schedule.warmup_steps=100000"], "leaves nothing of total_steps"),
         (["schedule.decay_until=7"], "schedule.decay_until=7 is not after schedule.warmup_steps"),

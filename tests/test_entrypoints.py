@@ -108,7 +108,7 @@ def test_help_shows_every_choice(script: str) -> None:
     done = run_script(script, ["--help"])
     assert done.returncode == 0
     assert "python train.py output=runs/mine" in done.stdout or "python evaluate.py checkpoint=" in done.stdout
-    assert "hardware: auto, cpu, gpu" in done.stdout
+    assert "hardware: auto, cpu, ddp, fsdp, gpu, multi_node" in done.stdout
 
 
 def one_error(done: subprocess.CompletedProcess[str]) -> str:

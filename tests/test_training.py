@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -207,8 +208,8 @@ def test_a_run_starts_from_another_runs_checkpoint(overrides: Overrides, tmp_pat
 def test_a_run_killed_before_it_saved_begins_again(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides(output="whole"))
     run_here(overrides())
-    for name in ("last.ckpt", "best.ckpt"):
-        (tmp_path / "run" / name).unlink()
+    for path in (tmp_path / "run").glob("*.ckpt"):
+        path.unlink()
     run_here(overrides())
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -269,7 +270,10 @@ def test_a_directory_to_resume_means_its_last_checkpoint(overrides: Overrides, t
 def test_only_the_best_left_is_gone_on_from(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides(output="whole"))
     run_here(overrides())
-    (tmp_path / "run/last.ckpt").unlink()
+    best = (tmp_path / "run/best.ckpt").resolve()
+    for path in (tmp_path / "run").glob("*.ckpt"):
+        if path.name not in (best.name, "best.ckpt"):
+            path.unlink()
     run_here(overrides())
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
@@ -330,14 +334,39 @@ def test_imported_weights_go_on_training(overrides: Overrides, shared: Path, tmp
     assert sorted(losses(tmp_path / "run")) == list(range(4, 25))
 
 
-def test_a_truncated_checkpoint_stops_a_resume_and_stays(overrides: Overrides, tmp_path: Path, refusal) -> None:
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "flipped":
+        data[len(data) // 2] ^= 1
+    path.write_bytes(data[:-100] if how == "cut" else data)
+
+
+@pytest.mark.parametrize(("how", "says"), [("cut", "was cut short"), ("flipped", "is damaged")])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
+    how: str, says: str, overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(overrides(output="whole"))
+    more = ("total_steps=16", "schedule.decay_until=24")
+    run_here(overrides(*more))
+    damage(tmp_path / "run/last.ckpt", how)
+    capsys.readouterr()
+    run_here(overrides())
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"step-000016.ckpt {says}[^;]*; trying step-000015.ckpt", said), said
+    assert "at step 15 of 24" in said
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_where_no_checkpoint_is_whole_a_resume_is_refused_and_they_stay(
+    overrides: Overrides, tmp_path: Path, refusal
+) -> None:
     run_here(overrides("total_steps=6"))
-    path = tmp_path / "run/last.ckpt"
-    data = path.read_bytes()[:-100]
-    path.unlink()  # best.ckpt may be the same file
-    path.write_bytes(data)
-    assert "last.ckpt was cut short" in refusal(run_here, overrides("total_steps=6"))
-    assert path.read_bytes() == data
+    paths = [path for path in (tmp_path / "run").glob("*.ckpt") if not path.is_symlink()]
+    for path in paths:
+        damage(path, "cut")
+    data = [path.read_bytes() for path in paths]
+    assert "was cut short" in refusal(run_here, overrides("total_steps=6"))
+    assert [path.read_bytes() for path in paths] == data
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

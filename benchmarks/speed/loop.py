@@ -89,7 +89,7 @@ def bare(overrides: Sequence[str], steps: int, device: str) -> Job:
     config, _ = parse(overrides, device)
     precision = config.hardware.resolved_precision()
     model, mean_loss, optimizer = trainee(config.model, config.optimizer, precision, device)
-    shape = config.hardware.micro_batch_size, config.data.context_length + 1
+    shape = config.micro_batch_size, config.data.context_length + 1
 
     def step() -> None:
         for _ in range(config.accumulate):

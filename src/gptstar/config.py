@@ -44,6 +44,7 @@ class TrainConfig:
         total_steps: optimizer steps in all.
         batch_tokens: tokens an optimizer step.
         checkpoint_every, validate_every, log_every: in steps.
+        checkpoint_keep: of the newest checkpoints; the best is kept too.
         resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
         evaluation: on tasks of the harness, every so many steps.
@@ -57,6 +58,7 @@ class TrainConfig:
     total_steps: int
     batch_tokens: int
     checkpoint_every: int
+    checkpoint_keep: int
     validate_every: int
     log_every: int
     resume: str
@@ -81,7 +83,14 @@ class TrainConfig:
         return _parse(cls, composed)
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "batch_tokens", "checkpoint_every", "validate_every", "log_every"):
+        for name in (
+            "total_steps",
+            "batch_tokens",
+            "checkpoint_every",
+            "checkpoint_keep",
+            "validate_every",
+            "log_every",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is below 1")
         if not 0 <= self.seed < 2**63:
@@ -98,12 +107,11 @@ class TrainConfig:
                 f"batch_tokens={self.batch_tokens} is no multiple of data.block_tokens={self.data.block_tokens}: "
                 "a step reads whole blocks"
             )
-        if self.sequences_per_step % (self.hardware.micro_batch_size * self.hardware.world_size):
-            ranks = f" on {self.hardware.world_size} devices" if self.hardware.world_size > 1 else ""
+        if self.sequences_per_step % self.hardware.world_size:
             raise ConfigError(
                 f"batch_tokens={self.batch_tokens} is {self.sequences_per_step} sequences of "
-                f"{self.data.context_length}, which hardware.micro_batch_size={self.hardware.micro_batch_size}{ranks} "
-                "does not divide: change one of them"
+                f"{self.data.context_length}, which {self.hardware.world_size} devices do not divide: change "
+                "one of them"
             )
         if self.evaluation.every_n_steps is not None and self.hardware.sharded:
             raise ConfigError(
@@ -127,9 +135,15 @@ class TrainConfig:
         return self.batch_tokens // self.data.context_length
 
     @property
+    def micro_batch_size(self) -> int:
+        """Sequences a device holds at once: as many as `hardware.micro_batch_size` allows, all micro-batches alike."""
+        share = self.sequences_per_step // self.hardware.world_size
+        return next(size for size in range(min(share, self.hardware.micro_batch_size), 0, -1) if share % size == 0)
+
+    @property
     def accumulate(self) -> int:
-        """Micro-batches of a device whose gradients add up to a step's."""
-        return self.sequences_per_step // (self.hardware.micro_batch_size * self.hardware.world_size)
+        """Micro-batches a device sums to a step."""
+        return self.sequences_per_step // (self.micro_batch_size * self.hardware.world_size)
 
     def settings(self) -> dict[str, Any]:
         """What shapes the result, as flat dotted keys: a run may only go on under the same."""

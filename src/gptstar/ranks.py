@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -26,12 +26,13 @@ class Ranks:
         rank: 0 is the first.
         world_size: how many there are.
         local_rank: among those of the same machine.
+        group: through which they talk, of PyTorch's; None for one process.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
-    _group: Any = None
+    group: Any = None
 
     @property
     def first(self) -> bool:
@@ -52,13 +53,19 @@ class Ranks:
             outcome = action()
         except Refusal as error:
             refusal = error
-        refused: list[bool] = [False] * self.world_size
-        dist.all_gather_object(refused, refusal is not None, group=self._group)
+        refused = self.gathered(refusal is not None)
         if refusal is not None:
             raise refusal
         if any(refused):
             raise RefusedElsewhere(f"rank {refused.index(True)} refused")
         return outcome  # type: ignore[return-value]
+
+    def gathered(self, value: Result) -> list[Result]:
+        """What each rank has, by rank; it has to survive pickling."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
     def agreed(self, action: Callable[[], Result]) -> Result:
         """What the first rank's action returns, on all of them; it has to survive pickling.
@@ -68,7 +75,7 @@ class Ranks:
         """
         found = [self.together(lambda: action() if self.first else None)]
         if self.world_size > 1:
-            dist.broadcast_object_list(found, src=0, group=self._group)
+            dist.broadcast_object_list(found, src=0, group=self.group)
         return found[0]  # type: ignore[return-value]
 
     def in_turn(self, action: Callable[[], Result]) -> Result:
@@ -81,6 +88,14 @@ class Ranks:
         found = self.together(lambda: action() if leads else None)
         later = self.together(lambda: None if leads else action())
         return found if leads else later  # type: ignore[return-value]
+
+    def apart(self) -> "Ranks":
+        """The same ranks, talking through a group of their own, for a thread; all ranks have to ask."""
+        return replace(self, group=_patient_group()) if self.world_size > 1 else self
+
+
+def _patient_group() -> Any:
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 @contextlib.contextmanager
@@ -98,5 +113,5 @@ def joined(device_type: str = "cpu") -> Iterator[Ranks]:
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
-    yield Ranks(rank, world_size, local_rank, dist.new_group(backend="gloo", timeout=PATIENCE))
+    yield Ranks(rank, world_size, local_rank, _patient_group())
     dist.destroy_process_group()  # after an error it might wait for ranks that are gone

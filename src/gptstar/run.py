@@ -4,20 +4,22 @@ from typing import Any
 
 from rich.console import Console
 
+from gptstar.checkpoint.kept import LAST
 from gptstar.config import TrainConfig
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.errors import ConfigError, TrainingError
 from gptstar.ranks import joined
 from gptstar.training.benchmarks import EvaluateTasks
-from gptstar.training.checkpoints import LAST, SaveCheckpoints, is_trial
+from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.memory import keep_freed_memory
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.progress import StepProgress
 from gptstar.training.report import conclude
-from gptstar.training.resume import begin
+from gptstar.training.resume import begin, read_for
 from gptstar.training.run_directory import RunDirectory
+from gptstar.training.saving import BackgroundWriter
 from gptstar.training.tracker import build_loggers, close_loggers
 from gptstar.training.trainer import build_trainer, fast_forward, fit
 
@@ -37,33 +39,45 @@ def train(config: TrainConfig, config_yaml: str) -> None:
     with joined(device_type) as ranks, RunDirectory(config.output, ranks) as directory:
         config.hardware.check_world(ranks.world_size)
         console = Console(quiet=not ranks.first)
-        source = directory.start_from(config.resume)
         shards = ranks.in_turn(lambda: ensure_prepared(config.data, config.model.n_vocab, console))
         data = WindowsDataModule(
             shards,
             config.data,
             seed=config.seed,
             sequences_per_step=config.sequences_per_step,
-            micro_batch_size=config.hardware.micro_batch_size,
+            micro_batch_size=config.micro_batch_size,
             total_steps=config.total_steps,
         )
         settings = config.settings() | {f"data.mixture.{name}": blocks for name, blocks in data.mixed_blocks.items()}
-        model, state = ranks.together(
+        sharded = config.hardware.sharded
+        source = directory.start_from(
+            config.resume,
+            read=lambda path: read_for(path, ranks, sharded=sharded),
+            warn=lambda text: console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False),
+        )
+        beginning = ranks.together(
             lambda: begin(
-                source, config.model, seed=config.seed, settings=settings, shards=shards, folder=directory.path
+                source,
+                config.model,
+                seed=config.seed,
+                settings=settings,
+                shards=shards,
+                folder=directory.path,
+                sharded=sharded,
             )
         )
+        model, state = beginning.model, beginning.state
         model.use(
             attention=config.hardware.attention, activation_checkpointing=config.hardware.activation_checkpointing
         )
         data.start_step = state.step
         if state.step > config.total_steps:
             raise ConfigError(
-                f"total_steps={config.total_steps} is behind {source}, which is at step {state.step}: "
+                f"total_steps={config.total_steps} is behind {source and source[0]}, which is at step {state.step}: "
                 "give more steps, or another output"
             )
         if source is not None:
-            console.print(f"going on from {source} at step {state.step:,} of {config.total_steps:,}", soft_wrap=True)
+            console.print(f"going on from {source[0]} at step {state.step:,} of {config.total_steps:,}", soft_wrap=True)
         console.print(
             f"{config.name}: {config.model.n_params:,} parameters, {config.total_steps:,} steps of "
             f"{config.batch_tokens:,} tokens, context {config.data.context_length}, in {directory.path}",
@@ -85,7 +99,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             optimizer_state=dict(state.optimizer),
             bf16_weights=config.hardware.resolved_precision() == "bf16_weights",
             compiles=config.hardware.compiles(),
-            sharded=config.hardware.sharded,
+            materialise=beginning.materialise,
         )
         state.optimizer.clear()  # twice the model's size
 
@@ -95,8 +109,10 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             whose = {"fingerprint": shards.manifest.fingerprint, "shards": shards.address}
             return {"settings": settings, "data": whose | seen}
 
+        writer = BackgroundWriter(directory.path, keep=config.checkpoint_keep, ranks=ranks, sharded=sharded)
         saver = SaveCheckpoints(
             directory.path,
+            writer,
             every=config.checkpoint_every,
             validate_every=config.validate_every,
             total_steps=config.total_steps,
@@ -104,7 +120,6 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             describe=describe,
             validated_step=state.validated_step,
             best_loss=state.best_loss,
-            ranks=ranks,
         )
         recorder = RecordMetrics(
             log_every=config.log_every,
@@ -136,7 +151,9 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         fast_forward(trainer, state.step)
         try:
             fit(trainer, module, data, saver)
+            writer.wait()
         except TrainingError as error:
+            writer.wait()
             last = directory.path / LAST
             kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
             raise TrainingError(f"{error}; {kept}") from error

@@ -7,7 +7,6 @@ without this package. It appears under its name complete or not at all, and its 
 import contextlib
 import os
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptstar.checkpoint.kept import BEST, LAST
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.model import GPT, GPTConfig
 
 FORMAT = "gptstar"
 FORMAT_VERSION = 1
+
+DESCRIPTION = "checkpoint.json"
+"""What tells a checkpoint in parts from other folders."""
+
+OptimizerState = dict[str, dict[str, Tensor]]
+"""By parameter name, such as `{"norm.weight": {"exp_avg": …}}`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class TrainingState:
         best_loss: lowest validation loss so far, nats a token; None before the first validation.
         settings: what shapes the result, as flat dotted keys; a resume under others is refused.
         data: `fingerprint` and `shards` (folder) of the tokens read, `epochs` and `blocks` seen of it.
-        optimizer: state by parameter name, such as `{"norm.weight": {"exp_avg": …}}`.
+        optimizer: its state.
     """
 
     step: int
@@ -42,7 +48,7 @@ class TrainingState:
     best_loss: float | None
     settings: dict[str, Any]
     data: dict[str, Any]
-    optimizer: dict[str, dict[str, Tensor]]
+    optimizer: OptimizerState
 
 
 @dataclass(frozen=True)
@@ -91,15 +97,20 @@ def find(path: Path) -> Path:
     """
     if not path.is_dir():
         return path
-    for name in ("best.ckpt", "last.ckpt"):
+    for name in (BEST, LAST):
         if (path / name).exists():
             return path / name
-    if (path / "config.json").exists():
+    if in_parts(path) or (path / "config.json").exists():
         return path
     raise CheckpointError(
         f"{path} holds neither best.ckpt nor last.ckpt, nor the config.json of an exported model: give a run directory "
         "or a checkpoint"
     )
+
+
+def in_parts(path: Path) -> bool:
+    """Whether a path is a folder that the ranks of a sharded run wrote."""
+    return (path / DESCRIPTION).is_file()
 
 
 def read(path: Path) -> Checkpoint:
@@ -108,6 +119,10 @@ def read(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
     """
+    if in_parts(path):
+        from gptstar.checkpoint.parts import read_parts
+
+        return read_parts(path)
     if path.is_dir():
         from gptstar.checkpoint.huggingface.read import read_huggingface
 
@@ -162,17 +177,6 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         # torch turns a full disk into a RuntimeError about positions in the file
         cause = error.strerror or str(error) if isinstance(error, OSError) else "not all of it fits: is the disk full?"
         raise CheckpointError(f"can't write {path} ({cause}); what was there before is untouched") from error
-
-
-def duplicate(path: Path, name: str) -> None:
-    """Give a checkpoint a second name beside the first, atomically and, where the file system can, without a copy."""
-    temporary = path.with_name(f".{name}.partial")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(path)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    temporary.replace(path.with_name(name))
 
 
 def read_tensors(path: Path) -> Any:

@@ -5,6 +5,7 @@ gelu="tanh"`. With ALiBi, rotary or no positions the model knows no context leng
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, overload
 
@@ -114,13 +115,17 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.n_vocab, config.d_model)
-        self.position_embedding = nn.Embedding(config.n_ctx, config.d_model) if config.n_ctx else None
-        self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(self._block() for _ in range(config.n_layers))
-        self.norm = nn.LayerNorm(config.d_model)
+        device = torch.get_default_device()
+        with torch.device("meta"):  # each of PyTorch's modules would draw weights that are not used
+            self.token_embedding = nn.Embedding(config.n_vocab, config.d_model)
+            self.position_embedding = nn.Embedding(config.n_ctx, config.d_model) if config.n_ctx else None
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(self._block() for _ in range(config.n_layers))
+            self.norm = nn.LayerNorm(config.d_model)
         self.activation_checkpointing = False
-        self.initialise()
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.initialise()
 
     def _block(self) -> nn.Module:
         config = self.config
@@ -151,17 +156,26 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """GPT-2's initialisation: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one."""
+        """Draw new weights."""
+        for name, value in self.initial_weights():
+            self.get_parameter(name).copy_(value)
+
+    def initial_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """GPT-2's initialisation: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one.
+
+        One parameter at a time, drawn on the CPU: with the same seed the same on every device, and in parts.
+        """
         depth = self.config.n_layers * (2 if self.config.residual_init == "gpt2" else 1)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                residual = name.endswith(("attention.out", "mlp.down"))
-                nn.init.normal_(module.weight, std=INIT_STD / math.sqrt(depth) if residual else INIT_STD)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=INIT_STD)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        for name, parameter in self.named_parameters():
+            shape, norm = parameter.shape, name.rpartition(".")[0].endswith("norm")
+            if name.endswith("bias"):
+                yield name, torch.zeros(shape, device="cpu")
+            elif norm:
+                yield name, torch.ones(shape, device="cpu")
+            else:
+                residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+                std = INIT_STD / math.sqrt(depth) if residual else INIT_STD
+                yield name, torch.empty(shape, device="cpu").normal_(std=std)
 
     @overload
     def forward(self, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor: ...

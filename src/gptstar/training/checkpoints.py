@@ -11,12 +11,10 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from gptstar.checkpoint.format import Checkpoint, TrainingState, duplicate, write
+from gptstar.checkpoint.format import Checkpoint, TrainingState
 from gptstar.errors import Interrupted
-from gptstar.ranks import Ranks
 from gptstar.training.module import LanguageModelling
-
-LAST, BEST = "last.ckpt", "best.ckpt"
+from gptstar.training.saving import BackgroundWriter
 
 
 def is_trial(trainer: pl.Trainer) -> bool:
@@ -25,18 +23,19 @@ def is_trial(trainer: pl.Trainer) -> bool:
 
 
 class SaveCheckpoints(LightningCheckpoint):
-    """Keeps `last.ckpt` and `best.ckpt` in the run directory.
+    """Saves steps into the run directory.
 
     A step that is validated is saved after its validation, so that a run going on from there need not repeat it. A new
     best is also the last, so a run goes on from there at the latest.
 
     Args:
+        folder: the run directory.
+        writer: of its checkpoints.
         every: steps between saves; the last step is always saved.
         validate_every: steps between validations.
         tokenizer: JSON to store with the model.
         describe: settings and data to store for a step.
         validated_step, best_loss: where the run goes on from.
-        ranks: of the run; the first writes.
 
     Raises:
         Interrupted: from within the loop, after SIGINT or SIGTERM, once the run is saved.
@@ -45,6 +44,7 @@ class SaveCheckpoints(LightningCheckpoint):
     def __init__(
         self,
         folder: Path,
+        writer: BackgroundWriter,
         *,
         every: int,
         validate_every: int,
@@ -53,9 +53,8 @@ class SaveCheckpoints(LightningCheckpoint):
         describe: Callable[[int], dict[str, dict[str, Any]]],
         validated_step: int,
         best_loss: float | None,
-        ranks: Ranks,
     ) -> None:
-        self._ranks = ranks
+        self._writer = writer
         self._folder, self._every, self._validate_every, self._total_steps = folder, every, validate_every, total_steps
         self._tokenizer, self._describe = tokenizer, describe
         self.validated_step, self.best_loss = validated_step, best_loss
@@ -99,7 +98,7 @@ class SaveCheckpoints(LightningCheckpoint):
         validation_follows = trainer.enable_validation and self.validation_due(trainer.global_step)
         ended = pl_module.step_ended(batch_idx)
         if ended and self._due(trainer.global_step) and not validation_follows:
-            self._save(trainer, pl_module, LAST)
+            self._save(trainer, pl_module)
         if ended or trainer.world_size == 1:  # to ask the other ranks takes time
             self._stop_if_asked(trainer, pl_module)
 
@@ -116,15 +115,14 @@ class SaveCheckpoints(LightningCheckpoint):
         loss = pl_module.validation_metrics.get("validation/loss")
         if loss is not None and (self.best_loss is None or loss < self.best_loss):
             self.best_loss = loss
-            self._save(trainer, pl_module, BEST)
-            self._ranks.agreed(lambda: duplicate(self._folder / BEST, LAST))
+            self._save(trainer, pl_module, best=True)
         elif self._due(trainer.global_step) or trainer.state.fn == TrainerFn.VALIDATING:
-            self._save(trainer, pl_module, LAST)
+            self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save where training stopped, as `trainer.max_time` may stop it at any step."""
         if self._saved_step != trainer.global_step:
-            self._save(trainer, pl_module, LAST)
+            self._save(trainer, pl_module)
 
     def _due(self, step: int) -> bool:
         return step % self._every == 0 or step == self._total_steps
@@ -134,11 +132,14 @@ class SaveCheckpoints(LightningCheckpoint):
         return step % self._validate_every == 0 or step == self._total_steps
 
     def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
-            return
-        self._save(trainer, pl_module, LAST)
-        self._signal = self._signal or signal.SIGTERM  # another rank's
-        self.leave_if_asked(trainer)
+        asked = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if self._writer.failed or asked:
+            self._writer.wait()
+        if asked:
+            self._save(trainer, pl_module)
+            self._writer.wait()
+            self._signal = self._signal or signal.SIGTERM  # another rank's
+            self.leave_if_asked(trainer)
 
     def leave_if_asked(self, trainer: pl.Trainer) -> None:
         """Stop for a signal that came, once everything is saved.
@@ -154,7 +155,7 @@ class SaveCheckpoints(LightningCheckpoint):
             128 + number,
         )
 
-    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, name: str) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, best: bool = False) -> None:
         if is_trial(trainer):
             return
         assert isinstance(pl_module, LanguageModelling)
@@ -167,5 +168,5 @@ class SaveCheckpoints(LightningCheckpoint):
             **self._describe(step),
         )
         checkpoint = Checkpoint(model.config, pl_module.weights(), self._tokenizer, training)
-        self._ranks.agreed(lambda: write(self._folder / name, checkpoint))
+        self._writer.save(checkpoint, step, best=best)
         self._saved_step = step

@@ -32,7 +32,8 @@ class HardwareConfig:
     Attributes:
         precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights beside a float32
             master, which the optimizer trains and checkpoints hold; `auto`: bf16 where the device is fast at it.
-        micro_batch_size: sequences a device holds at once; memory's choice, with no effect on the result's meaning.
+        micro_batch_size: sequences a device holds at once, at most; memory's choice, with no effect on the result's
+            meaning.
         attention: how attention is computed; `auto` takes what is fastest.
         activation_checkpointing: keep only what goes into each block for the backward pass, and compute it again: a
             third more work for a fraction of the memory.

@@ -14,8 +14,9 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
+from gptstar.training.resume import Materialise
 from gptstar.training.schedule import ScheduleConfig
-from gptstar.training.sharding import full_tensor, shard, whole
+from gptstar.training.sharding import full_tensor, shard
 from gptstar.training.working_copy import WorkingCopy
 
 
@@ -39,7 +40,7 @@ class LanguageModelling(pl.LightningModule):
             means over the targets that all its micro-batches on all ranks hold together.
         bf16_weights: compute with a bfloat16 copy of the model.
         compiles: `torch.compile` what computes.
-        sharded: each rank has a part of the model, by FSDP2.
+        materialise: of a model without tensors, of which each rank is to have a part, by FSDP2.
 
     Attributes:
         step_metrics: of the last optimizer step.
@@ -64,7 +65,7 @@ class LanguageModelling(pl.LightningModule):
         fill: bool = False,
         bf16_weights: bool = False,
         compiles: bool = False,
-        sharded: bool = False,
+        materialise: Materialise | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -72,7 +73,7 @@ class LanguageModelling(pl.LightningModule):
         self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
         self.corpora = corpora
         self._end_of_text, self._fill = end_of_text, fill
-        self._bf16_weights, self._compiles, self._sharded = bf16_weights, compiles, sharded
+        self._bf16_weights, self._compiles, self._materialise = bf16_weights, compiles, materialise
         self._working_copy: WorkingCopy | None = None
         self.register_buffer("_token_bytes", torch.from_numpy(token_bytes), persistent=False)
         self._step_loss = torch.zeros(())
@@ -86,10 +87,12 @@ class LanguageModelling(pl.LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def configure_model(self) -> None:
-        """Leave this rank its part of the model."""
-        if self._sharded and not isinstance(self.model, FSDPModule):
+        """Give this rank its part of the model, and of the optimizer's state."""
+        if self._materialise is not None and not isinstance(self.model, FSDPModule):
             assert self.device_mesh is not None
             shard(self.model, self.device_mesh["data_parallel"], bf16_weights=self._bf16_weights)
+            self.model.to_empty(device=self.trainer.strategy.root_device)
+            self._optimizer_state = self._materialise(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW, its state restored where the run goes on."""
@@ -104,7 +107,7 @@ class LanguageModelling(pl.LightningModule):
 
         A cached property, so that PyTorch does not take it for a second submodule. One in parts casts as it gathers.
         """
-        if self._bf16_weights and not self._sharded:
+        if self._bf16_weights and self._materialise is None:
             self._working_copy = WorkingCopy(self.model)
         computing = self._working_copy.model if self._working_copy else self.model
         if self._compiles:
@@ -118,18 +121,22 @@ class LanguageModelling(pl.LightningModule):
             self._working_copy.refresh()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's, whole on the first rank; all ranks have to ask for them."""
-        return whole(self.model.state_dict(), keep=self.trainer.is_global_zero)
+        """The model's; of one in parts this rank's."""
+        self._reshard()
+        return self.model.state_dict()
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """State by parameter name: of the optimizer, or before there is one what it will be given; as `weights`."""
         optimizers = self.trainer.optimizers
         if not optimizers:
             return self._optimizer_state
+        self._reshard()
+        return state_by_name(optimizers[0], self.model)
+
+    def _reshard(self) -> None:
+        """A validation leaves the last parameters that it gathered, which no optimizer knows."""
         if isinstance(self.model, FSDPModule):
-            self.model.reshard()  # a validation leaves the last parameters that it gathered, which no optimizer knows
-        states = state_by_name(optimizers[0], self.model)
-        return {name: whole(state, keep=self.trainer.is_global_zero) for name, state in states.items()}
+            self.model.reshard()
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Begin a step: dropout's seed is a function of seed, step and rank, so there is no state of it to save."""

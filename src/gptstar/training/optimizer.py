@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from gptstar.errors import CheckpointError, ConfigError
-from gptstar.training.sharding import part_like
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 def load_state_by_name(
     optimizer: torch.optim.Optimizer, model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]
 ) -> None:
-    """Restore what `state_by_name` gave, whole tensors; learning rate and decay stay those of the optimizer as built.
+    """Restore what `state_by_name` gave; learning rate and decay stay those of the optimizer as built.
 
     Raises:
         CheckpointError: the state is of other parameters.
@@ -91,10 +90,5 @@ def load_state_by_name(
                 raise CheckpointError(f"the optimizer's {key} of {name} is missing or of another shape")
     tree = optimizer.state_dict()
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    parameters = {name: parameter for parameter, name in names.items()}
-    tree["state"] = {
-        index: {key: part_like(parameters[name], value) for key, value in states[name].items()}
-        for index, name in enumerate(ordered)
-        if name in states
-    }
+    tree["state"] = {index: dict(states[name]) for index, name in enumerate(ordered) if name in states}
     optimizer.load_state_dict(tree)

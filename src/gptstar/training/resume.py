@@ -1,63 +1,128 @@
 """Beginning a run, or going on from a checkpoint under the settings that made it."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gptstar.checkpoint.format import Checkpoint, TrainingState, read
+from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, in_parts, read
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.model import GPT, GPTConfig
+from gptstar.ranks import Ranks
+from gptstar.training.sharding import fill, load_sharded, parts_of
 
 START_ONLY = {"model.residual_init"}
 """Settings that matter to a run's first step alone."""
 
 
+Materialise = Callable[[GPT], OptimizerState]
+"""Gives a model in parts, whose tensors are empty, its weights; returns the optimizer's state, in parts too."""
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with.
+
+    Attributes:
+        model: in train mode; of one that is to be sharded the shapes alone.
+        state: to train it from.
+        materialise: of one that is to be sharded.
+    """
+
+    model: GPT
+    state: TrainingState
+    materialise: Materialise | None = None
+
+
+def read_for(path: Path, ranks: Ranks, *, sharded: bool) -> Checkpoint:
+    """A checkpoint, verified; without its tensors where each rank will read its own parts.
+
+    Raises:
+        CheckpointError: damaged; names the file.
+    """
+    if sharded and in_parts(path):
+        from gptstar.checkpoint.parts import describe, verify_parts
+
+        verify_parts(path, (ranks.rank, ranks.world_size))
+        return describe(path)[0]
+    return read(path)
+
+
 def begin(
-    source: Path | None,
+    source: tuple[Path, Checkpoint] | None,
     config: GPTConfig,
     *,
     seed: int,
     settings: dict[str, Any],
     shards: ShardFolder,
     folder: Path,
-) -> tuple[GPT, TrainingState]:
-    """A model in train mode, and the state to train it from.
+    sharded: bool = False,
+) -> Beginning:
+    """A model and its state, new or those of a checkpoint.
 
     Args:
-        source: a checkpoint to go on from; None begins with new weights. One without training state lends its weights
-            to a run that begins at step 0.
+        source: what to go on from; None begins with new weights. One without training state lends its weights to a run
+            that begins at step 0.
         settings: what shapes the result, as flat dotted keys.
         folder: the run directory.
+        sharded: each rank is to have a part of the model.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or of another tokenizer.
+        CheckpointError: the checkpoint is of another tokenizer, or its weights don't fit.
         ConfigError: it was made under other settings or from other data; names the keys.
     """
     new = TrainingState(0, 0, None, settings, data={}, optimizer={})
     if source is None:
-        torch.manual_seed(seed)
-        return GPT(config), new
-    checkpoint = read(source)
+        if not sharded:
+            torch.manual_seed(seed)
+            return Beginning(GPT(config), new)
+
+        def draw(model: GPT) -> OptimizerState:
+            torch.manual_seed(seed)
+            fill(model, model.initial_weights())
+            return {}
+
+        return Beginning(_shape_of(config), new, draw)
+    path, checkpoint = source
+    state = _checked_state(path, checkpoint, config, settings, shards) or new
+    if path.resolve().parent != folder.resolve():
+        state = replace(state, best_loss=None)  # a run's best is its own
+    if not sharded:
+        return Beginning(checkpoint.build().train(), state)
+
+    def restore(model: GPT) -> OptimizerState:
+        if in_parts(path):
+            return load_sharded(path, model)
+        fill(model, checkpoint.weights.items())
+        return parts_of(state.optimizer, model)
+
+    return Beginning(_shape_of(config), state, restore)
+
+
+def _shape_of(config: GPTConfig) -> GPT:
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def _checked_state(
+    path: Path, checkpoint: Checkpoint, config: GPTConfig, settings: dict[str, Any], shards: ShardFolder
+) -> TrainingState | None:
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != shards.manifest.tokenizer:
         raise CheckpointError(
-            f"{source} was made with another tokenizer than the shards in {shards.folder}: "
-            "prepare the text with its own"
+            f"{path} was made with another tokenizer than the shards in {shards.folder}: prepare the text with its own"
         )
-    state = checkpoint.training or new
-    seen = state.data.get("fingerprint")
-    if seen not in (None, shards.manifest.fingerprint):
+    seen = checkpoint.training.data.get("fingerprint") if checkpoint.training else None
+    if checkpoint.training and seen not in (None, shards.manifest.fingerprint):
         raise ConfigError(
-            f"{source} has read the shards in {state.data['shards']}, and those in {shards.folder} hold other tokens: "
-            "give the same data, or choose another output to begin anew"
+            f"{path} has read the shards in {checkpoint.training.data['shards']}, and those in {shards.folder} hold "
+            "other tokens: give the same data, or choose another output to begin anew"
         )
-    _check_settings(source, checkpoint, config, settings)
-    if source.resolve().parent != folder.resolve():
-        state = replace(state, best_loss=None)  # a run's best is its own
-    return checkpoint.build().train(), state
+    _check_settings(path, checkpoint, config, settings)
+    return checkpoint.training
 
 
 def _check_settings(path: Path, checkpoint: Checkpoint, config: GPTConfig, settings: dict[str, Any]) -> None:

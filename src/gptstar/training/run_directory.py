@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -12,10 +13,10 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from gptstar import __version__
-from gptstar.checkpoint.format import duplicate
-from gptstar.errors import ConfigError
+from gptstar.checkpoint.format import Checkpoint
+from gptstar.checkpoint.kept import LAST, call, newest_first
+from gptstar.errors import CheckpointError, ConfigError
 from gptstar.ranks import Ranks
-from gptstar.training.checkpoints import BEST, LAST
 
 PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
 
@@ -56,29 +57,49 @@ class RunDirectory:
             self._lock.release()
             _remove_unused(self.path)
 
-    def start_from(self, resume: str) -> Path | None:
-        """The checkpoint to go on from, or None to begin.
+    def start_from(
+        self, resume: str, read: Callable[[Path], Checkpoint], warn: Callable[[str], None]
+    ) -> tuple[Path, Checkpoint] | None:
+        """The checkpoint to go on from, or None to begin. Where the directory's newest is damaged, the one before it.
+
+        Args:
+            resume: as configured.
+            read: each rank's way to read a checkpoint, and refuse it.
+            warn: told of each that is passed over.
 
         Raises:
             ConfigError: `never`, and the directory holds a run; or it holds what no run wrote.
+            CheckpointError: none is whole.
         """
-        return self._ranks.agreed(lambda: self._start_from(resume))
+        paths = self._ranks.agreed(lambda: self._candidates(resume))
+        for number, path in enumerate(paths, start=1):
+            checkpoint, problem = None, None
+            try:
+                checkpoint = read(path)
+            except CheckpointError as error:
+                problem = str(error)
+            problems = [each for each in self._ranks.gathered(problem) if each]
+            if checkpoint is not None and not problems:
+                return path, checkpoint
+            if number == len(paths):
+                raise CheckpointError(problems[0])
+            warn(f"{problems[0]}; trying {paths[number].name}")
+        return None
 
-    def _start_from(self, resume: str) -> Path | None:
+    def _candidates(self, resume: str) -> list[Path]:
         holds = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")}
         if holds and "versions.json" not in holds:
             raise ConfigError(f"output={self.path} holds files that are not a run's: choose another folder")
         if resume == "never" and holds:
             raise ConfigError(f"output={self.path} holds a run and resume=never: choose another output")
-        if BEST in holds and LAST not in holds:
-            duplicate(self.path / BEST, LAST)
-            holds.add(LAST)
-        own = self.path / LAST if LAST in holds else None
+        own = newest_first(self.path)
+        if own and not (self.path / LAST).exists():
+            call(own[0], LAST)
         named = None if resume in ("auto", "never") else Path(resume)
-        if named is not None and named.is_dir():
+        if named is not None and (named / LAST).exists():
             named = named / LAST
-        if named is not None and (own is None or named.resolve().parent == self.path.resolve()):
-            return named
+        if named is not None and (not own or named.resolve().parent == self.path.resolve()):
+            return [named]
         return own
 
     def describe(self, config_yaml: str, data_fingerprint: str) -> None:

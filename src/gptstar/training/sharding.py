@@ -1,6 +1,7 @@
 """A model in parts, one on each rank (FSDP2), and whole tensors from and to the parts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from gptstar.checkpoint.format import OptimizerState
+from gptstar.errors import CheckpointError
 from gptstar.model import GPT
 
 
@@ -34,20 +37,61 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors, gathered one by one; those in parts are then on the CPU, and only where they are to be kept."""
-    gathered: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        full = full_tensor(tensor)
-        if keep:
-            gathered[name] = full.cpu() if full is not tensor else full
-    return gathered
-
-
 def part_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """This rank's part of a whole tensor as large as a parameter; of any other, as of the whole one, a copy."""
+    """This rank's part of a whole tensor as large as a parameter; any other as it is."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(
             value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
         )
-    return value.clone()
+    return value
+
+
+@torch.no_grad()
+def fill(model: GPT, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Give a model in parts its weights, whole tensors by name; one at a time is held.
+
+    Raises:
+        CheckpointError: they are another model's.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in weights:
+        parameter = parameters.pop(name, None)
+        if parameter is None or parameter.shape != value.shape:
+            raise CheckpointError(f"the weights don't fit the model they came with ({name})")
+        parameter.copy_(part_like(parameter, value))
+    if parameters:
+        raise CheckpointError(f"the weights don't fit the model they came with (no {next(iter(parameters))})")
+
+
+def parts_of(states: OptimizerState, model: GPT) -> OptimizerState:
+    """This rank's parts of the optimizer's state."""
+    parameters = dict(model.named_parameters())
+    return {
+        name: {key: part_like(parameters[name], value) if name in parameters else value for key, value in state.items()}
+        for name, state in states.items()
+    }
+
+
+def load_sharded(path: Path, model: GPT) -> OptimizerState:
+    """Read this rank's parts of a checkpoint in parts into a model; returns those of the optimizer's state.
+
+    Raises:
+        CheckpointError: it is another model's, or damaged.
+    """
+    from gptstar.checkpoint.parts import load_parts, tensors_in
+
+    parameters = dict(model.named_parameters())
+    states: OptimizerState = {}
+    for name, about in tensors_in(path).items():
+        whose, _, rest = name.partition(".")
+        parameter, _, key = rest.rpartition(".")
+        if whose == "optimizer":
+            like = parameters.get(parameter)
+            in_parts = like is not None and like.shape == about.size
+            states.setdefault(parameter, {})[key] = (
+                torch.zeros_like(like.detach()) if in_parts else torch.zeros(about.size)  # type: ignore[union-attr]
+            )
+    wanted = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
+    wanted |= {f"optimizer.{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+    load_parts(path, wanted)
+    return states

@@ -6,10 +6,9 @@ What a run does, in order, is in `src/gptstar/run.py`.
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from gptstar.cli import job, one_line_errors, words_of_this_job
+from gptstar.cli import job, one_line_errors
 from gptstar.config import TrainConfig
 from gptstar.launch import launch, launches
-from gptstar.run import train
 from gptstar.training.sweep import register_job_names
 
 
@@ -19,8 +18,10 @@ def main(composed: DictConfig) -> None:
     with job(composed):
         config = TrainConfig.parse(composed)
         if launches(config.hardware):
-            launch(__file__, words_of_this_job(composed), config.hardware)
+            launch(__file__, composed, config.hardware)
         else:
+            from gptstar.run import train  # Lightning takes seconds, which --help and a launcher need not wait
+
             train(config, OmegaConf.to_yaml(composed, resolve=True))
 
 

@@ -20,15 +20,16 @@ RANKS = [
     {"evaluation"},
     {"training"},
     {"config"},
-    {"run", "launch"},
+    {"run"},
     {"data_commands", "evaluation_commands"},
     {"cli"},
+    {"launch"},
 ]
 """Imports point to an earlier line only."""
 
 THIRD_PARTIES = {
-    "hydra": {"cli", "training/sweep"},
-    "omegaconf": {"config", "cli", "training/sweep"},
+    "hydra": {"cli", "launch", "training/sweep"},
+    "omegaconf": {"config", "cli", "launch", "training/sweep"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},
     "huggingface_hub": {"data/text/hub", "evaluation/tasks/hub"},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptstar import __version__
 from gptstar.data_commands import add_data_commands
-from gptstar.errors import CheckpointError, ConfigError, Interrupted, Refusal, RefusedElsewhere
+from gptstar.errors import CheckpointError, ConfigError, Interrupted, RankLost, Refusal, RefusedElsewhere
 from gptstar.evaluation_commands import add_evaluation_commands
 
 if TYPE_CHECKING:
@@ -41,8 +41,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except RefusedElsewhere as error:
         raise SystemExit(1) from error
+    except RankLost as error:  # one line a machine is enough
+        _refuse(str(error), 1, speaks=os.environ.get("LOCAL_RANK") == "0")
     except Interrupted as error:
-        _refuse(str(error), error.exit_code)
+        _refuse(str(error), error.exit_code, speaks=os.environ.get("RANK", "0") == "0")
     except Refusal as error:
         _refuse(str(error), 1)
     except (HydraException, OmegaConfBaseException) as error:
@@ -73,26 +75,17 @@ def job(composed: "DictConfig") -> Iterator[None]:
     with contextlib.nullcontext() if hydra_config.mode is RunMode.MULTIRUN else one_line_errors():
         try:
             yield
-        except Interrupted as error:
-            _refuse(str(error), error.exit_code)  # ends a sweep too
+        except Interrupted as error:  # ends a sweep too
+            _refuse(str(error), error.exit_code, speaks=os.environ.get("RANK", "0") == "0")
         except Refusal:
             with contextlib.suppress(OSError):  # raised where it is not empty
                 Path(composed.output).rmdir()
             raise
 
 
-def words_of_this_job(composed: "DictConfig") -> list[str]:
-    """What to type for the job that runs now, in its own folder, whether it is by itself or one of a sweep."""
-    from hydra.core.hydra_config import HydraConfig
-
-    hydra_config = HydraConfig.get()
-    folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]
-    chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith("output=")]
-    return [*(word for folder in folders for word in ("--config-dir", folder)), *chosen, f"output='{composed.output}'"]
-
-
-def _refuse(message: str, exit_code: int) -> None:
-    print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+def _refuse(message: str, exit_code: int, *, speaks: bool = True) -> None:
+    if speaks:
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(exit_code)
 
 
@@ -126,7 +119,7 @@ def _sets(path: Path, key: str) -> bool:
 
 
 def _explain_trainer_option(key: str) -> str:
-    from gptstar.training.trainer import check_trainer_options
+    from gptstar.training.options import check_trainer_options
 
     try:
         check_trainer_options({key: None})

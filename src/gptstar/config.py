@@ -22,9 +22,9 @@ from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.model import GPTConfig
 from gptstar.training.hardware import HardwareConfig
 from gptstar.training.optimizer import OptimizerConfig
+from gptstar.training.options import check_trainer_options
 from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.tracker import TrackerConfig
-from gptstar.training.trainer import check_trainer_options
 
 Config = TypeVar("Config")
 

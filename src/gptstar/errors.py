@@ -31,6 +31,10 @@ class RefusedElsewhere(Refusal):
     """Another rank of this job refused, and says why; this one only ends."""
 
 
+class RankLost(Refusal):
+    """The connection to another rank of this job broke."""
+
+
 class Interrupted(Refusal):
     """A run that a signal stopped, after it had saved.
 

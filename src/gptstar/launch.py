@@ -5,12 +5,14 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from gptstar.cli import SHOW_ALL
 from gptstar.errors import ConfigError, Interrupted, TrainingError
 from gptstar.training.hardware import HardwareConfig
 
@@ -34,8 +36,11 @@ def launches(hardware: HardwareConfig) -> bool:
     return True
 
 
-def launch(script: str, arguments: Sequence[str], hardware: HardwareConfig) -> None:
-    """Run a script in a process for each device, and wait. Where one fails, all end.
+def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
+    """Run a script's job again in a process for each device, and wait. Where one fails, all end.
+
+    Args:
+        composed: the job's configuration.
 
     Raises:
         Interrupted: a signal came, which all were told of.
@@ -56,8 +61,10 @@ def launch(script: str, arguments: Sequence[str], hardware: HardwareConfig) -> N
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
     )
+    if not SHOW_ALL:
+        os.environ.pop("HYDRA_FULL_ERROR", None)  # set by us, and not meant for the ranks
     try:
-        elastic_launch(config, sys.executable)(script, *arguments)
+        elastic_launch(config, sys.executable)(script, *_words(composed))
     except SignalException as error:
         number = int(error.sigval)
         raise Interrupted(
@@ -72,3 +79,11 @@ def launch(script: str, arguments: Sequence[str], hardware: HardwareConfig) -> N
             f"rank {rank} of {hardware.world_size} died ({how}), and the others were ended; the same command with the "
             "same output goes on from the last checkpoint"
         ) from error
+
+
+def _words(composed: DictConfig) -> list[str]:
+    """What to type for the job that runs now, in its own folder, whether it is by itself or one of a sweep."""
+    hydra_config = HydraConfig.get()
+    folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]
+    chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith("output=")]
+    return [*(word for folder in folders for word in ("--config-dir", folder)), *chosen, f"output='{composed.output}'"]

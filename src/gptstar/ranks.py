@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -10,9 +11,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from gptstar.errors import Refusal, RefusedElsewhere
+from gptstar.errors import RankLost, Refusal, RefusedElsewhere
 
 Result = TypeVar("Result")
+
+BROKEN = r"[Cc]onnection (closed|reset|refused)|Broken pipe|closed by peer|process exited|ncclRemoteError"
+"""What PyTorch's errors say where another process is gone."""
 
 PATIENCE = timedelta(days=30)
 """While one rank prepares text or reads a task's items, the others wait."""
@@ -89,6 +93,10 @@ class Ranks:
         later = self.together(lambda: None if leads else action())
         return found if leads else later  # type: ignore[return-value]
 
+    def alike(self, refusal: Refusal) -> Refusal:
+        """What to raise where all ranks refuse for the same reason, so that one of them says it."""
+        return refusal if self.first else RefusedElsewhere(str(refusal))
+
     def apart(self) -> "Ranks":
         """The same ranks, talking through a group of their own, for a thread; all ranks have to ask."""
         return replace(self, group=_patient_group()) if self.world_size > 1 else self
@@ -113,5 +121,13 @@ def joined(device_type: str = "cpu") -> Iterator[Ranks]:
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
-    yield Ranks(rank, world_size, local_rank, _patient_group())
+    try:
+        yield Ranks(rank, world_size, local_rank, _patient_group())
+    except RuntimeError as error:
+        if not re.search(BROKEN, str(error)):
+            raise
+        raise RankLost(
+            f"rank {rank} lost the connection to another rank, which died or whose machine did; the same command with "
+            "the same output goes on from the last checkpoint"
+        ) from error
     dist.destroy_process_group()  # after an error it might wait for ranks that are gone

@@ -72,9 +72,11 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         )
         data.start_step = state.step
         if state.step > config.total_steps:
-            raise ConfigError(
-                f"total_steps={config.total_steps} is behind {source and source[0]}, which is at step {state.step}: "
-                "give more steps, or another output"
+            raise ranks.alike(
+                ConfigError(
+                    f"total_steps={config.total_steps} is behind {source and source[0]}, which is at step "
+                    f"{state.step}: give more steps, or another output"
+                )
             )
         if source is not None:
             console.print(f"going on from {source[0]} at step {state.step:,} of {config.total_steps:,}", soft_wrap=True)
@@ -101,7 +103,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             compiles=config.hardware.compiles(),
             materialise=beginning.materialise,
         )
-        state.optimizer.clear()  # twice the model's size
+        if not sharded:
+            state.optimizer.clear()  # twice the model's size
 
         def describe(step: int) -> dict[str, dict[str, Any]]:
             blocks = step * config.batch_tokens // config.data.block_tokens
@@ -156,7 +159,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             writer.wait()
             last = directory.path / LAST
             kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
-            raise TrainingError(f"{error}; {kept}") from error
+            raise ranks.alike(TrainingError(f"{error}; {kept}")) from error
         finally:
             close_loggers(trainer.loggers)
             saver.stop_listening()

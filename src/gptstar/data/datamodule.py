@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from gptstar.data.config import DataConfig
 from gptstar.data.order.training_data import training_data, validation_data
-from gptstar.data.order.windows import StepSampler, Windows
+from gptstar.data.order.windows import BLANK, StepSampler, Windows
 from gptstar.data.storage.prefetch import PLANNED_SHARE, BatchesAhead
 from gptstar.data.storage.remote import RemoteTokens
 from gptstar.data.storage.shards import ShardFolder
@@ -82,7 +83,9 @@ class WindowsDataModule(pl.LightningDataModule):
         loaders: list[DataLoader[Tensor]] = []
         for windows in self.validation.values():
             blocks = min(windows.n_blocks, self._config.validation_tokens // self._config.block_tokens)
-            numbers = list(range(blocks * windows.windows_per_block))[rank::world_size]
+            numbers = np.arange(blocks * windows.windows_per_block)
+            padding = -len(numbers) % world_size  # every rank computes as often as the others, who may wait for it
+            numbers = np.append(numbers, np.full(padding, BLANK))[rank::world_size].tolist()
             size = self._micro_batch_size
             loaders.append(self._loader(windows, [numbers[i : i + size] for i in range(0, len(numbers), size)]))
         return loaders

@@ -148,8 +148,7 @@ class LanguageModelling(pl.LightningModule):
 
     def _loss(self, windows: Tensor, reduction: Literal["none", "sum"]) -> Tensor:
         """`(sequence, context_length + 1)` → the loss of each target, nats, 0 where there is none; or their sum."""
-        inputs, targets = windows[:, :-1], windows[:, 1:]
-        inputs = inputs.clamp(min=0) if self._fill else inputs
+        inputs, targets = windows[:, :-1].clamp(min=0), windows[:, 1:]
         return self._computing(inputs, targets, documents=self._documents(inputs), reduction=reduction)
 
     def _documents(self, inputs: Tensor) -> Tensor | None:

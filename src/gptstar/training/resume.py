@@ -98,7 +98,10 @@ def begin(
         if in_parts(path):
             return load_sharded(path, model)
         fill(model, checkpoint.weights.items())
-        return parts_of(state.optimizer, model)
+        states = parts_of(state.optimizer, model)
+        checkpoint.weights.clear()
+        state.optimizer.clear()
+        return states
 
     return Beginning(_shape_of(config), state, restore)
 

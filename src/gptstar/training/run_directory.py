@@ -82,7 +82,7 @@ class RunDirectory:
             if checkpoint is not None and not problems:
                 return path, checkpoint
             if number == len(paths):
-                raise CheckpointError(problems[0])
+                raise self._ranks.alike(CheckpointError(problems[0]))
             warn(f"{problems[0]}; trying {paths[number].name}")
         return None
 

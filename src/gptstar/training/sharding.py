@@ -67,7 +67,10 @@ def parts_of(states: OptimizerState, model: GPT) -> OptimizerState:
     """This rank's parts of the optimizer's state."""
     parameters = dict(model.named_parameters())
     return {
-        name: {key: part_like(parameters[name], value) if name in parameters else value for key, value in state.items()}
+        name: {
+            key: part_like(parameters[name], value).clone() if name in parameters else value
+            for key, value in state.items()
+        }
         for name, state in states.items()
     }
 

@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
-
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from lightning.pytorch.loggers.logger import Logger
+from typing import TYPE_CHECKING, Literal
 
 from gptstar.errors import ConfigError
-from gptstar.training.metrics import MetricsCSV
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers.logger import Logger
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,12 @@ class TrackerConfig:
             raise ConfigError(f"tracker={self.kind} needs the package {self.kind}: pip install 'gptstar[{self.kind}]'")
 
 
-def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: int) -> list[Logger]:
+def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: int) -> list["Logger"]:
     """The CSV, and what `tracker` asks for beside it."""
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger  # takes seconds
+
+    from gptstar.training.metrics import MetricsCSV
+
     loggers: list[Logger] = [MetricsCSV(folder, start_step)]
     if tracker.kind == "tensorboard":
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
@@ -55,8 +58,10 @@ def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: i
     return loggers
 
 
-def close_loggers(loggers: Sequence[Logger]) -> None:
+def close_loggers(loggers: Sequence["Logger"]) -> None:
     """Finish what outlives a trainer: wandb's run would go on into the next job of a sweep."""
+    from lightning.pytorch.loggers import WandbLogger
+
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

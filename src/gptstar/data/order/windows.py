@@ -18,6 +18,9 @@ from gptstar.errors import ConfigError
 NO_TARGET = -1
 """Stands where a window reaches beyond its document."""
 
+BLANK = -1
+"""The number of a window that holds no target."""
+
 
 class Windows(Dataset[Tensor]):
     """Windows of several token streams by number, in the order of the streams.
@@ -73,10 +76,10 @@ class Windows(Dataset[Tensor]):
         first_windows = (self._first_blocks[streams] + blocks) * self.windows_per_block
         return (first_windows[:, None] + np.arange(self.windows_per_block)).reshape(-1)
 
-    def starts(self, numbers: Sequence[int]) -> np.ndarray:
+    def starts(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """`(window,)`, int64: where windows begin in `tokens`."""
         if self._documents is not None:
-            return self._starts_in(self._documents, numbers)[0]
+            return self._starts_in(self._documents, np.asarray(numbers))[0]
         blocks, parts = np.divmod(np.asarray(numbers, dtype=np.int64), self.windows_per_block)
         streams = np.searchsorted(self._block_ends, blocks, side="right")
         in_stream = (blocks - self._first_blocks[streams]) * self.block_tokens + parts * self.context_length
@@ -84,14 +87,17 @@ class Windows(Dataset[Tensor]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
         """`(window, context_length + 1)`, int64; the last target of one window is the first input of the next."""
+        present = np.maximum(np.asarray(numbers, dtype=np.int64), 0)
         if self._documents is None:
-            return torch.from_numpy(self.tokens.gather(self.starts(numbers), self.context_length + 1))
-        starts, left = self._starts_in(self._documents, numbers)
-        windows = self.tokens.gather(starts, self.context_length + 1)
-        windows[np.arange(self.context_length + 1) > left[:, None]] = NO_TARGET
+            windows = self.tokens.gather(self.starts(present), self.context_length + 1)
+        else:
+            starts, left = self._starts_in(self._documents, present)
+            windows = self.tokens.gather(starts, self.context_length + 1)
+            windows[np.arange(self.context_length + 1) > left[:, None]] = NO_TARGET
+        windows[np.asarray(numbers) == BLANK] = NO_TARGET
         return torch.from_numpy(windows)
 
-    def _starts_in(self, documents: DocumentBlocks, numbers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _starts_in(self, documents: DocumentBlocks, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each `(window,)`, int64: where windows begin, and the targets left of their documents, less than 0 beyond."""
         blocks, parts = np.divmod(np.asarray(numbers, dtype=np.int64), self.windows_per_block)
         starts, left = documents.starts(blocks)

@@ -1,0 +1,62 @@
+"""Options passed through to Lightning's Trainer, and which are not."""
+
+import inspect
+from difflib import get_close_matches
+from typing import Any
+
+from gptstar.errors import ConfigError
+
+OURS = {
+    "accelerator": "hardware.accelerator",
+    "devices": "hardware.devices",
+    "precision": "hardware.precision",
+    "max_steps": "total_steps",
+    "min_steps": "total_steps",
+    "max_epochs": "total_steps",
+    "min_epochs": "total_steps",
+    "accumulate_grad_batches": "batch_tokens and hardware.micro_batch_size",
+    "gradient_clip_val": "optimizer.gradient_clipping",
+    "gradient_clip_algorithm": "optimizer.gradient_clipping",
+    "val_check_interval": "validate_every",
+    "check_val_every_n_epoch": "validate_every",
+    "log_every_n_steps": "log_every",
+    "logger": "tracker",
+    "default_root_dir": "output",
+    "callbacks": "the code",
+    "plugins": "the code",
+    "strategy": "hardware.strategy",
+    "num_nodes": "hardware.nodes",
+    "use_distributed_sampler": "the code",
+    "num_sanity_val_steps": "the code",
+    "enable_progress_bar": "the code",
+    "enable_checkpointing": "checkpoint_every",
+    "enable_model_summary": "the code",
+    "barebones": "the code",
+}
+"""Trainer options that follow from other keys."""
+
+
+def check_trainer_options(options: dict[str, Any]) -> None:
+    """Refuse what the Trainer doesn't take, or what another key decides.
+
+    Raises:
+        ConfigError: names the key and the valid one.
+    """
+    for key in ("overfit_batches", "limit_train_batches"):
+        value = options.get(key, 1)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ConfigError(f"trainer.{key}={value} is not a whole number of 1 or more; it counts optimizer steps")
+    if not options:
+        return
+    import lightning.pytorch as pl  # takes seconds, and a configuration is read by those who don't train, too
+
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
+    for key in options:
+        if key in OURS:
+            raise ConfigError(f"trainer.{key} is not passed through: it follows from {OURS[key]}")
+        if key not in known:
+            near = get_close_matches(key, sorted(known - set(OURS)), 1)
+            raise ConfigError(
+                f"trainer.{key} is no option of Lightning's Trainer"
+                + (f": did you mean trainer.{near[0]}?" if near else "")
+            )

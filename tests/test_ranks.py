@@ -1,0 +1,189 @@
+"""Runs of several processes: the same run as one process makes, whatever stops them."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_here, run_script
+from test_training import damage
+
+from gptstar.checkpoint.format import read
+from gptstar.checkpoint.kept import newest_first
+from gptstar.training.metrics import read_metrics
+
+Overrides = Callable[..., list[str]]
+
+ODD = ("model.n_vocab=301", "optimizer.gradient_clipping=0.5", "data.validation_tokens=1056")
+"""Sizes that two ranks can't share evenly, and a gradient that is clipped at most steps."""
+
+
+def on(ranks: int, strategy: str) -> list[str]:
+    """Overrides for so many processes on a CPU."""
+    size = f"hardware.micro_batch_size={4 // ranks}"
+    return [f"hardware={strategy}", f"hardware.devices={ranks}", "hardware.accelerator=cpu", size]
+
+
+def train(overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    done = run_script("train.py", overrides)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def curve(folder: Path, name: str) -> dict[int, float]:
+    return {int(row["step"]): float(row[name]) for row in read_metrics(folder) if row.get(name) is not None}
+
+
+def assert_agree(one: Path, other: Path) -> None:
+    """Losses and gradients step by step, validation, weights and the optimizer's state, within rounding."""
+    for name in ("train/loss", "validation/loss", "gradient_norm"):
+        ours, theirs = curve(one, name), curve(other, name)
+        assert ours.keys() == theirs.keys()
+        for step, value in ours.items():
+            assert theirs[step] == pytest.approx(value, rel=1e-5), (name, step)
+    mine, its = read(one / "last.ckpt"), read(other / "last.ckpt")
+    torch.testing.assert_close(its.weights, mine.weights, rtol=0, atol=2e-5)
+    torch.testing.assert_close(its.training.optimizer, mine.training.optimizer, rtol=1e-3, atol=1e-6)
+    assert its.training.settings == mine.training.settings
+
+
+def one_line(stderr: str) -> str:
+    lines = [line for line in stderr.strip().splitlines() if line]
+    assert len(lines) == 1, stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def alone(overrides: Overrides, tmp_path: Path) -> Callable[..., Path]:
+    def run(*more: str) -> Path:
+        run_here(overrides(*ODD, *more, output="alone"))
+        return tmp_path / "alone"
+
+    return run
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
+    strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
+) -> None:
+    one = alone("total_steps=56")
+    clipped = [norm for norm in curve(one, "gradient_norm").values() if norm > 0.5]
+    assert len(clipped) > 25
+    done = train(overrides(*ODD, *on(2, strategy), "total_steps=50", "schedule.decay_until=56"))
+    assert done.stdout.count("parameters, 50 steps") == 1  # one rank speaks
+    assert (tmp_path / "run/last.ckpt").is_dir() == (strategy == "fsdp")
+    run_here(overrides(*ODD, "total_steps=56"))
+    assert_agree(one, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_at_other_numbers_of_ranks(
+    overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
+) -> None:
+    """In parts, whole, and in parts again: FSDP by 2, one process, FSDP by 2, DDP by 4."""
+    one = alone("total_steps=24")
+    for steps, places in ((6, on(2, "fsdp")), (11, on(1, "cpu")), (17, on(2, "fsdp")), (24, on(4, "ddp"))):
+        train(overrides(*ODD, *places, f"total_steps={steps}", "schedule.decay_until=24", "validate_every=100"))
+    ours, theirs = curve(one, "train/loss"), curve(tmp_path / "run", "train/loss")
+    assert list(theirs) == list(ours)
+    assert all(theirs[step] == pytest.approx(loss, rel=1e-5) for step, loss in ours.items())
+    torch.testing.assert_close(
+        read(tmp_path / "run/last.ckpt").weights, read(one / "last.ckpt").weights, rtol=0, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("how", ["missing", *(pytest.param(how, marks=pytest.mark.slow) for how in ("cut", "flipped"))])
+def test_a_damaged_part_is_named_and_the_checkpoint_before_is_gone_on_from(
+    how: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
+) -> None:
+    one = alone("total_steps=16", "validate_every=100")
+    more = [*ODD, *on(2, "fsdp"), "schedule.decay_until=16", "validate_every=100"]
+    train(overrides(*more, "total_steps=12"))
+    newest, before = newest_first(tmp_path / "run")[:2]
+    part = newest / "__1_0.distcp"
+    if how == "missing":
+        part.unlink()
+    else:
+        damage(part, how)
+    done = train(overrides(*more, "total_steps=16"))
+    said = " ".join(done.stdout.split())
+    assert re.search(rf"warning: \S*{newest.name}\b[^;]*__1_0\.distcp[^;]*; trying {before.name}", said), said
+    assert "at step 10 of 16" in said
+    assert_agree(one, tmp_path / "run")
+
+
+class Running:
+    """`train.py` in the background, and the processes of its ranks."""
+
+    def __init__(self, overrides: list[str], folder: Path) -> None:
+        command = [sys.executable, str(ROOT / "train.py"), *overrides]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self._metrics = folder / "metrics.csv"
+
+    def reach(self, step: int) -> None:
+        deadline = time.monotonic() + 120
+        while not (self._metrics.exists() and f"\n{step}," in self._metrics.read_text()):
+            assert self._process.poll() is None, self._process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def send(self, number: signal.Signals, rank: int | None = None) -> None:
+        pid = self._process.pid
+        if rank is not None:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            environments = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
+            pid = next(int(child) for child, words in environments.items() if f"RANK={rank}".encode() in words)
+        subprocess.run(["kill", f"-{number}", str(pid)], check=True)
+
+    def end(self) -> tuple[int, float, str]:
+        """Exit status, seconds until then, and what it said on stderr."""
+        began = time.monotonic()
+        _, errors = self._process.communicate(timeout=60)
+        return self._process.returncode, time.monotonic() - began, errors
+
+
+FOREVER = ("total_steps=100000", "schedule.decay_until=1000", "validate_every=100000")
+
+
+def test_a_rank_that_dies_takes_the_run_down_and_is_named(overrides: Overrides, tmp_path: Path) -> None:
+    running = Running(overrides(*FOREVER, *on(2, "ddp")), tmp_path / "run")
+    running.reach(12)
+    running.send(signal.SIGKILL, rank=1)
+    status, seconds, errors = running.end()
+    assert status == 1
+    assert seconds < 15
+    assert "error: rank 1 of 2 died (SIGKILL)" in errors
+    assert all(line.startswith("error: rank ") for line in errors.strip().splitlines()), errors
+    assert read(tmp_path / "run/last.ckpt").training.step >= 10
+
+
+@pytest.mark.parametrize("rank", [None, pytest.param(1, marks=pytest.mark.slow)])
+def test_sigterm_saves_and_ends_all_ranks(rank: int | None, overrides: Overrides, tmp_path: Path) -> None:
+    running = Running(overrides(*FOREVER, "checkpoint_every=100000", *on(2, "fsdp")), tmp_path / "run")
+    running.reach(12)
+    running.send(signal.SIGTERM, rank)
+    status, seconds, errors = running.end()
+    assert status == 128 + signal.SIGTERM, errors
+    assert seconds < 15
+    assert re.search(r"SIGTERM at step \d+ of 100000: saved", errors)
+    step = read(tmp_path / "run/last.ckpt").training.step
+    assert step == max(curve(tmp_path / "run", "train/loss"))
+
+
+def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/mine.txt").touch()
+    done = run_script("train.py", overrides(*on(2, "ddp")))
+    assert done.returncode == 1
+    assert "holds files that are not a run's" in one_line(done.stderr)
+
+
+def test_several_nodes_are_not_started_from_one(overrides: Overrides) -> None:
+    done = run_script("train.py", overrides("hardware=multi_node", "hardware.devices=1", "hardware.accelerator=cpu"))
+    assert "start the same command on each node by torchrun" in one_line(done.stderr)

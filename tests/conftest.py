@@ -16,7 +16,8 @@ import torch
 from moto.server import ThreadedMotoServer
 from omegaconf import OmegaConf
 
-from gptstar.cli import compose, one_line_errors
+from gptstar.cli import one_line_errors
+from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.run import train
 

@@ -21,15 +21,16 @@ RANKS = [
     {"training"},
     {"config"},
     {"run"},
-    {"data_commands", "evaluation_commands"},
+    {"composing"},
+    {"run_commands", "data_commands", "evaluation_commands"},
     {"cli"},
     {"launch"},
 ]
 """Imports point to an earlier line only."""
 
 THIRD_PARTIES = {
-    "hydra": {"cli", "launch", "training/sweep"},
-    "omegaconf": {"config", "cli", "launch", "training/sweep"},
+    "hydra": {"composing", "cli", "launch", "training/sweep"},
+    "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "training/sweep"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},
     "huggingface_hub": {"data/text/hub", "evaluation/tasks/hub"},

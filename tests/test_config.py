@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, run_here
 
-from gptstar.cli import compose, conf_folder, main, one_line_errors
+from gptstar.cli import main, one_line_errors
+from gptstar.composing import compose, conf_folder
 from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
 from gptstar.errors import ConfigError
 from gptstar.training.sweep import job_name
@@ -67,7 +68,7 @@ def test_a_number_is_written_once() -> None:
         (["modle=gpt127"], "modle is no key of the configuration: did you mean model?"),
         (["+model.n_layer=3"], "model.n_layer is no key of the configuration: did you mean model.n_layers?"),
         (["experiment=gpt12"], "experiment=gpt12 does not exist: did you mean experiment=gpt127?"),
-        (["model=xyz"], "model=xyz does not exist: there are gpt127, gpt2_medium, gpt2_small, gpt303, tiny"),
+        (["model=xyz"], "model=xyz does not exist: there are gpt127, gpt2_medium, gpt2_small, gpt303, gpt_1b3, tiny"),
         (["model.residual=paralel"], "model.residual=paralel: input should be 'parallel' or 'sequential'"),
         (["total_steps=many"], "total_steps=many: input should be a valid integer"),
         (["seed=1.5"], "seed=1.5: input should be a valid integer"),

@@ -188,7 +188,7 @@ def test_the_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -
     assert "usage: gptstar" in run("--help")
     code = """
 import gptstar, pathlib
-from gptstar.cli import compose, conf_folder
+from gptstar.composing import compose, conf_folder
 from gptstar.config import TrainConfig
 assert conf_folder().parent == pathlib.Path(gptstar.__file__).parent
 for path in sorted((conf_folder() / "experiment").glob("*.yaml")):

@@ -14,7 +14,7 @@ from test_training import losses, validations
 from torch.nn.functional import cross_entropy
 
 from gptstar.checkpoint.format import read
-from gptstar.cli import compose
+from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.data.config import DataConfig
 from gptstar.data.order.aligned import DocumentBlocks

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gptstar.cli import compose
+from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig, loss
@@ -24,7 +24,13 @@ def build(**changes: object) -> GPT:
 
 @pytest.mark.parametrize(
     ("size", "n_params"),
-    [("gpt127", 127_030_272), ("gpt303", 303_825_408), ("gpt2_small", 124_439_808), ("gpt2_medium", 354_823_168)],
+    [
+        ("gpt127", 127_030_272),
+        ("gpt303", 303_825_408),
+        ("gpt_1b3", 1_308_733_440),
+        ("gpt2_small", 124_439_808),
+        ("gpt2_medium", 354_823_168),
+    ],
 )
 def test_published_sizes_have_their_exact_parameter_counts(size: str, n_params: int) -> None:
     overrides = [f"experiment={size}", "data.files=x"]

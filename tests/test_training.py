@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import gptstar.run
 from gptstar.checkpoint.format import Checkpoint, read, write
-from gptstar.cli import compose
+from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError

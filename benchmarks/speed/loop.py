@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from gptstar.cli import compose
+from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.run import train
 from speed.job import Job, seconds_a_step, synchronise

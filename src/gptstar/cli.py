@@ -1,12 +1,10 @@
-"""The `gptstar` command, and what it shares with `train.py` and `evaluate.py`: composing, and refusing in one line."""
+"""The `gptstar` command, and what it shares with `train.py` and `evaluate.py`: refusing in one line."""
 
 import argparse
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +12,12 @@ from gptstar import __version__
 from gptstar.data_commands import add_data_commands
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, RankLost, Refusal, RefusedElsewhere
 from gptstar.evaluation_commands import add_evaluation_commands
+from gptstar.run_commands import add_run_commands
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 SHOW_ALL = bool(os.environ.get("HYDRA_FULL_ERROR"))
-
-
-def conf_folder() -> Path:
-    """Where the configuration lies: in the package once it is installed, beside `src` in a checkout."""
-    package = Path(__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
 
 
 @contextlib.contextmanager
@@ -48,6 +41,8 @@ def one_line_errors() -> Iterator[None]:
     except Refusal as error:
         _refuse(str(error), 1)
     except (HydraException, OmegaConfBaseException) as error:
+        from gptstar.composing import explain
+
         _refuse(explain(error), 1)
     except ValueError as error:
         if "Config group override must be" not in str(error):  # what Hydra raises for `model=3`
@@ -87,53 +82,6 @@ def _refuse(message: str, exit_code: int, *, speaks: bool = True) -> None:
     if speaks:
         print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
     raise SystemExit(exit_code)
-
-
-def explain(error: Exception) -> str:
-    """One line for an error of Hydra's, with the nearest valid name."""
-    text = str(error)
-    first = text.strip().partition("\n")[0]
-    if found := re.search(r"Could not override '([^']+)'", first):
-        from gptstar.config import EvaluateConfig, TrainConfig, unknown_key, valid_keys
-
-        key = found[1].lstrip("+~").partition("@")[0]
-        if key.startswith("trainer."):
-            return _explain_trainer_option(key.removeprefix("trainer."))
-        group, _, leaf = key.partition(".")
-        if choices := [path.stem for path in sorted((conf_folder() / group).glob("*.yaml")) if _sets(path, leaf)]:
-            return f"{key} is a key of {' or '.join(f'{group}={choice}' for choice in choices)}: choose that too"
-        groups = [entry.name for entry in conf_folder().iterdir() if entry.is_dir()]
-        return unknown_key(key, list(dict.fromkeys([*valid_keys(TrainConfig), *valid_keys(EvaluateConfig), *groups])))
-    if found := re.search(r"Could not find '([^']+)'", first):
-        group, _, name = found[1].rpartition("/")
-        options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
-        near = get_close_matches(name, options, 1)
-        hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(options)}"
-        return f"{group}={name} does not exist: {hint}"
-    return first
-
-
-def _sets(path: Path, key: str) -> bool:
-    """Whether a file of the configuration has this key."""
-    return bool(re.search(rf"^{re.escape(key)}:", path.read_text(encoding="utf-8"), re.MULTILINE))
-
-
-def _explain_trainer_option(key: str) -> str:
-    from gptstar.training.options import check_trainer_options
-
-    try:
-        check_trainer_options({key: None})
-    except ConfigError as error:
-        return str(error)
-    return f"trainer.{key} is an option that train.yaml does not list: give it as +trainer.{key}=VALUE"
-
-
-def compose(config_name: str, overrides: Sequence[str]) -> "DictConfig":
-    """The configuration that `train.py` or `evaluate.py` composes for these overrides."""
-    import hydra
-
-    with hydra.initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
-        return hydra.compose(config_name, list(overrides))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -185,18 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_generate)
 
-    for name, run, text in (
-        ("prepare", _prepare, "tokenise text into shards, as train.py would before its first step"),
-        ("config", _config, "print the configuration of a run, checked, and what follows from it"),
-    ):
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}. Takes the overrides of train.py.",
-            epilog=f"example: gptstar {name} data=local data.files='text/*.jsonl.zst' model.n_vocab=4096",
-        )
-        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
-        command.set_defaults(run=run)
+    add_run_commands(commands)
     add_data_commands(commands)
     add_evaluation_commands(commands)
     return parser
@@ -248,38 +185,6 @@ def _generate(options: argparse.Namespace) -> None:
         end_of_text=tokenizer.end_of_text,
     )
     print(tokenizer.decode(tokens))
-
-
-def _prepare(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
-    from gptstar.config import TrainConfig
-    from gptstar.data.inspection.inspect import shard_table
-    from gptstar.data.preparation.parts import Part
-    from gptstar.data.preparation.prepare import ensure_prepared
-
-    words = [word.removeprefix("part=") for word in options.overrides if word.startswith("part=")]
-    part = Part.parse(words[-1]) if words else None
-    overrides = [word for word in options.overrides if not word.startswith("part=")]
-    config = TrainConfig.parse(compose("train", overrides))
-    shards = ensure_prepared(config.data, config.model.n_vocab, console := Console(), part)
-    console.print(shard_table(shards.manifest))
-    console.print(f"shards in {shards.folder}", soft_wrap=True, highlight=False)
-
-
-def _config(options: argparse.Namespace) -> None:
-    from omegaconf import OmegaConf
-
-    from gptstar.config import TrainConfig
-
-    composed = compose("train", options.overrides)
-    config = TrainConfig.parse(composed)
-    print(OmegaConf.to_yaml(composed, resolve=True), end="")
-    print(
-        f"# {config.model.n_params:,} parameters; {config.total_steps * config.batch_tokens:,} tokens in all; "
-        f"a step is {config.sequences_per_step} sequences in {config.accumulate} micro-batches; "
-        f"precision here: {config.hardware.resolved_precision()}"
-    )
 
 
 if __name__ == "__main__":

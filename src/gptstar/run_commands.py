@@ -1,0 +1,161 @@
+"""`gptstar prepare`, `gptstar config` and `gptstar plan`: what takes the overrides of train.py without training."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gptstar.config import TrainConfig
+    from gptstar.training.plan import Device, Memory
+
+
+def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add them to the `gptstar` command."""
+    for name, run, text in (
+        ("prepare", _prepare, "tokenise text into shards, as train.py would before its first step"),
+        ("config", _config, "print the configuration of a run, checked, and what follows from it"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. Takes the overrides of train.py.",
+            epilog=f"example: gptstar {name} data=local data.files='text/*.jsonl.zst' model.n_vocab=4096",
+        )
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+        command.set_defaults(run=run)
+
+    command = commands.add_parser(
+        "plan",
+        help="say what a run needs and how long it takes, by arithmetic",
+        description="Memory of each device, tokens a second and hours of a run, before anything is started. Takes the "
+        "overrides of train.py; the text need not be there.",
+        epilog="example: gptstar plan experiment=gpt_1b3 hardware=fsdp hardware.devices=8 --device H100",
+    )
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+    command.add_argument(
+        "--device", metavar="NAME", help="a GPU, such as H100 or A100 (default: what this machine has)"
+    )
+    command.add_argument(
+        "--share", type=float, metavar="X", help="of the device's peak that training reaches (default: 0.4; CPU 0.7)"
+    )
+    command.set_defaults(run=_plan)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gptstar.composing import compose
+    from gptstar.config import TrainConfig
+    from gptstar.data.inspection.inspect import shard_table
+    from gptstar.data.preparation.parts import Part
+    from gptstar.data.preparation.prepare import ensure_prepared
+
+    words = [word.removeprefix("part=") for word in options.overrides if word.startswith("part=")]
+    part = Part.parse(words[-1]) if words else None
+    overrides = [word for word in options.overrides if not word.startswith("part=")]
+    config = TrainConfig.parse(compose("train", overrides))
+    shards = ensure_prepared(config.data, config.model.n_vocab, console := Console(), part)
+    console.print(shard_table(shards.manifest))
+    console.print(f"shards in {shards.folder}", soft_wrap=True, highlight=False)
+
+
+def _config(options: argparse.Namespace) -> None:
+    from omegaconf import OmegaConf
+
+    from gptstar.composing import compose
+    from gptstar.config import TrainConfig
+
+    composed = compose("train", options.overrides)
+    config = TrainConfig.parse(composed)
+    print(OmegaConf.to_yaml(composed, resolve=True), end="")
+    print(
+        f"# {config.model.n_params:,} parameters; {config.total_steps * config.batch_tokens:,} tokens in all; "
+        f"a step is {config.sequences_per_step} sequences in {config.accumulate} micro-batches; "
+        f"precision here: {config.hardware.resolved_precision()}"
+    )
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from gptstar.composing import compose
+    from gptstar.config import TrainConfig
+    from gptstar.errors import ConfigError
+    from gptstar.training.plan import known_device, step_seconds, this_device
+
+    elsewhere = ["hardware.accelerator=cpu"] if options.device else []  # a GPU that need not be here
+    config = TrainConfig.parse(compose("train", [*options.overrides, *elsewhere, "data.shards=planned"]))
+    device = known_device(options.device) if options.device else this_device(config.hardware)
+    if options.share is not None:
+        if not 0 < options.share <= 1:
+            raise ConfigError(f"--share {options.share:g} is not in (0, 1]")
+        device = replace(device, share=options.share)
+
+    needed = _memory(config, device)
+    table = Table("of each device", "GB", box=None)
+    table.columns[1].justify = "right"
+    for name, size in needed.parts().items():
+        table.add_row(name, f"{size / 1e9:,.2f}")
+    table.add_section()
+    table.add_row("all", f"{needed.total / 1e9:,.2f}")
+    table.add_row(device.name, f"{device.memory / 1e9:,.2f}")
+    console = Console()
+    console.print(table)
+
+    world_size, steps = config.hardware.world_size, config.total_steps
+    seconds = step_seconds(
+        config.model,
+        context_length=config.data.context_length,
+        batch_tokens=config.batch_tokens,
+        device=device,
+        devices=world_size,
+        activation_checkpointing=config.hardware.activation_checkpointing,
+    )
+    hours = steps * seconds / 3600
+    days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
+    lines = [
+        f"{config.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}, "
+        f"{config.micro_batch_size} sequences of {config.data.context_length} at once, {config.accumulate} times "
+        "a step",
+        "fits" if needed.total <= device.memory else f"does not fit: {_cure(config, device)}",
+        f"{steps:,} steps of {config.batch_tokens:,} tokens, {seconds:,.2f} s each: "
+        f"{config.batch_tokens / seconds:,.0f} tokens/s, {hours:,.1f} hours{days} at {device.share:.0%} of the peak",
+        f"a checkpoint has {12 * config.model.n_params / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def _memory(config: "TrainConfig", device: "Device") -> "Memory":
+    from gptstar.training.plan import memory
+
+    hardware = config.hardware
+    return memory(
+        config.model,
+        context_length=config.data.context_length,
+        micro_batch_size=config.micro_batch_size,
+        precision="bf16"
+        if device.is_gpu and config.hardware.precision == "auto"
+        else config.hardware.resolved_precision(),
+        activation_checkpointing=hardware.activation_checkpointing,
+        shards=hardware.world_size if hardware.sharded else 1,
+        on_gpu=device.is_gpu,
+    )
+
+
+def _cure(config: "TrainConfig", device: "Device") -> str:
+    """The mildest change that makes it fit."""
+    from dataclasses import replace
+
+    hardware = config.hardware
+    size = config.micro_batch_size
+    smaller = [{"micro_batch_size": size // 2**halved} for halved in range(1, size.bit_length())]
+    again: list[dict[str, Any]] = [{"activation_checkpointing": True, **each} for each in ({}, *smaller)]
+    parts: list[dict[str, Any]] = [{"strategy": "fsdp", **each} for each in ({}, *smaller, *again)]
+    for change in [*smaller, *again, *(parts if hardware.world_size > 1 else [])]:
+        changed = replace(config, hardware=replace(hardware, **change))
+        if _memory(changed, device).total <= device.memory:
+            return "give " + " ".join(f"hardware.{key}={str(value).lower()}" for key, value in change.items())
+    return "give more devices with hardware=fsdp, or a smaller model"

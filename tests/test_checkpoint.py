@@ -14,6 +14,7 @@ import gptstar
 from gptstar.checkpoint.format import Checkpoint, TrainingState, find, read, write
 from gptstar.checkpoint.kept import BEST, LAST, call, newest_first, of_step, prune
 from gptstar.checkpoint.parts import verify_parts, write_parts
+from gptstar.cli import main
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks
@@ -94,6 +95,17 @@ class TestInParts:
         torch.testing.assert_close(again.weights, dict(checkpoint.weights), rtol=0, atol=0)
         assert replace(again.training, optimizer={}) == replace(checkpoint.training, optimizer={})
         torch.testing.assert_close(again.training.optimizer, checkpoint.training.optimizer, rtol=0, atol=0)
+
+    def test_one_command_makes_it_one_file(self, checkpoint: Checkpoint, tmp_path: Path, refusal) -> None:
+        write_parts(tmp_path / "a.ckpt", checkpoint, Ranks())
+        main(["consolidate", str(tmp_path / "a.ckpt"), str(tmp_path / "b.ckpt")])
+        again = read(tmp_path / "b.ckpt")
+        torch.testing.assert_close(again.training.optimizer, checkpoint.training.optimizer, rtol=0, atol=0)
+        main(["consolidate", str(tmp_path / "a.ckpt"), str(tmp_path / "c.ckpt"), "--weights-only"])
+        again = read(tmp_path / "c.ckpt")
+        torch.testing.assert_close(again.weights, dict(checkpoint.weights), rtol=0, atol=0)
+        assert again.training is None
+        assert "b.ckpt exists" in refusal(main, ["consolidate", str(tmp_path / "a.ckpt"), str(tmp_path / "b.ckpt")])
 
     @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "checkpoint.json"])
     @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])

@@ -369,15 +369,13 @@ def test_where_no_checkpoint_is_whole_a_resume_is_refused_and_they_stay(
     assert [path.read_bytes() for path in paths] == data
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
-    where: str, overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = LanguageModelling.training_step
+def break_steps(where: str, steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make loss or gradient nan or infinite at some steps."""
+    training_step = LanguageModelling.training_step
 
     def broken(self: LanguageModelling, windows: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        loss = step(self, windows, batch_idx)
-        if self.global_step != 12:
+        loss = training_step(self, windows, batch_idx)
+        if self.global_step + 1 not in steps:
             return loss
         if where == "loss":
             self._step_loss += math.nan
@@ -385,8 +383,42 @@ def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
         return loss * torch.tensor(3e38, requires_grad=True) * 10
 
     monkeypatch.setattr(LanguageModelling, "training_step", broken)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_is_skipped_where_asked_for(
+    where: str, overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(where, {13, 14}, monkeypatch)
+    run_here(overrides("on_nonfinite=skip", "log_every=4", "checkpoint_every=1", "checkpoint_keep=15"))
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if "skipped" in row] == [13, 14]
+    assert 13 not in losses(tmp_path / "run")
+    at = [read(tmp_path / f"run/step-0000{step}.ckpt") for step in (12, 13, 14, 15)]
+    for skipped in at[1:3]:
+        torch.testing.assert_close(skipped.weights, at[0].weights, rtol=0, atol=0)
+        torch.testing.assert_close(skipped.training.optimizer, at[0].training.optimizer, rtol=0, atol=0)
+    assert at[3].training.optimizer["norm.weight"]["step"] == at[0].training.optimizer["norm.weight"]["step"] + 1
+    assert not torch.equal(at[3].weights["norm.weight"], at[0].weights["norm.weight"])
+
+
+def test_a_run_that_skips_on_and_on_ends(
+    overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps("loss", set(range(8, 99)), monkeypatch)
+    line = refusal(run_here, overrides("on_nonfinite=skip"))
+    assert "step 17: the loss is nan" in line
+    assert "10 steps in a row were skipped" in line
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    where: str, overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(where, {13}, monkeypatch)
     line = refusal(run_here, overrides())
     assert "step 13: the loss is" in line
+    assert "on_nonfinite=skip" in line
     assert "last.ckpt is kept" in line
     checkpoint = read(tmp_path / "run/last.ckpt")
     assert checkpoint.training.step == 10

@@ -113,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_import)
 
     command = commands.add_parser(
+        "consolidate",
+        help="make one file of a checkpoint that several ranks wrote",
+        description="Read CHECKPOINT, verified, and write OUT: a file, with nothing lost.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
+    command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
+    command.add_argument("--weights-only", action="store_true", help="leave out what only training needs: two thirds")
+    command.set_defaults(run=_consolidate)
+
+    command = commands.add_parser(
         "generate",
         help="continue a prompt with a trained model",
         description="Print PROMPT and what CHECKPOINT makes of it.",
@@ -144,8 +154,7 @@ def _import(options: argparse.Namespace) -> None:
     from gptstar.checkpoint.legacy import read_legacy
     from gptstar.data.tokenizer import Tokenizer
 
-    if options.out.exists():
-        raise CheckpointError(f"{options.out} exists: nothing is overwritten; choose another name or remove it")
+    _refuse_existing(options.out)
     tokenizer = Tokenizer.from_file(options.tokenizer) if options.tokenizer else None
     checkpoint = read_legacy(options.file, n_heads=options.heads, tokenizer=tokenizer)
     write(options.out, checkpoint)
@@ -155,6 +164,22 @@ def _import(options: argparse.Namespace) -> None:
         f"{model.n_heads} heads, {model.residual}, {model.positions}, vocabulary {model.n_vocab:,}; "
         + (f"training goes on at step {training.step:,}" if training else "weights only")
     )
+
+
+def _consolidate(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from gptstar.checkpoint.format import find, read, write
+
+    _refuse_existing(options.out)
+    checkpoint = read(path := find(options.checkpoint))
+    write(options.out, replace(checkpoint, training=None) if options.weights_only else checkpoint)
+    print(f"{options.out}: {checkpoint.model.n_params:,} parameters of {path}, {options.out.stat().st_size:,} bytes")
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise CheckpointError(f"{path} exists: nothing is overwritten; choose another name or remove it")
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -45,6 +45,7 @@ class TrainConfig:
         batch_tokens: tokens an optimizer step.
         checkpoint_every, validate_every, log_every: in steps.
         checkpoint_keep: of the newest checkpoints; the best is kept too.
+        on_nonfinite: `stop`, or `skip` a step whose loss or gradient is not finite.
         resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
         evaluation: on tasks of the harness, every so many steps.
@@ -61,6 +62,7 @@ class TrainConfig:
     checkpoint_keep: int
     validate_every: int
     log_every: int
+    on_nonfinite: Literal["stop", "skip"]
     resume: str
     report: bool
     output: Path

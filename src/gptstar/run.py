@@ -101,6 +101,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             optimizer_state=dict(state.optimizer),
             bf16_weights=config.hardware.resolved_precision() == "bf16_weights",
             compiles=config.hardware.compiles(),
+            skips_nonfinite=config.on_nonfinite == "skip",
             materialise=beginning.materialise,
         )
         if not sharded:

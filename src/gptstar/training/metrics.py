@@ -121,7 +121,7 @@ class RecordMetrics(pl.Callback):
     over the device's peak, `peak_memory_gib` the most that the process has held.
 
     Args:
-        log_every: steps between rows; the first and the last step are always logged.
+        log_every: steps between rows; the first and the last step are always logged, and those that were skipped.
         batch_tokens: tokens a step, over all ranks.
         flops_per_token: what a training token costs.
         peak_flops: floating-point operations a second of one device by its data sheet, or None where unknown.
@@ -151,7 +151,8 @@ class RecordMetrics(pl.Callback):
         if not pl_module.step_ended(batch_idx):
             return
         self._steps += 1
-        if step % self._log_every and step not in (1, self._total_steps):
+        due = step % self._log_every == 0 or step in (1, self._total_steps)
+        if not due and "skipped" not in pl_module.step_metrics:
             return
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()

@@ -19,6 +19,9 @@ from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.sharding import full_tensor, shard
 from gptstar.training.working_copy import WorkingCopy
 
+MOST_SKIPPED = 10
+"""Steps in a row."""
+
 
 class LanguageModelling(pl.LightningModule):
     """Next-token prediction.
@@ -40,6 +43,7 @@ class LanguageModelling(pl.LightningModule):
             means over the targets that all its micro-batches on all ranks hold together.
         bf16_weights: compute with a bfloat16 copy of the model.
         compiles: `torch.compile` what computes.
+        skips_nonfinite: leave out a step whose loss or gradient is not finite.
         materialise: of a model without tensors, of which each rank is to have a part, by FSDP2.
 
     Attributes:
@@ -65,6 +69,7 @@ class LanguageModelling(pl.LightningModule):
         fill: bool = False,
         bf16_weights: bool = False,
         compiles: bool = False,
+        skips_nonfinite: bool = False,
         materialise: Materialise | None = None,
     ) -> None:
         super().__init__()
@@ -75,6 +80,7 @@ class LanguageModelling(pl.LightningModule):
         self._end_of_text, self._fill = end_of_text, fill
         self._bf16_weights, self._compiles, self._materialise = bf16_weights, compiles, materialise
         self._working_copy: WorkingCopy | None = None
+        self._skips_nonfinite, self._skipped_in_a_row = skips_nonfinite, 0
         self.register_buffer("_token_bytes", torch.from_numpy(token_bytes), persistent=False)
         self._step_loss = torch.zeros(())
         self._step_share = torch.zeros(())
@@ -173,7 +179,8 @@ class LanguageModelling(pl.LightningModule):
         """Set the learning rate, measure and clip the gradient, and refuse one that is not finite.
 
         Raises:
-            TrainingError: loss or gradient is nan or infinite; the weights are still those of the step before.
+            TrainingError: loss or gradient is nan or infinite, and not to be skipped, or goes on so; the weights are
+                still those of the step before.
         """
         step = self.global_step
         rate = self._optimizer.learning_rate * self._schedule.fraction(step, self._total_steps)
@@ -189,10 +196,9 @@ class LanguageModelling(pl.LightningModule):
         norm = clip_grad_norm_(self.model.parameters(), self._optimizer.gradient_clipping or math.inf)
         loss, gradient_norm = torch.stack((mean_loss, full_tensor(norm))).tolist()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            raise TrainingError(
-                f"step {step + 1}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}: "
-                "try a lower optimizer.learning_rate, or hardware.precision=float32"
-            )
+            self._skip(step + 1, loss, gradient_norm)
+            return
+        self._skipped_in_a_row = 0
         self.step_metrics = {
             "train/loss": loss,
             "train/perplexity": math.exp(min(loss, 700.0)),
@@ -200,6 +206,20 @@ class LanguageModelling(pl.LightningModule):
             "gradient_norm": gradient_norm,
             **layers,
         }
+
+    def _skip(self, step: int, loss: float, gradient_norm: float) -> None:
+        """All ranks see the same loss and norm, so all do the same."""
+        self._skipped_in_a_row += 1
+        said = f"step {step}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}"
+        if not self._skips_nonfinite:
+            raise TrainingError(
+                f"{said}: try a lower optimizer.learning_rate, hardware.precision=float32, or on_nonfinite=skip"
+            )
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            raise TrainingError(f"{said}, and {MOST_SKIPPED} steps in a row were skipped: nothing is learned any more")
+        for parameter in self.model.parameters():
+            parameter.grad = None  # what has no gradient, AdamW leaves alone
+        self.step_metrics = {"skipped": 1.0}
 
     def _layer_norms(self) -> dict[str, float]:
         return {

@@ -56,7 +56,8 @@ class StepProgress(ProgressBar):
             self._printed = time.monotonic()
 
     def _status(self, module: LanguageModelling) -> str:
-        status = f"loss {module.step_metrics['train/loss']:.3f}"
+        loss = module.step_metrics.get("train/loss")
+        status = "skipped: not finite" if loss is None else f"loss {loss:.3f}"
         if validation := module.validation_metrics.get("validation/loss"):
             status += f"  validation {validation:.3f}"
         return status

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from gptstar.cli import job, one_line_errors
 from gptstar.config import TrainConfig
-from gptstar.launch import launch, launches
+from gptstar.launch import launch, launches, requeued_if_preempted
 from gptstar.training.sweep import register_job_names
 
 
@@ -17,12 +17,13 @@ def main(composed: DictConfig) -> None:
     """One run, or one job of a sweep."""
     with job(composed):
         config = TrainConfig.parse(composed)
-        if launches(config.hardware):
-            launch(__file__, composed, config.hardware)
-        else:
-            from gptstar.run import train  # Lightning takes seconds, which --help and a launcher need not wait
+        with requeued_if_preempted():
+            if launches(config.hardware):
+                launch(__file__, composed, config.hardware)
+            else:
+                from gptstar.run import train  # Lightning takes seconds, which --help and a launcher need not wait
 
-            train(config, OmegaConf.to_yaml(composed, resolve=True))
+                train(config, OmegaConf.to_yaml(composed, resolve=True))
 
 
 if __name__ == "__main__":

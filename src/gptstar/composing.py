@@ -40,6 +40,8 @@ def explain(error: Exception) -> str:
         return unknown_key(key, list(dict.fromkeys([*valid_keys(TrainConfig), *valid_keys(EvaluateConfig), *groups])))
     if found := re.search(r"Could not find '([^']+)'", first):
         group, _, name = found[1].rpartition("/")
+        if found[1] == "hydra/launcher/submitit_slurm":
+            return "launcher=slurm needs the package hydra-submitit-launcher: pip install 'gptstar[slurm]'"
         options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
         near = get_close_matches(name, options, 1)
         hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(options)}"

@@ -1,5 +1,10 @@
 """How we refuse: one line that names the cause and the way out, shown to the user without a traceback."""
 
+import signal
+
+PREEMPTED = signal.SIGUSR2
+"""How a scheduler announces that a job's time is over (submitit's way, on SLURM): save, and go back into the queue."""
+
 
 class Refusal(Exception):
     """Something the user can put right. The message is one line: key or file, value, rule, cure."""

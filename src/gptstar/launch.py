@@ -1,10 +1,15 @@
 """Starting the processes of a run on this machine, one a device, by torchrun's own launcher."""
 
+import contextlib
 import logging
 import os
 import signal
+import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -13,11 +18,49 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from gptstar.cli import SHOW_ALL
-from gptstar.errors import ConfigError, Interrupted, TrainingError
+from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
 from gptstar.training.hardware import HardwareConfig
 
 EXPLAINED = 1
 """What a process exits with that has said in one line why."""
+
+TOLD = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
+"""Signals that the ranks are told of."""
+
+SECONDS_TO_SAVE = 600
+"""Given to ranks that were told to end."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of the machines of a run, and where they meet.
+
+    Attributes:
+        number: 0 is the first.
+        address, port: of the first.
+    """
+
+    number: int
+    address: str
+    port: int
+
+    @classmethod
+    def this(cls) -> Self | None:
+        """What `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT` say, or SLURM; None where nobody does.
+
+        Raises:
+            ConfigError: they are incomplete.
+        """
+        known = os.environ
+        if "NODE_RANK" in known:
+            if "MASTER_ADDR" not in known:
+                raise ConfigError("NODE_RANK is set and MASTER_ADDR is not: give the first machine's address")
+            return cls(int(known["NODE_RANK"]), known["MASTER_ADDR"], int(known.get("MASTER_PORT", "29500")))
+        if int(known.get("SLURM_JOB_NUM_NODES", "1")) > 1:
+            listed = ["scontrol", "show", "hostnames", known["SLURM_JOB_NODELIST"]]
+            first = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split()[0]
+            return cls(int(known["SLURM_NODEID"]), first, 20000 + int(known["SLURM_JOB_ID"]) % 20000)
+        return None
 
 
 def launches(hardware: HardwareConfig) -> bool:
@@ -28,10 +71,10 @@ def launches(hardware: HardwareConfig) -> bool:
     """
     if hardware.world_size == 1 or "WORLD_SIZE" in os.environ:
         return False
-    if hardware.nodes > 1:
+    if hardware.nodes > 1 and Node.this() is None:
         raise ConfigError(
-            f"hardware.nodes={hardware.nodes}: start the same command on each node by torchrun --nnodes "
-            f"{hardware.nodes} --nproc-per-node {hardware.n_devices} --node-rank N --master-addr FIRST_NODE train.py …"
+            f"hardware.nodes={hardware.nodes}: give the same command on each node, with MASTER_ADDR=FIRST_NODE and "
+            f"NODE_RANK=0 … {hardware.nodes - 1} before it, or choose launcher=slurm, or start it by torchrun"
         )
     return True
 
@@ -50,21 +93,11 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # says in fifty lines what we do in one
     if hardware.device().type == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // hardware.n_devices)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=hardware.n_devices,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # a free port
-        local_addr="localhost",
-        max_restarts=0,
-        logs_specs=DefaultLogsSpecs(),
-    )
     if not SHOW_ALL:
         os.environ.pop("HYDRA_FULL_ERROR", None)  # set by us, and not meant for the ranks
+    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, TOLD.split(","))}
     try:
-        elastic_launch(config, sys.executable)(script, *_words(composed))
+        elastic_launch(_how(hardware), sys.executable)(script, *_words(composed))
     except SignalException as error:
         number = int(error.sigval)
         raise Interrupted(
@@ -72,6 +105,8 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
         ) from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
+        if failure.exitcode in (128 + PREEMPTED, -PREEMPTED):  # the scheduler told the ranks before it told us
+            raise Interrupted(f"{PREEMPTED.name}: the ranks have ended", 128 + PREEMPTED) from error
         if failure.exitcode == EXPLAINED or failure.exitcode >= 128:
             raise SystemExit(failure.exitcode) from error
         how = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else f"exit code {failure.exitcode}"
@@ -79,11 +114,55 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
             f"rank {rank} of {hardware.world_size} died ({how}), and the others were ended; the same command with the "
             "same output goes on from the last checkpoint"
         ) from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _how(hardware: HardwareConfig) -> LaunchConfig:
+    node = Node.this() if hardware.nodes > 1 else None
+    meeting: dict[str, Any] = {
+        "run_id": uuid.uuid4().hex,
+        "rdzv_backend": "c10d",
+        "rdzv_endpoint": "localhost:0",  # a free port
+        "local_addr": "localhost",
+    }
+    if node is not None:
+        meeting = {
+            "run_id": "gptstar",
+            "rdzv_backend": "static",
+            "rdzv_endpoint": f"{node.address}:{node.port}",
+            "rdzv_configs": {"rank": node.number, "timeout": 900},
+        }
+    return LaunchConfig(
+        min_nodes=hardware.nodes,
+        max_nodes=hardware.nodes,
+        nproc_per_node=hardware.n_devices,
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(),
+        signals_to_handle=TOLD,
+        shutdown_timeout=SECONDS_TO_SAVE,
+        **meeting,
+    )
+
+
+@contextlib.contextmanager
+def requeued_if_preempted() -> Iterator[None]:
+    """Hand SIGUSR2 on, once the run has saved, to who listened for it before: submitit, which requeues the job."""
+    scheduler = signal.getsignal(PREEMPTED)
+    try:
+        yield
+    except Interrupted as error:
+        if error.exit_code == 128 + PREEMPTED and callable(scheduler):
+            print(f"{error}; back into the queue", flush=True)
+            scheduler(PREEMPTED, None)
+        raise
 
 
 def _words(composed: DictConfig) -> list[str]:
     """What to type for the job that runs now, in its own folder, whether it is by itself or one of a sweep."""
     hydra_config = HydraConfig.get()
     folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]
-    chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith("output=")]
+    decided = ("output=", "launcher=")  # by now; another submission would follow
+    chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith(decided)]
     return [*(word for folder in folders for word in ("--config-dir", folder)), *chosen, f"output='{composed.output}'"]

@@ -1,8 +1,11 @@
 """The processes of a job, one a device: which of them this is, and what they do together."""
 
 import contextlib
+import ctypes
 import os
 import re
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -17,6 +20,9 @@ Result = TypeVar("Result")
 
 BROKEN = r"[Cc]onnection (closed|reset|refused)|Broken pipe|closed by peer|process exited|ncclRemoteError"
 """What PyTorch's errors say where another process is gone."""
+
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl."""
 
 PATIENCE = timedelta(days=30)
 """While one rank prepares text or reads a task's items, the others wait."""
@@ -106,6 +112,12 @@ def _patient_group() -> Any:
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
+def _end_with_the_launcher() -> None:
+    """Where who started the ranks is killed, they get SIGTERM: nobody is left who could end them. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @contextlib.contextmanager
 def joined(device_type: str = "cpu") -> Iterator[Ranks]:
     """Join the other processes of a job that torchrun started, if one did.
@@ -117,6 +129,7 @@ def joined(device_type: str = "cpu") -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks()
         return
+    _end_with_the_launcher()
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)

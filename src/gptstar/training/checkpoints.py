@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState
-from gptstar.errors import Interrupted
+from gptstar.errors import PREEMPTED, Interrupted
 from gptstar.training.module import LanguageModelling
 from gptstar.training.saving import BackgroundWriter
 
@@ -38,7 +38,7 @@ class SaveCheckpoints(LightningCheckpoint):
         validated_step, best_loss: where the run goes on from.
 
     Raises:
-        Interrupted: from within the loop, after SIGINT or SIGTERM, once the run is saved.
+        Interrupted: from within the loop, after SIGINT, SIGTERM or SIGUSR2, once the run is saved.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SaveCheckpoints(LightningCheckpoint):
             self._listen()
 
     def _listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, PREEMPTED):
             before = signal.signal(number, self._receive)
             self._handlers.setdefault(number, before)
 

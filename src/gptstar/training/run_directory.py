@@ -21,6 +21,10 @@ from gptstar.ranks import Ranks
 PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
 
 
+HYDRAS = "multirun.yaml"
+"""What Hydra leaves in the output of a run that it submits."""
+
+
 class RunDirectory:
     """The folder of one run, held by one job at a time, whose first rank writes in it.
 
@@ -87,7 +91,7 @@ class RunDirectory:
         return None
 
     def _candidates(self, resume: str) -> list[Path]:
-        holds = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")}
+        holds = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")} - {HYDRAS}
         if holds and "versions.json" not in holds:
             raise ConfigError(f"output={self.path} holds files that are not a run's: choose another folder")
         if resume == "never" and holds:

@@ -1,15 +1,19 @@
 """What the jobs of a sweep are called: by the values that differ, and by nothing else."""
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
 
 def job_name(task_overrides: Sequence[str], command_line: Sequence[str]) -> str:
     """The folder of a job, such as `context_length-128_seed-0`; it holds no `=`, `,`, `/` or space.
+
+    A run by itself that a scheduler is to start has no folder of its own in the output: `.`.
 
     Args:
         task_overrides: of this job, each with one value.
@@ -23,9 +27,26 @@ def job_name(task_overrides: Sequence[str], command_line: Sequence[str]) -> str:
         if override.key_or_group in swept:
             leaf = override.key_or_group.rpartition(".")[2]
             parts.append(f"{leaf}-{override.get_value_element_as_str()}")
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts)) or "only"
+    alone = "." if {"-m", "--multirun"}.isdisjoint(command_line) else "only"
+    return re.sub(r"[^\w.+-]+", "-", "_".join(parts)) or alone
 
 
 def register_job_names() -> None:
     """Let the configuration name a job's folder as `${job_name:${hydra.overrides.task}}`."""
-    OmegaConf.register_new_resolver("job_name", lambda overrides: job_name(overrides, sys.argv[1:]), replace=True)
+    words = sys.argv[1:]  # now: a job of a cluster, which gets this function by pickle, was not started by them
+    OmegaConf.register_new_resolver("job_name", lambda overrides: job_name(overrides, words), replace=True)
+
+
+class SubmissionNotice(Callback):
+    """Says where jobs that were given to a scheduler will be."""
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Before they are submitted; the command then waits for their end."""
+        import submitit  # first, as it sets its log up  # noqa: F401
+
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains of every cluster without accounting
+        print(
+            f"submitting to SLURM: runs in {config.hydra.sweep.dir}, logs in {config.hydra.sweep.dir}/.slurm; "
+            "Ctrl-C leaves the jobs to themselves",
+            flush=True,
+        )

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -42,6 +44,7 @@ def build_trainer(
             devices=hardware.n_devices,
             num_nodes=hardware.nodes,
             strategy=_strategy(hardware),
+            plugins=[LightningEnvironment() if hardware.world_size == 1 else TorchElasticEnvironment()],
             precision="bf16-mixed" if hardware.resolved_precision() == "bf16" else "32-true",
             max_steps=total_steps,
             max_epochs=-1,

@@ -1,0 +1,193 @@
+"""Kill runs again and again, and compare what they end as with a run that was left alone, bit by bit.
+
+    python benchmarks/faults.py                          # 30 kills -9 each of one process, DDP by 2 and FSDP2 by 2
+    python benchmarks/faults.py --kills 6 --only fsdp
+
+A kill comes at a random moment: within a step and the micro-batches that are summed to it, while a checkpoint is
+written, in a validation, at the edge of an epoch, or again before the run that goes on has done anything. Of several
+ranks one is killed, or the whole job. Prints a table, and exits with 1 where a run became another.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from gptstar.checkpoint.format import read
+from gptstar.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[1]
+WAYS = {"one": ("cpu", 1), "ddp": ("ddp", 2), "fsdp": ("fsdp", 2)}
+MOMENTS = ("step", "checkpoint", "validation", "epoch", "again")
+STEPS_A_KILL, VALIDATE_EVERY, EPOCH = 14, 10, 38
+
+
+COMPARED = ("step", "train/loss", "validation/loss", "gradient_norm")
+
+
+def write_text(folder: Path) -> Path:
+    """Documents of made-up words: an epoch is `EPOCH` steps."""
+    words = random.Random(0)
+    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
+    known = ["".join(words.choices(syllables, k=2)) for _ in range(400)]
+    weights = [1 / rank for rank in range(1, len(known) + 1)]
+    path = folder / "text.jsonl"
+    documents = (" ".join(words.choices(known, weights, k=120)) for _ in range(60))
+    path.write_text("".join(f'{{"text": "{document}"}}\n' for document in documents), encoding="utf-8")
+    return path
+
+
+def overrides(way: str, output: Path, text: Path, kills: int) -> list[str]:
+    """A run of a minute or so by itself: four micro-batches a step for each rank, and dropout."""
+    hardware, ranks = WAYS[way]
+    return [
+        *("model.n_layers=3", "model.d_model=96", "model.n_heads=3", "model.n_vocab=301", "model.dropout=0.1"),
+        *("data=local", f"data.files={text}", "data.context_length=32", "data.block_tokens=64"),
+        *("data.validation_tokens=2048", "data.validation_fraction=0.2", "batch_tokens=512"),
+        *(f"hardware={hardware}", f"hardware.devices={ranks}", "hardware.accelerator=cpu"),
+        *("hardware.precision=float32", f"hardware.micro_batch_size={4 // ranks}"),
+        *(f"total_steps={STEPS_A_KILL * kills + 20}", "checkpoint_every=7", f"validate_every={VALIDATE_EVERY}"),
+        *("log_every=1", "schedule.warmup_steps=3", "report=false", f"output={output}"),
+    ]
+
+
+class Job:
+    """`train.py` in a process group of its own."""
+
+    def __init__(self, words: list[str], folder: Path) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *words],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._folder = folder
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def rows(self) -> list[str]:
+        """What it has recorded."""
+        path = self._folder / "metrics.csv"
+        return path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+
+    def step(self) -> int:
+        """The last on record."""
+        rows = self.rows()
+        return int(rows[-1].split(",")[0] or 0) if rows and rows[-1][:1].isdigit() else 0
+
+    def at(self, moment: str, after: int) -> bool:
+        """Whether the run is now where it is to be killed, beyond a step."""
+        step = self.step()
+        if moment == "checkpoint":
+            return step > after and any(self._folder.glob(".step-*.partial"))
+        if moment == "validation":
+            return step > after and step % VALIDATE_EVERY == 0 and self.rows()[-1].split(",")[1] != ""
+        if moment == "epoch":
+            return step > after and step % EPOCH in (EPOCH - 1, 0, 1)
+        return step > after
+
+    def kill(self, *, rank: bool) -> None:
+        """The whole job, or one of its ranks; then wait until all of it is gone."""
+        parent = self._process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split() if rank else []
+        if children:
+            os.kill(int(random.choice(children)), signal.SIGKILL)
+        else:
+            os.killpg(parent, signal.SIGKILL)
+        self._process.communicate(timeout=60)
+
+    def end(self) -> str:
+        """Let it finish; what it said, where that went wrong."""
+        _, errors = self._process.communicate(timeout=600)
+        return errors.decode() if self._process.returncode else ""
+
+
+def kill_again_and_again(words: list[str], folder: Path, kills: int, *, ranks: int) -> Counter[str]:
+    """Start and kill a run, each time a little further, and let it finish at last; how often at which moment."""
+    done: Counter[str] = Counter()
+    for _ in track(range(kills), f"killing {folder.name}"):
+        moment = random.choice(MOMENTS)
+        job = Job(words, folder)
+        if moment == "again":
+            time.sleep(random.uniform(0.5, 6.0))
+        else:
+            after = job.step() + random.randrange(2, STEPS_A_KILL // 2)
+            while job.running and not job.at(moment, after):
+                time.sleep(0.0005)
+            if moment == "step":
+                time.sleep(random.uniform(0, 0.1))
+        if not job.running:
+            raise SystemExit(f"the run ended before it could be killed: {job.end() or 'it was done'}")
+        job.kill(rank=ranks > 1 and random.random() < 0.5)
+        done[moment] += 1
+    if said := Job(words, folder).end():
+        raise SystemExit(f"the run did not go on: {said}")
+    return done
+
+
+def difference(one: Path, other: Path) -> str:
+    """What tells two runs apart, or nothing."""
+    curves = [[{key: row.get(key) for key in COMPARED} for row in read_metrics(folder)] for folder in (one, other)]
+    if curves[0] != curves[1]:
+        return "the losses differ"
+    for name in ("last.ckpt", "best.ckpt"):
+        first, second = read(one / name), read(other / name)
+        pairs = [(first.weights, second.weights)]
+        if first.training and second.training:
+            pairs += [(state, second.training.optimizer[key]) for key, state in first.training.optimizer.items()]
+        if not all(torch.equal(a[key], b[key]) for a, b in pairs for key in a):
+            return f"{name} differs"
+    return ""
+
+
+def main() -> None:
+    """Run the comparisons, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=30, help="of each run (default: %(default)s)")
+    parser.add_argument("--only", choices=WAYS, help="one way to run")
+    parser.add_argument("--seed", type=int, help="of the moments (default: another each time)")
+    options = parser.parse_args()
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    random.seed(seed)
+    table = Table("run", "kills -9", "when", "seconds", f"ended as the run left alone (seed {seed})")
+    failed = False
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        text = write_text(folder)
+        for way in [options.only] if options.only else WAYS:
+            began = time.perf_counter()
+            whole, killed = folder / f"{way}-whole", folder / f"{way}-killed"
+            if said := Job(overrides(way, whole, text, options.kills), whole).end():
+                raise SystemExit(said)
+            words = overrides(way, killed, text, options.kills)
+            kills = kill_again_and_again(words, killed, options.kills, ranks=WAYS[way][1])
+            apart = difference(whole, killed)
+            failed |= bool(apart)
+            moments = ", ".join(f"{moment} {count}" for moment, count in sorted(kills.items()))
+            seconds = f"{time.perf_counter() - began:.0f}"
+            table.add_row(
+                way, str(sum(kills.values())), moments, seconds, f"no: {apart}" if apart else "yes, bit by bit"
+            )
+    Console(width=140).print(table)
+    raise SystemExit(failed)
+
+
+if __name__ == "__main__":
+    main()

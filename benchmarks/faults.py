@@ -63,7 +63,7 @@ def overrides(way: str, output: Path, text: Path, kills: int) -> list[str]:
 
 
 class Job:
-    """`train.py` in a process group of its own."""
+    """`train.py` in the background."""
 
     def __init__(self, words: list[str], folder: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -72,7 +72,6 @@ class Job:
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            start_new_session=True,
         )
         self._folder = folder
 
@@ -105,11 +104,9 @@ class Job:
     def kill(self, *, rank: bool) -> None:
         """The whole job, or one of its ranks; then wait until all of it is gone."""
         parent = self._process.pid
-        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split() if rank else []
-        if children:
-            os.kill(int(random.choice(children)), signal.SIGKILL)
-        else:
-            os.killpg(parent, signal.SIGKILL)
+        ranks = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+        for pid in [random.choice(ranks)] if rank and ranks else [parent, *ranks]:
+            os.kill(pid, signal.SIGKILL)
         self._process.communicate(timeout=60)
 
     def end(self) -> str:

@@ -1,7 +1,9 @@
 """Runs of several processes: the same run as one process makes, whatever stops them."""
 
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_here, run_script
-from test_training import damage
+from test_training import assert_same_run, damage
 
 from gptstar.checkpoint.format import read
 from gptstar.checkpoint.kept import newest_first
@@ -135,11 +137,15 @@ class Running:
 
     def send(self, number: signal.Signals, rank: int | None = None) -> None:
         pid = self._process.pid
-        if rank is not None:
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            environments = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
-            pid = next(int(child) for child, words in environments.items() if f"RANK={rank}".encode() in words)
-        subprocess.run(["kill", f"-{number}", str(pid)], check=True)
+        os.kill(pid if rank is None else self.ranks()[rank], number)
+
+    def ranks(self) -> dict[int, int]:
+        """The process of each rank."""
+        pid = self._process.pid
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        known = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
+        found = {child: [word for word in words if word.startswith(b"RANK=")] for child, words in known.items()}
+        return {int(words[0][5:]): child for child, words in found.items() if words}
 
     def end(self) -> tuple[int, float, str]:
         """Exit status, seconds until then, and what it said on stderr."""
@@ -174,6 +180,124 @@ def test_sigterm_saves_and_ends_all_ranks(rank: int | None, overrides: Overrides
     assert re.search(r"SIGTERM at step \d+ of 100000: saved", errors)
     step = read(tmp_path / "run/last.ckpt").training.step
     assert step == max(curve(tmp_path / "run", "train/loss"))
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_launcher(overrides: Overrides, tmp_path: Path) -> None:
+    running = Running(overrides(*FOREVER, *on(2, "ddp")), tmp_path / "run")
+    running.reach(12)
+    ranks = running.ranks()
+    running.send(signal.SIGKILL)
+    running.end()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    saved = read(tmp_path / "run/last.ckpt").training.step
+    assert saved == max(curve(tmp_path / "run", "train/loss"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["stop", "skip"])
+def test_what_is_not_finite_on_one_rank_concerns_all(what: str, overrides: Overrides, tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN_ON_RANK_1)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    words = overrides(*on(2, "fsdp"), f"on_nonfinite={what}", "checkpoint_every=1", "checkpoint_keep=20")
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False, timeout=120)
+    if what == "skip":
+        assert done.returncode == 0, done.stderr
+        assert curve(tmp_path / "run", "skipped") == {13: 1.0}
+        before, after = (read(tmp_path / f"run/step-0000{step}.ckpt").weights for step in (12, 13))
+        torch.testing.assert_close(before, after, rtol=0, atol=0)
+    else:
+        assert done.returncode != 0
+        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(said) == 1, done.stderr
+        assert "step 13: the loss is nan" in said[0]
+        assert read(tmp_path / "run/last.ckpt").training.step == 12
+
+
+BROKEN_ON_RANK_1 = """
+import math
+import os
+import sys
+
+from conftest import run_here
+from gptstar.training.module import LanguageModelling
+
+step = LanguageModelling.training_step
+
+
+def broken(self, windows, batch_idx):
+    loss = step(self, windows, batch_idx)
+    if self.global_step == 12 and os.environ["RANK"] == "1":
+        self._step_loss += math.nan
+        return loss * math.nan
+    return loss
+
+
+LanguageModelling.training_step = broken
+run_here(sys.argv[1:])
+"""
+
+
+def test_two_nodes_agree_with_one_process(overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]) -> None:
+    one = alone("total_steps=50")
+    words = overrides(*ODD, *on(1, "multi_node"), "hardware.nodes=2", "hardware.micro_batch_size=2", "total_steps=50")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *words],
+            env=os.environ | place | {"NODE_RANK": str(number)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    for node in nodes:
+        _, errors = node.communicate(timeout=120)
+        assert node.returncode == 0, errors
+    assert_agree(one, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_runs_at_the_same_time_do_not_meet(overrides: Overrides, tmp_path: Path) -> None:
+    """Each has its own directory and port, and one prepares the text for both."""
+    words = [overrides(*on(2, "ddp"), "data.validation_tokens=2048", output=name) for name in ("a", "b")]
+    train(overrides(*on(2, "ddp"), "data.validation_tokens=2048", output="alone"))
+    command = [sys.executable, str(ROOT / "train.py")]
+    runs = [
+        subprocess.Popen([*command, *each], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for each in words
+    ]
+    for run in runs:
+        _, errors = run.communicate(timeout=200)
+        assert run.returncode == 0, errors
+    for name in ("a", "b"):
+        assert_same_run(tmp_path / "alone", tmp_path / name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="to have a disk that fills up takes root")
+@pytest.mark.parametrize(("ranks", "strategy"), [(1, "cpu"), (2, "fsdp")])
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
+    ranks: int, strategy: str, overrides: Overrides, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(tmp_path / "run")], check=True)
+    try:
+        done = run_script("train.py", overrides(*on(ranks, strategy), "checkpoint_keep=9", "checkpoint_every=2"))
+        assert done.returncode == 1
+        assert re.search(r"can't write \S+step-0000\d\d\.ckpt .*(disk full|No space left)", one_line(done.stderr))
+        kept = newest_first(tmp_path / "run")
+        assert kept
+        assert all(read(path).training for path in kept)
+    finally:
+        subprocess.run(["umount", str(tmp_path / "run")], check=True)
 
 
 def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from gptstar.cli import SHOW_ALL
 from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
+from gptstar.ranks import LAUNCHER
 from gptstar.training.hardware import HardwareConfig
 
 EXPLAINED = 1
@@ -95,6 +96,7 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // hardware.n_devices)))
     if not SHOW_ALL:
         os.environ.pop("HYDRA_FULL_ERROR", None)  # set by us, and not meant for the ranks
+    os.environ[LAUNCHER] = str(os.getpid())
     handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, TOLD.split(","))}
     try:
         elastic_launch(_how(hardware), sys.executable)(script, *_words(composed))

@@ -21,6 +21,9 @@ Result = TypeVar("Result")
 BROKEN = r"[Cc]onnection (closed|reset|refused)|Broken pipe|closed by peer|process exited|ncclRemoteError"
 """What PyTorch's errors say where another process is gone."""
 
+LAUNCHER = "GPTSTAR_LAUNCHER"
+"""The variable that tells ranks which process started them."""
+
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
 
@@ -113,9 +116,15 @@ def _patient_group() -> Any:
 
 
 def _end_with_the_launcher() -> None:
-    """Where who started the ranks is killed, they get SIGTERM: nobody is left who could end them. Linux only."""
+    """Where who started the ranks is killed, they get SIGTERM: nobody is left who could end them. Linux only.
+
+    Raises:
+        RankLost: it is gone already.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
+        raise RankLost("the process that started the ranks is gone")
 
 
 @contextlib.contextmanager

@@ -56,24 +56,25 @@ def write_parts(path: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        ranks.agreed(lambda: _written(path, lambda: _anew(partial)))
-        ranks.together(lambda: _written(path, lambda: _write_tensors(partial, checkpoint, ranks)))
+        ranks.agreed(lambda: _written(path, ranks, lambda: _anew(partial)))
+        ranks.together(lambda: _written(path, ranks, lambda: _write_tensors(partial, checkpoint, ranks)))
         own = f"__{ranks.rank}_*.distcp"
-        hashes = ranks.gathered(ranks.together(lambda: _written(path, lambda: _hashes(partial, own))))
+        hashes = ranks.gathered(ranks.together(lambda: _written(path, ranks, lambda: _hashes(partial, own))))
         described = json.dumps(_description(checkpoint)) if ranks.first else ""
-        ranks.agreed(lambda: _written(path, lambda: _finish(partial, path, described, hashes)))
+        ranks.agreed(lambda: _written(path, ranks, lambda: _finish(partial, path, described, hashes)))
     finally:
         if ranks.first:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _written(path: Path, action: Callable[[], Any]) -> Any:
+def _written(path: Path, ranks: Ranks, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except CheckpointException as error:
         first = min(error.failures)
         cause = error.failures[first][0]
-        raise CheckpointError(f"can't write {path} (rank {first}: {_reason(cause)}); {STANDS}") from error
+        refusal = CheckpointError(f"can't write {path} (rank {first}: {_reason(cause)}); {STANDS}")
+        raise ranks.alike(refusal) from error  # DCP tells all of them
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"can't write {path} ({_reason(error)}); {STANDS}") from error
 

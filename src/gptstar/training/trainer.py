@@ -81,6 +81,7 @@ def _quieten(*, profiling: bool) -> None:
     for message in (
         "does not have many workers",  # one process reads memory-mapped shards faster than a model eats them
         "smaller than the logging interval",  # we log by ourselves
+        "srun",  # one process a node, which starts the others, is what we ask SLURM for
         "LeafSpec",  # a deprecation between Lightning and torch
         "overfit_batches",  # our sampler gives the same batch again without being replaced
     ):

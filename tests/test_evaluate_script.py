@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, run_here
+from conftest import ROOT, SMALL, run_here, run_script
 from test_harness import write_tasks_files
 
 from gptstar.cli import main
@@ -164,3 +164,25 @@ def test_length_is_studied_without_being_told_anything(trained: Path, tmp_path: 
     assert [length["context_length"] for length in curve["lengths"]] == [32, 64, 128, 256]
     assert (tmp_path / "out/context_length.png").stat().st_size > 10_000
     assert "bits/byte" in done.stdout
+
+
+@pytest.mark.slow
+def test_ranks_that_train_evaluate_together(overrides, task_files: Path, tmp_path: Path) -> None:
+    """DDP by 2 has the scores of one process."""
+    more = [
+        "evaluation.every_n_steps=10",
+        f"evaluation.data_dir={task_files}",
+        "evaluation.tasks=[piqa,wikitext]",
+        "evaluation.limit=4",
+    ]
+    run_here(overrides(*more, output="one"))
+    two = ["hardware=ddp", "hardware.devices=2", "hardware.accelerator=cpu", "hardware.micro_batch_size=2"]
+    done = run_script("train.py", overrides(*more, *two, output="two"))
+    assert done.returncode == 0, done.stderr
+    one, other = (
+        [{key: value for key, value in row.items() if "evaluation/" in key} for row in read_metrics(tmp_path / name)]
+        for name in ("one", "two")
+    )
+    assert [row for row in one if row]
+    for first, second in zip(filter(None, one), filter(None, other), strict=True):
+        assert second == pytest.approx(first, rel=1e-4)

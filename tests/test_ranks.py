@@ -310,4 +310,4 @@ def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path)
 
 def test_several_nodes_are_not_started_from_one(overrides: Overrides) -> None:
     done = run_script("train.py", overrides("hardware=multi_node", "hardware.devices=1", "hardware.accelerator=cpu"))
-    assert "start the same command on each node by torchrun" in one_line(done.stderr)
+    assert "give the same command on each node, with MASTER_ADDR=FIRST_NODE" in one_line(done.stderr)

@@ -12,6 +12,7 @@ import torch
 
 import gptstar
 from gptstar.checkpoint.format import Checkpoint, TrainingState, find, read, write
+from gptstar.checkpoint.identity import read_with_identity
 from gptstar.checkpoint.kept import BEST, LAST, call, newest_first, of_step, prune
 from gptstar.checkpoint.parts import verify_parts, write_parts
 from gptstar.cli import main
@@ -95,6 +96,16 @@ class TestInParts:
         torch.testing.assert_close(again.weights, dict(checkpoint.weights), rtol=0, atol=0)
         assert replace(again.training, optimizer={}) == replace(checkpoint.training, optimizer={})
         torch.testing.assert_close(again.training.optimizer, checkpoint.training.optimizer, rtol=0, atol=0)
+
+    def test_it_is_known_by_its_contents(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        other = replace(checkpoint, weights={name: tensor + 1 for name, tensor in checkpoint.weights.items()})
+        known = []
+        for number, each in enumerate((checkpoint, other)):
+            (tmp_path / f"{number}").mkdir()
+            write_parts(path := tmp_path / f"{number}/a.ckpt", each, Ranks())
+            known.append(read_with_identity(path)[0])
+        assert known[0]["sha256"] != known[1]["sha256"]
+        assert [who["name"] for who in known] == ["0/a", "1/a"]
 
     def test_one_command_makes_it_one_file(self, checkpoint: Checkpoint, tmp_path: Path, refusal) -> None:
         write_parts(tmp_path / "a.ckpt", checkpoint, Ranks())

@@ -266,6 +266,40 @@ def test_two_nodes_agree_with_one_process(overrides: Overrides, tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_each_job_of_a_sweep_has_its_own_ranks_and_directory(overrides: Overrides, tmp_path: Path) -> None:
+    train(["-m", *overrides(*on(2, "ddp"), "seed=0,1", "total_steps=6")])
+    folders = sorted(path for path in (tmp_path / "run").iterdir() if path.is_dir())
+    assert [folder.name for folder in folders] == ["seed-0", "seed-1"]
+    assert [read(folder / "last.ckpt").training.settings["seed"] for folder in folders] == [0, 1]
+    assert curve(folders[0], "train/loss") != curve(folders[1], "train/loss")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_compiled_model_agrees(
+    strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
+) -> None:
+    one = alone("total_steps=12", "validate_every=6")
+    train(overrides(*ODD, *on(2, strategy), "total_steps=12", "validate_every=6", "hardware.compile=always"))
+    assert_agree(one, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_half_precision_weights_in_parts(overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]) -> None:
+    """The master stays in float32: the run goes on from what it saved as if it had not stopped, and learns alike."""
+    one = alone("total_steps=24")
+    more = [*ODD, *on(2, "fsdp"), "hardware.precision=bf16_weights", "schedule.decay_until=24"]
+    train(overrides(*more, "total_steps=24", output="whole"))
+    for steps in (12, 24):
+        train(overrides(*more, f"total_steps={steps}"))
+    ours, whole, stopped = (curve(each, "train/loss") for each in (one, tmp_path / "whole", tmp_path / "run"))
+    assert stopped == whole
+    assert all(whole[step] == pytest.approx(loss, rel=0.02) for step, loss in ours.items())
+    assert {tensor.dtype for tensor in read(tmp_path / "run/last.ckpt").weights.values()} == {torch.float32}
+
+
+@pytest.mark.slow
 def test_runs_at_the_same_time_do_not_meet(overrides: Overrides, tmp_path: Path) -> None:
     """Each has its own directory and port, and one prepares the text for both."""
     words = [overrides(*on(2, "ddp"), "data.validation_tokens=2048", output=name) for name in ("a", "b")]

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gptstar.checkpoint.format import Checkpoint, read
+from gptstar.checkpoint.format import DESCRIPTION, Checkpoint, in_parts, read
 from gptstar.errors import CheckpointError
 
 
@@ -32,7 +32,7 @@ def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Name, hash and history of a checkpoint.
 
     Args:
-        path: a file, or an exported folder, whose weights, configuration and tokenizer are hashed.
+        path: a file, a folder that ranks wrote, or an exported one, whose weights, configuration and tokenizer are hashed.
 
     Returns:
         `name`, `path`, `sha256`, `n_params`, `context_length` (in training), `step`, `tokens` (seen in training) and
@@ -43,7 +43,9 @@ def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     step = training.step if training else None
     batch_tokens = settings.get("batch_tokens")
     return {
-        "name": f"{path.resolve().parent.name}/{path.stem}" if path.is_file() else path.resolve().name,
+        "name": f"{path.resolve().parent.name}/{path.stem}"
+        if path.is_file() or in_parts(path)
+        else path.resolve().name,
         "path": str(path.resolve()),
         "sha256": _sha256(path),
         "n_params": checkpoint.model.n_params,
@@ -58,6 +60,8 @@ def _sha256(path: Path) -> str:
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    if in_parts(path):
+        return _sha256(path / DESCRIPTION)  # it holds the hash of every other file
     names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
     files = sorted(file for name in names for file in path.glob(name))
     return hashlib.sha256("".join(f"{file.name} {_sha256(file)}\n" for file in files).encode()).hexdigest()

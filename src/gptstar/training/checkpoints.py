@@ -132,14 +132,14 @@ class SaveCheckpoints(LightningCheckpoint):
         return step % self._validate_every == 0 or step == self._total_steps
 
     def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        asked = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
-        if self._writer.failed or asked:
-            self._writer.wait()
-        if asked:
-            self._save(trainer, pl_module)
-            self._writer.wait()
-            self._signal = self._signal or signal.SIGTERM  # another rank's
-            self.leave_if_asked(trainer)
+        ends = self._signal is not None or self._writer.failed
+        if not trainer.strategy.reduce_boolean_decision(ends, all=False):
+            return
+        self._writer.wait()
+        self._save(trainer, pl_module)
+        self._writer.wait()
+        self._signal = self._signal or signal.SIGTERM  # another rank's
+        self.leave_if_asked(trainer)
 
     def leave_if_asked(self, trainer: pl.Trainer) -> None:
         """Stop for a signal that came, once everything is saved.

@@ -27,6 +27,7 @@ class Memory:
         gathered: with FSDP, whole parameters of the embedding and of two blocks, and the gradients of one.
         activations: what the backward pass reads.
         logits: of as many tokens as are made at once, with their gradient by what the head reads.
+        saving: a copy of what a checkpoint holds, while it is written; of a GPU's run it is in the machine's memory.
         program: Python, PyTorch and its libraries.
     """
 
@@ -37,6 +38,7 @@ class Memory:
     gathered: int
     activations: int
     logits: int
+    saving: int
     program: int
 
     @property
@@ -95,6 +97,7 @@ def memory(
         gathered=gathered,
         activations=activations,
         logits=width * min(tokens * model.n_vocab, CHUNK_LOGITS) + 4 * tokens * D,
+        saving=0 if on_gpu else 12 * model.n_params // shards,
         program=GPU_PROGRAM if on_gpu else CPU_PROGRAM,
     )
 

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -128,6 +129,28 @@ def test_global_batches_do_not_depend_on_ranks(
         here = [batch for rank in ranks for batch in rank[step * per_step : (step + 1) * per_step]]
         assert sum(here, []) == sampler(windows, 36).global_batch(step).tolist()
     assert {len(rank) for rank in ranks} == {len(sampler(windows, 36, rank=0, **options))}
+
+
+def test_a_run_that_goes_on_at_other_numbers_of_ranks_reads_the_same_chain(streams: list[TokenStream]) -> None:
+    """From 2 ranks to 1 to 4: hashes of global batches, each with the one before it, and every block once in an epoch."""
+    windows = Windows(streams, 5, BLOCK)
+
+    def chain(*legs: tuple[int, int, int]) -> tuple[list[str], list[int]]:
+        hashes, read = [""], []
+        for world_size, start, end in legs:
+            options = {"world_size": world_size, "micro_batch_size": 3, "start_step": start, "total_steps": end}
+            ranks = [iter(sampler(windows, 12, rank=rank, **options)) for rank in range(world_size)]
+            for _ in range(start, end):
+                batch = [number for rank in ranks for _ in range(4 // world_size) for number in next(rank)]
+                tokens = windows.__getitems__(batch).numpy().tobytes()
+                hashes.append(hashlib.sha256(hashes[-1].encode() + tokens).hexdigest())
+                read += batch
+        return hashes, read
+
+    whole, _ = chain((1, 0, 11))
+    elastic, read = chain((2, 0, 3), (1, 3, 7), (4, 7, 11))
+    assert elastic == whole
+    assert sorted(read) == list(range(len(windows)))  # the epoch's 11 steps of a block
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores

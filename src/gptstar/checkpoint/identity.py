@@ -32,7 +32,7 @@ def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Name, hash and history of a checkpoint.
 
     Args:
-        path: a file, a folder that ranks wrote, or an exported one, whose weights, configuration and tokenizer are hashed.
+        path: a file, a folder that ranks wrote, or an exported one, whose weights, settings and tokenizer are hashed.
 
     Returns:
         `name`, `path`, `sha256`, `n_params`, `context_length` (in training), `step`, `tokens` (seen in training) and

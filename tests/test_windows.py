@@ -132,7 +132,7 @@ def test_global_batches_do_not_depend_on_ranks(
 
 
 def test_a_run_that_goes_on_at_other_numbers_of_ranks_reads_the_same_chain(streams: list[TokenStream]) -> None:
-    """From 2 ranks to 1 to 4: hashes of global batches, each with the one before it, and every block once in an epoch."""
+    """From 2 ranks to 1 to 4: hashes of global batches, each with the one before, and every block once in an epoch."""
     windows = Windows(streams, 5, BLOCK)
 
     def chain(*legs: tuple[int, int, int]) -> tuple[list[str], list[int]]:

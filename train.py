@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from gptstar.cli import job, one_line_errors
 from gptstar.config import TrainConfig
 from gptstar.launch import launch, launches, requeued_if_preempted
-from gptstar.training.sweep import register_job_names
+from gptstar.training.sweep import announce_submission, register_job_names
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
@@ -28,5 +28,6 @@ def main(composed: DictConfig) -> None:
 
 if __name__ == "__main__":
     register_job_names()
+    announce_submission()
     with one_line_errors():
         main()

@@ -175,7 +175,7 @@ def test_yaml_holds_values_only() -> None:
     for path in conf_folder().rglob("*.yaml"):
         text = path.read_text()
         assert "_target_" not in text
-        if path.parent != conf_folder():
+        if path.parent != conf_folder() and path.parent.name != "launcher":  # which sets Hydra's, not ours
             assert "${" not in text, path  # no group reaches into another
 
 

@@ -228,5 +228,5 @@ def test_scaled_rotary_positions_are_packed_too(packing, residual):
             exact, found = model(tokens), packing(model)(tokens)
             assert torch.equal(plain(tokens), unscaled)  # what was packed before stays as it was
     scale = exact.std()
-    assert (found - exact).std() < (1e-5 if packing is packed else 0.1) * scale
+    assert (found - exact).std() < (1e-5 if packing is packed else 0.15) * scale
     assert (unscaled - exact).std() > 0.3 * scale

@@ -243,6 +243,7 @@ run_here(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_two_nodes_agree_with_one_process(overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]) -> None:
     one = alone("total_steps=50")
     words = overrides(*ODD, *on(1, "multi_node"), "hardware.nodes=2", "hardware.micro_batch_size=2", "total_steps=50")

@@ -11,8 +11,9 @@ from gptstar.evaluation.tasks.team import Team
 SCRIPT = """
 import sys
 from gptstar.errors import ConfigError
-from gptstar.evaluation.tasks.team import Team, joined
+from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Worker
+from gptstar.ranks import joined
 from gptstar.evaluation.tasks.scoring import Scorer
 
 sys.path.insert(0, sys.argv[2])
@@ -29,7 +30,8 @@ def fail_on_1(these, rank, world, settled):
     return {number: each for number, each in enumerate(these)}
 
 
-with joined() as rank:
+with joined() as ranks:
+    rank = ranks.rank
     model = build(KINDS[0])
     team = Team(Worker(Scorer(model, batch_tokens=97), None) if what == "scores" else fail_on_1)
     try:

@@ -1,13 +1,13 @@
 """What the jobs of a sweep are called: by the values that differ, and by nothing else."""
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 
 def job_name(task_overrides: Sequence[str], command_line: Sequence[str]) -> str:
@@ -37,16 +37,14 @@ def register_job_names() -> None:
     OmegaConf.register_new_resolver("job_name", lambda overrides: job_name(overrides, words), replace=True)
 
 
-class SubmissionNotice(Callback):
-    """Says where jobs that were given to a scheduler will be."""
-
-    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Before they are submitted; the command then waits for their end."""
-        import submitit  # first, as it sets its log up  # noqa: F401
-
-        logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains of every cluster without accounting
+def announce_submission() -> None:
+    """Where the run goes to SLURM: say where to look, before the command waits for its end."""
+    if "launcher=slurm" in sys.argv[1:]:
         print(
-            f"submitting to SLURM: runs in {config.hydra.sweep.dir}, logs in {config.hydra.sweep.dir}/.slurm; "
-            "Ctrl-C leaves the jobs to themselves",
+            "submitting to SLURM: scripts and logs are in .slurm in the output, squeue --me shows the jobs, and Ctrl-C "
+            "leaves them to themselves",
             flush=True,
         )
+        with contextlib.suppress(ImportError):
+            import submitit  # first, as it sets its log up  # noqa: F401
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains of every cluster without accounting

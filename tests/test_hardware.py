@@ -125,6 +125,7 @@ def test_a_compiled_run_learns_the_same(precision: str, overrides: Overrides, tm
     assert set(read(tmp_path / "compiled" / "last.ckpt").weights) == set(read(tmp_path / "plain" / "last.ckpt").weights)
 
 
+# Embeddings of 39 MB: glibc maps what is larger than 32 MB afresh each time, however lucky the process.
 STEPS = """
 import resource, sys, torch
 from gptstar.model import GPT, GPTConfig
@@ -133,9 +134,9 @@ from gptstar.training.optimizer import OptimizerConfig, build_optimizer
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 torch.set_num_threads(1)
-model = GPT(GPTConfig(n_layers=1, d_model=64, n_heads=2, n_vocab=50257))
+model = GPT(GPTConfig(n_layers=1, d_model=192, n_heads=2, n_vocab=50257))
 optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
-tokens = torch.randint(50257, (2, 65))
+tokens = torch.randint(50257, (1, 17))
 for number in range(12):
     if number == 6:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -152,8 +153,7 @@ def test_steps_reuse_freed_memory_without_the_kernel() -> None:
         done = subprocess.run([sys.executable, "-c", STEPS, way], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    # A process may be lucky or not with what lies between its tensors.
-    assert min(faults("kept") for _ in range(2)) < 0.2 * max(faults("given back") for _ in range(2))
+    assert min(faults("kept") for _ in range(2)) < 0.2 * faults("given back")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what /proc tells")

@@ -1,6 +1,6 @@
 """Train a language model: compose, parse, run. `python train.py --help` shows every choice.
 
-What a run does, in order, is in `src/gptstar/run.py`.
+What a run does, in order, is in `src/gptstar/run.py`; a sweep's jobs are in `src/gptstar/sweep.py`.
 """
 
 import hydra
@@ -9,13 +9,17 @@ from omegaconf import DictConfig, OmegaConf
 from gptstar.cli import job, one_line_errors
 from gptstar.config import TrainConfig
 from gptstar.launch import launch, launches, requeued_if_preempted
-from gptstar.training.sweep import announce_submission, register_job_names
+from gptstar.sweep import Sweep, announce_submission, register_job_names
+
+sweep = Sweep()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(composed: DictConfig) -> None:
     """One run, or one job of a sweep."""
     with job(composed):
+        if sweep.takes():
+            return sweep.run(__file__, composed)
         config = TrainConfig.parse(composed)
         with requeued_if_preempted():
             if launches(config.hardware):
@@ -29,5 +33,5 @@ def main(composed: DictConfig) -> None:
 if __name__ == "__main__":
     register_job_names()
     announce_submission()
-    with one_line_errors():
+    with one_line_errors(), sweep.concluded():
         main()

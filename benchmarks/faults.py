@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 from gptstar.checkpoint.format import read
-from gptstar.training.metrics import read_metrics
+from gptstar.training.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
 WAYS = {"one": ("cpu", 1), "ddp": ("ddp", 2), "fsdp": ("fsdp", 2)}

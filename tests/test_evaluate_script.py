@@ -13,7 +13,7 @@ from test_harness import write_tasks_files
 
 from gptstar.cli import main
 from gptstar.evaluation.results import read_tasks
-from gptstar.training.metrics import read_metrics
+from gptstar.training.metrics_csv import read_metrics
 
 Overrides = Callable[..., list[str]]
 

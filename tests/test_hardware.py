@@ -15,7 +15,7 @@ from gptstar.checkpoint.format import read
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.hardware import HardwareConfig
-from gptstar.training.metrics import read_metrics
+from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.working_copy import WorkingCopy
 
 Overrides = Callable[..., list[str]]

@@ -26,7 +26,7 @@ from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError
 from gptstar.model import GPT
-from gptstar.training.metrics import read_metrics
+from gptstar.training.metrics_csv import read_metrics
 
 Overrides = Callable[..., list[str]]
 

@@ -17,7 +17,7 @@ from test_training import assert_same_run, damage
 
 from gptstar.checkpoint.format import read
 from gptstar.checkpoint.kept import newest_first
-from gptstar.training.metrics import read_metrics
+from gptstar.training.metrics_csv import read_metrics
 
 Overrides = Callable[..., list[str]]
 

@@ -24,7 +24,8 @@ from gptstar.errors import DataError
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks
 from gptstar.training.checkpoints import SaveCheckpoints
-from gptstar.training.metrics import MetricsCSV, read_metrics
+from gptstar.training.metrics import MetricsCSV
+from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, decays
 from gptstar.training.trainer import build_trainer

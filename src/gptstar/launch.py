@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from gptstar.cli import SHOW_ALL
 from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
-from gptstar.ranks import LAUNCHER
+from gptstar.ranks import LAUNCHER, end_with_the_launcher
 from gptstar.training.hardware import HardwareConfig
 
 EXPLAINED = 1
@@ -91,6 +91,8 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
         TrainingError: a process died without saying why; names its rank.
         SystemExit: one refused, and has said so.
     """
+    if LAUNCHER in os.environ:  # of a sweep
+        end_with_the_launcher()
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # says in fifty lines what we do in one
     if hardware.device().type == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // hardware.n_devices)))
@@ -119,6 +121,45 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def run_apart(script: str, composed: DictConfig) -> None:
+    """Run a script's job again in a process of its own, which is told of every signal that comes here, and wait.
+
+    Args:
+        composed: the job's configuration.
+
+    Raises:
+        Interrupted: a signal came, and the job has ended.
+        TrainingError: it failed; says what it said last.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR" or SHOW_ALL}
+    words, told = [sys.executable, script, *_words(composed)], []
+    process = subprocess.Popen(
+        words, env=environment | {LAUNCHER: str(os.getpid())}, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+    def tell(number: int, _: object) -> None:
+        told.append(number)
+        process.send_signal(number)
+
+    handlers = {number: signal.signal(number, tell) for number in map(signal.Signals.__getitem__, TOLD.split(","))}
+    said = ""
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            sys.stderr.write(line)
+            sys.stderr.flush()
+            said = line.strip() or said
+        code = process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if told and code:
+        raise Interrupted(f"{signal.Signals(told[0]).name}: the job was told to save and end", 128 + told[0])
+    if code:
+        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+        raise TrainingError(killed or said.removeprefix("error: ") or f"exit code {code}")
 
 
 def _how(hardware: HardwareConfig) -> LaunchConfig:
@@ -167,4 +208,5 @@ def _words(composed: DictConfig) -> list[str]:
     folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]
     decided = ("output=", "launcher=")  # by now; another submission would follow
     chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith(decided)]
-    return [*(word for folder in folders for word in ("--config-dir", folder)), *chosen, f"output='{composed.output}'"]
+    directories = [word for folder in folders for word in ("--config-dir", folder)]
+    return [*directories, *chosen, f"output='{composed.output}'", "hydra.mode=RUN"]

@@ -22,7 +22,7 @@ BROKEN = r"[Cc]onnection (closed|reset|refused)|Broken pipe|closed by peer|proce
 """What PyTorch's errors say where another process is gone."""
 
 LAUNCHER = "GPTSTAR_LAUNCHER"
-"""The variable that tells ranks which process started them."""
+"""The variable that tells ranks, and jobs of a sweep, which process started them."""
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
@@ -115,8 +115,8 @@ def _patient_group() -> Any:
     return dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
-def _end_with_the_launcher() -> None:
-    """Where who started the ranks is killed, they get SIGTERM: nobody is left who could end them. Linux only.
+def end_with_the_launcher() -> None:
+    """Where who started this process is killed, it gets SIGTERM: nobody is left who could end it. Linux only.
 
     Raises:
         RankLost: it is gone already.
@@ -124,7 +124,7 @@ def _end_with_the_launcher() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):
-        raise RankLost("the process that started the ranks is gone")
+        raise RankLost("the process that started this one is gone")
 
 
 @contextlib.contextmanager
@@ -135,10 +135,11 @@ def joined(device_type: str = "cpu") -> Iterator[Ranks]:
         device_type: of what this process computes on.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size > 1 or LAUNCHER in os.environ:
+        end_with_the_launcher()
     if world_size == 1:
         yield Ranks()
         return
-    _end_with_the_launcher()
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)

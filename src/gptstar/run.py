@@ -173,6 +173,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
                 shards,
                 name=config.name,
                 report=config.report,
+                reading=config.reading,
                 context_length=config.data.context_length,
                 extrapolates=config.model.positions != "learned",
                 validation_tokens=config.data.validation_tokens,
@@ -180,3 +181,4 @@ def train(config: TrainConfig, config_yaml: str) -> None:
                 bf16=config.hardware.resolved_precision() != "float32",
                 console=console,
             )
+            directory.finished()

@@ -1,4 +1,4 @@
-"""What a run measures: the CSV that every run keeps, and the callback that feeds all loggers."""
+"""What a run measures: the writer of its CSV, and the callback that feeds all loggers."""
 
 import contextlib
 import csv
@@ -15,11 +15,10 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from gptstar.errors import DataError, TrainingError
+from gptstar.errors import TrainingError
 from gptstar.training.memory import peak_bytes
+from gptstar.training.metrics_csv import METRICS_FILE, read_rows
 from gptstar.training.module import LanguageModelling
-
-METRICS_FILE = "metrics.csv"
 
 
 class MetricsCSV(Logger):
@@ -31,7 +30,7 @@ class MetricsCSV(Logger):
     def __init__(self, folder: Path, start_step: int) -> None:
         super().__init__()
         self._path = folder / METRICS_FILE
-        rows = [row for row in _read_rows(self._path) if float(row["step"]) <= start_step]
+        rows = [row for row in read_rows(self._path) if float(row["step"]) <= start_step]
         self._columns = list(dict.fromkeys(key for row in rows for key in row))
         self._rewrite(rows)
 
@@ -53,7 +52,7 @@ class MetricsCSV(Logger):
         """Append a row."""
         row = {"step": step, **metrics}
         if set(row) - set(self._columns):
-            rows = _read_rows(self._path)
+            rows = read_rows(self._path)
             self._columns += [key for key in row if key not in self._columns]
             self._rewrite(rows)
         try:
@@ -77,41 +76,6 @@ class MetricsCSV(Logger):
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise TrainingError(f"can't write {self._path}: {error.strerror}; it is as it was") from error
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's CSV, each with the values it has; a last line that was cut short is left out."""
-    return [{key: float(value) for key, value in row.items()} for row in _read_rows(folder / METRICS_FILE)]
-
-
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-    lines = [_values(line) for line in text.splitlines()]  # one by one, so that a damaged one costs no other
-    if not lines or lines[0][:1] != ["step"]:
-        raise DataError(f"{path} is damaged or no record of a run: move it away, and a new one is begun")
-    whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0] and all(map(_is_number, line)))
-    return [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
-
-
-def _values(line: str) -> list[str]:
-    try:
-        return next(csv.reader([line], strict=True), [])
-    except csv.Error:
-        return []
-
-
-def _is_number(value: str) -> bool:
-    """A number, or nothing, as where a row has no value in a column."""
-    try:
-        float(value or 0)
-    except ValueError:
-        return False
-    return True
 
 
 class RecordMetrics(pl.Callback):

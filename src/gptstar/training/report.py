@@ -8,21 +8,22 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from gptstar.checkpoint.format import load
+from gptstar.checkpoint.format import find, load
+from gptstar.checkpoint.identity import read_with_identity
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.evaluation.bigram import bigram_loss
 from gptstar.evaluation.length import LengthConfig
-from gptstar.evaluation.length.config import MULTIPLES
 from gptstar.evaluation.length.curve import Plan, read_curve
 from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Reader, losses_of
+from gptstar.evaluation.length.study import study
 from gptstar.evaluation.length.text import text_of_shards
 from gptstar.evaluation.plots import plot_context_length, plot_loss
 from gptstar.evaluation.results import to_json
 from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
 from gptstar.model import GPT
-from gptstar.training.metrics import read_metrics
+from gptstar.training.metrics_csv import read_metrics
 
 PROMPTS = ("The", "If the", "Return a")
 
@@ -33,6 +34,7 @@ def conclude(
     *,
     name: str,
     report: bool,
+    reading: LengthConfig | None,
     context_length: int,
     extrapolates: bool,
     validation_tokens: int,
@@ -42,9 +44,11 @@ def conclude(
 ) -> None:
     """Draw the loss; with `report` also print what the best checkpoint can do, and write it down.
 
-    Writes `loss.png`, and with `report` also `context_length.png`, `samples.txt` and `report.json`.
+    Writes `loss.png`; with `report` also `context_length.png`, `samples.txt` and `report.json`; with `reading` a folder
+    `length`.
 
     Args:
+        reading: a study of context length to make of the best checkpoint.
         extrapolates: whether the model takes more tokens than it was trained with.
     """
     rows = read_metrics(folder)
@@ -54,8 +58,9 @@ def conclude(
         model = load(folder).to(device)
         text = text_of_shards(shards)
         longest = min(validation_tokens, text.sizes.max()) if extrapolates else context_length
-        lengths = [multiple * context_length for multiple in MULTIPLES if multiple * context_length <= longest]
-        plan = Plan(text, LengthConfig(context_lengths=tuple(lengths), max_tokens=validation_tokens), lengths)
+        asked = LengthConfig(max_tokens=validation_tokens)
+        lengths = [length for length in asked.lengths(context_length) if length <= longest]
+        plan = Plan(text, asked, lengths)
         losses = losses_of(model, device, torch.bfloat16 if bf16 else torch.float32)
         reader = Reader(losses, device, GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS)
         with console.status("reading at each context length"):
@@ -75,6 +80,15 @@ def conclude(
             "lengths": [asdict(result) for result in curve.lengths],
         }
         (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
+    if reading is not None:
+        study(
+            [read_with_identity(find(folder))],
+            reading,
+            shards=None if reading.text else str(shards.folder),
+            device=device,
+            console=console,
+            output=folder / "length",
+        )
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
     console.print(f"next: gptstar generate {folder} --prompt The", highlight=False, soft_wrap=True)

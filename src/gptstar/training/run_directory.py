@@ -1,5 +1,6 @@
 """A run directory explains itself: who may write in it, what was asked for, and with which code."""
 
+import contextlib
 import json
 import platform
 import shlex
@@ -15,8 +16,9 @@ from filelock import FileLock, Timeout
 from gptstar import __version__
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.kept import LAST, call, newest_first
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, Interrupted, in_one_line
 from gptstar.ranks import Ranks
+from gptstar.training.status import LOCK_NAME, State, Status
 
 PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
 
@@ -38,7 +40,8 @@ class RunDirectory:
     def __init__(self, path: Path, ranks: Ranks) -> None:
         self._ranks = ranks
         self.path = ranks.agreed(lambda: path)
-        self._lock = FileLock(path / ".lock")
+        self._lock = FileLock(path / LOCK_NAME)
+        self._status: Status | None = None  # nothing before it has begun
         if path != self.path:  # a time of day may be in it, and each rank has read the clock
             _remove_unused(path)
         ranks.agreed(self._hold)
@@ -55,11 +58,22 @@ class RunDirectory:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        """Let another run in, and leave no trace of one that never began."""
-        if self._ranks.first:
-            self._lock.release()
-            _remove_unused(self.path)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Put on record how it ended, let another run in, and leave no trace of one that never began."""
+        if not self._ranks.first:
+            return
+        if self._status is not None:
+            if error is not None:
+                state: State = "stopped" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
+                self._status = Status(state, in_one_line(error))
+            with contextlib.suppress(OSError):  # a full disk
+                self._status.write(self.path)
+        self._lock.release()
+        _remove_unused(self.path)
+
+    def finished(self) -> None:
+        """Take note that the run has come to its end."""
+        self._status = Status("finished")
 
     def start_from(
         self, resume: str, read: Callable[[Path], Checkpoint], warn: Callable[[str], None]
@@ -107,7 +121,7 @@ class RunDirectory:
         return own
 
     def describe(self, config_yaml: str, data_fingerprint: str) -> None:
-        """Write the configuration, and the versions, data and command behind it."""
+        """Write the configuration, and the versions, data and command behind it: from here on it is a run."""
         if not self._ranks.first:
             return
         about = {
@@ -123,11 +137,13 @@ class RunDirectory:
             temporary = self.path / f".{name}.partial"
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.path / name)
+        Status("running").write(self.path)
+        self._status = Status("stopped")
 
 
 def _remove_unused(path: Path) -> None:
-    if path.is_dir() and {entry.name for entry in path.iterdir()} <= {".lock"}:
-        (path / ".lock").unlink(missing_ok=True)
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= {LOCK_NAME}:
+        (path / LOCK_NAME).unlink(missing_ok=True)
         path.rmdir()
 
 

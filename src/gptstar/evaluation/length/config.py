@@ -6,8 +6,6 @@ from typing import Literal
 
 from gptstar.errors import ConfigError
 
-MULTIPLES = (1, 2, 4, 8)
-"""Of the training context, unless lengths are given."""
 CONTROL = 512
 """The context that longer ones are measured against where the same targets are read at each."""
 MAX_TOKENS = 2**20
@@ -24,11 +22,14 @@ class LengthConfig:
 
     Attributes:
         study: what tells this apart from other evaluations.
-        context_lengths: multiples 1, 2, 4 and 8 of the training context unless given.
+        context_lengths: in tokens; unless given, multiples of the training context.
+        multiples: of the training context.
         protocol: `disjoint`, windows side by side; `sliding`, windows that overlap; `fixed_targets`, the same targets
             with a context of about the whole length each; `legacy`, the estimator that GPT* was published with.
         stride: of `sliding`: tokens from one window to the next; half the length unless given.
         targets: of `fixed_targets`: tokens scored in a window; half the shortest length unless given, and at most that.
+        room: of `fixed_targets`: tokens before each target at least; the longest length unless given. With the same
+            `room` and `targets`, studies of other lengths score the same targets.
         text: files, globs or addresses; the held-out text that the checkpoint was trained with, unless given.
         column: of the text in JSON lines and Parquet; `text` or `page` unless given.
         documents: `apart`, no window reaches across two; `joined`, all text is one stream with end-of-text between.
@@ -46,9 +47,11 @@ class LengthConfig:
 
     study: Literal["length"] = "length"
     context_lengths: tuple[int, ...] | None = None
+    multiples: tuple[int, ...] = (1, 2, 4, 8)
     protocol: Protocol = "disjoint"
     stride: int | None = None
     targets: int | None = None
+    room: int | None = None
     text: str | tuple[str, ...] | None = None
     column: str | None = None
     documents: Literal["apart", "joined"] | None = None
@@ -62,7 +65,7 @@ class LengthConfig:
     seed: int = 1234
 
     def __post_init__(self) -> None:
-        for name in ("stride", "targets", "last_bytes", "max_tokens", "trained_at", "batch_tokens"):
+        for name in ("stride", "targets", "room", "last_bytes", "max_tokens", "trained_at", "batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"evaluation.{name}={value} is below 1")
@@ -75,7 +78,9 @@ class LengthConfig:
                 f"evaluation.rotary_scaling={list(self.rotary_scaling)} has to name each of none, ntk and yarn that it "
                 "wants once"
             )
-        for name, protocol in (("stride", "sliding"), ("targets", "fixed_targets")):
+        if not self.multiples or min(self.multiples) < 1 or len(set(self.multiples)) < len(self.multiples):
+            raise ConfigError(f"evaluation.multiples={list(self.multiples)} has to name numbers from 1, each once")
+        for name, protocol in (("stride", "sliding"), ("targets", "fixed_targets"), ("room", "fixed_targets")):
             if getattr(self, name) is not None and self.protocol != protocol:
                 raise ConfigError(
                     f"evaluation.{name} is for evaluation.protocol={protocol}, not {self.protocol}: leave it out"
@@ -103,6 +108,10 @@ class LengthConfig:
             raise ConfigError(f"evaluation.context_lengths: {min(lengths)} is below {least}")
         if len(set(lengths)) < len(lengths):
             raise ConfigError(f"evaluation.context_lengths={list(lengths)} names a length twice")
+        if self.room is not None and self.room < max(lengths):
+            raise ConfigError(
+                f"evaluation.room={self.room} is less than the longest context, {max(lengths)}: give that or more"
+            )
         shortest = min(lengths)
         if self.stride is not None and self.stride > shortest:
             raise ConfigError(
@@ -132,7 +141,7 @@ class LengthConfig:
                 "the checkpoint does not know its training context: give evaluation.context_lengths=[…], or "
                 "evaluation.trained_at for its multiples"
             )
-        lengths = tuple(multiple * trained_at for multiple in MULTIPLES)
+        lengths = tuple(multiple * trained_at for multiple in sorted(self.multiples))
         self.check_lengths(lengths)
         return lengths
 

@@ -77,7 +77,7 @@ class Plan:
         if config.protocol == "fixed_targets":
             self.reference = CONTROL if CONTROL in self.lengths else self.reference
             targets = config.targets or max(1, min(self.lengths) // 2)
-            self.spans = last_blocks(text.sizes, max(lengths), targets, config.limit)
+            self.spans = last_blocks(text.sizes, max(*lengths, config.room or 0), targets, config.limit)
         else:
             side_by_side = config.protocol == "disjoint"
             self.spans = stretches(text.sizes, self.lengths, config.limit, side_by_side=side_by_side)

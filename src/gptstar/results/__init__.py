@@ -1,0 +1,1 @@
+"""Runs and evaluations, read: one by one, and as pandas frames. What notebooks, tables and reports stand on."""

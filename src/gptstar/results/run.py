@@ -1,0 +1,148 @@
+"""One run, as its directory tells it."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, Self
+
+import yaml
+
+from gptstar.errors import ConfigError, DataError
+from gptstar.training.metrics_csv import METRICS_FILE, read_metrics
+from gptstar.training.status import Status, in_use
+
+State = Literal["running", "finished", "stopped", "failed", "killed", "refused"]
+"""`stopped` had saved when it was told to; `killed` ended without a word; `refused` never began."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory.
+
+    Attributes:
+        reason: why it failed or stopped, in one line.
+        config: as composed, nested.
+        about: versions, data and command.
+        at: when it was last heard of, in UTC.
+        rows: of `metrics.csv`.
+    """
+
+    path: Path
+    state: State
+    reason: str
+    config: dict[str, Any]
+    about: dict[str, Any]
+    at: datetime
+    rows: tuple[dict[str, float], ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a run directory.
+
+        Raises:
+            ConfigError: there is none, or it can't be read; names the file.
+        """
+        if not path.is_dir():
+            raise ConfigError(f"{path} is no run directory: give the output of train.py, or a folder of such")
+        status = Status.read(path)
+        if not (path / "config.yaml").exists():
+            return cls(path, "refused", "", {}, {}, _touched(path), ())
+        try:
+            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            about = json.loads((path / "versions.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} is damaged: {getattr(error, 'strerror', None) or error}") from error
+        try:
+            rows = tuple(read_metrics(path))
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        state: State = "killed" if status is None else status.state
+        if status is not None and status.state == "running":
+            state = "running" if in_use(path) else "killed"
+        reason = status.reason if status else ""
+        return cls(path, state, reason, config or {}, about, _touched(path / METRICS_FILE, path), rows)
+
+    @property
+    def name(self) -> str:
+        """The folder's; of a sweep's job what tells it from the others."""
+        return self.path.name
+
+    @property
+    def step(self) -> int:
+        """The last on record."""
+        return int(max((row["step"] for row in self.rows), default=0))
+
+    @property
+    def tokens(self) -> int:
+        """That were read in training, by the last step on record."""
+        return self.step * int(self.config.get("batch_tokens", 0))
+
+    @property
+    def validation_loss(self) -> float:
+        """The last, in nats a token; NaN before the first."""
+        return next((row["validation/loss"] for row in reversed(self.rows) if "validation/loss" in row), math.nan)
+
+    @property
+    def train_loss(self) -> float:
+        """The last on record, in nats a token."""
+        return next((row["train/loss"] for row in reversed(self.rows) if "train/loss" in row), math.nan)
+
+    @cached_property
+    def tokens_per_second(self) -> float:
+        """Median over what was recorded; validation left out."""
+        return median(speeds) if (speeds := [row["tokens_per_second"] for row in self._timed]) else math.nan
+
+    @cached_property
+    def hours(self) -> float:
+        """Of training alone, from tokens and speed on record."""
+        seconds, before = 0.0, 0.0
+        for row in self._timed:
+            seconds += max(0.0, row["tokens"] - before) / row["tokens_per_second"]
+            before = row["tokens"]
+        return seconds / 3600
+
+    @property
+    def _timed(self) -> list[dict[str, float]]:
+        return [row for row in self.rows if row.get("tokens_per_second", 0) > 0 and "tokens" in row]
+
+    def metric(self, name: str) -> list[tuple[int, float]]:
+        """Step and value, wherever the metric was recorded."""
+        return [(int(row["step"]), row[name]) for row in self.rows if name in row]
+
+
+def find_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in folders: each a run directory, or one that holds some at any depth; in order of their paths.
+
+    Raises:
+        ConfigError: a folder does not exist, or none of them holds a run.
+    """
+    found: dict[Path, Run] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path} is no folder: give the output of train.py, or a folder of such")
+        found |= {folder.resolve(): Run.read(folder) for folder in _run_folders(path)}
+    if not found:
+        raise ConfigError(f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder of such")
+    return list(found.values())
+
+
+def _run_folders(path: Path) -> Iterable[Path]:
+    if (path / "versions.json").exists():
+        return [path]
+    return sorted((file.parent for file in path.rglob("versions.json")), key=_in_order)
+
+
+def _in_order(path: Path) -> list[tuple[str, int]]:
+    """Numbers by size: seed-10 after seed-9."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", f" {path}")]
+
+
+def _touched(*paths: Path) -> datetime:
+    path = next(path for path in paths if path.exists())
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)

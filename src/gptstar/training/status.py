@@ -1,0 +1,80 @@
+"""What has become of a run: `status.json` in its directory, beside a lock that tells whether somebody is at work."""
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, get_args
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+
+FILE_NAME, LOCK_NAME = "status.json", ".lock"
+
+State = Literal["running", "finished", "stopped", "failed"]
+"""`stopped` had saved and can go on; what was killed is left as `running`, without a lock."""
+
+FREE = ("output", "hardware", "tracker", "trainer", "log_every", "checkpoint_every", "checkpoint_keep", "resume")
+"""Keys that a finished run need not be run again for."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of a run.
+
+    Attributes:
+        reason: of what failed or stopped, in one line.
+        at: when it came to that state, in UTC.
+    """
+
+    state: State
+    reason: str = ""
+    at: str = ""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Status | None":
+        """What a run directory says; None where it says nothing that can be read."""
+        try:
+            tree = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+            status = cls(str(tree["state"]), str(tree["reason"]), str(tree["at"]))  # type: ignore[arg-type]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return status if status.state in get_args(State) else None
+
+    def write(self, folder: Path) -> None:
+        """Put it on record, as of now."""
+        now = Status(self.state, self.reason, datetime.now(UTC).isoformat(timespec="seconds"))
+        temporary = folder / f".{FILE_NAME}.partial"
+        temporary.write_text(json.dumps(asdict(now), indent=1) + "\n", encoding="utf-8")
+        temporary.replace(folder / FILE_NAME)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a process is at work in a run directory."""
+    path = folder / LOCK_NAME
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
+def is_finished(folder: Path, config_yaml: str) -> bool:
+    """Whether a run has come to its end under this configuration, but for what does not shape the result."""
+    status = Status.read(folder)
+    if status is None or status.state != "finished":
+        return False
+    try:
+        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except OSError:
+        return False
+    now = OmegaConf.to_container(OmegaConf.create(config_yaml))
+    assert isinstance(before, dict)
+    assert isinstance(now, dict)
+    return {key: before.get(key) for key in {*before, *now} - {*FREE}} == {
+        key: now.get(key) for key in {*before, *now} - {*FREE}
+    }

@@ -19,15 +19,21 @@ def main(composed: DictConfig) -> None:
     """One run, or one job of a sweep."""
     with job(composed):
         if sweep.takes():
-            return sweep.run(__file__, composed)
-        config = TrainConfig.parse(composed)
-        with requeued_if_preempted():
-            if launches(config.hardware):
-                launch(__file__, composed, config.hardware)
-            else:
-                from gptstar.run import train  # Lightning takes seconds, which --help and a launcher need not wait
+            sweep.run(__file__, composed)
+        else:
+            run(composed)
 
-                train(config, OmegaConf.to_yaml(composed, resolve=True))
+
+def run(composed: DictConfig) -> None:
+    """In this process, or in one for each device."""
+    config = TrainConfig.parse(composed)
+    with requeued_if_preempted():
+        if launches(config.hardware):
+            launch(__file__, composed, config.hardware)
+        else:
+            from gptstar.run import train  # Lightning takes seconds, which --help and a launcher need not wait
+
+            train(config, OmegaConf.to_yaml(composed, resolve=True))
 
 
 if __name__ == "__main__":

@@ -20,17 +20,20 @@ RANKS = [
     {"evaluation"},
     {"training"},
     {"config"},
+    {"results"},
     {"run"},
     {"composing"},
-    {"run_commands", "data_commands", "evaluation_commands"},
+    {"run_commands", "data_commands", "evaluation_commands", "results_commands"},
     {"cli"},
     {"launch"},
+    {"sweep"},
 ]
 """Imports point to an earlier line only."""
 
 THIRD_PARTIES = {
-    "hydra": {"composing", "cli", "launch", "training/sweep"},
-    "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "training/sweep"},
+    "hydra": {"composing", "cli", "launch", "sweep"},
+    "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "sweep", "training/status"},
+    "jinja2": {"results/report", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},
     "huggingface_hub": {"data/text/hub", "evaluation/tasks/hub"},
@@ -39,7 +42,8 @@ THIRD_PARTIES = {
     "ftfy": {"data/text/clean"},
     "tokenizers": {"data/tokenizer"},
     "lm_eval": {"evaluation/harness", "evaluation/tasks"},
-    "matplotlib": {"data/inspection/pictures", "evaluation/plots", "evaluation/tasks/pictures"},
+    "matplotlib": {"data/inspection/pictures", "evaluation/plots", "evaluation/tasks/pictures", "results"},
+    "pandas": {"results"},
     "pydantic": {"config", "data/storage/shards", "evaluation/results", "evaluation/tasks"},
     "wandb": set(),
     "safetensors": {"checkpoint/huggingface"},

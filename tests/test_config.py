@@ -9,7 +9,6 @@ from gptstar.cli import main, one_line_errors
 from gptstar.composing import compose, conf_folder
 from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
 from gptstar.errors import ConfigError
-from gptstar.training.sweep import job_name
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
 
@@ -113,21 +112,6 @@ def test_mistakes_get_one_line_that_names_key_and_cure(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert says in refusal(run_here, overrides)
     assert not list(tmp_path.iterdir())
-
-
-def test_jobs_are_named_by_what_differs() -> None:
-    words = [
-        "-m",
-        "data.context_length=64,128",
-        "seed=range(0,3)",
-        "total_steps=5",
-        "model=tiny,gpt127",
-        "data.files=a/*",
-    ]
-    overrides = ["data.context_length=64", "seed=1", "total_steps=5", "model=tiny", "data.files=a/*"]
-    assert job_name(overrides, words) == "context_length-64_seed-1_model-tiny"
-    assert job_name(["data.files=a/b c.txt"], ["data.files=a/b c.txt,d.txt"]) == "files-a-b-c.txt"
-    assert job_name(["seed=1"], ["-m", "seed=1"]) == "only"
 
 
 @pytest.mark.parametrize(

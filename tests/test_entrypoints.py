@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_script
-from test_training import assert_same_run, losses
+from test_training import assert_same_run
 
 from gptstar.checkpoint.format import read
 
@@ -90,19 +90,6 @@ def test_sigterm_from_outside_saves_and_says_so(overrides: Overrides, tmp_path: 
     assert (tmp_path / "run/last.ckpt").exists()
 
 
-def test_sigterm_ends_a_sweep(overrides: Overrides, tmp_path: Path) -> None:
-    more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides(*more), "seed=0,1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while not list((tmp_path / "run").glob("*/metrics.csv")):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert len(list((tmp_path / "run").glob("*/last.ckpt"))) == 1
-
-
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_help_shows_every_choice(script: str) -> None:
     done = run_script(script, ["--help"])
@@ -127,18 +114,6 @@ def test_mistakes_get_one_line(overrides: Overrides, tmp_path: Path) -> None:
     )
     assert "can't read none.ckpt" in one_error(run_script("evaluate.py", ["checkpoint=none.ckpt"], cwd=tmp_path))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_sweep_gives_each_job_a_directory_and_survives_a_failed_one(overrides: Overrides, tmp_path: Path) -> None:
-    swept = [each for each in overrides("total_steps=4", "schedule.warmup_steps=1") if "context_length" not in each]
-    done = run_script("train.py", ["-m", *swept, "data.context_length=48,32,16"])
-    assert done.returncode == 1
-    assert "data.context_length=48 does not divide" in done.stderr
-    folders = sorted(path for path in (tmp_path / "run").iterdir() if path.is_dir())
-    assert len(folders) == 2  # the job that was refused left none
-    for folder, context in zip(folders, (16, 32), strict=True):
-        assert folder.name == f"context_length-{context}"
-        assert sorted(losses(folder)) == [1, 2, 3, 4]
 
 
 def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from gptstar import __version__
 from gptstar.data_commands import add_data_commands
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, RankLost, Refusal, RefusedElsewhere
 from gptstar.evaluation_commands import add_evaluation_commands
+from gptstar.results_commands import add_results_commands
 from gptstar.run_commands import add_run_commands
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_data_commands(commands)
     add_evaluation_commands(commands)
+    add_results_commands(commands)
     return parser
 
 

@@ -20,6 +20,7 @@ from gptstar.training.report import conclude
 from gptstar.training.resume import begin, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter
+from gptstar.training.status import is_finished
 from gptstar.training.tracker import build_loggers, close_loggers
 from gptstar.training.trainer import build_trainer, fast_forward, fit
 
@@ -39,6 +40,9 @@ def train(config: TrainConfig, config_yaml: str) -> None:
     with joined(device_type) as ranks, RunDirectory(config.output, ranks) as directory:
         config.hardware.check_world(ranks.world_size)
         console = Console(quiet=not ranks.first)
+        if config.resume == "auto" and ranks.agreed(lambda: is_finished(directory.path, config_yaml)):
+            console.print(f"{directory.path} is finished already", highlight=False, soft_wrap=True)
+            return
         shards = ranks.in_turn(lambda: ensure_prepared(config.data, config.model.n_vocab, console))
         data = WindowsDataModule(
             shards,

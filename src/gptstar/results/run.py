@@ -11,11 +11,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self
 
-import yaml
-
 from gptstar.errors import ConfigError, DataError
 from gptstar.training.metrics_csv import METRICS_FILE, read_metrics
-from gptstar.training.status import Status, in_use
+from gptstar.training.status import Status, in_use, read_config
 
 State = Literal["running", "finished", "stopped", "failed", "killed", "refused"]
 """`stopped` had saved when it was told to; `killed` ended without a word; `refused` never began."""
@@ -29,7 +27,7 @@ class Run:
         reason: why it failed or stopped, in one line.
         config: as composed, nested.
         about: versions, data and command.
-        at: when it was last heard of, in UTC.
+        began, at: when it was begun and when it was last heard of, in UTC.
         rows: of `metrics.csv`.
     """
 
@@ -38,6 +36,7 @@ class Run:
     reason: str
     config: dict[str, Any]
     about: dict[str, Any]
+    began: datetime
     at: datetime
     rows: tuple[dict[str, float], ...]
 
@@ -52,11 +51,11 @@ class Run:
             raise ConfigError(f"{path} is no run directory: give the output of train.py, or a folder of such")
         status = Status.read(path)
         if not (path / "config.yaml").exists():
-            return cls(path, "refused", "", {}, {}, _touched(path), ())
+            return cls(path, "refused", "", {}, {}, _touched(path), _touched(path), ())
         try:
-            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            config = read_config(path)
             about = json.loads((path / "versions.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(f"{path} is damaged: {getattr(error, 'strerror', None) or error}") from error
         try:
             rows = tuple(read_metrics(path))
@@ -66,7 +65,8 @@ class Run:
         if status is not None and status.state == "running":
             state = "running" if in_use(path) else "killed"
         reason = status.reason if status else ""
-        return cls(path, state, reason, config or {}, about, _touched(path / METRICS_FILE, path), rows)
+        began = datetime.fromisoformat(about.get("began") or _touched(path / "versions.json").isoformat())
+        return cls(path, state, reason, config, about, began, _touched(path / METRICS_FILE, path), rows)
 
     @property
     def name(self) -> str:
@@ -130,6 +130,15 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     if not found:
         raise ConfigError(f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder of such")
     return list(found.values())
+
+
+def labels(found: Sequence[Run]) -> list[str]:
+    """A name for each run: its path, without the folders that all are in."""
+    parents = [run.path.resolve().parent.parts for run in found]
+    shared = 0
+    while parents and all(len(each) > shared and each[shared] == parents[0][shared] for each in parents):
+        shared += 1
+    return [str(Path(*run.path.resolve().parts[shared:])) for run in found]
 
 
 def _run_folders(path: Path) -> Iterable[Path]:

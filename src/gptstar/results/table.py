@@ -3,13 +3,12 @@
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.results.run import Run
+from gptstar.results.run import Run, labels
 
 COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "refused": "red"}
 
@@ -20,7 +19,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     for column in table.columns[2:]:
         column.justify = "right"
     table.columns[0].overflow = "fold"
-    for name, run in zip(_names(runs), runs, strict=True):
+    for name, run in zip(labels(runs), runs, strict=True):
         table.add_row(
             name,
             Text(run.state, style=COLOURS.get(run.state, "yellow")),
@@ -52,15 +51,6 @@ def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
         }
         for run in runs
     ]
-
-
-def _names(runs: Sequence[Run]) -> list[str]:
-    """Without what all of their paths begin with."""
-    parents = [run.path.resolve().parent.parts for run in runs]
-    shared = 0
-    while parents and all(len(each) > shared and each[shared] == parents[0][shared] for each in parents):
-        shared += 1
-    return [str(Path(*run.path.resolve().parts[shared:])) for run in runs]
 
 
 def _figure(value: float, form: str) -> str:

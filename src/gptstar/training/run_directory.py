@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Self
@@ -124,12 +125,17 @@ class RunDirectory:
         """Write the configuration, and the versions, data and command behind it: from here on it is a run."""
         if not self._ranks.first:
             return
+        try:
+            began = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))["began"]
+        except (OSError, ValueError, KeyError):
+            began = datetime.now(UTC).isoformat(timespec="seconds")
         about = {
             "gptstar": __version__,
             "commit": _commit(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "data": data_fingerprint,
+            "began": began,
             "packages": {name: version(name) for name in PACKAGES},
             "command": shlex.join(["python", *sys.argv]),
         }

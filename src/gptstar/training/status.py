@@ -4,10 +4,12 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
 
@@ -63,18 +65,31 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """A run's configuration, as composed.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is none.
+    """
+    try:
+        tree = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"config.yaml: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError("config.yaml holds no configuration")
+    return {str(key): value for key, value in tree.items()}
+
+
 def is_finished(folder: Path, config_yaml: str) -> bool:
     """Whether a run has come to its end under this configuration, but for what does not shape the result."""
     status = Status.read(folder)
     if status is None or status.state != "finished":
         return False
     try:
-        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except OSError:
+        before = read_config(folder)
+    except (OSError, ValueError):
         return False
     now = OmegaConf.to_container(OmegaConf.create(config_yaml))
-    assert isinstance(before, dict)
     assert isinstance(now, dict)
-    return {key: before.get(key) for key in {*before, *now} - {*FREE}} == {
-        key: now.get(key) for key in {*before, *now} - {*FREE}
-    }
+    return all(before.get(key) == now.get(key) for key in {*before, *now} - {*FREE})

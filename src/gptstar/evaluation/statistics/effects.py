@@ -1,0 +1,67 @@
+"""What changing one thing does to runs: paired within seed and cell, so that only other seeds are left to chance."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+SEEDS, LEVEL = 5, 0.01
+"""What a claim takes: so many seeds, and a smaller p. Anything less is an indication."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A mean difference over seeds, with its 95 % interval.
+
+    Attributes:
+        low, high, p: NaN for a single seed.
+        n_cells: in which the two were compared, at most: other settings alike.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n_seeds: int
+    n_cells: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it is more than an indication."""
+        return self.n_seeds >= SEEDS and self.p < LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.is_shown:
+            return "shown"
+        if not self.low <= 0 <= self.high and not math.isnan(self.p):
+            return "an indication"
+        return "not told apart from chance" if self.n_seeds > 1 else "one seed: says nothing"
+
+
+def blocked_effect(differences: Mapping[Hashable, Sequence[float]], confidence: float = 0.95) -> Effect:
+    """Of paired differences, Student's t over seeds.
+
+    A seed decides initial weights and the order of data in every cell, so cells of one seed are not independent: they
+    are averaged first, and the seeds' means are what varies.
+
+    Args:
+        differences: by seed, those of its cells. Give all seeds the same cells.
+
+    Raises:
+        ValueError: there is no difference at all.
+    """
+    if not differences:
+        raise ValueError("no pair of runs differs in this alone")
+    means = np.array([np.mean(cells) for cells in differences.values()])
+    n, value = len(means), float(means.mean())
+    n_cells = max(len(cells) for cells in differences.values())
+    if n < 2:
+        return Effect(value, math.nan, math.nan, math.nan, n, n_cells)
+    error = float(means.std(ddof=1)) / math.sqrt(n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, n - 1)) if error else float(value == 0)
+    return Effect(value, value - half, value + half, p, n, n_cells)

@@ -1,0 +1,128 @@
+"""Effects of a design: what each level of a factor does, against the first, all else alike."""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from gptstar.evaluation.statistics.effects import Effect, blocked_effect
+
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class LevelEffect:
+    """What one level of a factor does to an outcome.
+
+    Attributes:
+        is_ratio: the effect is of a ratio, 1 where nothing changes; else a difference.
+        left_out: runs without a partner that differs in this factor alone, or of seeds that lack some cell.
+    """
+
+    factor: str
+    level: Any
+    against: Any
+    outcome: str
+    effect: Effect
+    is_ratio: bool
+    left_out: int
+
+    @property
+    def text(self) -> str:
+        """The value with its interval."""
+        value, low, high = self.effect.value, self.effect.low, self.effect.high
+        if self.is_ratio:
+            text = f"× {math.exp(value):.3f}"
+            return text if math.isnan(low) else f"{text} [{math.exp(low):.3f}, {math.exp(high):.3f}]"
+        return f"{value:+.4f}" if math.isnan(low) else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def effect(
+    frame: pd.DataFrame,
+    factor: str,
+    level: Any,
+    against: Any,
+    *,
+    factors: Sequence[str],
+    outcome: str = "validation_loss",
+    ratio: bool = False,
+) -> LevelEffect:
+    """Of a level against another: pairs of runs that differ in nothing else, averaged over cells, then over seeds.
+
+    Args:
+        frame: of `runs`, or any with a line for each run, the factors and the outcome.
+        factors: all settings that vary, the seed among them.
+        ratio: of positive outcomes, such as speed: geometric means.
+
+    Raises:
+        ValueError: no two runs differ in this factor alone.
+    """
+    others = [each for each in factors if each != factor]
+    cells = [each for each in others if each != SEED]
+
+    def outcomes(value: Any) -> dict[tuple[Hashable, ...], float]:
+        lines = frame[(frame[factor] == value) & frame[outcome].notna()]
+        return {
+            tuple(line[each] for each in [*cells, *([SEED] if SEED in others else [])]): float(line[outcome])
+            for line in lines.to_dict("records")
+        }
+
+    ones, twos = outcomes(against), outcomes(level)
+    seeds: dict[Hashable, dict[Hashable, float]] = {}
+    for key in ones.keys() & twos.keys():
+        cell, seed = (key[:-1], key[-1]) if SEED in others else (key, 0)
+        change = math.log(twos[key] / ones[key]) if ratio else twos[key] - ones[key]
+        seeds.setdefault(seed, {})[cell] = change
+    most = max((len(each) for each in seeds.values()), default=0)
+    complete = {seed: list(each.values()) for seed, each in seeds.items() if len(each) == most}
+    used = 2 * most * len(complete)
+    found = blocked_effect(complete)
+    return LevelEffect(factor, level, against, outcome, found, ratio, len(ones) + len(twos) - used)
+
+
+def effects(
+    frame: pd.DataFrame,
+    factors: Sequence[str],
+    outcome: str = "validation_loss",
+    *,
+    ratio: bool = False,
+) -> list[LevelEffect]:
+    """Of every level of every factor but the seed, against the factor's first; those without a pair are left out."""
+    found = []
+    for factor in (each for each in factors if each != SEED):
+        first, *levels = levels_of(frame, factor)
+        for level in levels:
+            try:
+                found.append(effect(frame, factor, level, first, factors=factors, outcome=outcome, ratio=ratio))
+            except ValueError:
+                continue
+    return found
+
+
+def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:
+    """Numbers ascending; words in the order in which the runs began, which is that of the sweep."""
+    values = frame.sort_values("began")[factor] if "began" in frame.columns else frame[factor]
+    levels = [value for value in values.drop_duplicates() if not (isinstance(value, float) and math.isnan(value))]
+    return sorted(levels) if all(isinstance(level, int | float) for level in levels) else levels
+
+
+def tokens_to(curve: Sequence[tuple[float, float]], loss: float) -> float:
+    """Tokens after which a loss was first reached, between two validations by a straight line in the logarithm.
+
+    Args:
+        curve: tokens and validation loss, in order.
+
+    Returns:
+        NaN where it never was.
+    """
+    before: tuple[float, float] | None = None
+    for tokens, value in curve:
+        if value <= loss:
+            if before is None or before[1] <= value:
+                return tokens
+            share = (before[1] - loss) / (before[1] - value)
+            return math.exp(math.log(before[0]) * (1 - share) + math.log(tokens) * share)
+        before = tokens, value
+    return math.nan

@@ -1,0 +1,139 @@
+"""Runs and evaluations as pandas frames: a line is a run, a recorded value, or a figure of an evaluation."""
+
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from gptstar.config import flatten
+from gptstar.results.run import Run, find_runs, labels
+
+FIGURES = (
+    *("run", "path", "state", "step", "tokens", "validation_loss", "train_loss"),
+    *("tokens_per_second", "hours", "began", "at"),
+)
+"""Columns of `runs` that are no setting."""
+
+LENGTH_FIGURES = (
+    *("run", "trained_at", "rotary_scaling", "context_length", "multiple"),
+    *("loss", "low", "high", "perplexity", "bits_per_byte", "targets"),
+)
+
+TASK_FIGURES = ("run", "checkpoint", "task", "metric", "subset", "value", "low", "high", "items")
+
+NOT_VARIED = ("output", "name", "hydra.mode", "launcher", "resume", "data.shards")
+
+
+def runs(*paths: Path | str) -> pd.DataFrame:
+    """A line for each run in some folders.
+
+    Returns:
+        The columns of `FIGURES`, losses in nats a token; then every setting by its dotted key, such as `model.d_model`;
+        and a group that was chosen on the command line, such as `model`, by its choice.
+
+    Raises:
+        ConfigError: there is none; or one is damaged.
+    """
+    found = _find(paths)
+    lines = []
+    for name, run in zip(labels(found), found, strict=True):
+        progress = (name, str(run.path), run.state, run.step, run.tokens, run.validation_loss, run.train_loss)
+        figures = (*progress, run.tokens_per_second, run.hours, run.began, run.at)
+        settings = {key: _plain(value) for key, value in flatten(run.config).items()}
+        chosen = {key: value for key, value in overrides(run).items() if isinstance(run.config.get(key), dict)}
+        lines.append(dict(zip(FIGURES, figures, strict=True)) | settings | chosen)
+    return pd.DataFrame(lines)
+
+
+def curves(*paths: Path | str) -> pd.DataFrame:
+    """What runs recorded as they went: `run`, `step`, `tokens`, `metric` (such as `validation/loss`), `value`."""
+    found = _find(paths)
+    return pd.DataFrame(
+        [
+            (name, int(row["step"]), int(row["step"]) * int(run.config["batch_tokens"]), metric, value)
+            for name, run in zip(labels(found), found, strict=True)
+            for row in run.rows
+            for metric, value in row.items()
+            if metric not in ("step", "tokens")
+        ],
+        columns=["run", "step", "tokens", "metric", "value"],
+    )
+
+
+def lengths(*paths: Path | str) -> pd.DataFrame:
+    """Loss against context length, of all studies of length in the runs' folders.
+
+    Returns:
+        The columns of `LENGTH_FIGURES`; `multiple` is of `trained_at`, `low` and `high` are the interval of the loss over
+        the text. No line where a model is undefined.
+    """
+    lines = []
+    for name, tree in _evaluations(paths, "length"):
+        for curve in tree["curves"]:
+            trained_at = curve["trained_at"] or math.nan
+            for point in (each for each in curve["lengths"] if each["loss"] is not None):
+                length, loss, bits = point["context_length"], point["loss"], point["bits_per_byte"]
+                of_curve = (name, trained_at, curve["rotary_scaling"], length, length / trained_at)
+                of_loss = (loss["value"], loss["low"], loss["high"], point["perplexity"]["value"])
+                lines.append((*of_curve, *of_loss, bits["value"] if bits else math.nan, point["tokens"]))
+    return pd.DataFrame(lines, columns=list(LENGTH_FIGURES))
+
+
+def tasks(*paths: Path | str) -> pd.DataFrame:
+    """Scores on tasks of the harness, of all evaluations in the runs' folders: the columns of `TASK_FIGURES`."""
+    lines = []
+    for name, tree in _evaluations(paths, "tasks"):
+        for task in tree["tasks"]:
+            for metric in task["metrics"]:
+                checkpoint, subset = tree["checkpoint"]["name"], metric["subset"] or "all"
+                whose = (name, checkpoint, task["task"], metric["name"], subset)
+                lines.append((*whose, metric["value"], metric["low"], metric["high"], metric["items"]))
+    return pd.DataFrame(lines, columns=list(TASK_FIGURES))
+
+
+def overrides(run: Run) -> dict[str, str]:
+    """What was given on the run's command line, or by the sweep that it is of."""
+    words = shlex.split(run.about.get("command", ""))[2:]
+    pairs = [word.lstrip("+~").partition("=") for word in words if "=" in word and not word.startswith("-")]
+    return {key: value.strip("'\"") for key, _, value in pairs}
+
+
+def varied(frame: pd.DataFrame) -> list[str]:
+    """Settings that differ between the runs of a frame, but for those that say the same as an earlier one.
+
+    A group that was chosen, such as `model`, comes before the keys in it.
+    """
+    settings = [key for key in frame.columns if key not in (*FIGURES, *NOT_VARIED)]
+    settings.sort(key=lambda key: "." in key)
+    found: list[str] = []
+    for key in settings:
+        values = frame[key].map(str)
+        if values.nunique() < 2:
+            continue
+        groups = frame.groupby(found, dropna=False)[key] if found else None
+        if groups is not None and (groups.nunique(dropna=False) < 2).all():
+            continue  # follows from what is there
+        found.append(key)
+    return found
+
+
+def _find(paths: Sequence[Path | str]) -> list[Run]:
+    return find_runs([Path(path) for path in paths])
+
+
+def _evaluations(paths: Sequence[Path | str], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    found = _find(paths)
+    for name, run in zip(labels(found), found, strict=True):
+        for file in sorted(run.path.rglob("results.json")):
+            tree = json.loads(file.read_text(encoding="utf-8"))
+            if tree.get("kind") == kind:
+                yield name, tree
+
+
+def _plain(value: Any) -> Any:
+    """A list as text: what frames can group by."""
+    return str(value) if isinstance(value, list | dict) else value

@@ -1,0 +1,86 @@
+"""A report of any set of runs: one HTML file with everything in it, and the same in Markdown."""
+
+import base64
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from gptstar import __version__
+from gptstar.results.sections import Section, sections
+
+
+def write_report(paths: Sequence[Path], output: Path, title: str | None = None) -> list[Path]:
+    """Write `report.html`, and `report.md` with its pictures beside it.
+
+    Args:
+        paths: run directories, or folders of such.
+        output: a folder, made if it is not there.
+
+    Returns:
+        The two files.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    found = list(sections(paths))
+    output.mkdir(parents=True, exist_ok=True)
+    title = title or ", ".join(path.resolve().name for path in paths)
+    environment = Environment(
+        loader=PackageLoader("gptstar.results"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["picture"] = _data_address
+    environment.filters["cell"] = _cell
+    environment.filters["align"] = _align
+    page = environment.get_template("report.html").render(
+        title=title, sections=found, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
+    )
+    written = [output / "report.html", output / "report.md"]
+    written[0].write_text(page, encoding="utf-8")
+    written[1].write_text(_markdown(title, found, output), encoding="utf-8")
+    return written
+
+
+def _data_address(figure: Figure) -> str:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _markdown(title: str, found: Sequence[Section], folder: Path) -> str:
+    parts = [f"# {title}"]
+    for number, section in enumerate(found, start=1):
+        parts += [f"## {section.heading}", *([section.text] if section.text else [])]
+        if section.picture is not None:
+            name = f"report-{number}.png"
+            section.picture.savefig(folder / name)
+            parts.append(f"![{section.heading}]({name})")
+        if section.table is not None:
+            head = [str(column).replace("|", "\\|") for column in section.table.columns]
+            lines = [
+                [_cell(value).replace("|", "\\|") for value in line] for line in section.table.itertuples(index=False)
+            ]
+            rows = [head, ["---"] * len(head), *lines]
+            parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        if section.commands:
+            parts.append("\n".join(["```bash", *section.commands, "```"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _align(table: pd.DataFrame, column: int) -> Markup:
+    return Markup(' class="number"' if pd.api.types.is_numeric_dtype(table.dtypes.iloc[column]) else "")
+
+
+def _cell(value: object) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return (
+        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10000 else str(value)
+    )

@@ -1,0 +1,143 @@
+"""Sweeps: what jobs are called, and that one command runs, resumes and repairs them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+from gptstar.results.run import Run
+from gptstar.sweep import job_name
+from gptstar.training.metrics_csv import read_metrics
+
+Overrides = Callable[..., list[str]]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {int(row["step"]): row["train/loss"] for row in read_metrics(folder) if "train/loss" in row}
+
+
+def started(words: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *words]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, pattern: str) -> Path:
+    """The first file that is there and says something."""
+    while True:
+        if found := [path for path in folder.glob(pattern) if path.stat().st_size]:
+            return found[0]
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+
+
+def child_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def test_jobs_are_named_by_what_differs() -> None:
+    words = [
+        "-m",
+        "data.context_length=64,128",
+        "seed=range(0,3)",
+        "total_steps=5",
+        "model=tiny,gpt127",
+        "data.files=a/*",
+    ]
+    overrides = ["data.context_length=64", "seed=1", "total_steps=5", "model=tiny", "data.files=a/*"]
+    assert job_name(overrides, None, words) == "context_length-64_seed-1_model-tiny"
+    assert job_name(["data.files=a/b c.txt"], None, ["data.files=a/b c.txt,d.txt"]) == "files-a-b-c.txt"
+    assert job_name(["seed=1"], None, ["-m", "seed=1"]) == "only"
+    params = {"model.positions": "alibi,none", "seed": "0,1"}
+    assert job_name(["model.positions=none", "seed=1"], params, []) == "positions-none_seed-1"
+    assert job_name(["model.positions=none", "seed=1"], params, ["seed=1"]) == "positions-none"
+
+
+def test_a_sweep_survives_a_job_that_is_refused_and_runs_nothing_twice(overrides: Overrides, tmp_path: Path) -> None:
+    words = [each for each in overrides("total_steps=4", "schedule.warmup_steps=1") if "context_length" not in each]
+    done = run_script("train.py", ["-m", *words, "data.context_length=48,32"])
+    assert done.returncode == 1
+    assert "data.context_length=48 does not divide" in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: 1 of 2 jobs failed, such as context_length-48: ")
+    assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["context_length-32"]
+    before = (tmp_path / "run/context_length-32/metrics.csv").stat().st_mtime_ns
+    assert sorted(losses(tmp_path / "run/context_length-32")) == [1, 2, 3, 4]
+
+    again = run_script("train.py", ["-m", *words, "data.context_length=32,16"])
+    assert again.returncode == 0, again.stderr
+    assert "job 1 of 2: context_length-32" in again.stdout
+    assert "finished already: skipped" in again.stdout
+    assert "next: gptstar report" in again.stdout
+    assert (tmp_path / "run/context_length-32/metrics.csv").stat().st_mtime_ns == before
+    assert Run.read(tmp_path / "run/context_length-16").state == "finished"
+
+
+def test_sigterm_ends_a_sweep(overrides: Overrides, tmp_path: Path) -> None:
+    more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides(*more), "seed=0,1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "run").glob("*/metrics.csv")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert len(list((tmp_path / "run").glob("*/last.ckpt"))) == 1
+    (job,) = [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
+    assert Run.read(job).state == "stopped"
+    assert "SIGTERM at step" in Run.read(job).reason
+
+
+@pytest.mark.slow
+def test_a_job_that_crashes_ends_no_other_and_goes_on_next_time(overrides: Overrides, tmp_path: Path) -> None:
+    words = overrides("total_steps=60", "schedule.warmup_steps=1")
+    process = started([*words, "seed=0,1"])
+    wait_for(process, tmp_path / "run", "*/step-*.ckpt")
+    os.kill(child_of(process.pid), signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "error: 1 of 2 jobs failed, such as seed-0: killed by SIGKILL" in errors
+    assert [Run.read(tmp_path / f"run/seed-{seed}").state for seed in (0, 1)] == ["killed", "finished"]
+
+    again = run_script("train.py", ["-m", *words, "seed=0,1"])
+    assert again.returncode == 0, again.stderr
+    assert "going on from" in again.stdout
+    alone = run_script("train.py", overrides("total_steps=60", "schedule.warmup_steps=1", "seed=0", output="alone"))
+    assert alone.returncode == 0, alone.stderr
+    assert losses(tmp_path / "run/seed-0") == losses(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_takes_its_job_with_it(overrides: Overrides, tmp_path: Path) -> None:
+    words = overrides("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000")
+    process = started([*words, "seed=0,1"])
+    metrics = wait_for(process, tmp_path / "run", "*/metrics.csv")
+    child = child_of(process.pid)
+
+    other = run_script("train.py", ["-m", *words, "seed=0,1"])
+    assert other.returncode == 1
+    assert other.stderr.strip().splitlines()[-1].endswith("is in use by another sweep: wait for it, or choose another")
+
+    process.kill()
+    process.communicate(timeout=60)
+    for _ in range(300):
+        if not Path(f"/proc/{child}").exists():
+            break
+        time.sleep(0.1)
+    assert not Path(f"/proc/{child}").exists()
+    assert Run.read(metrics.parent).state == "stopped"  # it had saved
+
+
+@pytest.mark.slow
+def test_another_configuration_is_no_continuation(overrides: Overrides, tmp_path: Path) -> None:
+    words = overrides("total_steps=4", "schedule.warmup_steps=1")
+    assert run_script("train.py", ["-m", *words, "seed=0,1"]).returncode == 0
+    changed = run_script("train.py", ["-m", *words, "seed=0,1", "optimizer.weight_decay=0.5"])
+    assert changed.returncode == 1
+    assert "optimizer.weight_decay (there 0.1, here 0.5)" in changed.stderr
+    assert Run.read(tmp_path / "run/seed-0").state == "finished"

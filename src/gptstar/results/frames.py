@@ -68,8 +68,8 @@ def lengths(*paths: Path | str) -> pd.DataFrame:
     """Loss against context length, of all studies of length in the runs' folders.
 
     Returns:
-        The columns of `LENGTH_FIGURES`; `multiple` is of `trained_at`, `low` and `high` are the interval of the loss over
-        the text. No line where a model is undefined.
+        The columns of `LENGTH_FIGURES`: `multiple` is of `trained_at`, and `low` and `high` are the 95 % interval of
+        the loss over the text. No line where a model is undefined.
     """
     lines = []
     for name, tree in _evaluations(paths, "length"):
@@ -105,10 +105,10 @@ def overrides(run: Run) -> dict[str, str]:
 def varied(frame: pd.DataFrame) -> list[str]:
     """Settings that differ between the runs of a frame, but for those that say the same as an earlier one.
 
-    A group that was chosen, such as `model`, comes before the keys in it.
+    A group that was chosen, such as `model`, comes before the keys in it, and the seed at the end.
     """
     settings = [key for key in frame.columns if key not in (*FIGURES, *NOT_VARIED)]
-    settings.sort(key=lambda key: "." in key)
+    settings.sort(key=lambda key: (key == "seed", "." in key))
     found: list[str] = []
     for key in settings:
         values = frame[key].map(str)

@@ -16,8 +16,7 @@ from gptstar.results.run import find_runs
 
 EXPLAINED = (
     "Intervals are of 95 %, by Student's t over seeds: pairs of runs that differ in this alone, averaged over all "
-    f"other settings, are what varies. With at least {SEEDS} seeds and p < {LEVEL} a claim is shown; anything less is an "
-    "indication."
+    f"other settings, are what varies. With {SEEDS} seeds and p < {LEVEL} a claim is shown; less is an indication."
 )
 
 TOLD = (
@@ -116,16 +115,27 @@ def _lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) 
         "token, means over seeds. The shade ends where training did; bars go from the best seed to the worst."
     )
     yield Section("Beyond the training context", text, table.reset_index(), plot_lengths(runs, lengths, factors))
+    against = against_training(runs, lengths, factors)
+    if not against.empty:
+        text = f"Loss at a multiple of the training context, less that at the training context itself. {EXPLAINED}"
+        yield Section("Does it hold?", text, against)
+
+
+def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """For each arm and multiple the change against the training context: paired within runs, over cells and seeds.
+
+    Args:
+        lengths: of `lengths`.
+    """
+    arms = [each for each in factors if each not in (SEED, "data.context_length")]
+    merged = lengths.merge(runs[["run", *arms, *([SEED] if SEED in runs else [])]], on="run")
     lines = []
     for name, group in merged.groupby([*arms, "rotary_scaling"], sort=False, dropna=False):
-        lines += [dict(zip([*arms, "rotary_scaling"], name, strict=True)) | each for each in _against_training(group)]
-    if lines:
-        text = f"Loss at a multiple of the training context, less that at the training context itself. {EXPLAINED}"
-        yield Section("Does it hold?", text, pd.DataFrame(lines))
+        lines += [dict(zip([*arms, "rotary_scaling"], name, strict=True)) | each for each in _changes(group)]
+    return pd.DataFrame(lines)
 
 
-def _against_training(group: pd.DataFrame) -> Iterator[dict[str, object]]:
-    """For each multiple the change against the training context: paired within runs, over cells and seeds."""
+def _changes(group: pd.DataFrame) -> Iterator[dict[str, object]]:
     at_training = group[group["multiple"] == 1].set_index("run")["loss"]
     for multiple in sorted(each for each in group["multiple"].unique() if each > 1):
         here = group[group["multiple"] == multiple]

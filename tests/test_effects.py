@@ -1,0 +1,96 @@
+"""Effects over seeds: against SciPy, by simulation, and on designs whose answer is known."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from gptstar.evaluation.statistics.effects import blocked_effect
+from gptstar.results.effects import effect, effects, tokens_to
+
+
+def test_one_cell_is_a_paired_t_test() -> None:
+    random = np.random.default_rng(3)
+    before, after = random.normal(3, 0.1, 7), random.normal(3.05, 0.1, 7)
+    found = blocked_effect({seed: [change] for seed, change in enumerate(after - before)})
+    theirs = stats.ttest_rel(after, before)
+    assert found.p == pytest.approx(theirs.pvalue, rel=1e-9)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+    assert (found.n_seeds, found.n_cells) == (7, 1)
+
+
+@pytest.mark.parametrize("shared", [0.0, 1.0])
+def test_intervals_cover_whether_or_not_a_seed_moves_all_its_cells(shared: float) -> None:
+    """Cells of one seed are not independent where its data order helps an arm in all of them."""
+    random = np.random.default_rng(17)
+    n_seeds, n_cells, trials, truth = 5, 4, 4000, 0.3
+    covered = 0
+    for _ in range(trials):
+        noise = random.normal(0, 1, (n_seeds, n_cells)) + shared * random.normal(0, 1, (n_seeds, 1))
+        found = blocked_effect({seed: list(truth + noise[seed]) for seed in range(n_seeds)})
+        covered += found.low <= truth <= found.high
+    assert covered / trials == pytest.approx(0.95, abs=0.012)
+
+
+def test_a_claim_takes_five_seeds_and_a_small_p() -> None:
+    clear = {seed: [1.0 + 0.01 * seed] for seed in range(5)}
+    assert blocked_effect(clear).verdict == "shown"
+    assert blocked_effect({seed: clear[seed] for seed in range(4)}).verdict == "an indication"
+    assert blocked_effect({0: [1.0]}).verdict == "one seed: says nothing"
+    assert math.isnan(blocked_effect({0: [1.0]}).low)
+    assert blocked_effect({seed: [float((-1) ** seed)] for seed in range(6)}).verdict == "not told apart from chance"
+    with pytest.raises(ValueError, match="no pair"):
+        blocked_effect({})
+
+
+def design(seeds: int = 3) -> pd.DataFrame:
+    """Width costs 0.5, depth gains 0.2, and a seed is worth as much as its number."""
+    return pd.DataFrame(
+        [
+            {
+                "wide": wide,
+                "deep": deep,
+                "seed": seed,
+                "validation_loss": 3 + 0.5 * wide - 0.2 * deep + seed,
+                "speed": 2.0**wide,
+            }
+            for wide in (0, 1)
+            for deep in (0, 1)
+            for seed in range(seeds)
+        ]
+    )
+
+
+def test_effects_are_those_of_the_design() -> None:
+    wide, deep = effects(design(), ["wide", "deep", "seed"])
+    assert (wide.factor, wide.level, wide.against, wide.left_out) == ("wide", 1, 0, 0)
+    assert wide.effect.value == pytest.approx(0.5)
+    assert deep.effect.value == pytest.approx(-0.2)
+    assert (deep.effect.n_seeds, deep.effect.n_cells) == (3, 2)
+    ratio = effect(design(), "wide", 1, 0, factors=["wide", "deep", "seed"], outcome="speed", ratio=True)
+    assert math.exp(ratio.effect.value) == pytest.approx(2)
+    assert ratio.text.startswith("× 2.000")
+
+
+def test_a_seed_without_all_cells_is_left_out_and_said() -> None:
+    frame = design().drop(index=0)  # a run that failed: its partners have nothing to stand against
+    wide, deep = effects(frame, ["wide", "deep", "seed"])
+    assert wide.effect.value == pytest.approx(0.5)
+    assert (wide.effect.n_seeds, wide.left_out) == (2, 3)
+    assert deep.left_out == 3
+
+
+def test_what_never_differs_alone_has_no_effect() -> None:
+    frame = design()
+    assert not effects(frame[frame["wide"] == frame["deep"]], ["wide", "deep", "seed"])
+
+
+def test_tokens_to_a_loss_lie_between_two_validations() -> None:
+    curve = [(1e6, 5.0), (4e6, 4.0), (16e6, 3.0)]
+    assert tokens_to(curve, 4.5) == pytest.approx(2e6)
+    assert tokens_to(curve, 4.0) == pytest.approx(4e6)
+    assert tokens_to(curve, 6.0) == 1e6
+    assert math.isnan(tokens_to(curve, 2.0))

@@ -1,0 +1,125 @@
+"""Runs read back: frames, tables, and the report."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, run_here
+
+from gptstar.cli import main
+from gptstar.results import frames
+from gptstar.results.run import Run, find_runs
+from gptstar.training.status import Status
+
+READING = "reading={protocol:disjoint,multiples:[1,2,4],max_tokens:512,rotary_scaling:[none]}"
+
+
+@pytest.fixture(scope="module")
+def swept(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two context lengths, two kinds of positions, two seeds."""
+    folder = tmp_path_factory.mktemp("swept") / "sweep"
+    few = ("total_steps=6", "schedule.warmup_steps=1", "validate_every=3", READING)
+    for length in (32, 16):
+        for positions in ("alibi", "learned"):
+            for seed in (0, 1):
+                name = f"context_length-{length}_positions-{positions}_seed-{seed}"
+                varied = (f"data.context_length={length}", f"model.positions={positions}", f"seed={seed}")
+                run_here([*SMALL, "data=local", f"data.files={text}", *few, *varied, f"output={folder / name}"])
+    return folder
+
+
+def test_a_frame_has_a_line_for_each_run(swept: Path) -> None:
+    runs = frames.runs(swept)
+    assert len(runs) == 8
+    assert set(runs["state"]) == {"finished"}
+    assert frames.varied(runs) == ["model.positions", "data.context_length", "seed"]
+    first = runs.iloc[0]
+    assert (first["tokens"], first["step"], first["batch_tokens"]) == (6 * 256, 6, 256)
+    assert first["run"] == "context_length-16_positions-alibi_seed-0"
+    assert 4 < first["validation_loss"] < 7
+    assert first["tokens_per_second"] > 0
+    assert runs["run"].is_unique
+
+
+def test_curves_hold_what_was_recorded(swept: Path) -> None:
+    curves = frames.curves(swept)
+    run = Run.read(swept / "context_length-32_positions-alibi_seed-1")
+    mine = curves[(curves["run"] == run.name) & (curves["metric"] == "validation/loss")]
+    assert list(zip(mine["step"], mine["value"], strict=True)) == run.metric("validation/loss")
+    assert list(mine["tokens"]) == [3 * 256, 6 * 256]
+
+
+def test_lengths_end_where_learned_positions_do(swept: Path) -> None:
+    lengths = frames.lengths(swept)
+    multiples = lengths.groupby("run")["multiple"].apply(list)
+    assert multiples["context_length-16_positions-alibi_seed-0"] == [1, 2, 4]
+    assert multiples["context_length-16_positions-learned_seed-0"] == [1]
+    assert (lengths["low"] < lengths["loss"]).all()
+
+
+def test_the_report_holds_all_it_needs(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", str(swept), "--output", str(tmp_path / "report"), "--title", "lengths <and> more"])
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / f"report/report.{kind}") for kind in ("html", "md")]
+    page = (tmp_path / "report/report.html").read_text()
+    assert "lengths &lt;and&gt; more" in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert "<script" not in page
+    for heading in ("What was run", "Loss as it fell", "Effects on validation loss", "Does it hold?", "To repeat it"):
+        assert f"<h2>{heading}</h2>" in page
+    markdown = (tmp_path / "report/report.md").read_text()
+    pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
+    assert len(pictures) == page.count("data:image/png") == 3
+    assert all((tmp_path / "report" / name).stat().st_size > 5000 for name in pictures)
+    assert "8 runs: 8 finished" in markdown
+    assert re.search(r"\| model.positions \| learned \| alibi \|", markdown)
+
+
+def test_runs_are_listed(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["runs", str(swept), "--json"])
+    listed = json.loads(capsys.readouterr().out)["runs"]
+    assert len(listed) == 8
+    assert {each["state"] for each in listed} == {"finished"}
+    main(["runs", str(swept)])
+    assert capsys.readouterr().out.count("finished") == 8
+
+
+def test_a_run_that_was_killed_is_called_so(swept: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "seed-9"
+    shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", folder)
+    Status("running").write(folder)
+    assert Run.read(folder).state == "killed"
+    (folder / "status.json").write_text("{")
+    assert Run.read(folder).state == "killed"
+
+
+def test_numbers_are_in_their_order(tmp_path: Path, swept: Path) -> None:
+    for seed in (10, 9, 2):
+        shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / f"seed-{seed}")
+    assert [run.name for run in find_runs([tmp_path])] == ["seed-2", "seed-9", "seed-10"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("config.yaml", "config.yaml"),
+        ("versions.json", "is damaged"),
+        ("metrics.csv", "metrics.csv is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named(
+    broken: str, says: str, swept: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "run")
+    (tmp_path / "run" / broken).write_text("{[")
+    assert says in refusal(main, ["report", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("words", [["runs", "nowhere"], ["report", "nowhere"], ["runs", "."]])
+def test_where_there_is_no_run_that_is_said(
+    words: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "give the output of train.py" in refusal(main, words)

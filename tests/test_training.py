@@ -441,19 +441,6 @@ def test_an_unwritable_directory_is_refused(overrides: Overrides, tmp_path: Path
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_trackers_record_without_an_account(
-    kind: str, overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    run_here(overrides(f"tracker={kind}", "total_steps=6", "schedule.warmup_steps=1"))
-    assert len(losses(tmp_path / "run")) == 6
-    found = list((tmp_path / "run").rglob("events.out.tfevents.*" if kind == "tensorboard" else "*.wandb"))
-    assert found
-    assert found[0].stat().st_size > 500
-
-
 def test_debug_modes(overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run_here(overrides("debug=fast", output="fast"))
     assert not list((tmp_path / "fast").glob("*.ckpt"))

@@ -1,5 +1,6 @@
 """A training run, from its configuration to its results, in the order in which things happen."""
 
+import contextlib
 from typing import Any
 
 from rich.console import Console
@@ -21,7 +22,7 @@ from gptstar.training.resume import begin, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter
 from gptstar.training.status import is_finished
-from gptstar.training.tracker import build_loggers, close_loggers
+from gptstar.training.tracker import describe_run, tracked
 from gptstar.training.trainer import build_trainer, fast_forward, fit
 
 
@@ -37,7 +38,11 @@ def train(config: TrainConfig, config_yaml: str) -> None:
     device_type = config.hardware.device().type
     if device_type == "cpu":
         keep_freed_memory()
-    with joined(device_type) as ranks, RunDirectory(config.output, ranks) as directory:
+    with (
+        joined(device_type) as ranks,
+        RunDirectory(config.output, ranks) as directory,
+        contextlib.ExitStack() as until_the_end,
+    ):
         config.hardware.check_world(ranks.world_size)
         console = Console(quiet=not ranks.first)
         if config.resume == "auto" and ranks.agreed(lambda: is_finished(directory.path, config_yaml)):
@@ -145,17 +150,20 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             console=console,
         )
         evaluators = [evaluator] if config.evaluation.every_n_steps else []
+        directory.describe(config_yaml, shards.manifest.fingerprint)
+        loggers = until_the_end.enter_context(tracked(config.tracker, directory.path, config.name, state.step, console))
         trainer = build_trainer(
             config.hardware,
             folder=directory.path,
             total_steps=config.total_steps,
             accumulate=config.accumulate,
             validate_every=config.validate_every,
-            loggers=build_loggers(config.tracker, directory.path, config.name, state.step),
+            loggers=loggers,
             callbacks=[StepProgress(console, config.total_steps), recorder, *evaluators, saver],
             options=config.trainer,
         )
-        directory.describe(config_yaml, shards.manifest.fingerprint)
+        if ranks.first:
+            describe_run(loggers, directory.path, shards.manifest)
         fast_forward(trainer, state.step)
         try:
             fit(trainer, module, data, saver)
@@ -166,7 +174,6 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
             raise ranks.alike(TrainingError(f"{error}; {kept}")) from error
         finally:
-            close_loggers(trainer.loggers)
             saver.stop_listening()
         saver.leave_if_asked(trainer)
         if trainer.global_step < config.total_steps and not is_trial(trainer):
@@ -184,5 +191,6 @@ def train(config: TrainConfig, config_yaml: str) -> None:
                 device=trainer.strategy.root_device,
                 bf16=config.hardware.resolved_precision() != "float32",
                 console=console,
+                loggers=loggers,
             )
             directory.finished()

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from gptstar.errors import ConfigError, Refusal, TrainingError
 from gptstar.launch import run_apart
-from gptstar.results.run import Run
+from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.training.status import is_finished
 
@@ -166,8 +166,8 @@ class Sweep:
         if self._folder is None:
             return
         self._console.rule()
-        runs = [Run.read(self._folder / name) for name in self._names if (self._folder / name).is_dir()]
-        self._console.print(runs_table(runs))
+        with contextlib.suppress(ConfigError):  # there is none
+            self._console.print(runs_table(find_runs([self._folder])))
         for name, reason in self._failed.items():
             self._console.print(f"failed: {name}: {reason}", style="red")
         self._console.print(f"next: gptstar report {self._folder}")

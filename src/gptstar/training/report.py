@@ -1,10 +1,12 @@
 """What a finished run shows: a bigram to beat, loss beyond the training context, samples, and two pictures."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 from rich.markup import escape
 
@@ -24,6 +26,7 @@ from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
 from gptstar.model import GPT
 from gptstar.training.metrics_csv import read_metrics
+from gptstar.training.tracker import log_texts
 
 PROMPTS = ("The", "If the", "Return a")
 
@@ -41,6 +44,7 @@ def conclude(
     device: torch.device,
     bf16: bool,
     console: Console,
+    loggers: Sequence[Logger],
 ) -> None:
     """Draw the loss; with `report` also print what the best checkpoint can do, and write it down.
 
@@ -79,6 +83,7 @@ def conclude(
             "bigram_loss": bigram,
             "lengths": [asdict(result) for result in curve.lengths],
         }
+        log_texts(loggers, {f"sample {number}": sample for number, sample in enumerate(samples, start=1)})
         (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
     if reading is not None:
         study(

@@ -1,13 +1,20 @@
 """Where metrics go: the CSV always, TensorBoard or wandb by choice."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from rich.console import Console
+
+from gptstar.data.storage.shards import Manifest
 from gptstar.errors import ConfigError
+from gptstar.training.status import read_config
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
@@ -33,8 +40,16 @@ class TrackerConfig:
             raise ConfigError(f"tracker={self.kind} needs the package {self.kind}: pip install 'gptstar[{self.kind}]'")
 
 
-def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: int) -> list["Logger"]:
-    """The CSV, and what `tracker` asks for beside it."""
+@contextlib.contextmanager
+def tracked(
+    tracker: TrackerConfig, folder: Path, name: str, start_step: int, console: Console
+) -> Iterator[list["Logger"]]:
+    """The CSV, and what `tracker` asks for beside it; finished at the end, as wandb's run would go on into another.
+
+    Args:
+        folder: the run directory.
+        start_step: that the run goes on from.
+    """
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger  # takes seconds
 
     from gptstar.training.metrics import MetricsCSV
@@ -42,26 +57,40 @@ def build_loggers(tracker: TrackerConfig, folder: Path, name: str, start_step: i
     loggers: list[Logger] = [MetricsCSV(folder, start_step)]
     if tracker.kind == "tensorboard":
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    own_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on stays one run
+    run_id = os.environ.get("WANDB_RUN_ID", own_id)  # an agent of wandb's sweeps gives it
+    offline = tracker.mode == "offline"
     if tracker.kind == "wandb":
-        run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on stays one run
-        offline = tracker.mode == "offline"
-        loggers.append(
-            WandbLogger(
-                name=name,
-                save_dir=folder,
-                project=tracker.project,
-                offline=offline,
-                id=run_id,
-                resume=None if offline else "allow",
-            )
-        )
-    return loggers
+        where: dict[str, Any] = {"project": tracker.project, "offline": offline}
+        where["resume"] = None if offline else "allow"
+        loggers.append(WandbLogger(name=name, save_dir=folder, id=run_id, **where))
+    try:
+        yield loggers
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
+    if tracker.kind == "wandb" and offline:
+        parts = "".join(f" '{part}'" for part in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}")))
+        console.print(f"to send it to wandb, in one piece: wandb sync{parts}", highlight=False, soft_wrap=True)
 
 
-def close_loggers(loggers: Sequence["Logger"]) -> None:
-    """Finish what outlives a trainer: wandb's run would go on into the next job of a sweep."""
-    from lightning.pytorch.loggers import WandbLogger
+def describe_run(loggers: Sequence["Logger"], folder: Path, manifest: Manifest) -> None:
+    """Tell trackers what is run: the configuration, versions and code, as the run directory has them, and what text."""
+    about = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    corpora = {corpus: manifest.total("train", "tokens", corpus) for corpus in manifest.sources}
+    data = {"fingerprint": manifest.fingerprint, "tokenizer": manifest.tokenizer, "train_tokens": corpora}
+    for logger in loggers:
+        logger.log_hyperparams({**read_config(folder), "versions": about, "manifest": data})
+
+
+def log_texts(loggers: Sequence["Logger"], texts: dict[str, str]) -> None:
+    """Show texts by name, such as samples, where a tracker can."""
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
     for logger in loggers:
         if isinstance(logger, WandbLogger):
-            logger.experiment.finish()
+            logger.log_text("texts", columns=["name", "text"], data=[[name, text] for name, text in texts.items()])
+        if isinstance(logger, TensorBoardLogger):
+            for name, text in texts.items():
+                logger.experiment.add_text(name, "    " + text.replace("\n", "\n    "))  # as it is, in Markdown

@@ -16,7 +16,7 @@ from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     import optuna
@@ -58,7 +58,7 @@ class SearchSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """As Hydra asks for."""
-        self.hydra_context, self.config = hydra_context, config
+        self._context, self._folder = hydra_context, Path(config.hydra.sweep.dir)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -80,21 +80,15 @@ class SearchSweeper(Sweeper):
             raise ConfigError("hydra/sweeper=search needs the package optuna: pip install 'gptstar[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
-        given = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(words)
-        fixed = [
-            f"{each.get_key_element()}={each.get_value_element_as_str()}"
-            for each in given
-            if not each.is_sweep_override()
-        ]
+        given = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
+        alike = [each for each in given if not each.is_sweep_override()]
+        fixed = [f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in alike]
         space = {each.get_key_element(): _distribution(each) for each in given if each.is_sweep_override()}
         if not space:
-            raise ConfigError(
-                "hydra/sweeper=search: give a range, such as optimizer.learning_rate='tag(log,interval(1e-4,1e-2))'"
-            )
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        study = _study(folder / JOURNAL, self._seed)
+            example = "optimizer.learning_rate='tag(log,interval(1e-4,1e-2))'"
+            raise ConfigError(f"hydra/sweeper=search: give a range, such as {example}")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        study = _study(self._folder / JOURNAL, self._seed)
         while (left := self._n_trials - _told(study)) > 0:
             trials = [study.ask(space) for _ in range(min(self._n_jobs, left))]
             jobs = [[*fixed, *(f"{key}={trial.params[key]}" for key in space)] for trial in trials]
@@ -148,11 +142,12 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", done: JobReturn) -> None
     from gptstar.results.run import Run
 
     assert done.hydra_cfg is not None
-    run = Run.read(Path(done.hydra_cfg.hydra.runtime.output_dir))
-    if run.state == "finished":
+    folder = Path(done.hydra_cfg.hydra.runtime.output_dir)
+    run = Run.read(folder) if folder.is_dir() else None  # one that was refused leaves none
+    if run is not None and run.state == "finished":
         study.tell(trial, run.validation_loss)
     else:
-        trial.set_user_attr("refused", run.reason or run.state)
+        trial.set_user_attr("refused", run.reason if run else "refused")
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
 
 

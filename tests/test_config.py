@@ -10,7 +10,8 @@ from gptstar.composing import compose, conf_folder
 from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
 from gptstar.errors import ConfigError
 
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
+FOLDER = ROOT / "conf/experiment"
+EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
 
 
 def parse(*overrides: str) -> TrainConfig:
@@ -21,7 +22,8 @@ def parse(*overrides: str) -> TrainConfig:
 @pytest.mark.parametrize("debug", ["none", "fast", "overfit", "profile"])
 def test_every_experiment_composes(experiment: str, debug: str) -> None:
     text = [] if experiment == "quickstart" else ["data.files=x"]
-    assert parse(f"experiment={experiment}", f"debug={debug}", *text).name == experiment
+    name = "run" if experiment == "ablation/small" else experiment.replace("/", "-")
+    assert parse(f"experiment={experiment}", f"debug={debug}", *text).name == name
 
 
 @pytest.mark.parametrize(

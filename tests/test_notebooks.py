@@ -28,7 +28,13 @@ def test_all_are_there() -> None:
 def results(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep over context length and positions, and an evaluation of one of its runs."""
     folder = tmp_path_factory.mktemp("results")
-    few = ("total_steps=6", "schedule.warmup_steps=1", "validate_every=3", "reading={multiples:[1,2,4],max_tokens:512}")
+    few = (
+        "total_steps=6",
+        "schedule.warmup_steps=1",
+        "validate_every=3",
+        "reading.multiples=[1,2,4]",
+        "reading.max_tokens=512",
+    )
     for length in (32, 16):
         for positions in ("alibi", "rotary"):
             for seed in (0, 1):

@@ -14,14 +14,14 @@ from gptstar.results import frames
 from gptstar.results.run import Run, find_runs
 from gptstar.training.status import Status
 
-READING = "reading={protocol:disjoint,multiples:[1,2,4],max_tokens:512,rotary_scaling:[none]}"
+READING = ("reading.multiples=[1,2,4]", "reading.max_tokens=512", "reading.rotary_scaling=[none]")
 
 
 @pytest.fixture(scope="module")
 def swept(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two context lengths, two kinds of positions, two seeds."""
     folder = tmp_path_factory.mktemp("swept") / "sweep"
-    few = ("total_steps=6", "schedule.warmup_steps=1", "validate_every=3", READING)
+    few = ("total_steps=6", "schedule.warmup_steps=1", "validate_every=3", *READING)
     for length in (32, 16):
         for positions in ("alibi", "learned"):
             for seed in (0, 1):

@@ -50,7 +50,7 @@ class TrainConfig:
             checkpoint; `never` refuses a directory that holds a run.
         evaluation: on tasks of the harness, every so many steps.
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
-        reading: at the end, a study of context length.
+        reading: at the end, a study of context length, where it names lengths.
         output: the run directory.
         trainer: options passed through to Lightning's Trainer.
     """
@@ -66,7 +66,7 @@ class TrainConfig:
     on_nonfinite: Literal["stop", "skip"]
     resume: str
     report: bool
-    reading: LengthConfig | None
+    reading: LengthConfig
     output: Path
     model: GPTConfig
     data: DataConfig
@@ -135,7 +135,7 @@ class TrainConfig:
             raise ConfigError("evaluation.cache is of one checkpoint, and a run in training is none: leave it out")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
             raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
-        if self.reading is not None:
+        if self.reading.reads:
             self.reading.lengths(self.data.context_length)
         check_trainer_options(self.trainer)
 
@@ -233,8 +233,7 @@ def valid_keys(cls: type, prefix: str = "") -> list[str]:
             nested, key = get_args(nested)[1], f"{key}.*"
         options = get_args(nested) if get_origin(nested) in (Union, UnionType) else (nested,)
         groups = [option for option in options if isinstance(option, type) and is_dataclass(option)]
-        nested_keys = [each for group in groups for each in valid_keys(group, f"{key}.")]
-        keys += [*nested_keys, *([key] if not groups or type(None) in options else [])]
+        keys += [each for group in groups for each in valid_keys(group, f"{key}.")] or [key]
     return list(dict.fromkeys(keys))
 
 

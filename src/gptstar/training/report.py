@@ -37,7 +37,7 @@ def conclude(
     *,
     name: str,
     report: bool,
-    reading: LengthConfig | None,
+    reading: LengthConfig,
     context_length: int,
     extrapolates: bool,
     validation_tokens: int,
@@ -52,7 +52,7 @@ def conclude(
     `length`.
 
     Args:
-        reading: a study of context length to make of the best checkpoint.
+        reading: a study of context length to make of the best checkpoint, where it names lengths.
         extrapolates: whether the model takes more tokens than it was trained with.
     """
     rows = read_metrics(folder)
@@ -85,7 +85,7 @@ def conclude(
         }
         log_texts(loggers, {f"sample {number}": sample for number, sample in enumerate(samples, start=1)})
         (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
-    if reading is not None:
+    if reading.reads:
         study(
             [read_with_identity(find(folder))],
             reading,

@@ -78,7 +78,7 @@ class LengthConfig:
                 f"evaluation.rotary_scaling={list(self.rotary_scaling)} has to name each of none, ntk and yarn that it "
                 "wants once"
             )
-        if not self.multiples or min(self.multiples) < 1 or len(set(self.multiples)) < len(self.multiples):
+        if min(self.multiples, default=1) < 1 or len(set(self.multiples)) < len(self.multiples):
             raise ConfigError(f"evaluation.multiples={list(self.multiples)} has to name numbers from 1, each once")
         for name, protocol in (("stride", "sliding"), ("targets", "fixed_targets"), ("room", "fixed_targets")):
             if getattr(self, name) is not None and self.protocol != protocol:
@@ -141,6 +141,8 @@ class LengthConfig:
                 "the checkpoint does not know its training context: give evaluation.context_lengths=[…], or "
                 "evaluation.trained_at for its multiples"
             )
+        if not self.multiples:
+            raise ConfigError("evaluation.multiples is empty: name some, or evaluation.context_lengths")
         lengths = tuple(multiple * trained_at for multiple in sorted(self.multiples))
         self.check_lengths(lengths)
         return lengths
@@ -149,6 +151,11 @@ class LengthConfig:
         """The lengths, ascending, and with `fixed_targets` the control where all of them are longer."""
         extra = {CONTROL} if self.protocol == "fixed_targets" and min(lengths) > CONTROL else set[int]()
         return tuple(sorted({*lengths, *extra}))
+
+    @property
+    def reads(self) -> bool:
+        """Whether lengths are named at all."""
+        return bool(self.multiples or self.context_lengths)
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from gptstar.evaluation.statistics.effects import blocked_effect
-from gptstar.results.effects import effect, effects, tokens_to
+from gptstar.results.effects import RATE, at_best_rate, effect, effects, tokens_to
 
 
 def test_one_cell_is_a_paired_t_test() -> None:
@@ -86,6 +86,24 @@ def test_a_seed_without_all_cells_is_left_out_and_said() -> None:
 def test_what_never_differs_alone_has_no_effect() -> None:
     frame = design()
     assert not effects(frame[frame["wide"] == frame["deep"]], ["wide", "deep", "seed"])
+
+
+def test_each_arm_is_taken_at_its_own_best_rate() -> None:
+    """One arm wants a small rate and the other a large one; at any one rate they would seem to differ."""
+    losses = {("a", 1e-3): 3.0, ("a", 1e-2): 3.5, ("b", 1e-3): 3.5, ("b", 1e-2): 3.0}
+    frame = pd.DataFrame(
+        [
+            {"arm": arm, RATE: rate, "seed": seed, "validation_loss": loss + 0.01 * seed}
+            for (arm, rate), loss in losses.items()
+            for seed in range(3)
+        ]
+    )
+    tuned, factors = at_best_rate(frame, ["arm", RATE, "seed"])
+    assert factors == ["arm", "seed"]
+    assert len(tuned) == 6
+    (found,) = effects(tuned, factors)
+    assert found.effect.value == pytest.approx(0)
+    assert at_best_rate(frame, ["arm", "seed"])[0] is frame
 
 
 def test_tokens_to_a_loss_lie_between_two_validations() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 
-SEED = "seed"
+SEED, RATE = "seed", "optimizer.learning_rate"
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,21 @@ def effects(
             except ValueError:
                 continue
     return found
+
+
+def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Each arm at the learning rate that is best for it, by the mean over seeds, so that none is hurt by another's.
+
+    Returns:
+        The runs that are left, and the factors without the learning rate; all as it was where no rate was varied.
+    """
+    if RATE not in factors:
+        return frame, list(factors)
+    others = [each for each in factors if each != RATE]
+    arms = [each for each in others if each != SEED]
+    means = frame.groupby([*arms, RATE], dropna=False)["validation_loss"].mean().reset_index()
+    best = means.loc[means.groupby(arms, dropna=False)["validation_loss"].idxmin()] if arms else means
+    return frame.merge(best[[*arms, RATE]], on=[*arms, RATE]), others
 
 
 def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, blocked_effect
 from gptstar.results import frames
-from gptstar.results.effects import SEED, LevelEffect, effects, tokens_to
+from gptstar.results.effects import RATE, SEED, LevelEffect, at_best_rate, effects, tokens_to
 from gptstar.results.pictures import plot_curves, plot_effects, plot_lengths
 from gptstar.results.run import find_runs
 
@@ -51,9 +51,10 @@ def sections(paths: Sequence[Path]) -> Iterator[Section]:
         text = "Validation loss; the mean over seeds, and a band from the best to the worst."
         yield Section("Loss as it fell", text, _tokens_to(runs, curves, factors), picture)
     finished = runs[runs["state"] == "finished"]
-    found = effects(finished, factors)
-    if found:
-        yield Section("Effects on validation loss", EXPLAINED, effect_table(found), plot_effects(found))
+    tuned, left = at_best_rate(finished, factors)
+    if found := effects(tuned, left):
+        rates = "" if len(left) == len(factors) else f" Each arm is at its best learning rate: {_rates(tuned, left)}."
+        yield Section("Effects on validation loss", EXPLAINED + rates, effect_table(found), plot_effects(found))
     if speed := effects(finished, factors, "tokens_per_second", ratio=True):
         text = (
             "Ratios of tokens a second. The runs came one after another, so what else the machine did is in these: "
@@ -77,6 +78,13 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     if alike:
         lines.append("Alike in all: " + ", ".join(alike) + ".")
     return Section("What was run", "\n\n".join(lines))
+
+
+def _rates(tuned: pd.DataFrame, factors: Sequence[str]) -> str:
+    arms = [each for each in factors if each != SEED]
+    rates = tuned.groupby(arms, sort=False, dropna=False)[RATE].first()
+    names = [", ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in rates.index]
+    return "; ".join(f"{name}: {rate:g}" for name, rate in zip(names, rates, strict=True))
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-all check format bench bench-check clean
+.PHONY: train test test-all check format bench bench-check notebooks clean
 
 train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a laptop
 	$(BIN)/python train.py
@@ -29,6 +29,9 @@ bench: $(VENV)/.bench        ## speed beside peers, into benchmarks/RESULTS.md: 
 
 bench-check: $(VENV)/.bench  ## has anything become slower than the committed ratios? minutes
 	$(BIN)/python benchmarks/check.py
+
+notebooks: $(VENV)/.dev      ## run them on RUNS and EVALUATIONS, into docs/notebooks
+	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --output-dir docs/notebooks notebooks/*.ipynb
 
 clean:                       ## remove the virtual environment
 	rm -rf $(VENV)

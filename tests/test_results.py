@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,6 +59,33 @@ def test_lengths_end_where_learned_positions_do(swept: Path) -> None:
     assert multiples["context_length-16_positions-alibi_seed-0"] == [1, 2, 4]
     assert multiples["context_length-16_positions-learned_seed-0"] == [1]
     assert (lengths["low"] < lengths["loss"]).all()
+
+
+def test_an_evaluation_beside_the_runs_is_told_by_its_checkpoint(swept: Path, tmp_path: Path) -> None:
+    run = "context_length-16_positions-alibi_seed-0"
+    shutil.copytree(swept / run, tmp_path / run)
+    found = json.loads((tmp_path / run / "length/results.json").read_text())
+    shutil.rmtree(tmp_path / run / "length")
+    assert frames.lengths(tmp_path).empty
+    for name, where in (("ours", tmp_path / run / "best.ckpt"), ("theirs", tmp_path / "elsewhere/best.ckpt")):
+        found["curves"][0]["checkpoint"]["path"] = str(where)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+    assert list(frames.lengths(tmp_path)["run"]) == [run] * 3
+
+
+def test_runs_that_have_nothing_to_say_yet_make_a_report(swept: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = tmp_path / f"seed-{seed}"
+        shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", folder)
+        shutil.rmtree(folder / "length")
+        (folder / "metrics.csv").unlink()
+        (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("seed: 0", f"seed: {seed}"))
+        Status("running").write(folder)
+    main(["report", str(tmp_path)])
+    assert "2 runs: 2 killed" in (tmp_path / "report/report.md").read_text()
+    main(["report", str(swept / "context_length-16_positions-alibi_seed-0"), "--output", str(tmp_path / "one")])
+    assert "1 runs: 1 finished" in (tmp_path / "one/report.md").read_text()
 
 
 def test_the_report_holds_all_it_needs(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,3 +151,23 @@ def test_where_there_is_no_run_that_is_said(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert "give the output of train.py" in refusal(main, words)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_report_without_complaint(width: int, swept: Path, tmp_path: Path) -> None:
+    main(["report", str(swept), "--output", str(tmp_path)])
+    measured = "<script>document.title = `${innerWidth} ${document.documentElement.scrollWidth}`</script></body>"
+    page = tmp_path / "measured.html"
+    page.write_text((tmp_path / "report.html").read_text().replace("</body>", measured))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    options += ["--enable-logging=stderr", f"--window-size={width},900", "--hide-scrollbars"]
+    shown = subprocess.run(
+        ["chromium", *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert "CONSOLE" not in shown.stderr
+    inner, needed = map(int, re.search(r"<title>(\d+) (\d+)</title>", shown.stdout).groups())
+    assert needed <= inner, "the page is wider than the window"
+    assert inner <= max(width, 500)  # the least that some versions of the browser take

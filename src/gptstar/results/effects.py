@@ -92,10 +92,10 @@ def effects(
     """Of every level of every factor but the seed, against the factor's first; those without a pair are left out."""
     found = []
     for factor in (each for each in factors if each != SEED):
-        first, *levels = levels_of(frame, factor)
-        for level in levels:
+        levels = levels_of(frame, factor)
+        for level in levels[1:]:
             try:
-                found.append(effect(frame, factor, level, first, factors=factors, outcome=outcome, ratio=ratio))
+                found.append(effect(frame, factor, level, levels[0], factors=factors, outcome=outcome, ratio=ratio))
             except ValueError:
                 continue
     return found
@@ -107,7 +107,7 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
     Returns:
         The runs that are left, and the factors without the learning rate; all as it was where no rate was varied.
     """
-    if RATE not in factors:
+    if RATE not in factors or frame["validation_loss"].isna().all():
         return frame, list(factors)
     others = [each for each in factors if each != RATE]
     arms = [each for each in others if each != SEED]

@@ -3,13 +3,14 @@
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from gptstar.config import flatten
+from gptstar.errors import ConfigError
 from gptstar.results.run import Run, find_runs, labels
 
 FIGURES = (
@@ -65,15 +66,17 @@ def curves(*paths: Path | str) -> pd.DataFrame:
 
 
 def lengths(*paths: Path | str) -> pd.DataFrame:
-    """Loss against context length, of all studies of length in the runs' folders.
+    """Loss against context length, of all studies of length in the folders that are of one of their runs.
 
     Returns:
         The columns of `LENGTH_FIGURES`: `multiple` is of `trained_at`, and `low` and `high` are the 95 % interval of
         the loss over the text. No line where a model is undefined.
     """
     lines = []
-    for name, tree in _evaluations(paths, "length"):
+    for owner, tree in _evaluations(paths, "length"):
         for curve in tree["curves"]:
+            if (name := owner(curve["checkpoint"])) is None:
+                continue
             trained_at = curve["trained_at"] or math.nan
             for point in (each for each in curve["lengths"] if each["loss"] is not None):
                 length, loss, bits = point["context_length"], point["loss"], point["bits_per_byte"]
@@ -84,9 +87,15 @@ def lengths(*paths: Path | str) -> pd.DataFrame:
 
 
 def tasks(*paths: Path | str) -> pd.DataFrame:
-    """Scores on tasks of the harness, of all evaluations in the runs' folders: the columns of `TASK_FIGURES`."""
+    """Scores on tasks of the harness, of all evaluations in the folders that are of one of their runs.
+
+    Returns:
+        The columns of `TASK_FIGURES`.
+    """
     lines = []
-    for name, tree in _evaluations(paths, "tasks"):
+    for owner, tree in _evaluations(paths, "tasks"):
+        if (name := owner(tree["checkpoint"])) is None:
+            continue
         for task in tree["tasks"]:
             for metric in task["metrics"]:
                 checkpoint, subset = tree["checkpoint"]["name"], metric["subset"] or "all"
@@ -125,13 +134,26 @@ def _find(paths: Sequence[Path | str]) -> list[Run]:
     return find_runs([Path(path) for path in paths])
 
 
-def _evaluations(paths: Sequence[Path | str], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+Owner = Callable[[dict[str, Any]], str | None]
+"""The run that an evaluated checkpoint is of, if it is one of those that were asked for."""
+
+
+def _evaluations(paths: Sequence[Path | str], kind: str) -> Iterator[tuple[Owner, dict[str, Any]]]:
+    """Every evaluation of a kind below the folders, beside the runs or in them."""
     found = _find(paths)
-    for name, run in zip(labels(found), found, strict=True):
-        for file in sorted(run.path.rglob("results.json")):
+    names = {str(run.path.resolve()): name for name, run in zip(labels(found), found, strict=True)}
+    for file in sorted({file.resolve() for path in paths for file in Path(path).rglob("results.json")}):
+        try:
             tree = json.loads(file.read_text(encoding="utf-8"))
-            if tree.get("kind") == kind:
-                yield name, tree
+        except ValueError as error:
+            raise ConfigError(f"{file} is damaged: {error}") from error
+        inside = next((name for folder, name in names.items() if file.is_relative_to(folder)), None)
+
+        def owner(checkpoint: dict[str, Any], inside: str | None = inside) -> str | None:
+            return inside or names.get(str(Path(checkpoint.get("path", "")).parent))
+
+        if isinstance(tree, dict) and tree.get("kind") == kind:
+            yield owner, tree
 
 
 def _plain(value: Any) -> Any:

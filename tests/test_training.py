@@ -366,7 +366,7 @@ def test_where_no_checkpoint_is_whole_a_resume_is_refused_and_they_stay(
     for path in paths:
         damage(path, "cut")
     data = [path.read_bytes() for path in paths]
-    assert "was cut short" in refusal(run_here, overrides("total_steps=6"))
+    assert "was cut short" in refusal(run_here, overrides("total_steps=9"))
     assert [path.read_bytes() for path in paths] == data
 
 

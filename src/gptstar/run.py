@@ -150,7 +150,6 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             console=console,
         )
         evaluators = [evaluator] if config.evaluation.every_n_steps else []
-        directory.describe(config_yaml, shards.manifest.fingerprint)
         loggers = until_the_end.enter_context(tracked(config.tracker, directory.path, config.name, state.step, console))
         trainer = build_trainer(
             config.hardware,
@@ -162,6 +161,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             callbacks=[StepProgress(console, config.total_steps), recorder, *evaluators, saver],
             options=config.trainer,
         )
+        directory.describe(config_yaml, shards.manifest.fingerprint)
         if ranks.first:
             describe_run(loggers, directory.path, shards.manifest)
         fast_forward(trainer, state.step)

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from gptstar.checkpoint.kept import LAST
+
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -82,9 +84,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def is_finished(folder: Path, config_yaml: str) -> bool:
-    """Whether a run has come to its end under this configuration, but for what does not shape the result."""
+    """Whether a run has come to its end under this configuration, but for what does not shape the result.
+
+    One whose checkpoints were removed is not: what would it be evaluated by?
+    """
     status = Status.read(folder)
-    if status is None or status.state != "finished":
+    if status is None or status.state != "finished" or not (folder / LAST).exists():
         return False
     try:
         before = read_config(folder)

@@ -155,7 +155,7 @@ def run_apart(script: str, composed: DictConfig) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if told and code:
+    if told:  # even if the job had just come to its end: no other is to begin
         raise Interrupted(f"{signal.Signals(told[0]).name}: the job was told to save and end", 128 + told[0])
     if code:
         killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""

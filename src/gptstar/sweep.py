@@ -91,9 +91,9 @@ class Sweep:
         self._failed: dict[str, str] = {}
 
     def takes(self) -> bool:
-        """Whether the job that Hydra starts now is one of a sweep on this machine."""
+        """Whether the job that Hydra starts now is of a sweep on this machine, whose jobs come one after another."""
         hydra_config = HydraConfig.get()
-        return hydra_config.mode is RunMode.MULTIRUN and hydra_config.runtime.choices.get("launcher") == "local"
+        return hydra_config.mode is RunMode.MULTIRUN and hydra_config.runtime.choices.get("hydra/launcher") == "basic"
 
     def run(self, script: str, composed: DictConfig) -> None:
         """Run the job, unless it is finished; what is wrong with it is told at the end of the sweep.

@@ -46,6 +46,22 @@ def test_micro_batches_are_alike_and_as_large_as_allowed() -> None:
     assert (config.micro_batch_size, config.accumulate) == (16, 1)
 
 
+def test_learned_positions_hold_the_training_context_unless_told_more() -> None:
+    assert parse("model.positions=learned", "data.context_length=64", "data.shards=x").model.n_ctx == 64
+    more = ("model.positions=learned", "model.n_ctx=256", "data.context_length=64", "data.shards=x")
+    assert parse(*more).model.n_ctx == 256
+
+
+def test_a_reading_at_the_end_is_checked_before_the_beginning() -> None:
+    words = ("reading.protocol=fixed_targets", "reading.multiples=[1,4]", "data.context_length=128", "data.shards=x")
+    assert parse(*words, "reading.room=512").reading.lengths(128) == (128, 512)
+    with pytest.raises(ConfigError, match="room=256 is less than the longest context, 512"):
+        parse(*words, "reading.room=256")
+    with pytest.raises(ConfigError, match="targets=100 exceeds half the shortest context"):
+        parse(*words, "reading.targets=100")
+    assert not parse("data.shards=x").reading.reads
+
+
 def test_the_sizes_are_those_published() -> None:
     wide = parse("experiment=gpt127", "data.files=x").model
     assert (wide.n_layers, wide.d_model, wide.n_heads, wide.head_width, wide.mlp_width) == (6, 1024, 8, 128, 4096)

@@ -64,6 +64,7 @@ COMPARISON = Comparison(
 )
 
 
+@pytest.mark.slow
 def test_entries_are_asked_in_turn_and_failures_are_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Nowhere to find litgpt, whether or not it is installed here.
     (tmp_path / "litgpt").mkdir()
@@ -92,6 +93,7 @@ def test_a_process_that_is_out_of_memory_says_so() -> None:
         Worker("peers.original.reading", arguments | {"length": 16384}, 5 * 10**9)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_step_by_step(cache: Path) -> None:
     (loop,) = (each for each in ALL if each.name == "loop")
     found = measure(loop, rounds=3, device="cpu", machine={})

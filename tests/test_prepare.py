@@ -79,6 +79,7 @@ def test_shards_decode_to_the_documents(text: str, tmp_path: Path) -> None:
         assert folder.manifest.sources[corpus.name].counts == {"documents": len(documents)}
 
 
+@pytest.mark.slow
 def test_real_corpora_survive_the_whole_path(shared: Path, tmp_path: Path) -> None:
     """Every document of three corpora, cleaned, in GPT-2's tokens and back; of the books half."""
     import ftfy

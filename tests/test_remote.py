@@ -268,7 +268,7 @@ class Reader(Dataset[tuple[np.ndarray, int, int]]):
         return self.stream.read(1000 * number, 1000), os.getpid(), self.cache.fetched_bytes
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_two_workers_fetch_each_segment_once(cache: SegmentCache, manifest: Manifest, local: Path, method: str) -> None:
     stream(cache, manifest).read(5 * SHARD_TOKENS, 1)  # this process has its connections when it is forked
     here, n_windows = cache.fetched_bytes, 400

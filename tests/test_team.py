@@ -57,7 +57,7 @@ with joined() as ranks:
 @pytest.mark.parametrize(
     ("what", "ranks", "said"),
     [
-        ("scores", 2, ""),
+        pytest.param("scores", 2, "", marks=pytest.mark.slow),
         ("scores", 3, ""),
         ("leaves", 2, "rank 0 leaves"),
         ("refuses", 2, "rank 1 refuses"),

@@ -84,6 +84,7 @@ def test_a_number_is_written_once() -> None:
         (["model.n_layer=3"], "did you mean model.n_layers?"),
         (["modle=gpt127"], "modle is no key of the configuration: did you mean model?"),
         (["+model.n_layer=3"], "model.n_layer is no key of the configuration: did you mean model.n_layers?"),
+        (["data.files=a (1).txt"], "'data.files=a (1).txt' is not KEY=VALUE as Hydra reads it: quote"),
         (["experiment=gpt12"], "experiment=gpt12 does not exist: did you mean experiment=gpt127?"),
         (["model=xyz"], "model=xyz does not exist: there are gpt127, gpt2_medium, gpt2_small, gpt303, gpt_1b3, tiny"),
         (["model.residual=paralel"], "model.residual=paralel: input should be 'parallel' or 'sequential'"),
@@ -92,7 +93,7 @@ def test_a_number_is_written_once() -> None:
         (["total_steps=0"], "total_steps=0 is below 1"),
         (["seed=-1"], "seed=-1 is negative or beyond 2**63"),
         (["experiment=303"], "a group is chosen by the name of one of its files"),
-        (["total_steps"], "Error parsing override 'total_steps'"),
+        (["total_steps"], "'total_steps' is not KEY=VALUE"),
         (
             ["model=gpt2_small", "data.block_tokens=2048", "data.context_length=2048"],
             "data.context_length=2048 exceeds model.n_ctx=1024; learned positions cannot extrapolate: shorten the "

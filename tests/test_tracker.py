@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_here
+import yaml
+from conftest import ROOT, run_here
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
+from wandb.wandb_agent import Agent
 
 from gptstar.training.metrics_csv import read_metrics
 
@@ -97,3 +99,37 @@ def test_wandb_itself_finds_both_parts(overrides: Overrides, tmp_path: Path) -> 
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", *parts]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert all(Path(part).name in done.stdout + done.stderr for part in parts)
+
+
+@pytest.mark.slow
+def test_an_agent_of_wandbs_sweeps_drives_the_script(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """wandb's own agent makes the command and starts it; only the server, which would propose values, is missing."""
+    for name, value in {"WANDB_DIR": str(tmp_path), "WANDB_SWEEP_ID": "a1b2c3", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH"):
+        monkeypatch.setenv(name, "")  # the agent sets them: monkeypatch puts them back
+    guide = (ROOT / "docs/experiments.md").read_text()
+    sweep = yaml.safe_load(guide.partition("# sweep.yaml")[2].partition("\n")[2].partition("```")[0])
+    agent = Agent(api=None, queue=None, sweep_id="a1b2c3")
+    place = sweep["command"].index("${args_no_hyphens}")
+    given = overrides("tracker.mode=offline", "total_steps=4", "schedule.warmup_steps=1")
+    agent._sweep_command = [*sweep["command"][:place], *given, "${args_no_hyphens}"]
+    agent._sweep_command = [sys.executable if word == "python" else word for word in agent._sweep_command]
+    told = agent._process_command(
+        {
+            "type": "run",
+            "run_id": "r4nd0m1d",
+            "program": str(ROOT / sweep["program"]),
+            "args": {"optimizer.learning_rate": {"value": 0.00123}, "seed": {"value": 2}},
+        }
+    )
+    assert "exception" not in told, told
+    assert agent._run_processes["r4nd0m1d"].wait(timeout=200) == 0
+
+    parts = list((tmp_path / "run/wandb").glob("offline-run-*"))
+    assert [part.name.rpartition("-")[2] for part in parts] == ["r4nd0m1d"]
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["optimizer"]["learning_rate"], config["seed"]) == (0.00123, 2)
+    assert [row for row in history(next(parts[0].glob("*.wandb"))) if sweep["metric"]["name"] in row]

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import hydra
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig
 
 from gptstar.config import EvaluateConfig, TrainConfig, unknown_key, valid_keys
@@ -27,6 +28,11 @@ def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 def explain(error: Exception) -> str:
     """One line for an error of Hydra's, with the nearest valid name."""
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} is not KEY=VALUE as Hydra reads it: quote a value that holds more than letters, "
+            f"digits and /.:-+%@?| by two pairs of quotes, as in \"data.files='a (1).txt'\""
+        )
     text = str(error)
     first = text.strip().partition("\n")[0]
     if found := re.search(r"Could not override '([^']+)'", first):

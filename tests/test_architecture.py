@@ -23,7 +23,7 @@ RANKS = [
     {"results"},
     {"run"},
     {"composing"},
-    {"run_commands", "data_commands", "evaluation_commands", "results_commands"},
+    {"run_commands", "data_commands", "evaluation_commands", "results_commands", "generation_commands"},
     {"cli"},
     {"launch"},
     {"sweep"},

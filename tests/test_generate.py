@@ -7,8 +7,9 @@ import pytest
 import torch
 from test_scoring import build, by_positions
 
-from gptstar.errors import ConfigError
-from gptstar.inference.generate import generate
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import CheckpointError, ConfigError
+from gptstar.inference.generate import generate, stream
 from gptstar.inference.sampling import GREEDY, Sampling, next_token
 
 
@@ -46,41 +47,105 @@ def test_uniforms_belong_to_seed_and_number():
     assert ((some >= 0) & (some < 1)).all()
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["the cat sat on the mat, and the dog — naïve — looked on: 猫 " * 40], 290)
+
+
+def build_with(tokenizer, kind):
+    model = build(kind | {"n_vocab": tokenizer.n_vocab})
+    with torch.no_grad():
+        for parameter in model.blocks.parameters():
+            parameter.mul_(6)  # so that it does not repeat one token for ever
+    model.tokenizer = tokenizer.json_text
+    return model
+
+
 @by_positions
-def test_a_batch_is_what_each_prompt_gives_by_itself(kind):
-    model, prompts = build(kind), [[7, 3, 1], [2], np.array([4, 4, 4, 4, 5], dtype=np.uint16), torch.tensor([1, 0])]
-    greedy = generate(model, prompts, 11, temperature=0)
+def test_a_batch_is_what_each_prompt_gives_by_itself(kind, tokenizer):
+    model, prompts = build_with(tokenizer, kind), ["the cat", "", "猫 sat on — a naïve — mat"]
+    greedy = generate(model, prompts, 11, sampling=GREEDY)
     for prompt, text in zip(prompts, greedy, strict=True):
-        assert text == generate(model, [prompt], 11, temperature=0)[0]
-        assert text[: len(prompt)] == [int(token) for token in prompt]
-        for end in range(len(prompt), len(text)):
+        assert text == generate(model, prompt, 11, sampling=GREEDY)[0]
+        before = tokenizer.encode([prompt])[0].tolist() or [tokenizer.end_of_text]
+        for end, token in enumerate(text.tokens):
             with torch.inference_mode():
-                assert int(model(torch.tensor([text[:end]]))[0, -1].argmax()) == text[end]
-    drawn = generate(model, prompts, 11, seed=2, top_k=None)
-    assert drawn == generate(model, prompts, 11, seed=2, top_k=None)
-    assert drawn[:2] == generate(model, prompts[:2], 11, seed=2, top_k=None)
-    assert drawn != generate(model, prompts, 11, seed=3, top_k=None)
+                assert int(model(torch.tensor([before + text.tokens[:end]]))[0, -1].argmax()) == token
+    drawn = generate(model, prompts, 11, n=2, sampling=Sampling(seed=2))
+    assert drawn == generate(model, prompts, 11, n=2, sampling=Sampling(seed=2))
+    assert drawn[:4] == generate(model, prompts[:2], 11, n=2, sampling=Sampling(seed=2))
+    assert drawn != generate(model, prompts, 11, n=2, sampling=Sampling(seed=3))
+    assert drawn[0] != drawn[1]
 
 
-def test_a_text_ends_without_what_ends_it():
-    model, prompts = build({}), [[7, 3, 1], [2, 30]]
-    whole = generate(model, prompts, 20, seed=1, temperature=1.5)
-    end = whole[0][9]
-    stopped = generate(model, prompts, 20, seed=1, temperature=1.5, end_of_text=end)
-    for prompt, text, part in zip(prompts, whole, stopped, strict=True):
-        new = text[len(prompt) :]
-        assert part == prompt + (new[: new.index(end)] if end in new else new)
+def test_pieces_are_the_text_that_the_tokenizer_decodes(tokenizer):
+    model = build_with(tokenizer, {})
+    for sampling in (Sampling(3.0, seed=1), Sampling(50.0, seed=2)):  # the latter cares for no characters
+        pieces = list(stream(model, "naïve", 300, sampling=sampling))
+        tokens = [piece.token for piece in pieces]
+        assert "".join(piece.text for piece in pieces) == tokenizer.decode(tokens)
+        assert [piece.ended_by for piece in pieces[:-1]] == (len(pieces) - 1) * [None]
+        assert pieces[-1].ended_by == ("length" if len(pieces) == 300 else "end_of_text")
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_stop_string_ends_a_text_before_it(tokenizer, length):
+    model = build_with(tokenizer, {})
+    (whole,) = generate(model, "the", 60, sampling=Sampling(1.5, seed=4))
+    for place in (0, 7, 20):
+        stop = whole.text[place : place + length]
+        pieces = list(stream(model, "the", 60, sampling=Sampling(1.5, seed=4), stop=["never this one", stop]))
+        assert "".join(piece.text for piece in pieces) == whole.text[: whole.text.index(stop)]
+        assert pieces[-1].ended_by == "stop"
+        assert [piece.token for piece in pieces] == whole.tokens[: len(pieces)]
+
+
+def test_what_might_have_been_a_stop_string_is_not_lost(tokenizer):
+    model = build_with(tokenizer, {})
+    (whole,) = generate(model, "the", 40, sampling=Sampling(1.5, seed=4))
+    nearly = [whole.text[place:] + "!" for place in (-1, -3, -9)]
+    assert generate(model, "the", 40, sampling=Sampling(1.5, seed=4), stop=nearly) == [whole]
+
+
+def test_log_probabilities_are_the_models_own(tokenizer):
+    model = build_with(tokenizer, {})
+    (text,) = generate(model, "the cat", 9, sampling=Sampling(2.0, 5, seed=1, repetition_penalty=1.5), n_likeliest=3)
+    tokens = [*tokenizer.encode(["the cat"])[0].tolist(), *text.tokens]
+    with torch.inference_mode():
+        expected = torch.log_softmax(model(torch.tensor([tokens[:-1]]))[0], -1)[-len(text.tokens) :]
+    own = expected[range(len(text.tokens)), text.tokens]
+    torch.testing.assert_close(torch.tensor(text.log_probabilities), own, atol=1e-5, rtol=0)
+    assert [[token for token, _ in row] for row in text.likeliest] == expected.topk(3).indices.tolist()
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"temperature": math.nan}, {"top_k": 0}, {"seed": -1}, {"seed": 2**80}, {"n_new": -1}],
+    [
+        {"temperature": -1.0},
+        {"temperature": math.nan},
+        {"top_k": 0},
+        {"top_k": 2.5},
+        {"top_k": "a"},
+        {"seed": -1},
+        {"seed": 2**80},
+        {"top_p": 0.0},
+        {"top_p": math.nan},
+        {"typical_p": 1.1},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": math.inf},
+        {"repetition_penalty": True},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(ConfigError):
-        generate(build({}), [[1]], **{"n_new": 1} | wrong)
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Sampling(**wrong)
 
 
-def test_a_prompt_without_tokens_is_refused():
-    with pytest.raises(ConfigError, match="a prompt has no tokens"):
-        generate(build({}), torch.empty(1, 0, dtype=torch.int64), 3)
+def test_requests_that_make_no_sense_are_refused(tokenizer):
+    model = build_with(tokenizer, {})
+    for wrong in ({"n": 0}, {"n_new": -1}, {"stop": [""]}):
+        with pytest.raises(ConfigError):
+            generate(model, "a", **{"n_new": 1} | wrong)
+    model.tokenizer = None
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        generate(model, "a", 1)

@@ -1,18 +1,23 @@
 """Train, evaluate and study GPT* language models."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptstar.checkpoint.format import load
+    from gptstar.inference.generate import generate, stream
+    from gptstar.inference.sampling import Sampling
 
 __version__ = "0.1.0"
-__all__ = ["load"]
+__all__ = ["Sampling", "generate", "load", "stream"]
+
+_ROOMS = {"load": "checkpoint.format", "Sampling": "inference.sampling"} | dict.fromkeys(
+    ("generate", "stream"), "inference.generate"
+)
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` on first use, so that `gptstar --help` need not wait for torch."""
-    if name == "load":
-        from gptstar.checkpoint.format import load
-
-        return load
+    """Import on first use, so that `gptstar --help` need not wait for torch."""
+    if name in _ROOMS:
+        return getattr(import_module(f"gptstar.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from gptstar import __version__
 from gptstar.data_commands import add_data_commands
-from gptstar.errors import CheckpointError, ConfigError, Interrupted, RankLost, Refusal, RefusedElsewhere
+from gptstar.errors import CheckpointError, Interrupted, RankLost, Refusal, RefusedElsewhere
 from gptstar.evaluation_commands import add_evaluation_commands
+from gptstar.generation_commands import add_generation_commands
 from gptstar.results_commands import add_results_commands
 from gptstar.run_commands import add_run_commands
 
@@ -123,27 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--weights-only", action="store_true", help="leave out what only training needs: two thirds")
     command.set_defaults(run=_consolidate)
 
-    command = commands.add_parser(
-        "generate",
-        help="continue a prompt with a trained model",
-        description="Print PROMPT and what CHECKPOINT makes of it.",
-    )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
-    command.add_argument("--prompt", default="The", help="text to continue (default: %(default)s)")
-    command.add_argument("--tokens", type=int, default=200, metavar="N", help="tokens to add (default: %(default)s)")
-    command.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest (default: %(default)s)")
-    command.add_argument(
-        "--top-k", type=int, default=50, metavar="K", help="draw from the K likeliest (default: %(default)s)"
-    )
-    command.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
-    command.add_argument(
-        "--weights",
-        choices=("float32", "bfloat16", "int8"),
-        default="float32",
-        help="what to read them as: fewer bits are faster and a little less exact (default: %(default)s)",
-    )
-    command.set_defaults(run=_generate)
-
+    add_generation_commands(commands)
     add_run_commands(commands)
     add_data_commands(commands)
     add_evaluation_commands(commands)
@@ -182,36 +163,6 @@ def _consolidate(options: argparse.Namespace) -> None:
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise CheckpointError(f"{path} exists: nothing is overwritten; choose another name or remove it")
-
-
-def _generate(options: argparse.Namespace) -> None:
-    import torch
-
-    from gptstar.checkpoint.format import find, read
-    from gptstar.data.tokenizer import Tokenizer
-    from gptstar.inference.generate import generate
-    from gptstar.inference.int8 import quantised
-    from gptstar.inference.packed import packed
-
-    path = find(options.checkpoint)
-    checkpoint = read(path)
-    if checkpoint.tokenizer is None:
-        raise CheckpointError(f"{path} holds no tokenizer: import it again with --tokenizer FILE")
-    tokenizer = Tokenizer(checkpoint.tokenizer)
-    prompts = tokenizer.encode([options.prompt])
-    if not len(prompts[0]):
-        raise ConfigError("--prompt is empty: give some text to continue")
-    model = checkpoint.build()
-    (tokens,) = generate(
-        quantised(model) if options.weights == "int8" else packed(model.to(getattr(torch, options.weights))),
-        prompts,
-        options.tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        seed=options.seed,
-        end_of_text=tokenizer.end_of_text,
-    )
-    print(tokenizer.decode(tokens))
 
 
 if __name__ == "__main__":

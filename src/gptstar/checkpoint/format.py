@@ -61,7 +61,7 @@ class Checkpoint:
     training: TrainingState | None = None
 
     def build(self) -> GPT:
-        """The model with these weights, on the CPU, in eval mode.
+        """The model with these weights and tokenizer, on the CPU, in eval mode.
 
         Raises:
             CheckpointError: the weights don't fit the configuration.
@@ -72,13 +72,15 @@ class Checkpoint:
             model.load_state_dict(self.weights, assign=True)
         except RuntimeError as error:
             raise CheckpointError(f"the weights don't fit the model they came with ({_first_line(error)})") from error
+        model.tokenizer = self.tokenizer
         return model.eval()
 
 
 def load(path: str | os.PathLike[str]) -> GPT:
     """Load any checkpoint, trained here or imported, as the plain torch model in eval mode.
 
-    `model(tokens)` gives logits `(batch, position, n_vocab)` for tokens `(batch, position)`.
+    `model(tokens)` gives logits `(batch, position, n_vocab)` for tokens `(batch, position)`, and
+    `gptstar.generate(model, "a prompt")` texts.
 
     Args:
         path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.

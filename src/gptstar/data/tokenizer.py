@@ -16,6 +16,22 @@ END_OF_TEXT = "<|endoftext|>"
 ADDED = "id", "content", "special", "normalized", "single_word", "lstrip", "rstrip"
 
 
+def _byte_level_alphabet() -> dict[str, int]:
+    """The byte behind each character that byte-level tokens are written in; Radford et al., "GPT-2", 2019.
+
+    Those that can be seen stand for themselves, the others, in order, are moved up by 256.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    seen = {ord(character) for character in alphabet if ord(character) < 256}
+    moved = [byte for byte in range(256) if byte not in seen]
+    return {
+        character: ord(character) if ord(character) < 256 else moved[ord(character) - 256] for character in alphabet
+    }
+
+
+BYTES = _byte_level_alphabet()
+
+
 class Tokenizer:
     """A byte-level BPE in the `tokenizers` JSON form, GPT-2's included."""
 
@@ -117,6 +133,27 @@ class Tokenizer:
                 0 if number in special else len(token)
             )  # one character of the byte-level alphabet is one byte
         return sizes
+
+    def text_of(self, token: int) -> str:
+        """A token to be looked at: its text, other bytes as hexadecimal, special tokens by name."""
+        return self._special_by_number.get(token) or self.bytes_of(token).decode("utf-8", "backslashreplace")
+
+    @cached_property
+    def _special_by_number(self) -> dict[int, str]:
+        return {number: token.content for number, token in self._backend.get_added_tokens_decoder().items()}
+
+    def bytes_of(self, token: int) -> bytes:
+        """What a token stands for: a piece of UTF-8, which need not be whole characters; special tokens for nothing."""
+        return self._pieces[token]
+
+    @cached_property
+    def _pieces(self) -> list[bytes]:
+        pieces = [b""] * self.n_vocab
+        for token, number in self._backend.get_vocab().items():
+            pieces[number] = bytes(BYTES[character] for character in token if character in BYTES)
+        for number, added in self._backend.get_added_tokens_decoder().items():
+            pieces[number] = b"" if added.special else added.content.encode()
+        return pieces
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokens of each text, int64. Text that looks like a special token is encoded as text."""

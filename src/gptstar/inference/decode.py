@@ -1,6 +1,7 @@
 """Many prompts continued at once: each token is read once, its keys and values kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,7 +19,23 @@ PIECE = 1024
 """Tokens of each prompt read at once: a longer one takes a mask in proportion to its length, not to its square."""
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Step:
+    """The next token of each text that goes on.
+
+    Attributes:
+        numbers: which prompts they continue.
+        tokens: one of each text.
+        log_probabilities: of the tokens, in nats, as the model has them before anything is filtered; None unless asked.
+        likeliest: tokens and log-probabilities of the likeliest; None unless asked.
+    """
+
+    numbers: list[int]
+    tokens: list[int]
+    log_probabilities: list[float] | None = None
+    likeliest: list[list[tuple[int, float]]] | None = None
+
+
 def decode(
     model: GPT,
     prompts: Sequence[Tokens] | Tensor,
@@ -28,7 +45,38 @@ def decode(
     ended: Callable[[Sequence[int]], bool] | None = None,
     numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Continue prompts of any lengths; a row that has ended costs nothing more.
+    """Continue prompts of any lengths, and return the continuation of each, without the prompt.
+
+    Args:
+        ended: whether a continuation is complete, given its tokens so far; asked after each.
+        model, prompts, n_new, sampling, numbers: as `steps`, which says what is raised.
+    """
+    continuations: list[list[int]] = [[] for _ in prompts]
+    for step in steps(
+        model,
+        prompts,
+        n_new,
+        sampling=sampling,
+        ended=ended and (lambda number: ended(continuations[number])),
+        numbers=numbers,
+    ):
+        for number, token in zip(step.numbers, step.tokens, strict=True):
+            continuations[number].append(token)
+    return continuations
+
+
+@torch.inference_mode()
+def steps(
+    model: GPT,
+    prompts: Sequence[Tokens] | Tensor,
+    n_new: int,
+    *,
+    sampling: Sampling = GREEDY,
+    ended: Callable[[int], bool] | None = None,
+    numbers: Sequence[int] | None = None,
+    n_likeliest: int | None = None,
+) -> Iterator[Step]:
+    """Continue prompts of any lengths, a token at a time; a row that has ended costs nothing more.
 
     What a prompt becomes does not depend on the others but for rounding.
 
@@ -36,19 +84,16 @@ def decode(
         model: in eval mode.
         prompts: each of one token at least.
         n_new: tokens to add at most.
-        ended: whether a continuation is complete, given its tokens so far; asked after each.
+        ended: whether the continuation of this prompt is complete; asked after each step, when its taker is done.
         numbers: of the prompts, to be drawn by; 0, 1, 2 … unless given.
-
-    Returns:
-        The continuation of each prompt, without the prompt.
+        n_likeliest: so many of the likeliest are told with each token, and its log-probability; None tells nothing.
 
     Raises:
         ConfigError: a prompt without tokens, or learned positions and more tokens than their capacity.
     """
     _check(model, prompts, n_new)
-    continuations: list[list[int]] = [[] for _ in prompts]
     if n_new == 0 or len(prompts) == 0:
-        return continuations
+        return
     device = model.token_embedding.weight.device
     uniforms = sampling.uniforms(range(len(prompts)) if numbers is None else numbers, n_new).to(device)
     # Prompts end together: what fills the shorter ones up stands before them.
@@ -57,24 +102,44 @@ def decode(
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = torch.as_tensor(prompt)
     rows = _Rows(model, prompts, width + n_new - 1)
+    had = _had(model, prompts) if sampling.repetition_penalty != 1.0 else None
     hidden = rows.read_prompts(tokens.to(device))
     going = list(range(len(prompts)))  # those that are not complete
-    for step in range(n_new):
-        chosen = next_token(model.logits(hidden), uniforms[:, step : step + 1].flatten(), sampling)  # (row,)
-        for number, token in zip(going, chosen.tolist(), strict=True):
-            continuations[number].append(token)
-        if step == n_new - 1:
-            break
+    for place in range(n_new):
+        logits = model.logits(hidden)
+        chosen = next_token(logits, uniforms[:, place : place + 1].flatten(), sampling, had)  # (row,)
+        told = (None, None) if n_likeliest is None else _told(logits, chosen, n_likeliest)
+        yield Step(going, chosen.tolist(), *told)
+        if place == n_new - 1:
+            return
+        if had is not None:
+            had.scatter_(1, chosen[:, None], True)  # PyTorch takes it by place only
         if ended is not None:
-            kept = [row for row, number in enumerate(going) if not ended(continuations[number])]
+            kept = [row for row, number in enumerate(going) if not ended(number)]
             if not kept:
-                break
+                return
             if len(kept) < len(going):
                 going, which = [going[row] for row in kept], torch.tensor(kept, device=device)
                 rows.select(which)
                 chosen, uniforms = chosen[which], uniforms[which]
+                had = None if had is None else had[which]
         hidden = rows.read(chosen)
-    return continuations
+
+
+def _had(model: GPT, prompts: Sequence[Tokens] | Tensor) -> Tensor:
+    """What each prompt holds: `(row, n_vocab)`, bool."""
+    weight = model.token_embedding.weight
+    had = torch.zeros(len(prompts), len(weight), dtype=torch.bool, device=weight.device)
+    for row, prompt in zip(had, prompts, strict=True):
+        row[torch.as_tensor(prompt, dtype=torch.int64, device=weight.device)] = True
+    return had
+
+
+def _told(logits: Tensor, chosen: Tensor, n_likeliest: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    values, tokens = log_probabilities.topk(min(n_likeliest, logits.shape[-1]))
+    pairs = [list(zip(*row, strict=True)) for row in zip(tokens.tolist(), values.tolist(), strict=True)]
+    return log_probabilities.gather(1, chosen[:, None])[:, 0].tolist(), pairs
 
 
 def _check(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int) -> None:

@@ -62,6 +62,7 @@ class PackedGPT(GPT):
     def __init__(self, model: GPT, pack: Pack) -> None:
         with torch.device("meta"):  # all of it comes from the model
             super().__init__(model.config)
+        self.tokenizer = model.tokenizer
         self.requires_grad_(False).eval()
         self.load_state_dict(model.state_dict(), assign=True)
         own, its = ([part for part in each.modules() if isinstance(part, Attention)] for each in (self, model))

@@ -110,11 +110,16 @@ class GPTConfig:
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer with tied embeddings."""
+    """A decoder-only transformer with tied embeddings.
+
+    Attributes:
+        tokenizer: `tokenizers` JSON of what its tokens mean, where it came with the weights; carried along, never used.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
+        self.tokenizer: str | None = None
         device = torch.get_default_device()
         with torch.device("meta"):  # each of PyTorch's modules would draw weights that are not used
             self.token_embedding = nn.Embedding(config.n_vocab, config.d_model)

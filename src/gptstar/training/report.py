@@ -24,6 +24,7 @@ from gptstar.evaluation.plots import plot_context_length, plot_loss
 from gptstar.evaluation.results import to_json
 from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
+from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.tracker import log_texts
@@ -103,8 +104,8 @@ def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, console: Console) -> l
     samples = []
     for number, prompt in enumerate(PROMPTS, start=1):
         with console.status(f"sampling {number} of {len(PROMPTS)}"):
-            (tokens,) = generate(model, tokenizer.encode([prompt]), n_new, seed=number)
-        samples.append(tokenizer.decode(tokens))
+            (sample,) = generate(model, prompt, n_new, sampling=Sampling(top_k=50, seed=number), tokenizer=tokenizer)
+        samples.append(prompt + sample.text)
         console.rule(f"sample {number}, {n_new} new tokens")
         console.print(f"[b]{escape(prompt)}[/b]{escape(samples[-1][len(prompt) :])}", highlight=False)
     console.rule()

@@ -1,0 +1,157 @@
+"""`gptstar generate`: texts at the command line."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptstar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gptstar.inference.generate import Continuation
+    from gptstar.model import GPT
+
+N_LIKELIEST = 5
+
+
+def add_generation_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add it to the `gptstar` command."""
+    command = commands.add_parser(
+        "generate",
+        help="continue prompts with a trained model",
+        description="Print each prompt and what CHECKPOINT makes of it. Without a prompt it begins a document.",
+    )
+    command.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, a run directory, or an export"
+    )
+    texts = command.add_argument_group("texts")
+    texts.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="to continue; may be repeated")
+    texts.add_argument(
+        "--file", type=Path, metavar="FILE", help="a prompt to read: the whole file, - for standard input"
+    )
+    texts.add_argument("-n", type=int, default=1, metavar="N", help="continuations of each (default: %(default)s)")
+    texts.add_argument("--tokens", type=int, default=200, metavar="N", help="to add at most (default: %(default)s)")
+    texts.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be repeated")
+
+    drawing = command.add_argument_group("drawing", "filters apply in this order, and together")
+    drawing.add_argument("--greedy", action="store_true", help="take the likeliest token, draw nothing")
+    drawing.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: less of the same")
+    drawing.add_argument("--temperature", type=float, default=0.8, metavar="T", help="(default: %(default)s)")
+    drawing.add_argument(
+        "--top-k", type=int, metavar="K", help="from the K likeliest (default: 50, if no filter is given)"
+    )
+    drawing.add_argument("--top-p", type=float, metavar="P", help="nucleus: from the likeliest that sum to P")
+    drawing.add_argument("--typical-p", type=float, metavar="P", help="from the most typical that sum to P")
+    drawing.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+
+    shown = command.add_argument_group("what is shown")
+    shown.add_argument("--stream", action="store_true", help="print one text as it comes: so it is at a terminal")
+    shown.add_argument(
+        "--probabilities",
+        action="store_true",
+        help=f"a table of tokens, with the {N_LIKELIEST} likeliest of each place",
+    )
+    shown.add_argument(
+        "--json", action="store_true", help="a line of JSON a text: tokens, log-probabilities, what ended it"
+    )
+
+    speed = command.add_argument_group("speed")
+    speed.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="what to read them as: fewer bits are faster and a little less exact (default: %(default)s)",
+    )
+    speed.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: %(default)s)"
+    )
+    command.set_defaults(run=_generate)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from gptstar.inference.generate import Continuation, generate, stream
+    from gptstar.inference.opened import opened
+    from gptstar.inference.sampling import Sampling
+
+    prompts = [*options.prompt, *([_read(options.file)] if options.file else [])] or [""]
+    is_one, plain = len(prompts) * options.n == 1, not options.json and not options.probabilities
+    if options.stream and not (is_one and plain):
+        raise ConfigError("--stream prints one text as it comes: drop -n, further prompts, --json and --probabilities")
+    no_filter = options.top_p is None and options.typical_p is None
+    sampling = Sampling(
+        0.0 if options.greedy else options.temperature,
+        50 if options.top_k is None and no_filter else options.top_k,
+        options.seed,
+        options.top_p,
+        options.typical_p,
+        options.repetition_penalty,
+    )
+    told: dict[str, Any] = {"n": options.n, "sampling": sampling, "stop": options.stop}
+    model = opened(options.checkpoint, weights=options.weights, device=options.device)
+    if is_one and plain and (options.stream or sys.stdout.isatty()):
+        for place, piece in enumerate(stream(model, prompts, options.tokens, **told)):
+            print((prompts[0] if place == 0 else "") + _visible(piece.text), end="", flush=True)
+        print()
+        return
+    with Console(stderr=True).status(f"writing {len(prompts) * options.n} texts of up to {options.tokens} tokens"):
+        texts: list[Continuation] = generate(
+            model, prompts, options.tokens, n_likeliest=None if plain else N_LIKELIEST, **told
+        )
+    for number, text in enumerate(texts, start=1):
+        if options.json:
+            _print_json(text)
+            continue
+        if not is_one:
+            print(f"--- {number} of {len(texts)} ---")
+        print(_visible(text.prompt + text.text))
+        if options.probabilities:
+            _print_probabilities(model, text)
+
+
+def _read(path: Path) -> str:
+    """A prompt without the newline that ends a file."""
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from error
+    return text.removesuffix("\n")
+
+
+def _visible(text: str) -> str:
+    """Text that can't steer a terminal: control characters as pictures of them."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text)
+
+
+def _print_json(text: "Continuation") -> None:
+    import json
+    from dataclasses import asdict
+
+    print(json.dumps(asdict(text), ensure_ascii=False))
+
+
+def _print_probabilities(model: "GPT", text: "Continuation") -> None:
+    from math import exp
+
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from gptstar.inference.generate import tokenizer_of
+
+    tokenizer = tokenizer_of(model)
+
+    def shown(token: int) -> str:
+        return repr(tokenizer.text_of(token))[1:-1]
+
+    table = Table("token", "probability", f"the {N_LIKELIEST} likeliest")
+    table.columns[1].justify = "right"
+    for token, log_probability, likeliest in zip(text.tokens, text.log_probabilities, text.likeliest, strict=True):
+        others = "  ".join(f"{shown(other)} {exp(value):.3f}" for other, value in likeliest)
+        table.add_row(Text(shown(token)), f"{exp(log_probability):.3f}", Text(others))
+    mean = sum(text.log_probabilities) / len(text.log_probabilities)
+    Console().print(table)
+    print(f"perplexity of the continuation: {exp(-mean):.2f}")

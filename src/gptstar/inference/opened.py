@@ -1,0 +1,38 @@
+"""A checkpoint ready to write with: on its device, its weights in the form that is asked for."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from gptstar.checkpoint.format import load
+from gptstar.errors import CheckpointError, ConfigError
+from gptstar.inference.int8 import quantised
+from gptstar.inference.packed import packed
+from gptstar.model import GPT
+
+Weights = Literal["float32", "bfloat16", "int8"]
+
+
+def opened(path: Path, *, weights: Weights = "float32", device: str = "auto") -> GPT:
+    """Load a checkpoint to write with.
+
+    Args:
+        path: a checkpoint, a run directory, or an exported folder; with its tokenizer.
+        weights: what they are read as.
+        device: as PyTorch calls it; `auto` takes a GPU where there is one.
+
+    Raises:
+        CheckpointError: as `load`; or it has no tokenizer.
+        ConfigError: there is no such device, or it has no int8.
+    """
+    model = load(path)
+    if model.tokenizer is None:
+        raise CheckpointError(f"{path} holds no tokenizer: import it again with --tokenizer FILE")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() and weights != "int8" else "cpu"
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"--device {device} is not to be had here ({str(error).partition(chr(10))[0]})") from error
+    return quantised(model) if weights == "int8" else packed(model.to(getattr(torch, weights)))

@@ -14,7 +14,7 @@ from gptstar.results.effects import RATE, at_best_rate, effect, effects, tokens_
 def test_one_cell_is_a_paired_t_test() -> None:
     random = np.random.default_rng(3)
     before, after = random.normal(3, 0.1, 7), random.normal(3.05, 0.1, 7)
-    found = blocked_effect({seed: [change] for seed, change in enumerate(after - before)})
+    found = blocked_effect({seed: {"": change} for seed, change in enumerate(after - before)})
     theirs = stats.ttest_rel(after, before)
     assert found.p == pytest.approx(theirs.pvalue, rel=1e-9)
     interval = theirs.confidence_interval(0.95)
@@ -30,18 +30,20 @@ def test_intervals_cover_whether_or_not_a_seed_moves_all_its_cells(shared: float
     covered = 0
     for _ in range(trials):
         noise = random.normal(0, 1, (n_seeds, n_cells)) + shared * random.normal(0, 1, (n_seeds, 1))
-        found = blocked_effect({seed: list(truth + noise[seed]) for seed in range(n_seeds)})
+        found = blocked_effect({seed: dict(enumerate(truth + noise[seed])) for seed in range(n_seeds)})
         covered += found.low <= truth <= found.high
     assert covered / trials == pytest.approx(0.95, abs=0.012)
 
 
 def test_a_claim_takes_five_seeds_and_a_small_p() -> None:
-    clear = {seed: [1.0 + 0.01 * seed] for seed in range(5)}
+    clear = {seed: {"": 1.0 + 0.01 * seed} for seed in range(5)}
     assert blocked_effect(clear).verdict == "shown"
     assert blocked_effect({seed: clear[seed] for seed in range(4)}).verdict == "an indication"
-    assert blocked_effect({0: [1.0]}).verdict == "one seed: says nothing"
-    assert math.isnan(blocked_effect({0: [1.0]}).low)
-    assert blocked_effect({seed: [float((-1) ** seed)] for seed in range(6)}).verdict == "not told apart from chance"
+    assert blocked_effect({0: {"": 1.0}}).verdict == "one seed: says nothing"
+    assert math.isnan(blocked_effect({0: {"": 1.0}}).low)
+    assert (
+        blocked_effect({seed: {"": float((-1) ** seed)} for seed in range(6)}).verdict == "not told apart from chance"
+    )
     with pytest.raises(ValueError, match="no pair"):
         blocked_effect({})
 
@@ -83,6 +85,27 @@ def test_a_seed_without_all_cells_is_left_out_and_said() -> None:
     assert deep.left_out == 3
 
 
+@pytest.mark.parametrize(
+    ("cells", "n_seeds", "n_cells"),
+    [
+        ([{1, 2, 3}, *4 * [{1, 2}]], 5, 2),  # one seed is ahead of the others
+        ([{1}, {1}, {1}, {2}, {2}], 3, 1),  # the same number of cells, but not the same ones
+        ([{1, 2}, {1, 3}, {1, 4}], 3, 1),
+    ],
+)
+def test_seeds_are_compared_in_the_same_cells(cells: list[set[int]], n_seeds: int, n_cells: int) -> None:
+    found = blocked_effect({seed: {cell: 10.0 * cell for cell in each} for seed, each in enumerate(cells)})
+    assert (found.n_seeds, found.n_cells) == (n_seeds, n_cells)
+    assert (found.low, found.high) == (found.value, found.value)  # cells that are not alike would spread
+
+
+def test_a_run_that_was_repeated_counts_once() -> None:
+    frame = pd.concat([design(), design().assign(validation_loss=lambda runs: runs["validation_loss"] + 0.2)])
+    wide, _ = effects(frame, ["wide", "deep", "seed"])
+    assert wide.effect.value == pytest.approx(0.5)
+    assert (wide.effect.n_seeds, wide.effect.n_cells, wide.left_out) == (3, 2, 0)
+
+
 def test_what_never_differs_alone_has_no_effect() -> None:
     frame = design()
     assert not effects(frame[frame["wide"] == frame["deep"]], ["wide", "deep", "seed"])
@@ -104,6 +127,24 @@ def test_each_arm_is_taken_at_its_own_best_rate() -> None:
     (found,) = effects(tuned, factors)
     assert found.effect.value == pytest.approx(0)
     assert at_best_rate(frame, ["arm", "seed"])[0] is frame
+
+
+def test_a_rate_that_lost_seeds_is_not_the_best() -> None:
+    """Of the large rate one run lived, and a lucky one; of another arm nothing was validated."""
+    lines = [("a", 1e-3, seed, 3.0) for seed in range(3)] + [("a", 1e-2, 0, 2.0)]
+    lines += [("b", 1e-3, seed, 3.5) for seed in range(3)] + [("c", 1e-3, seed, math.nan) for seed in range(3)]
+    frame = pd.DataFrame(lines, columns=["arm", RATE, "seed", "validation_loss"])
+    tuned, factors = at_best_rate(frame, ["arm", RATE, "seed"])
+    (found,) = effects(tuned, factors)
+    assert (found.effect.value, found.effect.n_seeds) == (pytest.approx(0.5), 3)
+
+
+def test_where_only_the_rate_varies_it_is_the_factor() -> None:
+    frame = pd.DataFrame(
+        [{RATE: rate, "seed": seed, "validation_loss": rate + seed} for rate in (1, 2) for seed in range(2)]
+    )
+    (found,) = effects(*at_best_rate(frame, [RATE, "seed"]))
+    assert found.effect.value == pytest.approx(1)
 
 
 def test_tokens_to_a_loss_lie_between_two_validations() -> None:

@@ -1,6 +1,7 @@
 """Runs read back: frames, tables, and the report."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from conftest import SMALL, run_here
 
 from gptstar.cli import main
 from gptstar.results import frames
+from gptstar.results.effects import effects
 from gptstar.results.run import Run, find_runs
 from gptstar.training.status import Status
 
@@ -72,6 +74,75 @@ def test_an_evaluation_beside_the_runs_is_told_by_its_checkpoint(swept: Path, tm
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(found))
     assert list(frames.lengths(tmp_path)["run"]) == [run] * 3
+
+
+def copied(run: Path, to: Path, *changes: tuple[str, str, str]) -> None:
+    """A run with other words in its files: `(file, word, other)`."""
+    shutil.copytree(run, to)
+    for file, word, other in changes:
+        text = (to / file).read_text()
+        assert word in text
+        (to / file).write_text(text.replace(word, other))
+
+
+def test_a_run_has_one_curve_of_a_study_and_studies_are_not_mixed(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    copied(run, tmp_path / "run", ("length/results.json", str(run), str(tmp_path / "run")))
+    copied(run / "length", tmp_path / "again", ("results.json", str(run), str(tmp_path / "run")))
+    assert list(frames.lengths(tmp_path)["run"]) == ["run"] * 3
+    other = ("results.json", '"stride": null', '"stride": 8')
+    copied(run / "length", tmp_path / "other", ("results.json", str(run), str(tmp_path / "run")), other)
+    lengths = frames.lengths(tmp_path)
+    assert len(lengths) == 6
+    assert lengths["study"].nunique() == 2
+    main(["report", str(tmp_path)])
+    assert (tmp_path / "report/report.md").read_text().count("## Beyond the training context (") == 2
+
+
+def test_other_data_is_another_cell(swept: Path, tmp_path: Path) -> None:
+    """Two corpora would otherwise pass for two seeds."""
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    data = json.loads((run / "versions.json").read_text())["data"]
+    copied(run, tmp_path / "a")
+    copied(run, tmp_path / "b", ("versions.json", data, "0" * len(data)))
+    runs = frames.runs(tmp_path)
+    assert frames.varied(runs) == ["data.fingerprint"]
+    main(["report", str(tmp_path)])
+    report = (tmp_path / "report/report.md").read_text()
+    assert "Effects on validation bits per byte" in report
+    assert "can't be compared" in report
+
+
+def test_null_is_a_level(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    clip = next(line for line in (run / "config.yaml").read_text().splitlines() if "gradient_clip" in line)
+    copied(run, tmp_path / "a")
+    copied(run, tmp_path / "b", ("config.yaml", clip, clip.partition(":")[0] + ": null"))
+    runs = frames.runs(tmp_path)
+    (factor,) = frames.varied(runs)
+    assert list(runs[factor])[1] == "null"
+    assert len(effects(runs, [factor])) == 1
+
+
+def test_a_default_that_was_named_is_no_difference(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    copied(run, tmp_path / "a")
+    residual, command = ("config.yaml", "residual: parallel", "residual: sequential"), '"command": "'
+    named = ("versions.json", command, command + "train.py model=tiny x ")
+    copied(run, tmp_path / "b", named, residual, ("config.yaml", "log_every: 1", "log_every: 7"))
+    assert frames.varied(frames.runs(tmp_path)) == ["model.residual"]
+
+
+def test_a_last_validation_that_was_no_number_hides_no_earlier_one(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    shutil.copytree(run, tmp_path / "run")
+    head, *rows = (run / "metrics.csv").read_text().splitlines()
+    place = head.split(",").index("validation/loss")
+    kept = [row for row in rows if not (row.startswith("6,") and row.split(",")[place])]
+    assert len(kept) == len(rows) - 1
+    (tmp_path / "run/metrics.csv").write_text("\n".join([head, *kept]) + "\n")
+    assert Run.read(run).validation_loss > 0
+    assert math.isnan(Run.read(tmp_path / "run").validation_loss)
 
 
 def test_runs_that_have_nothing_to_say_yet_make_a_report(swept: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def _runs(options: argparse.Namespace) -> None:
     console.print(runs_table(found))
     for run in found:
         if run.state == "failed":
-            console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False)
+            console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 
-SEED, RATE = "seed", "optimizer.learning_rate"
+SEED, RATE, OUTCOME = "seed", "optimizer.learning_rate", "validation_loss"
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,19 @@ class LevelEffect:
     left_out: int
 
     @property
+    def value(self) -> str:
+        """It, without its interval."""
+        return f"× {math.exp(self.effect.value):.3f}" if self.is_ratio else f"{self.effect.value:+.4f}"
+
+    @property
     def text(self) -> str:
         """The value with its interval."""
-        value, low, high = self.effect.value, self.effect.low, self.effect.high
+        low, high = self.effect.low, self.effect.high
+        if math.isnan(low):
+            return self.value
         if self.is_ratio:
-            text = f"× {math.exp(value):.3f}"
-            return text if math.isnan(low) else f"{text} [{math.exp(low):.3f}, {math.exp(high):.3f}]"
-        return f"{value:+.4f}" if math.isnan(low) else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+            return f"{self.value} [{math.exp(low):.3f}, {math.exp(high):.3f}]"
+        return f"{self.value} [{low:+.4f}, {high:+.4f}]"
 
 
 def effect(
@@ -46,10 +52,12 @@ def effect(
     against: Any,
     *,
     factors: Sequence[str],
-    outcome: str = "validation_loss",
+    outcome: str = OUTCOME,
     ratio: bool = False,
 ) -> LevelEffect:
     """Of a level against another: pairs of runs that differ in nothing else, averaged over cells, then over seeds.
+
+    Runs that differ in nothing at all, as one that was repeated elsewhere, count as one, with their mean.
 
     Args:
         frame: of `runs`, or any with a line for each run, the factors and the outcome.
@@ -64,28 +72,26 @@ def effect(
 
     def outcomes(value: Any) -> dict[tuple[Hashable, ...], float]:
         lines = frame[(frame[factor] == value) & frame[outcome].notna()]
-        return {
-            tuple(line[each] for each in [*cells, *([SEED] if SEED in others else [])]): float(line[outcome])
-            for line in lines.to_dict("records")
-        }
+        repeated: dict[tuple[Hashable, ...], list[float]] = {}
+        for line in lines.to_dict("records"):
+            key = tuple(line[each] for each in [*cells, *([SEED] if SEED in others else [])])
+            repeated.setdefault(key, []).append(math.log(line[outcome]) if ratio else line[outcome])
+        return {key: sum(values) / len(values) for key, values in repeated.items()}
 
     ones, twos = outcomes(against), outcomes(level)
     seeds: dict[Hashable, dict[Hashable, float]] = {}
     for key in ones.keys() & twos.keys():
         cell, seed = (key[:-1], key[-1]) if SEED in others else (key, 0)
-        change = math.log(twos[key] / ones[key]) if ratio else twos[key] - ones[key]
-        seeds.setdefault(seed, {})[cell] = change
-    most = max((len(each) for each in seeds.values()), default=0)
-    complete = {seed: list(each.values()) for seed, each in seeds.items() if len(each) == most}
-    used = 2 * most * len(complete)
-    found = blocked_effect(complete)
-    return LevelEffect(factor, level, against, outcome, found, ratio, len(ones) + len(twos) - used)
+        seeds.setdefault(seed, {})[cell] = twos[key] - ones[key]
+    found = blocked_effect(seeds)
+    left_out = len(ones) + len(twos) - 2 * found.n_seeds * found.n_cells
+    return LevelEffect(factor, level, against, outcome, found, ratio, left_out)
 
 
 def effects(
     frame: pd.DataFrame,
     factors: Sequence[str],
-    outcome: str = "validation_loss",
+    outcome: str = OUTCOME,
     *,
     ratio: bool = False,
 ) -> list[LevelEffect]:
@@ -104,15 +110,25 @@ def effects(
 def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """Each arm at the learning rate that is best for it, by the mean over seeds, so that none is hurt by another's.
 
+    A rate that lacks seeds which another rate of the arm has, where a run failed or is to come, is not chosen.
+
+    Args:
+        frame: of finished runs.
+
     Returns:
-        The runs that are left, and the factors without the learning rate; all as it was where no rate was varied.
+        The runs that are left, and the factors without the learning rate; all as it was where no rate was varied, or
+        nothing but the rate.
     """
-    if RATE not in factors or frame["validation_loss"].isna().all():
-        return frame, list(factors)
+    validated = frame[frame[OUTCOME].notna()]
     others = [each for each in factors if each != RATE]
     arms = [each for each in others if each != SEED]
-    means = frame.groupby([*arms, RATE], dropna=False)["validation_loss"].mean().reset_index()
-    best = means.loc[means.groupby(arms, dropna=False)["validation_loss"].idxmin()] if arms else means
+    if RATE not in factors or not arms or validated.empty:
+        return frame, list(factors)
+    grouped = validated.groupby([*arms, RATE], dropna=False)
+    rates = grouped.agg(seeds=(SEED if SEED in frame else RATE, "nunique"), loss=(OUTCOME, "mean")).reset_index()
+    most = rates.groupby(arms, dropna=False)["seeds"].transform("max")
+    rates = rates[rates["seeds"] == most]
+    best = rates.loc[rates.groupby(arms, dropna=False)["loss"].idxmin()]
     return frame.merge(best[[*arms, RATE]], on=[*arms, RATE]), others
 
 

@@ -14,27 +14,32 @@ from gptstar.errors import ConfigError
 from gptstar.results.run import Run, find_runs, labels
 
 FIGURES = (
-    *("run", "path", "state", "step", "tokens", "validation_loss", "train_loss"),
+    *("run", "path", "state", "step", "tokens", "validation_loss", "validation_bits_per_byte", "train_loss"),
     *("tokens_per_second", "hours", "began", "at"),
 )
 """Columns of `runs` that are no setting."""
 
 LENGTH_FIGURES = (
-    *("run", "trained_at", "rotary_scaling", "context_length", "multiple"),
+    *("study", "run", "trained_at", "rotary_scaling", "context_length", "multiple"),
     *("loss", "low", "high", "perplexity", "bits_per_byte", "targets"),
 )
 
 TASK_FIGURES = ("run", "checkpoint", "task", "metric", "subset", "value", "low", "high", "items")
 
-NOT_VARIED = ("output", "name", "hydra.mode", "launcher", "resume", "data.shards")
+NOT_VARIED = (
+    *("output", "name", "hydra", "launcher", "resume", "report", "reading", "tracker", "data.shards"),
+    *("log_every", "validate_every", "checkpoint_every", "checkpoint_keep"),
+)
+"""Keys, and all below them, that shape no outcome."""
 
 
 def runs(*paths: Path | str) -> pd.DataFrame:
     """A line for each run in some folders.
 
     Returns:
-        The columns of `FIGURES`, losses in nats a token; then every setting by its dotted key, such as `model.d_model`;
-        and a group that was chosen on the command line, such as `model`, by its choice.
+        The columns of `FIGURES`, losses in nats a token; then every setting by its dotted key, such as `model.d_model`,
+        with the word `null` where there is none, and `data.fingerprint` for the tokens; and a group that was chosen on
+        every command line, such as `model`, by its choice.
 
     Raises:
         ConfigError: there is none; or one is damaged.
@@ -42,12 +47,20 @@ def runs(*paths: Path | str) -> pd.DataFrame:
     found = _find(paths)
     lines = []
     for name, run in zip(labels(found), found, strict=True):
-        progress = (name, str(run.path), run.state, run.step, run.tokens, run.validation_loss, run.train_loss)
-        figures = (*progress, run.tokens_per_second, run.hours, run.began, run.at)
+        progress = (name, str(run.path), run.state, run.step, run.tokens)
+        losses = (run.validation_loss, run.validation_bits_per_byte, run.train_loss)
+        figures = (*progress, *losses, run.tokens_per_second, run.hours, run.began, run.at)
         settings = {key: _plain(value) for key, value in flatten(run.config).items()}
+        settings["data.fingerprint"] = str(run.about.get("data"))[:12]
         chosen = {key: value for key, value in overrides(run).items() if isinstance(run.config.get(key), dict)}
-        lines.append(dict(zip(FIGURES, figures, strict=True)) | settings | chosen)
-    return pd.DataFrame(lines)
+        lines.append((dict(zip(FIGURES, figures, strict=True)) | settings, chosen))
+    frame = pd.DataFrame([line for line, _ in lines])
+    for key in (key for key in frame if key not in FIGURES and frame[key].isna().any()):
+        frame[key] = frame[key].astype(object).where(frame[key].notna(), "null")
+    for key in dict.fromkeys(key for _, chosen in lines for key in chosen):
+        if all(key in chosen for _, chosen in lines):  # else it was left at its default in some
+            frame[key] = [chosen[key] for _, chosen in lines]
+    return frame
 
 
 def curves(*paths: Path | str) -> pd.DataFrame:
@@ -69,21 +82,32 @@ def lengths(*paths: Path | str) -> pd.DataFrame:
     """Loss against context length, of all studies of length in the folders that are of one of their runs.
 
     Returns:
-        The columns of `LENGTH_FIGURES`: `multiple` is of `trained_at`, and `low` and `high` are the 95 % interval of
-        the loss over the text. No line where a model is undefined.
+        The columns of `LENGTH_FIGURES`: `study` says how and on what it was read, `multiple` is of `trained_at`, and
+        `low` and `high` are the 95 % interval of the loss over the text. No line where a model is undefined. Of two
+        evaluations of a run by the same study the later one counts.
     """
     lines = []
     for owner, tree in _evaluations(paths, "length"):
+        study = _study(tree)
         for curve in tree["curves"]:
             if (name := owner(curve["checkpoint"])) is None:
                 continue
             trained_at = curve["trained_at"] or math.nan
             for point in (each for each in curve["lengths"] if each["loss"] is not None):
                 length, loss, bits = point["context_length"], point["loss"], point["bits_per_byte"]
-                of_curve = (name, trained_at, curve["rotary_scaling"], length, length / trained_at)
+                of_curve = (study, name, trained_at, curve["rotary_scaling"], length, length / trained_at)
                 of_loss = (loss["value"], loss["low"], loss["high"], point["perplexity"]["value"])
                 lines.append((*of_curve, *of_loss, bits["value"] if bits else math.nan, point["tokens"]))
-    return pd.DataFrame(lines, columns=list(LENGTH_FIGURES))
+    found = pd.DataFrame(lines, columns=list(LENGTH_FIGURES))
+    return found.drop_duplicates(["study", "run", "rotary_scaling", "context_length"], keep="last", ignore_index=True)
+
+
+def _study(tree: dict[str, Any]) -> str:
+    """What has to be alike for losses to be compared."""
+    protocol, text = tree["protocol"], tree["text"]
+    words = [protocol["protocol"]]
+    words += [f"{key} {protocol[key]}" for key in ("targets", "room", "stride", "max_tokens") if protocol.get(key)]
+    return ", ".join(words) + f", text {str(text.get('fingerprint') or text.get('text'))[-12:]}"
 
 
 def tasks(*paths: Path | str) -> pd.DataFrame:
@@ -116,7 +140,7 @@ def varied(frame: pd.DataFrame) -> list[str]:
 
     A group that was chosen, such as `model`, comes before the keys in it, and the seed at the end.
     """
-    settings = [key for key in frame.columns if key not in (*FIGURES, *NOT_VARIED)]
+    settings = [key for key in frame.columns if key not in FIGURES and not _is_of(key, NOT_VARIED)]
     settings.sort(key=lambda key: (key == "seed", "." in key))
     found: list[str] = []
     for key in settings:
@@ -130,6 +154,10 @@ def varied(frame: pd.DataFrame) -> list[str]:
     return found
 
 
+def _is_of(key: str, branches: Sequence[str]) -> bool:
+    return any(key == branch or key.startswith(f"{branch}.") for branch in branches)
+
+
 def _find(paths: Sequence[Path | str]) -> list[Run]:
     return find_runs([Path(path) for path in paths])
 
@@ -139,21 +167,24 @@ Owner = Callable[[dict[str, Any]], str | None]
 
 
 def _evaluations(paths: Sequence[Path | str], kind: str) -> Iterator[tuple[Owner, dict[str, Any]]]:
-    """Every evaluation of a kind below the folders, beside the runs or in them."""
+    """Every evaluation of a kind below the folders, beside the runs or in them, in the order of their dates."""
     found = _find(paths)
     names = {str(run.path.resolve()): name for name, run in zip(labels(found), found, strict=True)}
-    for file in sorted({file.resolve() for path in paths for file in Path(path).rglob("results.json")}):
+    files = {file.resolve() for path in paths for file in Path(path).rglob("results.json")}
+    for file in sorted(files, key=lambda file: (file.stat().st_mtime, file)):
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ConfigError(f"{file} is damaged: {error}") from error
+        if not isinstance(tree, dict) or tree.get("kind") != kind:
+            continue
         inside = next((name for folder, name in names.items() if file.is_relative_to(folder)), None)
+        several = len({curve["checkpoint"].get("sha256") for curve in tree.get("curves", ())}) > 1
 
-        def owner(checkpoint: dict[str, Any], inside: str | None = inside) -> str | None:
-            return inside or names.get(str(Path(checkpoint.get("path", "")).parent))
+        def owner(checkpoint: dict[str, Any], moved: str | None = None if several else inside) -> str | None:
+            return names.get(str(Path(checkpoint.get("path", "")).parent)) or moved
 
-        if isinstance(tree, dict) and tree.get("kind") == kind:
-            yield owner, tree
+        yield owner, tree
 
 
 def _plain(value: Any) -> Any:

@@ -74,7 +74,7 @@ def plot_lengths(frame: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[s
         axes.axvspan(axes.get_xlim()[0], length, color=GREY, alpha=0.12, lw=0)
         axes.set_title(f"trained at {length:,}", fontsize=10)
         axes.set_xlabel("context length (tokens)")
-    panels[0].set_ylabel("loss on the same targets (nats a token)")
+    panels[0].set_ylabel("loss (nats a token)")
     low = found["loss"].min()
     top = min(found["loss"].max(), highest + max(1.0, 1.5 * (highest - low)))
     panels[0].set_ylim(low - 0.1, top + 0.1)

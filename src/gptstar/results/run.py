@@ -85,8 +85,18 @@ class Run:
 
     @property
     def validation_loss(self) -> float:
-        """The last, in nats a token; NaN before the first."""
-        return next((row["validation/loss"] for row in reversed(self.rows) if "validation/loss" in row), math.nan)
+        """The last, in nats a token; NaN before the first, and where the last of a finished run is no number."""
+        return self._validated("validation/loss")
+
+    @property
+    def validation_bits_per_byte(self) -> float:
+        """The same for those whose tokens differ."""
+        return self._validated("validation/bits_per_byte")
+
+    def _validated(self, metric: str) -> float:
+        row = next((row for row in reversed(self.rows) if metric in row), {})
+        is_last = self.state != "finished" or row.get("step") == self.step  # the last step is always validated
+        return row.get(metric, math.nan) if is_last else math.nan
 
     @property
     def train_loss(self) -> float:

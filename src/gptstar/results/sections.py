@@ -1,7 +1,7 @@
 """What a report says of a set of runs: tables and pictures under headings, whatever they are printed as."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, blocked_effect
 from gptstar.results import frames
-from gptstar.results.effects import RATE, SEED, LevelEffect, at_best_rate, effects, tokens_to
+from gptstar.results.effects import OUTCOME, RATE, SEED, LevelEffect, at_best_rate, effects, tokens_to
 from gptstar.results.pictures import plot_curves, plot_effects, plot_lengths
 from gptstar.results.run import find_runs
 
@@ -51,16 +51,14 @@ def sections(paths: Sequence[Path]) -> Iterator[Section]:
         text = "Validation loss; the mean over seeds, and a band from the best to the worst."
         yield Section("Loss as it fell", text, _tokens_to(runs, curves, factors), picture)
     finished = runs[runs["state"] == "finished"]
-    tuned, left = at_best_rate(finished, factors)
-    if found := effects(tuned, left):
-        rates = "" if len(left) == len(factors) else f" Each arm is at its best learning rate: {_rates(tuned, left)}."
-        yield Section("Effects on validation loss", EXPLAINED + rates, effect_table(found), plot_effects(found))
+    yield from _effects(finished, factors)
     if speed := effects(finished, factors, "tokens_per_second", ratio=True):
         text = (
-            "Ratios of tokens a second. The runs came one after another, so what else the machine did is in these: "
-            "measure speed by interleaved runs, `benchmarks/run.py`."
+            "Ratios of tokens a second, without intervals: the runs came one after another, so what else the machine "
+            "did meanwhile is in them, and more seeds don't take it out. For a claim: `benchmarks/run.py`, interleaved."
         )
-        yield Section("Speed", text, effect_table(speed))
+        columns = ["factor", "level", "against", "effect", "seeds", "cells"]
+        yield Section("Speed", text, effect_table(speed, intervals=False)[columns])
     yield from _lengths(runs, frames.lengths(*paths), factors)
     tasks = frames.tasks(*paths)
     if not tasks.empty:
@@ -80,6 +78,26 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     return Section("What was run", "\n\n".join(lines))
 
 
+def _effects(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
+    tuned, left = at_best_rate(finished, factors)
+    other_tokens = any(finished[key].nunique() > 1 for key in ("model.n_vocab", "data.fingerprint") if key in finished)
+    outcome = "validation_bits_per_byte" if other_tokens else OUTCOME
+    found = effects(tuned, left, outcome)
+    if not found:
+        return
+    text = [EXPLAINED]
+    if other_tokens:
+        text.append("The runs read other tokens, so losses a token can't be compared: these are bits a byte.")
+    if "data.context_length" in factors:
+        text.append("Each run is validated at its own context length.")
+    if len(left) < len(factors):
+        text.append(
+            f"Each arm is at its best learning rate: {_rates(tuned, left)}. It was chosen by the same seeds, which "
+            "favours an arm with more rates that are nearly as good, by up to half a standard error."
+        )
+    yield Section(f"Effects on {outcome.replace('_', ' ')}", " ".join(text), effect_table(found), plot_effects(found))
+
+
 def _rates(tuned: pd.DataFrame, factors: Sequence[str]) -> str:
     arms = [each for each in factors if each != SEED]
     rates = tuned.groupby(arms, sort=False, dropna=False)[RATE].first()
@@ -88,45 +106,55 @@ def _rates(tuned: pd.DataFrame, factors: Sequence[str]) -> str:
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:
-    """Tokens until every arm has reached the loss of the one that ended worst."""
+    """Tokens until every arm, as the mean of its seeds, has reached the loss of the one that ended worst."""
     arms = [each for each in factors if each != SEED]
     validated = curves[curves["metric"] == "validation/loss"]
     finished = runs[(runs["state"] == "finished") & runs["validation_loss"].notna()]
     if not arms or finished.empty:
         return None
-    target = finished.groupby(arms, dropna=False)["validation_loss"].mean().max()
-    reached = {
-        run: tokens_to(list(zip(lines["tokens"], lines["value"], strict=True)), target)
-        for run, lines in validated.groupby("run")
-    }
-    table = finished.assign(tokens_to=finished["run"].map(reached)).groupby(arms, sort=False, dropna=False)
-    return table.agg(
+    grouped = finished.groupby(arms, sort=False, dropna=False)
+    table = grouped.agg(
         **{
-            "validation loss": ("validation_loss", "mean"),
-            "± over seeds": ("validation_loss", "std"),
-            f"million tokens to {target:.3f}": ("tokens_to", lambda tokens: tokens.mean() / 1e6),
+            "validation loss": (OUTCOME, "mean"),
+            "± over seeds": (OUTCOME, "std"),
             "seeds": ("run", "size"),
         }
-    ).reset_index()
+    )
+    target = table["validation loss"].max()
+    merged = validated.merge(finished[["run", *arms]], on="run")
+    table[f"million tokens to {target:.3f}"] = [
+        tokens_to(list(merged[merged["run"].isin(runs_of["run"])].groupby("tokens")["value"].mean().items()), target)
+        / 1e6
+        for _, runs_of in grouped
+    ]
+    return table.reset_index()
 
 
 def _lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
-    if lengths.empty:
-        return
+    studies = list(lengths.groupby("study", sort=False))
+    for study, of_study in studies:
+        yield from _study(runs, of_study, factors, f" ({study})" if len(studies) > 1 else "")
+
+
+def _study(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], which: str) -> Iterator[Section]:
     arms = [each for each in factors if each not in (SEED, "data.context_length")]
     keys = [*arms, "rotary_scaling", "trained_at"]
     merged = lengths.merge(runs[["run", *arms, *([SEED] if SEED in runs else [])]], on="run")
     table = merged.groupby([*keys, "multiple"], sort=False, dropna=False)["loss"].mean().unstack("multiple")
     table.columns = [f"{multiple:g} ×" for multiple in table.columns]
+    same = "fixed_targets" in lengths["study"].iloc[0] and "room" in lengths["study"].iloc[0]
     text = (
-        "The same targets for all runs, by the context before them, as multiples of the training context; nats a "
-        "token, means over seeds. The shade ends where training did; bars go from the best seed to the worst."
+        "Loss by the context read, as multiples of the training context; nats a token, means over seeds. "
+        + ("The targets are the same for all runs and lengths. " if same else "Targets differ between runs. ")
+        + "The shade ends where training did; bars go from the best seed to the worst."
     )
-    yield Section("Beyond the training context", text, table.reset_index(), plot_lengths(runs, lengths, factors))
+    yield Section(
+        f"Beyond the training context{which}", text, table.reset_index(), plot_lengths(runs, lengths, factors)
+    )
     against = against_training(runs, lengths, factors)
     if not against.empty:
         text = f"Loss at a multiple of the training context, less that at the training context itself. {EXPLAINED}"
-        yield Section("Does it hold?", text, against)
+        yield Section(f"Does it hold?{which}", text, against)
 
 
 def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
@@ -150,9 +178,10 @@ def _changes(group: pd.DataFrame) -> Iterator[dict[str, object]]:
         here = here.assign(change=here["loss"] - here["run"].map(at_training)).dropna(subset=["change"])
         if here.empty:
             continue
-        by_seed = here.groupby(SEED)["change"].apply(list).to_dict() if SEED in here else {0: list(here["change"])}
-        most = max(map(len, by_seed.values()))
-        found = blocked_effect({seed: changes for seed, changes in by_seed.items() if len(changes) == most})
+        by_seed: dict[Hashable, dict[Hashable, float]] = {}
+        for line in here.to_dict("records"):
+            by_seed.setdefault(line.get(SEED, 0), {})[line["trained_at"]] = line["change"]
+        found = blocked_effect(by_seed)
         yield {
             "context": f"{multiple:g} ×",
             "change": f"{found.value:+.4f}",
@@ -164,7 +193,7 @@ def _changes(group: pd.DataFrame) -> Iterator[dict[str, object]]:
         }
 
 
-def effect_table(found: Sequence[LevelEffect]) -> pd.DataFrame:
+def effect_table(found: Sequence[LevelEffect], *, intervals: bool = True) -> pd.DataFrame:
     """A line for each effect."""
     return pd.DataFrame(
         [
@@ -172,7 +201,7 @@ def effect_table(found: Sequence[LevelEffect]) -> pd.DataFrame:
                 "factor": each.factor,
                 "level": each.level,
                 "against": each.against,
-                "effect": each.text,
+                "effect": each.text if intervals else each.value,
                 "p": "" if math.isnan(each.effect.p) else f"{each.effect.p:.2g}",
                 "seeds": each.effect.n_seeds,
                 "cells": each.effect.n_cells,

@@ -1,7 +1,7 @@
 """What changing one thing does to runs: paired within seed and cell, so that only other seeds are left to chance."""
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ class Effect:
 
     Attributes:
         low, high, p: NaN for a single seed.
-        n_cells: in which the two were compared, at most: other settings alike.
+        n_cells: in which the two were compared, other settings alike; the same for all seeds.
     """
 
     value: float
@@ -42,26 +42,36 @@ class Effect:
         return "not told apart from chance" if self.n_seeds > 1 else "one seed: says nothing"
 
 
-def blocked_effect(differences: Mapping[Hashable, Sequence[float]], confidence: float = 0.95) -> Effect:
-    """Of paired differences, Student's t over seeds.
+def blocked_effect(differences: Mapping[Hashable, Mapping[Hashable, float]], confidence: float = 0.95) -> Effect:
+    """Of paired differences, Student's t over seeds; of a design with holes, its largest part without.
 
     A seed decides initial weights and the order of data in every cell, so cells of one seed are not independent: they
     are averaged first, and the seeds' means are what varies.
 
     Args:
-        differences: by seed, those of its cells. Give all seeds the same cells.
+        differences: by seed and cell.
 
     Raises:
         ValueError: there is no difference at all.
     """
     if not differences:
         raise ValueError("no pair of runs differs in this alone")
-    means = np.array([np.mean(cells) for cells in differences.values()])
-    n, value = len(means), float(means.mean())
-    n_cells = max(len(cells) for cells in differences.values())
+    seeds, cells = _complete(differences)
+    means = np.array([np.mean([differences[seed][cell] for cell in cells]) for seed in seeds])
+    n, value, n_cells = len(means), float(means.mean()), len(cells)
     if n < 2:
         return Effect(value, math.nan, math.nan, math.nan, n, n_cells)
     error = float(means.std(ddof=1)) / math.sqrt(n)
     half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
     p = float(2 * stats.t.sf(abs(value) / error, n - 1)) if error else float(value == 0)
     return Effect(value, value - half, value + half, p, n, n_cells)
+
+
+def _complete(differences: Mapping[Hashable, Mapping[Hashable, float]]) -> tuple[list[Hashable], frozenset[Hashable]]:
+    """Seeds and cells of which none is missing: most together, and of those that hold as many, most seeds."""
+    held = {seed: frozenset(cells) for seed, cells in differences.items()}
+    candidates = {one & two for one in held.values() for two in held.values()} - {frozenset()}
+    blocks = [([seed for seed, cells in held.items() if wanted <= cells], wanted) for wanted in candidates]
+    if not blocks:
+        raise ValueError("no pair of runs differs in this alone")
+    return max(blocks, key=lambda block: (len(block[0]) * len(block[1]), len(block[0]), sorted(map(str, block[1]))))

@@ -169,5 +169,5 @@ class Sweep:
         with contextlib.suppress(ConfigError):  # there is none
             self._console.print(runs_table(find_runs([self._folder])))
         for name, reason in self._failed.items():
-            self._console.print(f"failed: {name}: {reason}", style="red")
+            self._console.print(f"failed: {name}: {reason}", style="red", markup=False)
         self._console.print(f"next: gptstar report {self._folder}")

@@ -35,6 +35,18 @@ def read_while_decoding(model, monkeypatch):
     return seen
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [{}, {"residual": "sequential"}, {"positions": "rotary"}], ids=str)
+def test_two_thousand_tokens_are_those_without_a_cache(kind, monkeypatch):
+    model, draw = lively(kind), torch.Generator().manual_seed(4)
+    prompt = torch.randint(0, model.config.n_vocab, (300,), generator=draw).tolist()
+    alone = by_itself(model, prompt, 2000)
+    assert len(set(alone)) > 5
+    for piece in (1, 64, 299, 300, 1024):
+        monkeypatch.setattr("gptstar.inference.decode.PIECE", piece)
+        assert decode(model, [prompt], 2000) == [alone]
+
+
 @by_positions
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1], [PROMPTS[1]], [PROMPTS[1], PROMPTS[1][::-1]]])
 @pytest.mark.parametrize("piece", [3, 1024])

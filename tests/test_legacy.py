@@ -106,7 +106,7 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
 def test_the_command_overwrites_nothing_and_checks_the_tokenizer(shared: Path, tmp_path: Path, refusal) -> None:
     source, out = str(shared / "legacy/alibi-parallel-0.pth.tar"), tmp_path / "out.ckpt"
     tokenizer = str(shared / "tokenizer/gpt2.json")
-    assert "512 tokens, the tokenizer 50,257" in refusal(main, ["import", source, str(out), "--tokenizer", tokenizer])
+    assert "50,257 tokens, the model 512" in refusal(main, ["import", source, str(out), "--tokenizer", tokenizer])
     out.write_text("mine")
     assert "nothing is overwritten" in refusal(main, ["import", source, str(out)])
     assert out.read_text() == "mine"

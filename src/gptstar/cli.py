@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from gptstar import __version__
 from gptstar.data_commands import add_data_commands
-from gptstar.errors import CheckpointError, Interrupted, RankLost, Refusal, RefusedElsewhere
+from gptstar.errors import Interrupted, RankLost, Refusal, RefusedElsewhere
 from gptstar.evaluation_commands import add_evaluation_commands
 from gptstar.generation_commands import add_generation_commands
+from gptstar.model_commands import add_model_commands
 from gptstar.results_commands import add_results_commands
 from gptstar.run_commands import add_run_commands
 
@@ -102,67 +103,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gptstar {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = commands.add_parser(
-        "import",
-        help="turn a checkpoint of the original GPT* code into one of ours",
-        description="Read FILE, in either layout of the original code, and write OUT. The shape is inferred; the "
-        "optimizer's state comes along where FILE holds it, so that training can go on: train.py resume=OUT.",
-    )
-    command.add_argument("file", type=Path, metavar="FILE", help="a .pth.tar of the original code")
-    command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
-    command.add_argument("--heads", type=int, metavar="H", help="attention heads, where no ALiBi slopes are stored")
-    command.add_argument("--tokenizer", type=Path, metavar="FILE", help="`tokenizers` JSON to store with the model")
-    command.set_defaults(run=_import)
-
-    command = commands.add_parser(
-        "consolidate",
-        help="make one file of a checkpoint that several ranks wrote",
-        description="Read CHECKPOINT, verified, and write OUT: a file, with nothing lost.",
-    )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
-    command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
-    command.add_argument("--weights-only", action="store_true", help="leave out what only training needs: two thirds")
-    command.set_defaults(run=_consolidate)
-
+    add_model_commands(commands)
     add_generation_commands(commands)
     add_run_commands(commands)
     add_data_commands(commands)
     add_evaluation_commands(commands)
     add_results_commands(commands)
     return parser
-
-
-def _import(options: argparse.Namespace) -> None:
-    from gptstar.checkpoint.format import write
-    from gptstar.checkpoint.legacy import read_legacy
-    from gptstar.data.tokenizer import Tokenizer
-
-    _refuse_existing(options.out)
-    tokenizer = Tokenizer.from_file(options.tokenizer) if options.tokenizer else None
-    checkpoint = read_legacy(options.file, n_heads=options.heads, tokenizer=tokenizer)
-    write(options.out, checkpoint)
-    model, training = checkpoint.model, checkpoint.training
-    print(
-        f"{options.out}: {model.n_params:,} parameters, {model.n_layers} layers of {model.d_model}, "
-        f"{model.n_heads} heads, {model.residual}, {model.positions}, vocabulary {model.n_vocab:,}; "
-        + (f"training goes on at step {training.step:,}" if training else "weights only")
-    )
-
-
-def _consolidate(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from gptstar.checkpoint.format import find, read, write
-
-    _refuse_existing(options.out)
-    checkpoint = read(path := find(options.checkpoint))
-    write(options.out, replace(checkpoint, training=None) if options.weights_only else checkpoint)
-    print(f"{options.out}: {checkpoint.model.n_params:,} parameters of {path}, {options.out.stat().st_size:,} bytes")
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise CheckpointError(f"{path} exists: nothing is overwritten; choose another name or remove it")
 
 
 if __name__ == "__main__":

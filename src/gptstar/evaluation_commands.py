@@ -38,22 +38,6 @@ def add_evaluation_commands(commands: "argparse._SubParsersAction[argparse.Argum
     )
     command.set_defaults(run=_bundle)
 
-    command = commands.add_parser(
-        "export",
-        help="write a model as a Hugging Face folder",
-        description="Write CHECKPOINT to FOLDER for `AutoModelForCausalLM.from_pretrained(FOLDER, "
-        "trust_remote_code=True)`; a GPT-2 in Hugging Face's own layout, which needs no trust.",
-    )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="must not exist")
-    command.add_argument(
-        "--context-length",
-        type=int,
-        metavar="N",
-        help="tokens that its users may read at once (default: twice the training context, or what positions hold)",
-    )
-    command.set_defaults(run=_export)
-
 
 def _compare(options: argparse.Namespace) -> None:
     import json
@@ -80,16 +64,3 @@ def _bundle(options: argparse.Namespace) -> None:
 
     tasks = tuple(options.tasks.split(",")) if options.tasks else SUITE
     bundle(tasks, options.folder, source=options.source, console=Console(), num_fewshot=options.num_fewshot)
-
-
-def _export(options: argparse.Namespace) -> None:
-    from gptstar.checkpoint.format import find, read
-    from gptstar.checkpoint.huggingface.export import export
-
-    checkpoint = read(find(options.checkpoint))
-    trained_at = checkpoint.training.settings.get("data.context_length") if checkpoint.training else None
-    length = options.context_length
-    if length is None:
-        length = checkpoint.model.n_ctx or 2 * (trained_at or 512)
-    export(checkpoint, options.folder, context_length=length)
-    print(f"{options.folder}: {checkpoint.model.n_params:,} parameters, context {length:,}")

@@ -120,7 +120,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             blocks = step * config.batch_tokens // config.data.block_tokens
             seen = {"blocks": blocks, "epochs": blocks / data.mixture.n_blocks, "mixture": data.mixed_blocks}
             whose = {"fingerprint": shards.manifest.fingerprint, "shards": shards.address}
-            return {"settings": settings, "data": whose | seen}
+            corpora = {"corpora": shards.manifest.training_corpora()}
+            return {"settings": settings, "data": whose | seen | corpora}
 
         writer = BackgroundWriter(directory.path, keep=config.checkpoint_keep, ranks=ranks, sharded=sharded)
         saver = SaveCheckpoints(

@@ -39,7 +39,8 @@ class TrainingState:
         validated_step: the last step whose validation is complete.
         best_loss: lowest validation loss so far, nats a token; None before the first validation.
         settings: what shapes the result, as flat dotted keys; a resume under others is refused.
-        data: `fingerprint` and `shards` (folder) of the tokens read, `epochs` and `blocks` seen of it.
+        data: `fingerprint` and `shards` (folder) of the tokens read, `epochs` and `blocks` seen of it, and `corpora`:
+            for each its source, licence, documents, tokens and bytes of text.
         optimizer: its state.
     """
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState, read_tensors
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, DataError
 from gptstar.model import GPTConfig
 from gptstar.model.positions import alibi_slopes
 
@@ -45,10 +45,8 @@ def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer 
         config = _infer(state, n_heads)
         if "lm_head.weight" in state and not torch.equal(state["lm_head.weight"], state["wte.weight"]):
             raise CheckpointError("lm_head.weight differs from wte.weight; this architecture ties them")
-        if tokenizer and tokenizer.n_vocab != config.n_vocab:
-            raise CheckpointError(
-                f"it has {config.n_vocab:,} tokens, the tokenizer {tokenizer.n_vocab:,}: they don't fit"
-            )
+        if tokenizer:
+            tokenizer.check_vocabulary(config.n_vocab, "the tokenizer")
         weights = _convert(parameters, config.residual)
         training = _training(tree, list(parameters), config.residual) if "optimizer" in tree else None
         checkpoint = Checkpoint(config, weights, tokenizer.json_text if tokenizer else None, training)
@@ -56,7 +54,7 @@ def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer 
         return checkpoint
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not in a legacy layout of GPT* (at {error!r})") from error
-    except (CheckpointError, ConfigError) as error:
+    except (CheckpointError, ConfigError, DataError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 

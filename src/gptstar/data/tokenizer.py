@@ -134,6 +134,15 @@ class Tokenizer:
             )  # one character of the byte-level alphabet is one byte
         return sizes
 
+    def check_vocabulary(self, n_vocab: int, whose: str) -> None:
+        """Refuse to serve a model whose vocabulary has another size.
+
+        Raises:
+            DataError: it has; names the tokenizer as `whose`.
+        """
+        if self.n_vocab != n_vocab:
+            raise DataError(f"{whose} has {self.n_vocab:,} tokens, the model {n_vocab:,}: they don't fit")
+
     def text_of(self, token: int) -> str:
         """A token to be looked at: its text, other bytes as hexadecimal, special tokens by name."""
         return self._special_by_number.get(token) or self.bytes_of(token).decode("utf-8", "backslashreplace")

@@ -149,10 +149,13 @@ def tokenizer_of(model: GPT) -> Tokenizer:
 
     Raises:
         CheckpointError: none did.
+        DataError: it is another model's.
     """
     if model.tokenizer is None:
         raise CheckpointError("the checkpoint holds no tokenizer: import it again with --tokenizer FILE")
-    return _tokenizer(model.tokenizer)
+    tokenizer = _tokenizer(model.tokenizer)
+    tokenizer.check_vocabulary(model.config.n_vocab, "the checkpoint's tokenizer")
+    return tokenizer
 
 
 _tokenizer = lru_cache(maxsize=8)(Tokenizer)  # GPT-2's takes a quarter of a second to read

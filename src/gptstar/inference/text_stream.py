@@ -18,10 +18,11 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        """
+        """Begin it.
+
         Raises:
             ConfigError: a stop string is empty.
-        """  # noqa: D205, D212
+        """
         if not all(stop):
             raise ConfigError("a stop string is empty: it would end every text before it began")
         self.ended_by: EndedBy | None = None

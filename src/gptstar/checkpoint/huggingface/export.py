@@ -16,9 +16,11 @@ from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
 from gptstar.errors import CheckpointError, in_one_line
 
 MODELLING = "modeling_gptstar.py"
+DRAWING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
+"""How `generate` draws unless told otherwise: as ours does."""
 
 
-def export(checkpoint: Checkpoint, folder: Path, *, context_length: int) -> None:
+def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: str | None = None) -> None:
     """Write a folder that transformers reads; it appears complete or not at all.
 
     GPT-2's own shape is written in GPT-2's own layout, everything else with a modelling file beside it, for
@@ -27,6 +29,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int) -> None
 
     Args:
         context_length: tokens that users of the folder may read at once.
+        card: what `README.md` says.
 
     Raises:
         CheckpointError: the folder exists and is not empty, can't be written, or learned positions hold less than
@@ -63,7 +66,9 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int) -> None
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         _write_json(partial / "config.json", config)
-        _write_json(partial / "generation_config.json", ends)
+        _write_json(partial / "generation_config.json", ends | DRAWING)
+        if card is not None:
+            (partial / "README.md").write_text(card, encoding="utf-8")
         save_file(_apart(weights), partial / "model.safetensors", metadata={"format": "pt"})
         if not is_gpt2(model):
             shutil.copyfile(Path(__file__).with_name(MODELLING), partial / MODELLING)

@@ -50,8 +50,11 @@ def read_huggingface(folder: Path) -> Checkpoint:
             tensors = from_gpt2(tensors, expected)
         else:
             _check(tensors, expected)
-        tokenizer = folder / "tokenizer.json"
-        json_text = Tokenizer.from_file(tokenizer).json_text if tokenizer.exists() else None
+        json_text = None
+        if (folder / "tokenizer.json").exists():
+            tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+            tokenizer.check_vocabulary(model.n_vocab, "tokenizer.json")
+            json_text = tokenizer.json_text
     except (CheckpointError, DataError) as error:
         raise CheckpointError(f"{folder}: {error}") from error
     return Checkpoint(model, {name: tensor.float() for name, tensor in tensors.items()}, json_text)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
@@ -97,6 +97,15 @@ class Manifest:
         """SHA-256 over every shard's hash and the tokenizer's: two folders with it equal hold equal tokens."""
         parts = [self.tokenizer] + [f"{shard.split}/{shard.corpus}/{shard.sha256}" for shard in self.shards]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def training_corpora(self) -> dict[str, dict[str, Any]]:
+        """What a model was trained on, for those who only have the model: by corpus."""
+        sizes: tuple[Literal["tokens", "documents", "bytes"], ...] = ("documents", "tokens", "bytes")
+        return {
+            name: {"source": source.source, "licence": source.licence}
+            | {size: self.total("train", size, name) for size in sizes}
+            for name, source in self.sources.items()
+        }
 
     def total(self, split: Split, what: Literal["tokens", "documents", "bytes"], corpus: str | None = None) -> int:
         """Sum over the shards of a split, or of one corpus of it."""

@@ -1,0 +1,156 @@
+"""One file from the web: resumed where it was cut, verified, and under its name only when it is whole."""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+
+from gptstar.checkpoint.published.registry import File
+from gptstar.errors import CheckpointError
+
+PAUSES = (1, 2, 4, 8, 16)
+"""Seconds before each new try; whatever comes begins the count anew."""
+
+SECONDS = 30
+"""Of silence after which a connection is given up."""
+
+Progress = Callable[[int, int | None], None]
+"""Told of the bytes that are there and of all that there will be, where the server says."""
+
+
+def fetch(file: File, path: Path, *, progress: Progress, pauses: tuple[float, ...] = PAUSES) -> str:
+    """Download a file; what is there of it from an interrupted try is not fetched again.
+
+    Args:
+        path: where it is to be; nothing is done where it is and has the right hash.
+
+    Returns:
+        Its SHA-256.
+
+    Raises:
+        CheckpointError: it is gone, not to be reached, not the file that was published, or there is no room; says what
+            to do. What has come is kept, for the next try to go on with.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise CheckpointError(f"{path} is being downloaded by another process: wait for it") from error
+    try:
+        partial = path.with_name(f".{path.name}.partial")
+        if not path.exists():
+            _complete(file, partial, progress, pauses)
+        whole = path if path.exists() else partial
+        found = _sha256(whole)
+        if file.sha256 not in (None, found):
+            if whole is path:
+                raise CheckpointError(f"{path} exists, and is not the published file (sha256 {found}): move it away")
+            partial.unlink()
+            raise CheckpointError(
+                f"{file.url} gave a file of sha256 {found}, not {file.sha256} as published: try again, and if it stays "
+                "so, the address no longer has the original"
+            )
+        if whole is partial:
+            partial.replace(path)
+            _tag_of(partial).unlink(missing_ok=True)
+        return found
+    except OSError as error:
+        raise CheckpointError(f"can't write {path} ({error.strerror or error}); what has come is kept") from error
+    finally:
+        lock.release()
+
+
+def _complete(file: File, partial: Path, progress: Progress, pauses: tuple[float, ...]) -> None:
+    """Go on until all of it is there."""
+    failures, most = 0, partial.stat().st_size if partial.exists() else 0
+    with httpx.Client(follow_redirects=True, timeout=SECONDS) as client:
+        while True:
+            try:
+                _go_on(client, file, partial, progress)
+                return
+            except httpx.HTTPStatusError as error:
+                status = error.response.status_code
+                if status < 500 and status not in (408, 429):
+                    raise CheckpointError(
+                        f"{file.url} answers {status} {error.response.reason_phrase}: the original address is gone or "
+                        "closed; if you have the file: gptstar import FILE OUT, and if you know another address: --url"
+                    ) from error
+                cause = f"status {status}"
+            except httpx.UnsupportedProtocol as error:
+                raise CheckpointError(f"{file.url} is no http address") from error
+            except (httpx.TransportError, httpx.StreamError) as error:
+                cause = str(error) or type(error).__name__
+            if partial.exists() and partial.stat().st_size > most:
+                failures, most = 0, partial.stat().st_size
+            if failures == len(pauses):
+                raise CheckpointError(
+                    f"can't get {file.url} ({cause}): check the network and try again, which goes on where it was cut; "
+                    "if the address is gone and you have the file: gptstar import FILE OUT"
+                )
+            time.sleep(pauses[failures])
+            failures += 1
+
+
+def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) -> None:
+    """Fetch what is missing, in one connection.
+
+    Raises:
+        httpx.HTTPError: it ended early.
+    """
+    tag = _tag_of(partial)
+    start = partial.stat().st_size if partial.exists() and tag.exists() else 0
+    asked = {"Accept-Encoding": "identity"}
+    if start:
+        asked |= {"Range": f"bytes={start}-", "If-Range": json.loads(tag.read_text())}
+    with client.stream("GET", file.url, headers=asked) as response:
+        if response.status_code == 416:  # there is no more of it than we have, or it is another file
+            if _size(response.headers) == start and file.size in (None, start):
+                return
+            partial.unlink()
+            raise httpx.ReadError(f"it has {_size(response.headers)} bytes, not {file.size or start:,}")
+        response.raise_for_status()
+        start = start if response.status_code == 206 else 0  # the whole file: it has changed, or no parts are given
+        length = response.headers.get("Content-Length")
+        total = file.size or (start + int(length) if length else None)
+        if total is not None and (free := shutil.disk_usage(partial.parent).free) < total - start:
+            raise CheckpointError(
+                f"{partial.parent} has {free / 1e9:.1f} GB free, the file takes {(total - start) / 1e9:.1f} more: "
+                "make room, or choose another OUT"
+            )
+        mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
+        if mark and not mark.startswith("W/"):  # of a weak mark no server gives parts
+            tag.write_text(json.dumps(mark))
+        else:
+            tag.unlink(missing_ok=True)
+        with partial.open("r+b" if start else "wb") as out:
+            out.seek(start)
+            out.truncate()
+            done = start
+            for chunk in response.iter_raw():
+                out.write(chunk)
+                done += len(chunk)
+                progress(done, total)
+    if total is not None and done != total:
+        raise httpx.ReadError(f"{done:,} of {total:,} bytes came")
+
+
+def _size(headers: Mapping[str, str]) -> int | None:
+    """What `Content-Range: bytes */SIZE` says."""
+    size = headers.get("Content-Range", "").rpartition("/")[2]
+    return int(size) if size.isdecimal() else None
+
+
+def _tag_of(partial: Path) -> Path:
+    """Where it is kept which version of the file the part is of."""
+    return partial.with_name(f"{partial.name}.tag")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

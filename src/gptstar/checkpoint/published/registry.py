@@ -1,0 +1,57 @@
+"""What was published, and where."""
+
+from dataclasses import dataclass
+
+_AUTHORS = "https://bfattoripublic.s3.ca-central-1.amazonaws.com/models"
+
+TOKENIZER_URL = "https://huggingface.co/openai-community/gpt2/resolve/main/tokenizer.json"
+"""GPT-2's, which all of them were trained with."""
+
+TOKENIZER_FINGERPRINT = "14f1018b1968753c313b62afdd21aef117f5f3bc1cf864799d9ba6caa77f1349"
+"""`Tokenizer.fingerprint` of it."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A published file.
+
+    Attributes:
+        size: in bytes; None where it was never written down.
+        sha256: None where it was never written down.
+    """
+
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model.
+
+    Attributes:
+        weights: alone.
+        full_state: with the optimizer's, so that training can go on; None where it was not published.
+        n_heads: where the file does not say.
+    """
+
+    what: str
+    weights: File
+    full_state: File | None = None
+    n_heads: int | None = None
+
+
+MODELS = {
+    "127": Published(
+        "GPT-127*, 6 layers of 1,024, ALiBi",
+        File(f"{_AUTHORS}/127_model_only.pth.tar"),
+        File(f"{_AUTHORS}/127_complete_state.pth.tar"),
+    ),
+    "303": Published(
+        "GPT-303*, 8 layers of 1,536, ALiBi",
+        File(f"{_AUTHORS}/303_model_only.pth.tar"),
+        File(f"{_AUTHORS}/303_complete_state.pth.tar"),
+    ),
+    "354": Published("GPT-2 medium's shape, trained as a baseline", File(f"{_AUTHORS}/GPT2_345.pth.tar"), n_heads=16),
+}
+"""By the name that `gptstar download` takes."""

@@ -1,0 +1,102 @@
+"""A model card: what an exported model is, what it was trained on, and how good it was measured to be."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from gptstar import __version__
+from gptstar.checkpoint.format import Checkpoint
+from gptstar.checkpoint.huggingface.gpt2 import is_gpt2
+from gptstar.checkpoint.identity import identity
+from gptstar.errors import ConfigError
+from gptstar.evaluation.results import TaskResults, read_tasks
+
+TOLD = ("seed", "batch_tokens", "total_steps", "optimizer.name", "optimizer.learning_rate", "schedule.name")
+"""Settings of the training that a card lists, where the checkpoint knows them."""
+
+
+def model_card(
+    path: Path,
+    checkpoint: Checkpoint,
+    *,
+    name: str,
+    context_length: int,
+    licence: str | None = None,
+    evaluations: Sequence[Path] = (),
+) -> str:
+    """The text of `README.md` in an exported folder, with the header that the Hub reads.
+
+    Args:
+        path: of the checkpoint; its results in `evaluations` are found by its hash.
+        name: of the model.
+        context_length: tokens that users may read at once.
+        licence: of the weights, as the Hub abbreviates it.
+        evaluations: folders of `results.json` files.
+
+    Raises:
+        ConfigError: an evaluation is damaged; names it.
+    """
+    who = identity(path, checkpoint)
+    found = [results for results in _evaluations(evaluations) if results.checkpoint.get("sha256") == who["sha256"]]
+    training = checkpoint.training
+    settings: dict[str, Any] = training.settings if training else {}
+    environment = Environment(
+        loader=PackageLoader("gptstar.results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("model_card.md").render(
+        header=_header(name, licence, found),
+        name=name,
+        model=checkpoint.model,
+        n_params=checkpoint.model.n_params,
+        needs_trust=not is_gpt2(checkpoint.model),
+        context_length=context_length,
+        who=who,
+        settings={key: settings[key] for key in TOLD if key in settings},
+        best_loss=training.best_loss if training else None,
+        perplexity=float(np.exp(training.best_loss)) if training and training.best_loss else None,
+        corpora=training.data.get("corpora", {}) if training else {},
+        fingerprint=training.data.get("fingerprint") if training else None,
+        tasks=[task for results in found for task in results.tasks],
+        licence=licence,
+        version=__version__,
+    )
+
+
+def _evaluations(folders: Sequence[Path]) -> Iterator[TaskResults]:
+    """Every evaluation on tasks in some folders."""
+    for file in sorted({file.resolve() for folder in folders for file in folder.rglob("results.json")}):
+        try:
+            yield read_tasks(file)
+        except ConfigError:
+            if '"kind": "length"' not in file.read_text(encoding="utf-8", errors="replace"):
+                raise
+
+
+def _header(name: str, licence: str | None, found: Sequence[TaskResults]) -> str:
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=task.task,
+            dataset_name=task.task,
+            metric_type=metric.name,
+            metric_value=metric.value,
+            metric_name=metric.name if metric.subset is None else f"{metric.name} ({metric.subset})",
+        )
+        for result in found
+        for task in result.tasks
+        for metric in task.metrics
+    ]
+    data = ModelCardData(
+        language="en",
+        license=licence,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["gptstar"],
+        model_name=name,
+        eval_results=results or None,
+    )
+    return data.to_yaml()

@@ -119,6 +119,31 @@ def test_a_batch_is_continued_as_each_prompt_by_itself(kind, bpe, tmp_path):
 
 
 @by_kind
+def test_gradients_are_ours_with_and_without_checkpointing(kind, bpe, tmp_path):
+    model = build(kind)
+    model.zero_grad()
+    theirs = exported(model, bpe, tmp_path / "x").train()
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    tokens = torch.randint(N_VOCAB, (2, 23))
+    model(tokens[:, :-1], tokens[:, 1:]).mean().backward()
+    expected = model.token_embedding.weight.grad
+    for checkpointing in (False, True):
+        theirs.zero_grad()
+        if checkpointing:
+            newer = "activation_checkpointing_enable"
+            getattr(theirs, newer if hasattr(theirs, newer) else "gradient_checkpointing_enable")()
+        runs = []
+        hook = next(m for name, m in theirs.named_modules() if name.endswith(("blocks.0", "h.0")))
+        handle = hook.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
+        theirs(tokens, labels=tokens).loss.backward()
+        handle.remove()
+        assert len(runs) == 1 + checkpointing
+        torch.testing.assert_close(theirs.get_input_embeddings().weight.grad, expected, atol=1e-6, rtol=1e-4)
+
+
+@by_kind
 def test_what_was_exported_comes_back(kind, bpe, tmp_path):
     model = build(kind)
     exported(model, bpe, tmp_path / "x")

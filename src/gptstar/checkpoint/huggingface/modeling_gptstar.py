@@ -132,6 +132,7 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
     base_model_prefix = ""
     main_input_name = "input_ids"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean over what it is given, so that a Trainer divides by its steps
     _no_split_modules = ["Block"]  # noqa: RUF012
 
@@ -141,6 +142,7 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         self.position_embedding = nn.Embedding(config.n_ctx, config.d_model) if config.n_ctx else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, eps=1e-5)
+        self.gradient_checkpointing = False
         self.post_init()
 
     def get_input_embeddings(self):
@@ -172,7 +174,8 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         """
         x = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
         T, cache = x.shape[1], past_key_values
-        if cache is None and use_cache:
+        recomputes = self.gradient_checkpointing and self.training
+        if cache is None and use_cache and not recomputes:
             cache = DynamicCache()
         past = 0 if cache is None else cache.get_seq_length()
         padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask[:, : past + T].bool()
@@ -183,7 +186,8 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         mask, is_causal = self._mask(slots, positions, past, padding)
         angles = self._angles(positions[:, past:]) if self.config.positions == "rotary" else None
         for block in self.blocks:
-            x = block(x, mask, is_causal, angles, cache)
+            scope = (mask, is_causal, angles, cache)
+            x = self._gradient_checkpointing_func(block, x, *scope) if recomputes else block(x, *scope)
         kept = x[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else x[:, logits_to_keep]
         logits = linear(self.norm(kept), self.token_embedding.weight)
         loss = None

@@ -43,6 +43,7 @@ THIRD_PARTIES = {
     "jinja2": {"results/report", "results/card", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},
+    "gradio": {"inference/demo/page"},
     "httpx": {"checkpoint/published/fetch"},
     "huggingface_hub": {"results/card", "data/text/hub", "evaluation/tasks/hub"},
     "pyarrow": {"data/text/readers", "evaluation/tasks/local_files"},

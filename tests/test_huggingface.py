@@ -139,7 +139,7 @@ def test_gradients_are_ours_with_and_without_checkpointing(kind, bpe, tmp_path):
         handle = hook.register_forward_pre_hook(lambda *_, runs=runs: runs.append(1))
         theirs(tokens, labels=tokens).loss.backward()
         handle.remove()
-        assert len(runs) == 1 + checkpointing
+        assert len(runs) == 1 + (checkpointing and not kind.startswith("gpt2"))  # theirs calls it past its hooks
         torch.testing.assert_close(theirs.get_input_embeddings().weight.grad, expected, atol=1e-6, rtol=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""`gptstar generate`: texts at the command line."""
+"""`gptstar generate` and `gptstar demo`: texts at the command line, and on a page."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ N_LIKELIEST = 5
 
 
 def add_generation_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add it to the `gptstar` command."""
+    """Add them to the `gptstar` command."""
     command = commands.add_parser(
         "generate",
         help="continue prompts with a trained model",
@@ -55,6 +55,31 @@ def add_generation_commands(commands: "argparse._SubParsersAction[argparse.Argum
         "--json", action="store_true", help="a line of JSON a text: tokens, log-probabilities, what ended it"
     )
 
+    _add_speed(command)
+    command.set_defaults(run=_generate)
+
+    command = commands.add_parser(
+        "demo",
+        help="a page to try models on, in the browser",
+        description="Serve a page that continues texts with the models: every way to draw, token by token, two side by "
+        "side. It is for this machine alone unless --host says otherwise.",
+    )
+    command.add_argument(
+        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="checkpoints, run directories, or exports"
+    )
+    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all who reach it (default: %(default)s)")
+    command.add_argument("--port", type=int, metavar="N", help="(default: the first free one from 7860)")
+    limits = command.add_argument_group("limits, for a visitor")
+    limits.add_argument("--tokens", type=int, default=1000, metavar="N", help="new ones (default: %(default)s)")
+    limits.add_argument("--characters", type=int, default=20_000, metavar="N", help="of prompt (default: %(default)s)")
+    limits.add_argument("--seconds", type=float, default=120, metavar="S", help="of writing (default: %(default)s)")
+    limits.add_argument("--at-once", type=int, default=2, metavar="N", help="texts at once (default: %(default)s)")
+    limits.add_argument("--waiting", type=int, default=20, metavar="N", help="who may wait (default: %(default)s)")
+    _add_speed(command)
+    command.set_defaults(run=_demo)
+
+
+def _add_speed(command: argparse.ArgumentParser) -> None:
     speed = command.add_argument_group("speed")
     speed.add_argument(
         "--weights",
@@ -65,7 +90,6 @@ def add_generation_commands(commands: "argparse._SubParsersAction[argparse.Argum
     speed.add_argument(
         "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: %(default)s)"
     )
-    command.set_defaults(run=_generate)
 
 
 def _generate(options: argparse.Namespace) -> None:
@@ -108,6 +132,28 @@ def _generate(options: argparse.Namespace) -> None:
         print(_visible(text.prompt + text.text))
         if options.probabilities:
             _print_probabilities(model, text)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError("gptstar demo needs Gradio: pip install 'gptstar[demo]'")
+    from gptstar.inference.demo.page import serve
+    from gptstar.inference.demo.request import Limits
+    from gptstar.inference.opened import opened
+
+    limits = Limits(options.tokens, options.characters, options.seconds, options.at_once, options.waiting)
+    names = [path.stem if path.is_file() else path.resolve().name for path in options.checkpoints]
+    if len(set(names)) < len(names):
+        names = list(map(str, options.checkpoints))
+    if len(set(names)) < len(names):
+        raise ConfigError("a checkpoint is given twice")
+    models = {
+        name: opened(path, weights=options.weights, device=options.device)
+        for name, path in zip(names, options.checkpoints, strict=True)
+    }
+    serve(models, limits, host=options.host, port=options.port)
 
 
 def _read(path: Path) -> str:

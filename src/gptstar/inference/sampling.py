@@ -38,7 +38,9 @@ class Sampling:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float | None):
+            if value is None and field.default is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{field.name}={value!r} is no number")
         if not (self.temperature == 0.0 or 0.001 <= self.temperature <= 1000):
             raise ConfigError(f"temperature={self.temperature} is neither 0 (the likeliest) nor between 0.001 and 1000")

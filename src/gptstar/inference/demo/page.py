@@ -1,0 +1,176 @@
+"""The page itself, in Gradio."""
+
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+
+import gradio as gr
+
+from gptstar.errors import Refusal
+from gptstar.inference.demo.markup import CSS, Page, about
+from gptstar.inference.demo.request import METHODS, Limits, Request
+from gptstar.inference.generate import Piece, stream, tokenizer_of
+from gptstar.model import GPT
+
+EXAMPLES = (
+    "The",
+    "Once upon a time, in a village by the sea,",
+    "The main difference between the two theories is that",
+    "Q: What is the capital of France?\nA:",
+)
+NONE = "none"
+SECONDS_A_FRAME = 0.1
+N_LIKELIEST = 5
+FONTS = ["system-ui", "sans-serif"]
+
+
+def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
+    """The page, to be launched.
+
+    Args:
+        models: by name, in eval mode, with their tokenizers; more than one may be compared side by side.
+    """
+    names = list(models)
+
+    def write(
+        prompt: Any, first: Any, second: Any, n_new: Any, method: Any, seed: Any, *settings: Any
+    ) -> Iterator[tuple[str, str, str, str]]:
+        keys = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty")
+        try:
+            asked = Request.of(limits, prompt, n_new, method, seed, **dict(zip(keys, settings, strict=True)))
+            if first not in models or second not in (*models, NONE, None):
+                raise gr.Error("there is no such model here", print_exception=False)
+            chosen = [first] + ([second] if second in models else [])
+            yield from _frames([models[name] for name in chosen], asked, limits)
+        except Refusal as error:
+            raise gr.Error(str(error), print_exception=False) from error
+
+    with gr.Blocks(title="GPT*", analytics_enabled=False) as blocks:
+        gr.Markdown("# GPT*\nContinue a text. Point at a token to see how likely it was, and what else was.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                prompt = gr.Textbox(EXAMPLES[1], label="Prompt", lines=5, max_length=limits.characters)
+                with gr.Row():
+                    go = gr.Button("Write", variant="primary", elem_id="write", min_width=80)
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop", min_width=80)
+                gr.Examples([[each] for each in EXAMPLES], prompt, label="Examples", cache_examples=False)
+            with gr.Column(scale=3, min_width=300):
+                with gr.Row():
+                    (text, line, _), (other, other_line, beside) = (_output(number) for number in range(2))
+                gr.Markdown("Darker: less likely, below 50 %, 10 % and 1 %. The same seed gives the same text again.")
+        with gr.Row():
+            with gr.Column(min_width=280):
+                several = len(names) > 1
+                first = gr.Dropdown(names, value=names[0], label="Model", interactive=several)
+                second = gr.Dropdown([NONE, *names], value=NONE, label="Beside it", visible=several)
+                n_new = gr.Slider(1, limits.tokens, min(100, limits.tokens), step=1, label="Length (tokens)")
+            with gr.Column(min_width=280):
+                method = gr.Radio(list(METHODS), value="Nucleus", label="How tokens are drawn")
+                settings = {
+                    "temperature": gr.Slider(0.05, 2.0, 0.8, step=0.05, label="Temperature"),
+                    "top_k": gr.Slider(1, 200, 50, step=1, label="k", visible=False),
+                    "top_p": gr.Slider(0.01, 1.0, 0.9, step=0.01, label="Probability of the nucleus"),
+                    "typical_p": gr.Slider(0.01, 1.0, 0.9, step=0.01, label="Probability kept", visible=False),
+                }
+            with gr.Column(min_width=280):
+                penalty = gr.Slider(1.0, 2.0, 1.0, step=0.05, label="Repetition penalty")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+                roll = gr.Button("Another seed", size="sm", elem_id="roll")
+        outputs = [text, line, other, other_line]
+        inputs = [prompt, first, second, n_new, method, seed, *settings.values(), penalty]
+        running = gr.on(
+            [go.click, prompt.submit], write, inputs, outputs, concurrency_limit=limits.at_once, show_progress="minimal"
+        )
+        stop.click(None, cancels=[running], queue=False, api_visibility="private")
+        roll.click(lambda: random.randrange(2**31), None, seed, queue=False, api_visibility="private")
+        method.change(
+            lambda name: [gr.update(visible=each in METHODS.get(name, ())) for each in settings],
+            method,
+            list(settings.values()),
+            queue=False,
+            api_visibility="private",
+        )
+        second.change(
+            lambda name: gr.update(visible=name != NONE), second, beside, queue=False, api_visibility="private"
+        )
+    blocks.queue(max_size=limits.waiting, api_open=True)
+    return blocks
+
+
+def serve(models: Mapping[str, GPT], limits: Limits, *, host: str, port: int | None) -> None:
+    """Serve the page until Ctrl-C."""
+    blocks = page(models, limits)
+    address = launch(blocks, host=host, port=port)
+    print(f"{', '.join(models)} at {address} (Ctrl-C ends it)", flush=True)
+    blocks.block_thread()
+
+
+def launch(blocks: gr.Blocks, *, host: str, port: int | None) -> str:
+    """Start to serve; nothing is fetched from elsewhere, and no file of this machine is to be had.
+
+    Returns:
+        The page's address.
+    """
+    theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    _, address, _ = blocks.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        quiet=True,
+        show_error=True,
+        share=False,
+        ssr_mode=False,
+        theme=theme,
+        css=CSS,
+        footer_links=[],
+        run_history=False,
+        max_file_size=1,
+        enable_monitoring=False,
+    )
+    return str(address)
+
+
+def _output(number: int) -> tuple[gr.HTML, gr.HTML, gr.Column]:
+    with gr.Column(min_width=280, visible=number == 0) as column:
+        text = gr.HTML('<div class="written"></div>', elem_id=f"text-{number}")
+        return text, gr.HTML(about([], 0), elem_id=f"about-{number}"), column
+
+
+def _frames(models: list[GPT], asked: Request, limits: Limits) -> Iterator[tuple[str, str, str, str]]:
+    """Texts and the lines under them, a few times a second; of two models a token each in turn."""
+    began = shown = time.monotonic()
+    pages = [Page(asked.prompt, tokenizer_of(model)) for model in models]
+    written: list[list[Piece]] = [[] for _ in models]
+    streams = [
+        stream(model, asked.prompt, asked.n_new, sampling=asked.sampling, n_likeliest=N_LIKELIEST) for model in models
+    ]
+    going = list(range(len(models)))
+
+    def frame(note: str = "") -> tuple[str, str, str, str]:
+        lines = [
+            (text.html, about(tokens, time.monotonic() - began, note))
+            for text, tokens in zip(pages, written, strict=True)
+        ]
+        lines += [("", "")] * (2 - len(lines))
+        return (*lines[0], *lines[1])
+
+    while going:
+        for number in tuple(going):
+            piece = next(streams[number], None)
+            if piece is None:
+                going.remove(number)
+                continue
+            pages[number].add(piece)
+            written[number].append(piece)
+        now = time.monotonic()
+        if now - began > limits.seconds:
+            yield frame(f", stopped after {limits.seconds:g} seconds, the most here")
+            return
+        if now - shown > SECONDS_A_FRAME:
+            yield frame()
+            shown = now
+    yield frame()

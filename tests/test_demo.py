@@ -222,7 +222,7 @@ def test_a_text_ends_when_its_time_is_over(tokenizer: Tokenizer) -> None:
     began = time.monotonic()
     limits = Limits(tokens=100_000, seconds=1)
     request = Request.of(limits, "the", 100_000, "Greedy", 0, **GIVEN)
-    *_, last = _frames([build_with(tokenizer, {})], request, limits)
+    *_, last = _frames({"one": build_with(tokenizer, {})}, request, limits)
     assert time.monotonic() - began < 3
     assert "stopped after 1 seconds" in last[1]
 

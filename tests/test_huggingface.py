@@ -363,6 +363,35 @@ def test_what_is_damaged_elsewhere_is_named(bpe, tmp_path):
         read(folder)
 
 
+@pytest.mark.parametrize("lie", ["length", "offsets", "shape", "overlap", "words"])
+def test_a_safetensors_header_that_lies_is_refused(lie, bpe, tmp_path):
+    exported(build("alibi"), bpe, tmp_path / "x")
+    file = tmp_path / "x/model.safetensors"
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    name, other = [key for key in header if key != "__metadata__"][:2]
+    if lie == "offsets":
+        header[name]["data_offsets"] = [0, 2**40]
+    elif lie == "shape":
+        header[name]["shape"] = [2**31, 2**31]
+    elif lie == "overlap":
+        header[name]["data_offsets"] = header[other]["data_offsets"]
+    words = b"[" * size if lie == "words" else json.dumps(header).encode()
+    length = 2**62 if lie == "length" else len(words)
+    file.write_bytes(length.to_bytes(8, "little") + words + data[8 + size :])
+    with pytest.raises(CheckpointError, match=r"can't read model.safetensors"):
+        read(tmp_path / "x")
+
+
+def test_a_tokenizer_of_another_size_is_refused(bpe, tmp_path):
+    exported(build("alibi"), bpe, tmp_path / "x")
+    larger = Tokenizer.train([*sentences(60, 80, seed=1), "naïve café"], N_VOCAB + 1)
+    (tmp_path / "x/tokenizer.json").write_text(larger.json_text)
+    with pytest.raises(CheckpointError, match=r"tokenizer.json has 301 tokens, the model 300"):
+        read(tmp_path / "x")
+
+
 def test_a_pickle_is_read_only_where_it_holds_tensors_alone(bpe, tmp_path):
     folder, model = tmp_path / "x", build("gpt2")
     theirs = exported(model, bpe, folder)

@@ -59,11 +59,12 @@ class Page:
         return repr(self._tokenizer.text_of(token))[1:-1]
 
 
-def about(pieces: Sequence[Piece], seconds: float, note: str = "") -> str:
+def about(name: str, pieces: Sequence[Piece], seconds: float, note: str = "") -> str:
     """A line under a text."""
     if not pieces:
         return '<div class="about">&nbsp;</div>'
     mean = sum(piece.log_probability or 0.0 for piece in pieces) / len(pieces)
     ended = {"length": "", "end_of_text": ", and the document ended", "stop": "", None: ""}[pieces[-1].ended_by]
-    words = f"{len(pieces)} tokens, {len(pieces) / max(seconds, 1e-9):.0f} a second, perplexity {exp(-mean):.1f}{ended}"
+    speed = len(pieces) / max(seconds, 1e-9)
+    words = f"{escape(name)}: {len(pieces)} tokens, {speed:.0f} a second, perplexity {exp(-mean):.1f}{ended}"
     return f'<div class="about">{words}{escape(note)}</div>'

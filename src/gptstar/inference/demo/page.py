@@ -44,8 +44,8 @@ def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
             asked = Request.of(limits, prompt, n_new, method, seed, **dict(zip(keys, settings, strict=True)))
             if first not in models or second not in (*models, NONE, None):
                 raise gr.Error("there is no such model here", print_exception=False)
-            chosen = [first] + ([second] if second in models else [])
-            yield from _frames([models[name] for name in chosen], asked, limits)
+            chosen = dict.fromkeys([first, second] if second in models else [first])
+            yield from _frames({name: models[name] for name in chosen}, asked, limits)
         except Refusal as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -137,23 +137,25 @@ def launch(blocks: gr.Blocks, *, host: str, port: int | None) -> str:
 def _output(number: int) -> tuple[gr.HTML, gr.HTML, gr.Column]:
     with gr.Column(min_width=280, visible=number == 0) as column:
         text = gr.HTML('<div class="written"></div>', elem_id=f"text-{number}")
-        return text, gr.HTML(about([], 0), elem_id=f"about-{number}"), column
+        return text, gr.HTML(about("", [], 0), elem_id=f"about-{number}"), column
 
 
-def _frames(models: list[GPT], asked: Request, limits: Limits) -> Iterator[tuple[str, str, str, str]]:
+def _frames(models: Mapping[str, GPT], asked: Request, limits: Limits) -> Iterator[tuple[str, str, str, str]]:
     """Texts and the lines under them, a few times a second; of two models a token each in turn."""
     began = shown = time.monotonic()
-    pages = [Page(asked.prompt, tokenizer_of(model)) for model in models]
+    pages = [Page(asked.prompt, tokenizer_of(model)) for model in models.values()]
     written: list[list[Piece]] = [[] for _ in models]
     streams = [
-        stream(model, asked.prompt, asked.n_new, sampling=asked.sampling, n_likeliest=N_LIKELIEST) for model in models
+        stream(model, asked.prompt, asked.n_new, sampling=asked.sampling, n_likeliest=N_LIKELIEST)
+        for model in models.values()
     ]
     going = list(range(len(models)))
 
     def frame(note: str = "") -> tuple[str, str, str, str]:
+        seconds = time.monotonic() - began
         lines = [
-            (text.html, about(tokens, time.monotonic() - began, note))
-            for text, tokens in zip(pages, written, strict=True)
+            (text.html, about(name, tokens, seconds, note))
+            for name, text, tokens in zip(models, pages, written, strict=True)
         ]
         lines += [("", "")] * (2 - len(lines))
         return (*lines[0], *lines[1])

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,9 @@ def one_line_errors() -> Iterator[None]:
         if "Config group override must be" not in str(error):  # what Hydra raises for `model=3`
             raise
         _refuse(f"a group is chosen by the name of one of its files ({error})", 1)
+    except BrokenPipeError as error:  # whoever read our output has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # else Python complains when it flushes
+        raise SystemExit(128 + signal.SIGPIPE) from error
     except OSError as error:
         _refuse(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
     except KeyboardInterrupt:

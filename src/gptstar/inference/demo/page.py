@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 
 import gradio as gr
 
-from gptstar.errors import Refusal
+from gptstar.errors import ConfigError, Refusal
 from gptstar.inference.demo.markup import CSS, Page, about
 from gptstar.inference.demo.request import METHODS, Limits, Request
 from gptstar.inference.generate import Piece, stream, tokenizer_of
@@ -102,7 +103,18 @@ def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
 
 
 def serve(models: Mapping[str, GPT], limits: Limits, *, host: str, port: int | None) -> None:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        ConfigError: there is no such address, or its port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port or 0), family=family):
+            pass
+    except (OSError, OverflowError) as error:
+        where = host if port is None else f"{host}, port {port}"
+        raise ConfigError(f"can't serve at {where} ({error}): choose another --host or --port") from error
     blocks = page(models, limits)
     address = launch(blocks, host=host, port=port)
     print(f"{', '.join(models)} at {address} (Ctrl-C ends it)", flush=True)

@@ -113,6 +113,19 @@ def test_other_data_is_another_cell(swept: Path, tmp_path: Path) -> None:
     assert "can't be compared" in report
 
 
+def test_a_rate_at_the_end_of_those_tried_is_said_to_be(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    rate = next(line for line in (run / "config.yaml").read_text().splitlines() if "learning_rate:" in line)
+    for residual in ("parallel", "sequential"):
+        for number in (1, 2, 3):
+            changes = [("config.yaml", rate, f"{rate.partition(':')[0]}: {number}.0")]
+            if residual == "sequential":
+                changes.append(("config.yaml", "residual: parallel", "residual: sequential"))
+            copied(run, tmp_path / f"{residual}-{number}", *changes)
+    main(["report", str(tmp_path)])
+    assert "a rate beyond may be better" in (tmp_path / "report/report.md").read_text()
+
+
 def test_null_is_a_level(swept: Path, tmp_path: Path) -> None:
     run = swept / "context_length-16_positions-alibi_seed-0"
     clip = next(line for line in (run / "config.yaml").read_text().splitlines() if "gradient_clip" in line)

@@ -95,6 +95,9 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section
             f"Each arm is at its best learning rate: {_rates(tuned, left)}. It was chosen by the same seeds, which "
             "favours an arm with more rates that are nearly as good, by up to half a standard error."
         )
+        tried, taken = finished[RATE], tuned[RATE]
+        if taken.isin((tried.min(), tried.max())).any():
+            text.append("Some are at the end of what was tried: a rate beyond may be better for them.")
     yield Section(f"Effects on {outcome.replace('_', ' ')}", " ".join(text), effect_table(found), plot_effects(found))
 
 

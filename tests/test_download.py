@@ -209,7 +209,7 @@ def test_the_command_downloads_imports_and_tidies_up(
         return
     assert "drop --full-state" in refusal(main, [*words, "--full-state"])
     web.status = 404
-    assert "the original address is gone" in refusal(main, [*words, "--url", web.address])
+    assert "the address is gone" in refusal(main, [*words, "--url", web.address])
     (tmp_path / "other.json").write_text(Tokenizer.train(["one two " * 40], 260).json_text)
     words[-1] = str(tmp_path / "other.json")
     assert "GPT-2's tokenizer" in refusal(main, [*words, "--url", web.address])

@@ -155,7 +155,7 @@ def _download(options: argparse.Namespace) -> None:
     _refuse_existing(out)
     tokenizer = options.tokenizer or out.parent / "gpt2-tokenizer.json"
     if options.tokenizer is None:
-        _with_a_bar(File(TOKENIZER_URL), tokenizer)
+        _with_a_bar(File(TOKENIZER_URL), tokenizer, otherwise="give GPT-2's tokenizer.json as --tokenizer FILE")
     if Tokenizer.from_file(tokenizer).fingerprint != TOKENIZER_FINGERPRINT:
         raise CheckpointError(
             f"{tokenizer} is not GPT-2's tokenizer, which {options.name} was trained with: replace it"
@@ -170,17 +170,22 @@ def _download(options: argparse.Namespace) -> None:
         fetched.unlink()
 
 
-def _with_a_bar(file: "File", path: Path) -> str:
+def _with_a_bar(file: "File", path: Path, otherwise: str | None = None) -> str:
     """Download a file, and show how far it is."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from gptstar.checkpoint.published.fetch import fetch
+    from gptstar.checkpoint.published.fetch import OTHERWISE, fetch
 
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        return fetch(file, path, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        return fetch(
+            file,
+            path,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            otherwise=otherwise or OTHERWISE,
+        )
 
 
 def _consolidate(options: argparse.Namespace) -> None:

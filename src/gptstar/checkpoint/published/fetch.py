@@ -16,6 +16,8 @@ from gptstar.errors import CheckpointError
 PAUSES = (1, 2, 4, 8, 16)
 """Seconds before each new try; whatever comes begins the count anew."""
 
+OTHERWISE = "if you have the file: gptstar import FILE OUT; if you know another address of it: --url URL"
+
 SECONDS = 30
 """Of silence after which a connection is given up."""
 
@@ -23,11 +25,14 @@ Progress = Callable[[int, int | None], None]
 """Told of the bytes that are there and of all that there will be, where the server says."""
 
 
-def fetch(file: File, path: Path, *, progress: Progress, pauses: tuple[float, ...] = PAUSES) -> str:
+def fetch(
+    file: File, path: Path, *, progress: Progress, otherwise: str = OTHERWISE, pauses: tuple[float, ...] = PAUSES
+) -> str:
     """Download a file; what is there of it from an interrupted try is not fetched again.
 
     Args:
         path: where it is to be; nothing is done where it is and has the right hash.
+        otherwise: what to do where it can't be had.
 
     Returns:
         Its SHA-256.
@@ -45,7 +50,7 @@ def fetch(file: File, path: Path, *, progress: Progress, pauses: tuple[float, ..
     try:
         partial = path.with_name(f".{path.name}.partial")
         if not path.exists():
-            _complete(file, partial, progress, pauses)
+            _complete(file, partial, progress, otherwise, pauses)
         whole = path if path.exists() else partial
         found = _sha256(whole)
         if file.sha256 not in (None, found):
@@ -66,7 +71,7 @@ def fetch(file: File, path: Path, *, progress: Progress, pauses: tuple[float, ..
         lock.release()
 
 
-def _complete(file: File, partial: Path, progress: Progress, pauses: tuple[float, ...]) -> None:
+def _complete(file: File, partial: Path, progress: Progress, otherwise: str, pauses: tuple[float, ...]) -> None:
     """Go on until all of it is there."""
     failures, most = 0, partial.stat().st_size if partial.exists() else 0
     with httpx.Client(follow_redirects=True, timeout=SECONDS) as client:
@@ -78,8 +83,8 @@ def _complete(file: File, partial: Path, progress: Progress, pauses: tuple[float
                 status = error.response.status_code
                 if status < 500 and status not in (408, 429):
                     raise CheckpointError(
-                        f"{file.url} answers {status} {error.response.reason_phrase}: the original address is gone or "
-                        "closed; if you have the file: gptstar import FILE OUT, and if you know another address: --url"
+                        f"{file.url} answers {status} {error.response.reason_phrase}: the address is gone or closed; "
+                        f"{otherwise}"
                     ) from error
                 cause = f"status {status}"
             except httpx.UnsupportedProtocol as error:
@@ -91,7 +96,7 @@ def _complete(file: File, partial: Path, progress: Progress, pauses: tuple[float
             if failures == len(pauses):
                 raise CheckpointError(
                     f"can't get {file.url} ({cause}): check the network and try again, which goes on where it was cut; "
-                    "if the address is gone and you have the file: gptstar import FILE OUT"
+                    f"or, {otherwise}"
                 )
             time.sleep(pauses[failures])
             failures += 1

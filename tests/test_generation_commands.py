@@ -45,6 +45,7 @@ def test_it_prints_what_the_function_returns(
 
     (usual,) = generate(built, "the cat", 9, sampling=USUAL)
     assert said("--prompt", "the cat") == said("--prompt", "the cat", "--stream") == f"the cat{usual.text}\n"
+    assert said("--prompt", "the cat", "--stream", "--tokens", "0") == "the cat\n"
     (tmp_path / "prompt").write_text("the cat\n")
     assert said("--file", str(tmp_path / "prompt")) == f"the cat{usual.text}\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))

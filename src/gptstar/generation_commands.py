@@ -115,9 +115,11 @@ def _generate(options: argparse.Namespace) -> None:
     told: dict[str, Any] = {"n": options.n, "sampling": sampling, "stop": options.stop}
     model = opened(options.checkpoint, weights=options.weights, device=options.device)
     if is_one and plain and (options.stream or sys.stdout.isatty()):
-        for place, piece in enumerate(stream(model, prompts, options.tokens, **told)):
-            print((prompts[0] if place == 0 else "") + _visible(piece.text), end="", flush=True)
-        print()
+        beginning = prompts[0]
+        for piece in stream(model, prompts, options.tokens, **told):
+            print(_visible(beginning + piece.text), end="", flush=True)
+            beginning = ""
+        print(_visible(beginning))
         return
     with Console(stderr=True).status(f"writing {len(prompts) * options.n} texts of up to {options.tokens} tokens"):
         texts: list[Continuation] = generate(

@@ -246,8 +246,13 @@ class Visitor:
         self.page = browser.new_context(viewport={"width": width, "height": 900}).new_page()
         self.page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.elsewhere(request.url, address))
         self.page.goto(address)
         self.page.wait_for_selector("#write")
+
+    def elsewhere(self, url: str, address: str) -> None:
+        if not url.startswith((address, "data:", "blob:")):
+            self.complaints.append(f"asks {url}")
 
     def ask(self, prompt: str, length: int) -> None:
         self.page.get_by_label("Prompt").fill(prompt)

@@ -33,13 +33,14 @@ RANKS = [
     },
     {"cli"},
     {"launch"},
+    {"apart"},
     {"sweep"},
 ]
 """Imports point to an earlier line only."""
 
 THIRD_PARTIES = {
     "hydra": {"composing", "cli", "launch", "sweep"},
-    "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "sweep", "training/status"},
+    "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "apart", "sweep", "training/status"},
     "jinja2": {"results/report", "results/card", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},

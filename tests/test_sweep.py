@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_script
+from conftest import ROOT, run_here, run_script
 
 from gptstar.results.run import Run
 from gptstar.sweep import job_name
@@ -141,3 +141,52 @@ def test_another_configuration_is_no_continuation(overrides: Overrides, tmp_path
     assert changed.returncode == 1
     assert "optimizer.weight_decay (there 0.1, here 0.5)" in changed.stderr
     assert Run.read(tmp_path / "run/seed-0").state == "finished"
+
+
+@pytest.mark.slow
+def test_two_jobs_at_a_time_share_the_machine(overrides: Overrides, tmp_path: Path) -> None:
+    """Of three, one is killed while two are at work; the third is begun all the same."""
+    words = [*overrides("total_steps=60", "schedule.warmup_steps=1"), "jobs_at_once=2", "seed=0,1,2"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    for seed in (0, 1):
+        wait_for(process, tmp_path / "run", f"seed-{seed}/step-*.ckpt")
+    children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    assert len(children) == 2
+    threads = f"OMP_NUM_THREADS={max(1, (os.cpu_count() or 1) // 2)}"
+    assert all(threads in Path(f"/proc/{child}/environ").read_text().split("\0") for child in children)
+    os.kill(children[0], signal.SIGKILL)
+    said, errors = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "error: 1 of 3 jobs failed, such as seed-" in errors
+    states = [Run.read(tmp_path / f"run/seed-{seed}").state for seed in range(3)]
+    assert sorted(states) == ["finished", "finished", "killed"]
+    assert states[2] == "finished"
+    assert "step 60 of 60" not in said  # it stands in the jobs' own files
+    assert "step 60 of 60" in (tmp_path / "run/seed-2.txt").read_text()
+
+    again = run_script("train.py", ["-m", *words])
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished already: skipped") == 2
+    alone = run_script("train.py", overrides("total_steps=60", "schedule.warmup_steps=1", "seed=0", output="alone"))
+    assert alone.returncode == 0, alone.stderr
+    assert losses(tmp_path / "run/seed-0") == losses(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_signal_reaches_all_jobs_at_work(overrides: Overrides, tmp_path: Path) -> None:
+    more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
+    process = started([*overrides(*more), "seed=0,1,2", "jobs_at_once=2"])
+    for seed in (0, 1):
+        wait_for(process, tmp_path / "run", f"seed-{seed}/metrics.csv")
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert [Run.read(tmp_path / f"run/seed-{seed}").state for seed in (0, 1)] == ["stopped", "stopped"]
+    assert not (tmp_path / "run/seed-2").exists()
+
+
+@pytest.mark.parametrize("words", [["jobs_at_once=0"], ["jobs_at_once=-3"]])
+def test_no_jobs_at_once_are_none(words: list[str], overrides: Overrides, refusal: Callable[..., str]) -> None:
+    assert f"{words[0]} is below 1" in refusal(run_here, overrides(*words))

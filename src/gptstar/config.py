@@ -46,6 +46,7 @@ class TrainConfig:
         checkpoint_every, validate_every, log_every: in steps.
         checkpoint_keep: of the newest checkpoints; the best is kept too.
         on_nonfinite: `stop`, or `skip` a step whose loss or gradient is not finite.
+        jobs_at_once: of a sweep on one machine.
         resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
         evaluation: on tasks of the harness, every so many steps.
@@ -65,6 +66,7 @@ class TrainConfig:
     log_every: int
     on_nonfinite: Literal["stop", "skip"]
     resume: str
+    jobs_at_once: int
     report: bool
     reading: LengthConfig
     output: Path
@@ -98,6 +100,7 @@ class TrainConfig:
             "checkpoint_keep",
             "validate_every",
             "log_every",
+            "jobs_at_once",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is below 1")

@@ -101,7 +101,7 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
     os.environ[LAUNCHER] = str(os.getpid())
     handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, TOLD.split(","))}
     try:
-        elastic_launch(_how(hardware), sys.executable)(script, *_words(composed))
+        elastic_launch(_how(hardware), sys.executable)(script, *words_of(composed))
     except SignalException as error:
         number = int(error.sigval)
         raise Interrupted(
@@ -121,45 +121,6 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def run_apart(script: str, composed: DictConfig) -> None:
-    """Run a script's job again in a process of its own, which is told of every signal that comes here, and wait.
-
-    Args:
-        composed: the job's configuration.
-
-    Raises:
-        Interrupted: a signal came, and the job has ended.
-        TrainingError: it failed; says what it said last.
-    """
-    environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR" or SHOW_ALL}
-    words, told = [sys.executable, script, *_words(composed)], []
-    process = subprocess.Popen(
-        words, env=environment | {LAUNCHER: str(os.getpid())}, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-    def tell(number: int, _: object) -> None:
-        told.append(number)
-        process.send_signal(number)
-
-    handlers = {number: signal.signal(number, tell) for number in map(signal.Signals.__getitem__, TOLD.split(","))}
-    said = ""
-    try:
-        assert process.stderr is not None
-        for line in process.stderr:
-            sys.stderr.write(line)
-            sys.stderr.flush()
-            said = line.strip() or said
-        code = process.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if told:  # even if the job had just come to its end: no other is to begin
-        raise Interrupted(f"{signal.Signals(told[0]).name}: the job was told to save and end", 128 + told[0])
-    if code:
-        killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
-        raise TrainingError(killed or said.removeprefix("error: ") or f"exit code {code}")
 
 
 def _how(hardware: HardwareConfig) -> LaunchConfig:
@@ -202,7 +163,7 @@ def requeued_if_preempted() -> Iterator[None]:
         raise
 
 
-def _words(composed: DictConfig) -> list[str]:
+def words_of(composed: DictConfig) -> list[str]:
     """What to type for the job that runs now, in its own folder, whether it is by itself or one of a sweep."""
     hydra_config = HydraConfig.get()
     folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]

@@ -4,9 +4,11 @@ import contextlib
 import logging
 import math
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,11 +19,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gptstar.errors import ConfigError, Refusal, TrainingError
-from gptstar.launch import run_apart
+from gptstar.apart import Job, share_of_machine
+from gptstar.errors import ConfigError, Interrupted, TrainingError
+from gptstar.launch import TOLD
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.training.status import is_finished
+
+SECONDS_BETWEEN_LOOKS = 0.2
 
 
 def job_name(
@@ -75,8 +80,18 @@ def announce_submission() -> None:
         logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains of every cluster without accounting
 
 
+@dataclass
+class Going:
+    """A job at work, its place on the machine, when it was started, and whether it began from nothing."""
+
+    job: Job
+    place: int
+    began: float
+    is_new: bool
+
+
 class Sweep:
-    """The jobs of a sweep on this machine, one after another, each in a process of its own.
+    """The jobs of a sweep on this machine, `jobs_at_once` of them at a time, each in a process of its own.
 
     So what crashes, or runs out of memory, ends one job and not the others. What is finished is skipped, what was
     interrupted goes on, and what failed is tried again, by the same command.
@@ -88,23 +103,31 @@ class Sweep:
         self._lock: FileLock | None = None
         self._seconds: list[float] = []
         self._names: list[str] = []
+        self._going: dict[str, Going] = {}
         self._failed: dict[str, str] = {}
+        self._told: list[int] = []
+        self._at_once = 1
 
     def takes(self) -> bool:
-        """Whether the job that Hydra starts now is of a sweep on this machine, whose jobs come one after another."""
+        """Whether the job that Hydra starts now is of a sweep on this machine, which Hydra goes through in order."""
         hydra_config = HydraConfig.get()
         return hydra_config.mode is RunMode.MULTIRUN and hydra_config.runtime.choices.get("hydra/launcher") == "basic"
 
     def run(self, script: str, composed: DictConfig) -> None:
         """Run the job, unless it is finished; what is wrong with it is told at the end of the sweep.
 
+        It comes back when there is room for another.
+
         Raises:
-            Interrupted: a signal came; the job has saved, and no other begins.
-            ConfigError: another sweep is at work in the folder, or two jobs would share one.
+            Interrupted: a signal came; the jobs have saved, and no other begins.
+            ConfigError: another sweep is at work in the folder, or two jobs would share one; or a search asks for
+                several at once.
         """
         path = Path(composed.output)
         if self._folder is None:
-            self._hold(path.parent)
+            self._begin(path.parent, composed)
+        if self._told:
+            self._wait_until_at_most(0)
         if path.name in self._names:
             raise ConfigError(f"two jobs of the sweep are called {path.name}: give each value once")
         self._names.append(path.name)
@@ -112,24 +135,36 @@ class Sweep:
         if is_finished(path, OmegaConf.to_yaml(composed, resolve=True)):
             self._console.print("finished already: skipped")
             return
-        goes_on, began = (path / "versions.json").exists(), time.perf_counter()
-        try:
-            run_apart(script, composed)
-            if not goes_on:  # else it took less than others will
-                self._seconds.append(time.perf_counter() - began)
-        except TrainingError as error:
-            self._failed[path.name] = str(error)
+        is_new = not (path / "versions.json").exists()
+        if self._at_once > 1:
+            free = min(set(range(self._at_once)) - {going.place for going in self._going.values()})
+            job = Job(
+                script,
+                composed,
+                log=path.with_name(f"{path.name}.txt"),
+                environment=share_of_machine(free, self._at_once),
+            )
+        else:
+            free, job = 0, Job(script, composed)
+        self._going[path.name] = Going(job, free, time.perf_counter(), is_new)
+        for number in self._told:  # while it was started
+            job.tell(number)
+        self._wait_until_at_most(self._at_once - 1)
 
     @contextlib.contextmanager
     def concluded(self) -> Iterator[None]:
-        """Around a sweep: show its runs when it ends.
+        """Around a sweep: wait for its jobs, and show its runs when it ends.
 
         Raises:
+            Interrupted: a signal came; the jobs have saved.
             TrainingError: some jobs failed; names them.
         """
         try:
             yield
-        except Refusal:  # Hydra's own sweeper raises what a job was refused for
+            self._wait_until_at_most(0)
+        except BaseException:  # such as what Hydra can't compose: what is at work comes to its end
+            with contextlib.suppress(Interrupted):
+                self._wait_until_at_most(0)
             self._show()
             raise
         self._show()
@@ -139,6 +174,48 @@ class Sweep:
                 f"{len(self._failed)} of {len(self._names)} jobs failed, such as {first[0]}: {first[1]}; the same "
                 f"command with output={self._folder} tries them again, and skips what is finished"
             )
+
+    def _begin(self, folder: Path, composed: DictConfig) -> None:
+        asked = OmegaConf.select(composed, "jobs_at_once")
+        self._at_once = asked if isinstance(asked, int) and asked > 0 else 1  # else the job says what is wrong
+        if self._at_once > 1 and HydraConfig.get().runtime.choices.get("hydra/sweeper") != "basic":
+            raise ConfigError(
+                f"jobs_at_once={self._at_once} is for sweeps over given values: a search waits for what each job finds"
+            )
+        self._hold(folder)
+        for name in TOLD.split(","):
+            signal.signal(signal.Signals[name], self._tell)
+
+    def _tell(self, number: int, _: object) -> None:
+        self._told.append(number)
+        for going in self._going.values():
+            going.job.tell(number)
+
+    def _wait_until_at_most(self, left: int) -> None:
+        """Until no more than so many jobs are at work; all where a signal has come."""
+        while len(self._going) > (0 if self._told else left):
+            ended = [name for name, going in self._going.items() if self._at_once == 1 or going.job.has_ended]
+            for name in ended:
+                self._conclude(name, self._going[name])
+            if not ended:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        if self._told:  # even if the jobs had just come to their ends: no other is to begin
+            number = self._told[0]
+            raise Interrupted(f"{signal.Signals(number).name}: the jobs were told to save and end", 128 + number)
+
+    def _conclude(self, name: str, going: Going) -> None:
+        try:
+            going.job.wait()
+        except TrainingError as error:
+            if not self._told:
+                self._failed[name] = str(error)
+        else:
+            if going.is_new:  # else it took less than others will
+                self._seconds.append(time.perf_counter() - going.began)
+        del self._going[name]
+        if self._at_once > 1:
+            state = f"failed: {self._failed[name]}" if name in self._failed else "ended"
+            self._console.print(f"{name} {state}", style="red" if name in self._failed else None, markup=False)
 
     def _hold(self, folder: Path) -> None:
         self._lock = FileLock(folder / ".sweep.lock")
@@ -159,7 +236,7 @@ class Sweep:
         place = re.findall(r"\d+", self._place())
         if not self._seconds or len(place) < 2:
             return ""
-        seconds = (int(place[1]) - int(place[0]) + 1) * sum(self._seconds) / len(self._seconds)
+        seconds = (int(place[1]) - int(place[0]) + 1) * sum(self._seconds) / len(self._seconds) / self._at_once
         left = f"{seconds / 60:,.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
         return f", about {left} left" + (f", {len(self._failed)} failed" if self._failed else "")
 

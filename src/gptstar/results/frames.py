@@ -27,7 +27,7 @@ LENGTH_FIGURES = (
 TASK_FIGURES = ("run", "checkpoint", "task", "metric", "subset", "value", "low", "high", "items")
 
 NOT_VARIED = (
-    *("output", "name", "hydra", "launcher", "resume", "report", "reading", "tracker", "data.shards"),
+    *("output", "name", "hydra", "launcher", "resume", "report", "reading", "tracker", "data.shards", "jobs_at_once"),
     *("log_every", "validate_every", "checkpoint_every", "checkpoint_keep"),
 )
 """Keys, and all below them, that shape no outcome."""

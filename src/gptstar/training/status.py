@@ -18,7 +18,17 @@ FILE_NAME, LOCK_NAME = "status.json", ".lock"
 State = Literal["running", "finished", "stopped", "failed"]
 """`stopped` had saved and can go on; what was killed is left as `running`, without a lock."""
 
-FREE = ("output", "hardware", "tracker", "trainer", "log_every", "checkpoint_every", "checkpoint_keep", "resume")
+FREE = (
+    "output",
+    "hardware",
+    "tracker",
+    "trainer",
+    "log_every",
+    "checkpoint_every",
+    "checkpoint_keep",
+    "resume",
+    "jobs_at_once",
+)
 """Keys that a finished run need not be run again for."""
 
 

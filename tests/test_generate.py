@@ -88,6 +88,16 @@ def test_pieces_are_the_text_that_the_tokenizer_decodes(tokenizer):
         assert pieces[-1].ended_by == ("length" if len(pieces) == 300 else "end_of_text")
 
 
+def test_the_end_of_text_ends_a_text(tokenizer):
+    ends = set()
+    for text in generate(build_with(tokenizer, {}), "the", 300, n=9, sampling=Sampling(50.0, seed=1)):
+        ends.add(text.ended_by)
+        places = [place for place, token in enumerate(text.tokens) if token == tokenizer.end_of_text]
+        assert places == ([len(text.tokens) - 1] if text.ended_by == "end_of_text" else [])
+        assert text.ended_by == "end_of_text" or len(text.tokens) == 300
+    assert ends == {"end_of_text", "length"}
+
+
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_a_stop_string_ends_a_text_before_it(tokenizer, length):
     model = build_with(tokenizer, {})

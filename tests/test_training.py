@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic, sleep
 
 import pytest
 import torch
@@ -223,6 +224,9 @@ class SeesLast(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
         if trainer.global_step > 5:
+            deadline = monotonic() + 60  # it is written while training goes on
+            while not self.path.exists() and monotonic() < deadline:
+                sleep(0.01)
             self.found.append(read(self.path).training.step)
 
 

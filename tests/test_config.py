@@ -187,7 +187,10 @@ def test_every_key_is_in_the_files_so_that_none_needs_a_plus() -> None:
 
     from gptstar.config import flatten
 
-    composed = flatten(OmegaConf.to_container(compose("train", []), resolve=True))
+    options = ([], ["schedule=wsd"], ["optimizer=muon"])
+    composed = {
+        key for words in options for key in flatten(OmegaConf.to_container(compose("train", words), resolve=True))
+    }
     composed = {"trainer" if key.startswith("trainer.") else key for key in composed}
     assert composed == {key for key in valid_keys(TrainConfig) if "*" not in key}
 

@@ -84,6 +84,23 @@ def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     assert_agree(one, tmp_path / "run")
 
 
+MUON = ("optimizer=muon", "optimizer.learning_rate=0.01", "optimizer.newton_schulz=float32")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_muon_orthogonalises_the_whole_matrix_on_two_ranks(
+    strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
+) -> None:
+    one = alone(*MUON, "total_steps=26")
+    train(overrides(*ODD, *MUON, *on(2, strategy), "total_steps=20", "schedule.decay_until=26"))
+    run_here(overrides(*ODD, *MUON, "total_steps=26"))
+    for name in ("train/loss", "validation/loss"):
+        ours, theirs = curve(one, name), curve(tmp_path / "run", name)
+        assert theirs == pytest.approx(ours, rel=1e-5), name
+    mine, its = read(one / "last.ckpt"), read(tmp_path / "run/last.ckpt")
+    torch.testing.assert_close(its.weights, mine.weights, rtol=0, atol=2e-4)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_at_other_numbers_of_ranks(
     overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]

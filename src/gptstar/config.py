@@ -49,6 +49,7 @@ class TrainConfig:
         jobs_at_once: of a sweep on one machine.
         resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
+        branch_from: a checkpoint to start from under another schedule, which would have led to it too.
         evaluation: on tasks of the harness, every so many steps.
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
         reading: at the end, a study of context length, where it names lengths.
@@ -66,6 +67,7 @@ class TrainConfig:
     log_every: int
     on_nonfinite: Literal["stop", "skip"]
     resume: str
+    branch_from: Path | None
     jobs_at_once: int
     report: bool
     reading: LengthConfig
@@ -129,13 +131,13 @@ class TrainConfig:
                 "evaluation.every_n_steps needs the whole model on each device, and hardware.strategy=fsdp has parts: "
                 "leave it out, and give checkpoints to evaluate.py"
             )
-        if self.schedule.warmup_steps >= self.schedule.decay_end(self.total_steps):
-            raise ConfigError(
-                f"schedule.warmup_steps={self.schedule.warmup_steps} leaves nothing of total_steps={self.total_steps} "
-                "to decay in: shorten the warm-up"
-            )
+        self.schedule.resolved(self.total_steps)
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
             raise ConfigError("evaluation.cache is of one checkpoint, and a run in training is none: leave it out")
+        if self.branch_from is not None and self.resume != "auto":
+            raise ConfigError(f"branch_from={self.branch_from} and resume={self.resume}: give one of them")
+        if self.branch_from is not None and not self.branch_from.exists():
+            raise ConfigError(f"branch_from={self.branch_from} is no checkpoint that exists")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
             raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
         if self.reading.reads:
@@ -166,7 +168,7 @@ class TrainConfig:
             "model": self.model.as_dict(),
             "data": {key: getattr(self.data, key) for key in DATA_SETTINGS},
             "optimizer": asdict(self.optimizer),
-            "schedule": asdict(self.schedule) | {"decay_until": self.schedule.decay_end(self.total_steps)},
+            "schedule": asdict(self.schedule.resolved(self.total_steps)),
             "hardware": {"precision": self.hardware.resolved_precision()},
         }
         return flatten(shaping)

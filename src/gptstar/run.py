@@ -60,7 +60,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         settings = config.settings() | {f"data.mixture.{name}": blocks for name, blocks in data.mixed_blocks.items()}
         sharded = config.hardware.sharded
         source = directory.start_from(
-            config.resume,
+            str(config.branch_from or config.resume),
             read=lambda path: read_for(path, ranks, sharded=sharded),
             warn=lambda text: console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False),
         )
@@ -73,6 +73,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
                 shards=shards,
                 folder=directory.path,
                 sharded=sharded,
+                branches=config.branch_from is not None,
             )
         )
         model, state = beginning.model, beginning.state
@@ -99,8 +100,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         module = LanguageModelling(
             model,
             optimizer=config.optimizer,
-            schedule=config.schedule,
-            total_steps=config.total_steps,
+            schedule=config.schedule.resolved(config.total_steps),
             seed=config.seed,
             token_bytes=shards.tokenizer.token_bytes,
             corpora=list(data.validation),

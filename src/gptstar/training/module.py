@@ -30,7 +30,7 @@ class LanguageModelling(pl.LightningModule):
     stopped.
 
     Args:
-        total_steps: where the schedule ends.
+        schedule: resolved.
         seed: of dropout; initial weights are the caller's.
         token_bytes: `(n_vocab,)`, bytes of text behind each token.
         corpora: names of the validation loaders, in order.
@@ -59,7 +59,6 @@ class LanguageModelling(pl.LightningModule):
         *,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
-        total_steps: int,
         seed: int,
         token_bytes: np.ndarray,
         corpora: list[str],
@@ -74,7 +73,7 @@ class LanguageModelling(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model = model
-        self._optimizer, self._schedule, self._total_steps, self._seed = optimizer, schedule, total_steps, seed
+        self._optimizer, self._schedule, self._seed = optimizer, schedule, seed
         self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
         self.corpora = corpora
         self._end_of_text, self._fill = end_of_text, fill
@@ -101,7 +100,7 @@ class LanguageModelling(pl.LightningModule):
             self._optimizer_state = self._materialise(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW, its state restored where the run goes on."""
+        """Its state restored where the run goes on."""
         optimizer = build_optimizer(self.model, self._optimizer)
         load_state_by_name(optimizer, self.model, self._optimizer_state)
         self._optimizer_state = {}
@@ -183,7 +182,7 @@ class LanguageModelling(pl.LightningModule):
                 still those of the step before.
         """
         step = self.global_step
-        rate = self._optimizer.learning_rate * self._schedule.fraction(step, self._total_steps)
+        rate = self._optimizer.learning_rate * self._schedule.fraction(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         mean_loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")

@@ -1,21 +1,30 @@
-"""AdamW over two groups of parameters, and its state by parameter name."""
+"""The optimizer over groups of parameters, and its state by parameter name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.training.muon import MuonAdamW
+
+FUSED = ".qkv.weight"
+"""Queries', keys' and values' projections, one below the other."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as in the GPT-3 paper.
+    """AdamW as in the GPT-3 paper, or Muon on the blocks' matrices beside it.
 
     Attributes:
-        learning_rate: the peak; the schedule scales it.
-        beta1, beta2, epsilon, weight_decay: of AdamW (decoupled).
+        learning_rate: the peak; the schedule scales it. It means the same for both algorithms.
+        algorithm: `adamw`, or `muon` on the matrices in blocks and AdamW on the rest.
+        beta1, beta2, epsilon: of AdamW.
+        weight_decay: decoupled, of both.
+        momentum: of Muon.
+        newton_schulz: what Muon orthogonalises in.
         gradient_clipping: largest norm of the whole gradient; null for none.
         decay_final_norm: also decay the last LayerNorm, as the original GPT* did.
 
@@ -23,10 +32,13 @@ class OptimizerConfig:
     """
 
     learning_rate: float
+    algorithm: Literal["adamw", "muon"] = "adamw"
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+    momentum: float = 0.95
+    newton_schulz: Literal["bfloat16", "float32"] = "bfloat16"
     gradient_clipping: float | None = 1.0
     decay_final_norm: bool = False
 
@@ -35,7 +47,7 @@ class OptimizerConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"optimizer.{name}={value} is not above 0")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not in [0, 1)")
         if self.weight_decay < 0:
@@ -55,15 +67,29 @@ def decays(model: nn.Module, *, final_norm: bool) -> Iterator[tuple[str, nn.Para
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with one group that decays and one that does not."""
+    """AdamW with one group that decays and one that does not; with Muon's groups before them."""
     parameters = list(decays(model, final_norm=config.decay_final_norm))
-    groups = [
+    groups: list[dict[str, Any]] = []
+    if config.algorithm == "muon":
+        matrices = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        of_muon = {"momentum": config.momentum, "newton_schulz": getattr(torch, config.newton_schulz)}
+        for parts in (1, 3):
+            names = [name for name in matrices if (3 if name.endswith(FUSED) else 1) == parts]
+            groups.append(
+                {
+                    "params": [matrices[name].weight for name in names],
+                    "weight_decay": config.weight_decay,
+                    "parts": parts,
+                    **of_muon,
+                }
+            )
+        parameters = [each for each in parameters if each[0] not in matrices]
+    groups += [
         {"params": [p for _, p, decayed in parameters if decayed], "weight_decay": config.weight_decay},
         {"params": [p for _, p, decayed in parameters if not decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
-    )
+    kind = MuonAdamW if config.algorithm == "muon" else torch.optim.AdamW
+    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -84,8 +110,9 @@ def load_state_by_name(
         raise CheckpointError(
             f"the optimizer's state is of another model: {sorted(differing)[0]} is only in one of them"
         )
+    of_muon = {p for group in optimizer.param_groups if "parts" in group for p in group["params"]}
     for parameter, name in names.items():
-        for key in ("exp_avg", "exp_avg_sq"):
+        for key in ("momentum_buffer",) if parameter in of_muon else ("exp_avg", "exp_avg_sq"):
             if states and (key not in states[name] or states[name][key].shape != parameter.shape):
                 raise CheckpointError(f"the optimizer's {key} of {name} is missing or of another shape")
     tree = optimizer.state_dict()

@@ -1,5 +1,6 @@
 """Beginning a run, or going on from a checkpoint under the settings that made it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks
+from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.sharding import fill, load_sharded, parts_of
 
+OF_SCHEDULE = "schedule."
 START_ONLY = {"model.residual_init"}
 """Settings that matter to a run's first step alone."""
 
@@ -61,6 +64,7 @@ def begin(
     shards: ShardFolder,
     folder: Path,
     sharded: bool = False,
+    branches: bool = False,
 ) -> Beginning:
     """A model and its state, new or those of a checkpoint.
 
@@ -70,6 +74,7 @@ def begin(
         settings: what shapes the result, as flat dotted keys.
         folder: the run directory.
         sharded: each rank is to have a part of the model.
+        branches: a checkpoint from elsewhere may be of another schedule, if this one gave all its steps the same rate.
 
     Raises:
         CheckpointError: the checkpoint is of another tokenizer, or its weights don't fit.
@@ -88,8 +93,11 @@ def begin(
 
         return Beginning(_shape_of(config), new, draw)
     path, checkpoint = source
+    elsewhere = path.resolve().parent != folder.resolve()
+    if checkpoint.training and branches and elsewhere:
+        checkpoint = replace(checkpoint, training=_branched(path, checkpoint.training, settings))
     state = _checked_state(path, checkpoint, config, settings, shards) or new
-    if path.resolve().parent != folder.resolve():
+    if elsewhere:
         state = replace(state, best_loss=None)  # a run's best is its own
     if not sharded:
         return Beginning(checkpoint.build().train(), state)
@@ -109,6 +117,23 @@ def begin(
 def _shape_of(config: GPTConfig) -> GPT:
     with torch.device("meta"):
         return GPT(config)
+
+
+def _branched(path: Path, state: TrainingState, settings: dict[str, Any]) -> TrainingState:
+    """The state under our schedule, to which theirs was equal till now."""
+    theirs, ours = (
+        ScheduleConfig(**{key.removeprefix(OF_SCHEDULE): at[key] for key in at if key.startswith(OF_SCHEDULE)})
+        for at in (state.settings, settings)
+    )
+    for step in range(state.step):
+        there, here = theirs.fraction(step), ours.fraction(step)
+        if not math.isclose(there, here, abs_tol=1e-12):
+            raise ConfigError(
+                f"{path} can't be branched from at step {state.step:,}: at step {step:,} it learned at {there:.3g} of "
+                f"the peak, which this schedule puts at {here:.3g}: branch from an earlier checkpoint, or with a later "
+                "or shorter decay"
+            )
+    return replace(state, settings={key: at for key, at in state.settings.items() if not key.startswith(OF_SCHEDULE)})
 
 
 def _checked_state(
@@ -135,4 +160,8 @@ def _check_settings(path: Path, checkpoint: Checkpoint, config: GPTConfig, setti
     differing = [key for key in theirs if key not in START_ONLY and theirs[key] != ours.get(key)]
     if differing:
         listed = ", ".join(f"{key} (there {theirs[key]}, here {ours.get(key)})" for key in differing)
-        raise ConfigError(f"can't go on from {path} under other settings: {listed}: give the same, or another output")
+        only = all(key.startswith(OF_SCHEDULE) for key in differing)
+        cure = (
+            "the same, another output, or branch_from, for another schedule" if only else "the same, or another output"
+        )
+        raise ConfigError(f"can't go on from {path} under other settings: {listed}: give {cure}")

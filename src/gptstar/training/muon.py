@@ -1,0 +1,89 @@
+"""Muon on the matrices of a model, AdamW on the rest, as one optimizer."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptstar.training.sharding import full_tensor, part_like
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Each of some matrices with its singular values brought near 1 (0.7 to 1.2), by Newton-Schulz iterations.
+
+    Args:
+        matrices: `(matrix, row, column)`.
+        dtype: to compute in; bfloat16 is what GPUs are fast in, and noise in the result does no harm.
+
+    Returns:
+        As `matrices`, in `dtype`.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024,
+    https://kellerjordan.github.io/posts/muon/, whose coefficients these are.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if tall else matrices).to(dtype)
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class MuonAdamW(torch.optim.AdamW):
+    """AdamW whose groups with a key `parts` are Muon's.
+
+    Such a group holds matrices that each consist of so many along their rows (three where queries, keys and values are
+    projected together), and each of these is orthogonalised by itself. Steps are scaled to the size of AdamW's, so that
+    learning rate and weight decay mean the same for both. Of a matrix in parts over ranks, each rank gathers the step,
+    orthogonalises the whole, and keeps its own part.
+
+    PyTorch's `torch.optim.Muon` is the same for a single matrix; it can't split a fused one, compute in float32, or
+    step one that is in parts.
+
+    Args:
+        groups: of parameters; Muon's say `parts`, `momentum` and `newton_schulz`, the dtype to orthogonalise in.
+
+    Source: as `orthogonalised`, with Nesterov's momentum; the scale is that of Liu et al., "Muon is scalable for LLM
+    training", 2025, section 2.2.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
+        super().__init__(groups, **options)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Matrices by Muon, whose gradients are then gone, so that AdamW sees the others' alone."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if "parts" in group:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._step_matrix(parameter, group)
+                        parameter.grad = None
+        super().step()
+        return loss
+
+    def _step_matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
+        if not state:
+            state["step"] = torch.zeros(())  # which AdamW looks for in all states that it loads
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        state["step"] += 1
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        whole = full_tensor(gradient.lerp(momentum, group["momentum"]))
+        matrices = whole.view(group["parts"], -1, whole.shape[1])
+        steps = orthogonalised(matrices, group["newton_schulz"]).flatten(0, 1)
+        size = 0.2 * math.sqrt(max(matrices.shape[1:]))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(part_like(parameter, steps), alpha=-group["lr"] * size)

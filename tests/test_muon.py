@@ -1,0 +1,121 @@
+"""Muon against PyTorch's, where both can; what is fused, and what goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_here
+from torch import Tensor, nn
+
+from gptstar.checkpoint.format import read
+from gptstar.model import GPT, GPTConfig
+from gptstar.training.metrics_csv import read_metrics
+from gptstar.training.muon import MuonAdamW, orthogonalised
+from gptstar.training.optimizer import OptimizerConfig, build_optimizer
+
+Overrides = Callable[..., list[str]]
+
+SHAPES = {"wide": (24, 40), "tall": (40, 24), "square": (32, 32)}
+
+
+def pytorchs(parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Muon:
+    return torch.optim.Muon(
+        parameters, lr=learning_rate, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+
+
+def ours(parameters: list[nn.Parameter], learning_rate: float, parts: int) -> MuonAdamW:
+    of_muon = {"parts": parts, "momentum": 0.95, "newton_schulz": torch.bfloat16}
+    return MuonAdamW([{"params": parameters, "weight_decay": 0.1, **of_muon}], lr=learning_rate, fused=True)
+
+
+def steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], gradients: list[list[Tensor]]) -> None:
+    for each in gradients:
+        for parameter, gradient in zip(parameters, each, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_it_is_pytorchs_muon(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    gradients = [[torch.randn(shape)] for _ in range(5)]
+    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    steps(ours([mine], 0.02, parts=1), [mine], gradients)
+    steps(pytorchs([theirs], 0.02), [theirs], gradients)
+    assert not torch.allclose(mine, start, atol=0.01)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+
+
+def test_parts_of_a_fused_matrix_are_matrices_of_their_own() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(96, 32)
+    gradients = [torch.randn(96, 32) * torch.tensor([1.0, 5.0, 0.1]).repeat_interleave(32)[:, None] for _ in range(5)]
+    fused, apart = nn.Parameter(start.clone()), [nn.Parameter(each.clone()) for each in start.chunk(3)]
+    steps(ours([fused], 0.02, parts=3), [fused], [[each] for each in gradients])
+    steps(pytorchs(apart, 0.02), apart, [list(each.chunk(3)) for each in gradients])
+    torch.testing.assert_close(fused, torch.cat([each.detach() for each in apart]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_singular_values_come_near_one(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(4, 64, 32)
+    left, values, right = torch.linalg.svd(orthogonalised(matrices, dtype).float(), full_matrices=False)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+    theirs = torch.linalg.svd(matrices, full_matrices=False)
+    torch.testing.assert_close(left @ right, theirs[0] @ theirs[2], rtol=0, atol=0.05)  # the directions stay
+
+
+def test_muon_has_the_matrices_in_blocks_and_adamw_the_rest() -> None:
+    model = GPT(GPTConfig(2, 24, 2, 97, positions="learned", n_ctx=8))
+    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.01, algorithm="muon"))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    single, fused, decaying, others = ([names[p] for p in group["params"]] for group in optimizer.param_groups)
+    assert fused == [f"blocks.{block}.attention.qkv.weight" for block in (0, 1)]
+    assert {name.split(".", 2)[2] for name in single} == {"attention.out.weight", "mlp.up.weight", "mlp.down.weight"}
+    assert decaying == ["token_embedding.weight"]
+    assert all("norm" in name or name.endswith("bias") or "position" in name for name in others)
+    assert len(names) == len(single) + len(fused) + len(decaying) + len(others)
+
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    tokens = torch.randint(0, 97, (2, 9))
+    model(tokens[:, :-1], tokens[:, 1:]).mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    kept = {name: set(optimizer.state[parameter]) for parameter, name in names.items()}
+    assert all(keys == {"step", "momentum_buffer"} for name, keys in kept.items() if name in single + fused)
+    assert kept["token_embedding.weight"] == {"step", "exp_avg", "exp_avg_sq"}
+    for parameter, name in names.items():
+        if name in single + fused:  # of the size of an AdamW step
+            change = parameter.detach() - before[name] * (1 - 0.01 * 0.1)
+            assert change.square().mean().sqrt() == pytest.approx(0.01 * 0.2, rel=0.35), name
+
+
+MUON = ("optimizer=muon", "optimizer.learning_rate=0.01")
+
+
+def test_a_run_with_muon_goes_on_bitwise(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides(*MUON, "total_steps=20", output="whole"))
+    run_here(overrides(*MUON, "total_steps=11", "schedule.decay_until=20"))
+    run_here(overrides(*MUON, "total_steps=20"))
+    whole, resumed = (
+        {int(row["step"]): row["train/loss"] for row in read_metrics(tmp_path / name) if "train/loss" in row}
+        for name in ("whole", "run")
+    )
+    assert whole == resumed
+    first, second = read(tmp_path / "whole/last.ckpt"), read(tmp_path / "run/last.ckpt")
+    torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
+    torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
+    assert set(first.training.optimizer["blocks.0.mlp.up.weight"]) == {"step", "momentum_buffer"}
+
+
+def test_another_algorithms_checkpoint_is_refused(
+    overrides: Overrides, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    run_here(overrides("total_steps=6", "schedule.decay_until=20", output="adamw"))
+    more = (*MUON[:1], "schedule.decay_until=20", f"resume={tmp_path / 'adamw'}")
+    assert "optimizer.algorithm (there adamw, here muon)" in refusal(run_here, overrides(*more))

@@ -1,0 +1,98 @@
+"""Learning rates as functions of the step, and one long run ended at several lengths."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_here
+from torch.optim import SGD
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from gptstar.checkpoint.format import read
+from gptstar.errors import ConfigError
+from gptstar.training.metrics_csv import read_metrics
+from gptstar.training.schedule import ScheduleConfig
+
+Overrides = Callable[..., list[str]]
+
+
+def losses(folder: Path) -> dict[int, float]:
+    return {int(row["step"]): row["train/loss"] for row in read_metrics(folder) if "train/loss" in row}
+
+
+def test_cosine_is_pytorchs() -> None:
+    optimizer = SGD([torch.zeros(1)], lr=1.0)
+    warm, cosine = LinearLR(optimizer, 1e-12, total_iters=5), CosineAnnealingLR(optimizer, 15, eta_min=0.1)
+    theirs = SequentialLR(optimizer, [warm, cosine], milestones=[5])
+    ours = ScheduleConfig(warmup_steps=5).resolved(20)
+    for step in range(20):
+        assert ours.fraction(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        theirs.step()
+    assert ours.fraction(20) == ours.fraction(99) == pytest.approx(0.1)
+
+
+def test_wsd_warms_up_stays_and_decays() -> None:
+    schedule = ScheduleConfig(warmup_steps=4, shape="wsd", final_fraction=0.2, decay_steps=16).resolved(100)
+    assert [schedule.fraction(step) for step in (0, 2, 4, 50, 84)] == [0.0, 0.5, 1.0, 1.0, 1.0]
+    assert schedule.fraction(88) == pytest.approx(0.2 + 0.8 * (1 - math.sqrt(4 / 16)))
+    assert schedule.fraction(100) == schedule.fraction(200) == pytest.approx(0.2)
+    assert ScheduleConfig(warmup_steps=4, shape="wsd").resolved(100).decay_steps == 20
+
+
+def test_the_others_need_no_end() -> None:
+    inverse = ScheduleConfig(warmup_steps=100, shape="inverse_sqrt")
+    assert [inverse.fraction(step) for step in (50, 100, 400, 10_000)] == pytest.approx([0.5, 1.0, 0.5, 0.1])
+    assert ScheduleConfig(warmup_steps=0, shape="inverse_sqrt").fraction(0) == 1.0
+    constant = ScheduleConfig(warmup_steps=2, shape="constant")
+    assert [constant.fraction(step) for step in (0, 1, 2, 10**6)] == [0.0, 0.5, 1.0, 1.0]
+    assert constant.resolved(10) == constant
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"warmup_steps": 90, "shape": "wsd"}, "are more than the 100 steps until the decay ends"),
+        ({"warmup_steps": 100}, "leaves nothing of total_steps=100 to decay in"),
+        ({"warmup_steps": 1, "decay_steps": 5}, "decay_steps is of schedule=wsd"),
+        ({"warmup_steps": 1, "decay_steps": 0, "shape": "wsd"}, "decay_steps=0 is below 1"),
+        ({"warmup_steps": 1, "decay_until": 5, "shape": "constant"}, "ends no decay"),
+    ],
+)
+def test_what_can_not_be_is_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ScheduleConfig(**given).resolved(100)  # type: ignore[arg-type]
+
+
+WSD = ("schedule=wsd", "schedule.warmup_steps=3", "schedule.decay_steps=6")
+
+
+def test_one_long_run_ends_at_many_lengths(
+    overrides: Overrides, refusal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = (*WSD, "checkpoint_every=7", "checkpoint_keep=9")
+    run_here(overrides(*more, "total_steps=24", output="long"))
+    at_7 = tmp_path / "long/step-000007.ckpt"
+    assert at_7.exists(), sorted((tmp_path / "long").iterdir())
+    branch = overrides(*more, "total_steps=13", f"branch_from={at_7}", output="branch")
+    run_here(branch)
+    assert "at step 7 of 13" in capsys.readouterr().out
+    run_here(overrides(*more, "total_steps=13", output="alone"))
+    alone = losses(tmp_path / "alone")
+    assert losses(tmp_path / "branch") == {step: loss for step, loss in alone.items() if step > 7}
+    mine, theirs = (read(tmp_path / name / "last.ckpt").weights for name in ("branch", "alone"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    run_here(branch)
+    assert "finished already" in capsys.readouterr().out
+
+    last = tmp_path / "long/last.ckpt"
+    late = overrides(*more, "total_steps=30", f"branch_from={last}", output="late")
+    assert "can't be branched from at step 24: at step 19 it learned at 0.612" in refusal(run_here, late)
+    warm = overrides(*more, "total_steps=13", f"branch_from={at_7}", "schedule.warmup_steps=2", output="warm")
+    assert "at step 1 it learned at 0.333 of the peak, which this schedule puts at 0.5" in refusal(run_here, warm)
+    other = overrides(*more, "total_steps=13", f"branch_from={at_7}", "optimizer.beta2=0.9", output="other")
+    assert "under other settings: optimizer.beta2" in refusal(run_here, other)
+    plain = overrides(*more, "total_steps=13", f"resume={at_7}", output="plain")
+    assert "or branch_from, for another schedule" in refusal(run_here, plain)

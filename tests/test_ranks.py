@@ -84,21 +84,28 @@ def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     assert_agree(one, tmp_path / "run")
 
 
-MUON = ("optimizer=muon", "optimizer.learning_rate=0.01", "optimizer.newton_schulz=float32")
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(
+    ("strategy", "dtype"),
+    [
+        ("ddp", "float32"),
+        ("fsdp", "float32"),
+        pytest.param("ddp", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("fsdp", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_muon_orthogonalises_the_whole_matrix_on_two_ranks(
-    strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
+    strategy: str, dtype: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
 ) -> None:
-    one = alone(*MUON, "total_steps=26")
-    train(overrides(*ODD, *MUON, *on(2, strategy), "total_steps=20", "schedule.decay_until=26"))
-    run_here(overrides(*ODD, *MUON, "total_steps=26"))
+    muon = ("optimizer=muon", "optimizer.learning_rate=0.01", f"optimizer.newton_schulz={dtype}")
+    one = alone(*muon, "total_steps=26")
+    train(overrides(*ODD, *muon, *on(2, strategy), "total_steps=20", "schedule.decay_until=26"))
+    run_here(overrides(*ODD, *muon, "total_steps=26"))
     for name in ("train/loss", "validation/loss"):
         ours, theirs = curve(one, name), curve(tmp_path / "run", name)
         assert theirs == pytest.approx(ours, rel=1e-5), name
     mine, its = read(one / "last.ckpt"), read(tmp_path / "run/last.ckpt")
-    torch.testing.assert_close(its.weights, mine.weights, rtol=0, atol=2e-4)
+    if dtype == "float32":  # bfloat16 makes coarse what is rounded otherwise, so weights wander apart, losses don't
+        torch.testing.assert_close(its.weights, mine.weights, rtol=0, atol=2e-4)
 
 
 @pytest.mark.slow

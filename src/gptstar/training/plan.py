@@ -22,7 +22,8 @@ class Memory:
     """Bytes that a device holds at the height of a training step.
 
     Attributes:
-        parameters, gradients, optimizer: of AdamW in float32, 16 bytes a parameter in all; with FSDP this rank's part.
+        parameters, gradients, optimizer: in float32, 16 bytes a parameter in all, 4 less in Muon's matrices; with FSDP
+            this rank's part.
         casts: parameters in bfloat16.
         gathered: with FSDP, whole parameters of the embedding and of two blocks, and the gradients of one.
         activations: what the backward pass reads.
@@ -60,17 +61,20 @@ def memory(
     activation_checkpointing: bool,
     shards: int,
     on_gpu: bool,
+    muon: bool = False,
 ) -> Memory:
     """What a device holds.
 
     Args:
         shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
         on_gpu: no weights of attention are kept.
+        muon: one moment of matrices is kept, not two.
     """
     width = 4 if precision == "float32" else 2
     D, F, A = model.d_model, model.mlp_width, model.n_heads * model.head_width
     embedding = model.n_vocab * D
     of_block = (model.n_params - embedding) // model.n_layers
+    matrices = model.n_layers * (4 * A * D + 2 * F * D)
     tokens = micro_batch_size * context_length
 
     scores = 0 if on_gpu or context_length > KEPT_UP_TO else model.n_heads * context_length
@@ -92,12 +96,12 @@ def memory(
     return Memory(
         parameters=4 * model.n_params // shards,
         gradients=4 * model.n_params // shards,
-        optimizer=8 * model.n_params // shards,
+        optimizer=(8 * model.n_params - (4 * matrices if muon else 0)) // shards,
         casts=casts,
         gathered=gathered,
         activations=activations,
         logits=width * min(tokens * model.n_vocab, CHUNK_LOGITS) + 4 * tokens * D,
-        saving=0 if on_gpu else 12 * model.n_params // shards,
+        saving=0 if on_gpu else (12 * model.n_params - (4 * matrices if muon else 0)) // shards,
         program=GPU_PROGRAM if on_gpu else CPU_PROGRAM,
     )
 

@@ -20,6 +20,7 @@ from gptstar.cli import one_line_errors
 from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.run import train
+from gptstar.training.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -144,6 +145,11 @@ def overrides(text: str, tmp_path: Path) -> Callable[..., list[str]]:
         return [*SMALL, "data=local", f"data.files={text}", f"output={tmp_path / output}", *more]
 
     return build
+
+
+def recorded(folder: Path, name: str = "train/loss") -> dict[int, float]:
+    """What a run recorded under a name, by step."""
+    return {int(row["step"]): row[name] for row in read_metrics(folder) if name in row}
 
 
 def run_here(overrides: Sequence[str]) -> None:

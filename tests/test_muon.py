@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_here
+from conftest import recorded, run_here
 from torch import Tensor, nn
 
 from gptstar.checkpoint.format import read
 from gptstar.model import GPT, GPTConfig
-from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.muon import MuonAdamW, orthogonalised
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer
 
@@ -102,11 +101,7 @@ def test_a_run_with_muon_goes_on_bitwise(overrides: Overrides, tmp_path: Path) -
     run_here(overrides(*MUON, "total_steps=20", output="whole"))
     run_here(overrides(*MUON, "total_steps=11", "schedule.decay_until=20"))
     run_here(overrides(*MUON, "total_steps=20"))
-    whole, resumed = (
-        {int(row["step"]): row["train/loss"] for row in read_metrics(tmp_path / name) if "train/loss" in row}
-        for name in ("whole", "run")
-    )
-    assert whole == resumed
+    assert recorded(tmp_path / "whole") == recorded(tmp_path / "run")
     first, second = read(tmp_path / "whole/last.ckpt"), read(tmp_path / "run/last.ckpt")
     torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
     torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_here, run_script
+from conftest import ROOT, recorded, run_here, run_script
 from test_training import assert_same_run, damage
 
 from gptstar.checkpoint.format import read
 from gptstar.checkpoint.kept import newest_first
-from gptstar.training.metrics_csv import read_metrics
 
 Overrides = Callable[..., list[str]]
 
@@ -37,14 +36,10 @@ def train(overrides: list[str]) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def curve(folder: Path, name: str) -> dict[int, float]:
-    return {int(row["step"]): float(row[name]) for row in read_metrics(folder) if row.get(name) is not None}
-
-
 def assert_agree(one: Path, other: Path) -> None:
     """Losses and gradients step by step, validation, weights and the optimizer's state, within rounding."""
     for name in ("train/loss", "validation/loss", "gradient_norm"):
-        ours, theirs = curve(one, name), curve(other, name)
+        ours, theirs = recorded(one, name), recorded(other, name)
         assert ours.keys() == theirs.keys()
         for step, value in ours.items():
             assert theirs[step] == pytest.approx(value, rel=1e-5), (name, step)
@@ -75,7 +70,7 @@ def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
 ) -> None:
     one = alone("total_steps=56")
-    clipped = [norm for norm in curve(one, "gradient_norm").values() if norm > 0.5]
+    clipped = [norm for norm in recorded(one, "gradient_norm").values() if norm > 0.5]
     assert len(clipped) > 25
     done = train(overrides(*ODD, *on(2, strategy), "total_steps=50", "schedule.decay_until=56"))
     assert done.stdout.count("parameters, 50 steps") == 1  # one rank speaks
@@ -101,7 +96,7 @@ def test_muon_orthogonalises_the_whole_matrix_on_two_ranks(
     train(overrides(*ODD, *muon, *on(2, strategy), "total_steps=20", "schedule.decay_until=26"))
     run_here(overrides(*ODD, *muon, "total_steps=26"))
     for name in ("train/loss", "validation/loss"):
-        ours, theirs = curve(one, name), curve(tmp_path / "run", name)
+        ours, theirs = recorded(one, name), recorded(tmp_path / "run", name)
         assert theirs == pytest.approx(ours, rel=1e-5), name
     mine, its = read(one / "last.ckpt"), read(tmp_path / "run/last.ckpt")
     if dtype == "float32":  # bfloat16 makes coarse what is rounded otherwise, so weights wander apart, losses don't
@@ -116,7 +111,7 @@ def test_a_run_goes_on_at_other_numbers_of_ranks(
     one = alone("total_steps=24")
     for steps, places in ((6, on(2, "fsdp")), (11, on(1, "cpu")), (17, on(2, "fsdp")), (24, on(4, "ddp"))):
         train(overrides(*ODD, *places, f"total_steps={steps}", "schedule.decay_until=24", "validate_every=100"))
-    ours, theirs = curve(one, "train/loss"), curve(tmp_path / "run", "train/loss")
+    ours, theirs = recorded(one, "train/loss"), recorded(tmp_path / "run", "train/loss")
     assert list(theirs) == list(ours)
     assert all(theirs[step] == pytest.approx(loss, rel=1e-5) for step, loss in ours.items())
     torch.testing.assert_close(
@@ -204,7 +199,7 @@ def test_sigterm_saves_and_ends_all_ranks(rank: int | None, overrides: Overrides
     assert seconds < 15
     assert re.search(r"SIGTERM at step \d+ of 100000: saved", errors)
     step = read(tmp_path / "run/last.ckpt").training.step
-    assert step == max(curve(tmp_path / "run", "train/loss"))
+    assert step == max(recorded(tmp_path / "run", "train/loss"))
 
 
 @pytest.mark.slow
@@ -219,7 +214,7 @@ def test_ranks_end_with_the_launcher(overrides: Overrides, tmp_path: Path) -> No
         assert time.monotonic() < deadline
         time.sleep(0.1)
     saved = read(tmp_path / "run/last.ckpt").training.step
-    assert saved == max(curve(tmp_path / "run", "train/loss"))
+    assert saved == max(recorded(tmp_path / "run", "train/loss"))
 
 
 @pytest.mark.slow
@@ -233,7 +228,7 @@ def test_what_is_not_finite_on_one_rank_concerns_all(what: str, overrides: Overr
     done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, check=False, timeout=120)
     if what == "skip":
         assert done.returncode == 0, done.stderr
-        assert curve(tmp_path / "run", "skipped") == {13: 1.0}
+        assert recorded(tmp_path / "run", "skipped") == {13: 1.0}
         before, after = (read(tmp_path / f"run/step-0000{step}.ckpt").weights for step in (12, 13))
         torch.testing.assert_close(before, after, rtol=0, atol=0)
     else:
@@ -297,7 +292,7 @@ def test_each_job_of_a_sweep_has_its_own_ranks_and_directory(overrides: Override
     folders = sorted(path for path in (tmp_path / "run").iterdir() if path.is_dir())
     assert [folder.name for folder in folders] == ["seed-0", "seed-1"]
     assert [read(folder / "last.ckpt").training.settings["seed"] for folder in folders] == [0, 1]
-    assert curve(folders[0], "train/loss") != curve(folders[1], "train/loss")
+    assert recorded(folders[0], "train/loss") != recorded(folders[1], "train/loss")
 
 
 @pytest.mark.slow
@@ -319,7 +314,7 @@ def test_half_precision_weights_in_parts(overrides: Overrides, tmp_path: Path, a
     train(overrides(*more, "total_steps=24", output="whole"))
     for steps in (12, 24):
         train(overrides(*more, f"total_steps={steps}"))
-    ours, whole, stopped = (curve(each, "train/loss") for each in (one, tmp_path / "whole", tmp_path / "run"))
+    ours, whole, stopped = (recorded(each, "train/loss") for each in (one, tmp_path / "whole", tmp_path / "run"))
     assert stopped == whole
     assert all(whole[step] == pytest.approx(loss, rel=0.02) for step, loss in ours.items())
     assert {tensor.dtype for tensor in read(tmp_path / "run/last.ckpt").weights.values()} == {torch.float32}

@@ -6,20 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_here
+from conftest import recorded, run_here
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from gptstar.checkpoint.format import read
 from gptstar.errors import ConfigError
-from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.schedule import ScheduleConfig
 
 Overrides = Callable[..., list[str]]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {int(row["step"]): row["train/loss"] for row in read_metrics(folder) if "train/loss" in row}
 
 
 def test_cosine_is_pytorchs() -> None:
@@ -80,8 +75,8 @@ def test_one_long_run_ends_at_many_lengths(
     run_here(branch)
     assert "at step 7 of 13" in capsys.readouterr().out
     run_here(overrides(*more, "total_steps=13", output="alone"))
-    alone = losses(tmp_path / "alone")
-    assert losses(tmp_path / "branch") == {step: loss for step, loss in alone.items() if step > 7}
+    alone = recorded(tmp_path / "alone")
+    assert recorded(tmp_path / "branch") == {step: loss for step, loss in alone.items() if step > 7}
     mine, theirs = (read(tmp_path / name / "last.ckpt").weights for name in ("branch", "alone"))
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     run_here(branch)

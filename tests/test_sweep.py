@@ -9,17 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_here, run_script
+from conftest import ROOT, recorded, run_here, run_script
 
 from gptstar.results.run import Run
 from gptstar.sweep import job_name
-from gptstar.training.metrics_csv import read_metrics
 
 Overrides = Callable[..., list[str]]
-
-
-def losses(folder: Path) -> dict[int, float]:
-    return {int(row["step"]): row["train/loss"] for row in read_metrics(folder) if "train/loss" in row}
 
 
 def started(words: list[str]) -> subprocess.Popen[str]:
@@ -66,7 +61,7 @@ def test_a_sweep_survives_a_job_that_is_refused_and_runs_nothing_twice(overrides
     assert done.stderr.strip().splitlines()[-1].startswith("error: 1 of 2 jobs failed, such as context_length-48: ")
     assert [path.name for path in (tmp_path / "run").iterdir() if path.is_dir()] == ["context_length-32"]
     before = (tmp_path / "run/context_length-32/metrics.csv").stat().st_mtime_ns
-    assert sorted(losses(tmp_path / "run/context_length-32")) == [1, 2, 3, 4]
+    assert sorted(recorded(tmp_path / "run/context_length-32")) == [1, 2, 3, 4]
 
     again = run_script("train.py", ["-m", *words, "data.context_length=32,16"])
     assert again.returncode == 0, again.stderr
@@ -109,7 +104,7 @@ def test_a_job_that_crashes_ends_no_other_and_goes_on_next_time(overrides: Overr
     assert "going on from" in again.stdout
     alone = run_script("train.py", overrides("total_steps=60", "schedule.warmup_steps=1", "seed=0", output="alone"))
     assert alone.returncode == 0, alone.stderr
-    assert losses(tmp_path / "run/seed-0") == losses(tmp_path / "alone")
+    assert recorded(tmp_path / "run/seed-0") == recorded(tmp_path / "alone")
 
 
 @pytest.mark.slow
@@ -171,7 +166,7 @@ def test_two_jobs_at_a_time_share_the_machine(overrides: Overrides, tmp_path: Pa
     assert again.stdout.count("finished already: skipped") == 2
     alone = run_script("train.py", overrides("total_steps=60", "schedule.warmup_steps=1", "seed=0", output="alone"))
     assert alone.returncode == 0, alone.stderr
-    assert losses(tmp_path / "run/seed-0") == losses(tmp_path / "alone")
+    assert recorded(tmp_path / "run/seed-0") == recorded(tmp_path / "alone")
 
 
 @pytest.mark.slow

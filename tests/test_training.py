@@ -13,7 +13,7 @@ from time import monotonic, sleep
 
 import pytest
 import torch
-from conftest import SMALL, run_here, sentences
+from conftest import SMALL, recorded, run_here, sentences
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import gptstar.run
@@ -34,19 +34,11 @@ from gptstar.training.trainer import build_trainer
 Overrides = Callable[..., list[str]]
 
 
-def losses(folder: Path) -> dict[int, float]:
-    return {int(row["step"]): row["train/loss"] for row in read_metrics(folder) if "train/loss" in row}
-
-
-def validations(folder: Path) -> dict[int, float]:
-    return {int(row["step"]): row["validation/loss"] for row in read_metrics(folder) if "validation/loss" in row}
-
-
 def assert_same_run(one: Path, other: Path) -> None:
     """Bitwise the same losses, weights and optimizer."""
     assert [row["step"] for row in read_metrics(one)] == [row["step"] for row in read_metrics(other)]
-    assert losses(one) == losses(other)
-    assert validations(one) == validations(other)
+    assert recorded(one) == recorded(other)
+    assert recorded(one, "validation/loss") == recorded(other, "validation/loss")
     for name in ("last.ckpt", "best.ckpt"):
         first, second = read(one / name), read(other / name)
         assert first.training.step == second.training.step
@@ -60,10 +52,10 @@ def test_a_run_explains_itself(overrides: Overrides, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     files = {path.name for path in folder.iterdir()}
     assert files >= {"best.ckpt", "config.yaml", "last.ckpt", "loss.png", "metrics.csv", "versions.json"}
-    assert sorted(losses(folder)) == list(range(1, 25))
-    assert losses(folder)[1] == pytest.approx(math.log(300), abs=0.05)
-    assert losses(folder)[24] < losses(folder)[1] - 0.2
-    assert sorted(validations(folder)) == [10, 20, 24]
+    assert sorted(recorded(folder)) == list(range(1, 25))
+    assert recorded(folder)[1] == pytest.approx(math.log(300), abs=0.05)
+    assert recorded(folder)[24] < recorded(folder)[1] - 0.2
+    assert sorted(recorded(folder, "validation/loss")) == [10, 20, 24]
     first = next(row for row in read_metrics(folder) if row["step"] == 1)
     assert first["learning_rate"] == 0.0
     assert {"gradient_norm/block_00", "gradient_norm/block_01", "tokens_per_second", "train/perplexity"} <= set(first)
@@ -102,26 +94,26 @@ def test_equal_seeds_give_equal_losses_and_others_do_not(overrides: Overrides, t
     for output, seed in (("a", 0), ("b", 0), ("c", 1)):
         run_here(overrides(f"seed={seed}", "model.dropout=0.1", output=output))
     assert_same_run(tmp_path / "a", tmp_path / "b")
-    assert losses(tmp_path / "a")[1] != losses(tmp_path / "c")[1]
+    assert recorded(tmp_path / "a")[1] != recorded(tmp_path / "c")[1]
 
 
 def test_accumulation_changes_memory_and_not_the_result(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("hardware.micro_batch_size=8", output="one"))
     run_here(overrides("hardware.micro_batch_size=2", output="four"))
-    one, four = losses(tmp_path / "one"), losses(tmp_path / "four")
+    one, four = recorded(tmp_path / "one"), recorded(tmp_path / "four")
     assert list(one.values()) == pytest.approx(list(four.values()), rel=1e-4)
 
 
 def test_loader_workers_change_nothing(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("total_steps=6", output="none"))
     run_here(overrides("total_steps=6", "data.loader_workers=2", output="two"))
-    assert losses(tmp_path / "none") == losses(tmp_path / "two")
+    assert recorded(tmp_path / "none") == recorded(tmp_path / "two")
 
 
 def test_one_batch_is_memorised(overrides: Overrides, tmp_path: Path) -> None:
     more = ("debug=overfit", "batch_tokens=128", "data.context_length=32", "optimizer.learning_rate=5e-3")
     run_here(overrides(*more, "total_steps=300", "model.d_model=96", "optimizer.weight_decay=0"))
-    assert min(losses(tmp_path / "run").values()) < 0.05
+    assert min(recorded(tmp_path / "run").values()) < 0.05
 
 
 class StopAt(Callback):
@@ -174,7 +166,7 @@ def test_a_run_can_be_lengthened_where_its_schedule_allows(overrides: Overrides,
     run_here(overrides("schedule.decay_until=12", output="whole"))
     run_here(overrides("schedule.decay_until=12", "total_steps=17"))
     run_here(overrides("schedule.decay_until=12"))
-    whole, longer = losses(tmp_path / "whole"), losses(tmp_path / "run")
+    whole, longer = recorded(tmp_path / "whole"), recorded(tmp_path / "run")
     assert whole == longer
 
 
@@ -203,7 +195,9 @@ def test_a_run_starts_from_another_runs_checkpoint(overrides: Overrides, tmp_pat
     run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
     again = overrides("schedule.decay_until=12", f"resume={tmp_path / 'first/last.ckpt'}", output="second")
     run_here(again)
-    assert losses(tmp_path / "second") == {step: loss for step, loss in losses(tmp_path / "whole").items() if step > 17}
+    assert recorded(tmp_path / "second") == {
+        step: loss for step, loss in recorded(tmp_path / "whole").items() if step > 17
+    }
     run_here(again)  # its own last checkpoint comes first now
 
 
@@ -248,13 +242,13 @@ def test_a_time_limit_saves_where_it_stops(overrides: Overrides, tmp_path: Path,
     more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
     run_here(overrides(*more, "trainer.max_time='00:00:00:01'"))
     step = read(tmp_path / "run/last.ckpt").training.step
-    assert step == max(losses(tmp_path / "run"))
+    assert step == max(recorded(tmp_path / "run"))
     assert f"stopped at step {step:,}" in capsys.readouterr().out
 
 
 def test_limits_count_steps(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("hardware.micro_batch_size=2", "trainer.limit_train_batches=3", "total_steps=6"))
-    assert sorted(losses(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
+    assert sorted(recorded(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
 
 
 def test_a_best_of_another_run_does_not_count(overrides: Overrides, tmp_path: Path) -> None:
@@ -269,7 +263,7 @@ def test_a_best_of_another_run_does_not_count(overrides: Overrides, tmp_path: Pa
 def test_a_directory_to_resume_means_its_last_checkpoint(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
     run_here(overrides("schedule.decay_until=12", f"resume={tmp_path / 'first'}"))
-    assert min(losses(tmp_path / "run")) == 18
+    assert min(recorded(tmp_path / "run")) == 18
 
 
 def test_only_the_best_left_is_gone_on_from(overrides: Overrides, tmp_path: Path) -> None:
@@ -325,8 +319,8 @@ def test_plain_weights_begin_a_new_run(overrides: Overrides, tmp_path: Path) -> 
     trained = read(tmp_path / "first/last.ckpt")
     write(tmp_path / "weights.ckpt", Checkpoint(trained.model, trained.weights, trained.tokenizer))
     run_here(overrides(f"resume={tmp_path / 'weights.ckpt'}", output="second"))
-    assert losses(tmp_path / "second")[1] < losses(tmp_path / "first")[2]
-    assert sorted(losses(tmp_path / "second")) == list(range(1, 25))
+    assert recorded(tmp_path / "second")[1] < recorded(tmp_path / "first")[2]
+    assert sorted(recorded(tmp_path / "second")) == list(range(1, 25))
 
 
 def test_imported_weights_go_on_training(overrides: Overrides, shared: Path, tmp_path: Path) -> None:
@@ -336,7 +330,7 @@ def test_imported_weights_go_on_training(overrides: Overrides, shared: Path, tmp
     main(["import", str(source), str(tmp_path / "imported.ckpt")])
     sizes = ("model.n_layers=2", "model.d_model=64", "model.n_heads=4", "model.n_vocab=512")
     run_here(overrides(*sizes, f"resume={tmp_path / 'imported.ckpt'}"))
-    assert sorted(losses(tmp_path / "run")) == list(range(4, 25))
+    assert sorted(recorded(tmp_path / "run")) == list(range(4, 25))
 
 
 def damage(path: Path, how: str) -> None:
@@ -398,7 +392,7 @@ def test_what_is_not_finite_is_skipped_where_asked_for(
     run_here(overrides("on_nonfinite=skip", "log_every=4", "checkpoint_every=1", "checkpoint_keep=15"))
     rows = read_metrics(tmp_path / "run")
     assert [row["step"] for row in rows if "skipped" in row] == [13, 14]
-    assert 13 not in losses(tmp_path / "run")
+    assert 13 not in recorded(tmp_path / "run")
     at = [read(tmp_path / f"run/step-0000{step}.ckpt") for step in (12, 13, 14, 15)]
     for skipped in at[1:3]:
         torch.testing.assert_close(skipped.weights, at[0].weights, rtol=0, atol=0)

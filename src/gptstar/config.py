@@ -20,6 +20,7 @@ from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.model import GPTConfig
+from gptstar.training.curriculum import CurriculumConfig
 from gptstar.training.hardware import HardwareConfig
 from gptstar.training.optimizer import OptimizerConfig
 from gptstar.training.options import check_trainer_options
@@ -76,6 +77,7 @@ class TrainConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
+    curriculum: CurriculumConfig
     hardware: HardwareConfig
     tracker: TrackerConfig
     evaluation: TasksConfig
@@ -132,6 +134,7 @@ class TrainConfig:
                 "leave it out, and give checkpoints to evaluate.py"
             )
         self.schedule.resolved(self.total_steps)
+        self.curriculum.resolved(self.data.context_length, self.total_steps)
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
             raise ConfigError("evaluation.cache is of one checkpoint, and a run in training is none: leave it out")
         if self.branch_from is not None and self.resume != "auto":
@@ -169,6 +172,7 @@ class TrainConfig:
             "data": {key: getattr(self.data, key) for key in DATA_SETTINGS},
             "optimizer": asdict(self.optimizer),
             "schedule": asdict(self.schedule.resolved(self.total_steps)),
+            "curriculum": asdict(self.curriculum.resolved(self.data.context_length, self.total_steps)),
             "hardware": {"precision": self.hardware.resolved_precision()},
         }
         return flatten(shaping)

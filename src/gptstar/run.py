@@ -101,6 +101,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             model,
             optimizer=config.optimizer,
             schedule=config.schedule.resolved(config.total_steps),
+            curriculum=config.curriculum.resolved(config.data.context_length, config.total_steps),
             seed=config.seed,
             token_bytes=shards.tokenizer.token_bytes,
             corpora=list(data.validation),
@@ -139,7 +140,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             log_every=config.log_every,
             batch_tokens=config.batch_tokens,
             total_steps=config.total_steps,
-            flops_per_token=config.model.training_flops(config.data.context_length),
+            flops_per_token=config.model.training_flops,
             peak_flops=config.hardware.peak_flops(),
         )
         evaluator = EvaluateTasks(

@@ -5,7 +5,7 @@ import csv
 import math
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,18 @@ class RecordMetrics(pl.Callback):
     Args:
         log_every: steps between rows; the first and the last step are always logged, and those that were skipped.
         batch_tokens: tokens a step, over all ranks.
-        flops_per_token: what a training token costs.
+        flops_per_token: what a training token costs at a context length.
         peak_flops: floating-point operations a second of one device by its data sheet, or None where unknown.
     """
 
     def __init__(
-        self, *, log_every: int, batch_tokens: int, total_steps: int, flops_per_token: int, peak_flops: float | None
+        self,
+        *,
+        log_every: int,
+        batch_tokens: int,
+        total_steps: int,
+        flops_per_token: Callable[[int], int],
+        peak_flops: float | None,
     ) -> None:
         self._log_every, self._batch_tokens, self._total_steps = log_every, batch_tokens, total_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
@@ -131,7 +137,8 @@ class RecordMetrics(pl.Callback):
         if peak := peak_bytes(trainer.strategy.root_device):
             metrics["peak_memory_gib"] = peak / 2**30
         if self._peak_flops:
-            metrics["mfu"] = tokens_per_second * self._flops_per_token / (self._peak_flops * trainer.world_size)
+            flops = self._flops_per_token(pl_module.length)
+            metrics["mfu"] = tokens_per_second * flops / (self._peak_flops * trainer.world_size)
         self.record(trainer, metrics)
         self._restart(trainer)
 

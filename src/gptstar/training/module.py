@@ -13,12 +13,14 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
+from gptstar.training.curriculum import CurriculumConfig, folded
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
 from gptstar.training.resume import Materialise
 from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.sharding import full_tensor, shard
 from gptstar.training.working_copy import WorkingCopy
 
+ALL_ALIKE = CurriculumConfig()
 MOST_SKIPPED = 10
 """Steps in a row."""
 
@@ -31,6 +33,7 @@ class LanguageModelling(pl.LightningModule):
 
     Args:
         schedule: resolved.
+        curriculum: resolved.
         seed: of dropout; initial weights are the caller's.
         token_bytes: `(n_vocab,)`, bytes of text behind each token.
         corpora: names of the validation loaders, in order.
@@ -47,6 +50,7 @@ class LanguageModelling(pl.LightningModule):
         materialise: of a model without tensors, of which each rank is to have a part, by FSDP2.
 
     Attributes:
+        length: tokens of context in the last optimizer step.
         step_metrics: of the last optimizer step.
         validation_metrics: of the last validation.
     """
@@ -59,6 +63,7 @@ class LanguageModelling(pl.LightningModule):
         *,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
+        curriculum: CurriculumConfig = ALL_ALIKE,
         seed: int,
         token_bytes: np.ndarray,
         corpora: list[str],
@@ -74,6 +79,7 @@ class LanguageModelling(pl.LightningModule):
         super().__init__()
         self.model = model
         self._optimizer, self._schedule, self._seed = optimizer, schedule, seed
+        self._curriculum, self.length = curriculum, 0
         self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
         self.corpora = corpora
         self._end_of_text, self._fill = end_of_text, fill
@@ -168,6 +174,8 @@ class LanguageModelling(pl.LightningModule):
 
         Positions without a target count as 0 here; the mean over those with one is made when the step ends.
         """
+        self.length = self._curriculum.length(self.global_step, windows.shape[1] - 1)
+        windows = folded(windows, self.length)
         loss = self._loss(windows, "sum") / windows[:, 1:].numel()
         self._step_loss += loss.detach() / self.trainer.accumulate_grad_batches
         if self._fill:
@@ -203,6 +211,7 @@ class LanguageModelling(pl.LightningModule):
             "train/perplexity": math.exp(min(loss, 700.0)),
             "learning_rate": rate,
             "gradient_norm": gradient_norm,
+            **({"context_length": float(self.length)} if self._curriculum.first_length else {}),
             **layers,
         }
 

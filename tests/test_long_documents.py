@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, run_here, sentences
+from conftest import SMALL, recorded, run_here, sentences
 from test_prepare import QUIET, write_corpus
-from test_training import losses, validations
 from torch.nn.functional import cross_entropy
 
 from gptstar.checkpoint.format import read
@@ -152,13 +151,13 @@ def test_a_run_learns_and_goes_on_as_if_never_stopped(
 ) -> None:
     more = (*options, "model.dropout=0.1", "schedule.decay_until=24")
     run_here(overrides(*more, output="whole"))
-    assert losses(tmp_path / "whole")[1] == pytest.approx(math.log(300), abs=0.05)
-    assert losses(tmp_path / "whole")[24] < losses(tmp_path / "whole")[1] - 0.2
-    assert sorted(validations(tmp_path / "whole")) == [10, 20, 24]
+    assert recorded(tmp_path / "whole")[1] == pytest.approx(math.log(300), abs=0.05)
+    assert recorded(tmp_path / "whole")[24] < recorded(tmp_path / "whole")[1] - 0.2
+    assert sorted(recorded(tmp_path / "whole", "validation/loss")) == [10, 20, 24]
     run_here(overrides(*more, "total_steps=13"))
     run_here(overrides(*more))
     whole, resumed = (tmp_path / name for name in ("whole", "run"))
-    assert losses(whole) == losses(resumed)
+    assert recorded(whole) == recorded(resumed)
     first, second = read(whole / "last.ckpt"), read(resumed / "last.ckpt")
     torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
     torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
@@ -223,7 +222,7 @@ def test_validation_counts_the_targets_of_each_document(overrides: Overrides, tm
 
 def test_bfloat16_runs(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides(*BOTH_OPTIONS, "hardware.precision=bf16", "total_steps=4", "schedule.warmup_steps=1"))
-    assert len(losses(tmp_path / "run")) == 4
+    assert len(recorded(tmp_path / "run")) == 4
 
 
 def test_a_resume_under_another_option_is_refused_by_key(overrides: Overrides, refusal: Callable[..., str]) -> None:

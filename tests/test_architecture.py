@@ -40,6 +40,7 @@ RANKS = [
 
 THIRD_PARTIES = {
     "hydra": {"composing", "cli", "launch", "sweep"},
+    "bitsandbytes": {"training/optimizer"},
     "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "apart", "sweep", "training/status"},
     "jinja2": {"results/report", "results/card", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},

@@ -1,14 +1,14 @@
 """What a run is said to need, against what it needs."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import get_args
 
 import pytest
 import torch
 
 from gptstar.cli import main
 from gptstar.model import GPT, GPTConfig
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer
+from gptstar.training.optimizer import Algorithm, OptimizerConfig, build_optimizer
 from gptstar.training.plan import Device, memory, step_seconds
 
 CONFIG = GPTConfig(n_layers=3, d_model=256, n_heads=4, n_vocab=1000)
@@ -72,16 +72,22 @@ def test_fsdp_divides_what_is_kept() -> None:
     assert part.gathered > 0 == whole.gathered
 
 
-@pytest.mark.parametrize("algorithm", ["adamw", "muon"])
-def test_the_optimizer_keeps_what_is_planned(algorithm: Literal["adamw", "muon"]) -> None:
+@pytest.mark.parametrize("algorithm", get_args(Algorithm))
+def test_the_optimizer_keeps_what_is_planned(algorithm: Algorithm) -> None:
     model = GPT(CONFIG)
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.01, algorithm=algorithm))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    kept = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.ndim)
+    kept = sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if key != "step" and not key.startswith("qmap")  # all parameters share its tables of values
+    )
     shape = {"context_length": LENGTH, "micro_batch_size": BATCH, "precision": "float32", "on_gpu": True, "shards": 1}
-    assert memory(CONFIG, activation_checkpointing=False, muon=algorithm == "muon", **shape).optimizer == kept
+    planned = memory(CONFIG, activation_checkpointing=False, algorithm=algorithm, **shape).optimizer
+    assert planned == pytest.approx(kept, rel=0.02 if algorithm == "adamw_8bit" else 0)  # biases that are large
 
 
 def test_time_is_work_by_rate() -> None:

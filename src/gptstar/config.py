@@ -133,6 +133,11 @@ class TrainConfig:
                 "evaluation.every_n_steps needs the whole model on each device, and hardware.strategy=fsdp has parts: "
                 "leave it out, and give checkpoints to evaluate.py"
             )
+        if self.optimizer.algorithm == "adamw_8bit" and self.hardware.sharded:
+            raise ConfigError(
+                "optimizer=adamw_8bit steps whole parameters, and hardware.strategy=fsdp has parts, each with its own "
+                "part of AdamW's moments: use optimizer=adamw, or hardware=ddp"
+            )
         self.schedule.resolved(self.total_steps)
         self.curriculum.resolved(self.data.context_length, self.total_steps)
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
@@ -170,7 +175,7 @@ class TrainConfig:
             "batch_tokens": self.batch_tokens,
             "model": self.model.as_dict(),
             "data": {key: getattr(self.data, key) for key in DATA_SETTINGS},
-            "optimizer": asdict(self.optimizer),
+            "optimizer": asdict(self.optimizer.resolved(self.hardware.resolved_precision())),
             "schedule": asdict(self.schedule.resolved(self.total_steps)),
             "curriculum": asdict(self.curriculum.resolved(self.data.context_length, self.total_steps)),
             "hardware": {"precision": self.hardware.resolved_precision()},

@@ -99,7 +99,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
 
         module = LanguageModelling(
             model,
-            optimizer=config.optimizer,
+            optimizer=config.optimizer.resolved(config.hardware.resolved_precision()),
             schedule=config.schedule.resolved(config.total_steps),
             curriculum=config.curriculum.resolved(config.data.context_length, config.total_steps),
             seed=config.seed,

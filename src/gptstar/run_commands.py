@@ -142,7 +142,7 @@ def _memory(config: "TrainConfig", device: "Device") -> "Memory":
         activation_checkpointing=hardware.activation_checkpointing,
         shards=hardware.world_size if hardware.sharded else 1,
         on_gpu=device.is_gpu,
-        muon=config.optimizer.algorithm == "muon",
+        algorithm=config.optimizer.algorithm,
     )
 
 

@@ -1,8 +1,9 @@
 """The optimizer over groups of parameters, and its state by parameter name."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,32 +14,38 @@ from gptstar.training.muon import MuonAdamW
 FUSED = ".qkv.weight"
 """Queries', keys' and values' projections, one below the other."""
 
+Algorithm = Literal["adamw", "muon", "adamw_8bit"]
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum_buffer",), "adamw_8bit": ("state1", "state2")}
+"""What an algorithm keeps of a parameter, in its shape."""
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW as in the GPT-3 paper, or Muon on the blocks' matrices beside it.
+    """AdamW as in the GPT-3 paper, with small moments or with Muon on the blocks' matrices.
 
     Attributes:
-        learning_rate: the peak; the schedule scales it. It means the same for both algorithms.
-        algorithm: `adamw`, or `muon` on the matrices in blocks and AdamW on the rest.
+        learning_rate: the peak; the schedule scales it. It means the same for all algorithms.
+        algorithm: `adamw`; `muon` on the matrices in blocks and AdamW on the rest; `adamw_8bit`, AdamW that keeps its
+            moments in 8 bits.
         beta1, beta2, epsilon: of AdamW.
-        weight_decay: decoupled, of both.
+        weight_decay: decoupled, of all.
         momentum: of Muon.
-        newton_schulz: what Muon orthogonalises in.
+        newton_schulz: what Muon orthogonalises in; `auto` is float32 where the run computes in float32.
         gradient_clipping: largest norm of the whole gradient; null for none.
         decay_final_norm: also decay the last LayerNorm, as the original GPT* did.
 
-    Source: Brown et al., "Language Models are Few-Shot Learners", 2020, appendix B.
+    Sources: Brown et al., "Language Models are Few-Shot Learners", 2020, appendix B; Dettmers et al., "8-bit optimizers
+    via block-wise quantization", 2022.
     """
 
     learning_rate: float
-    algorithm: Literal["adamw", "muon"] = "adamw"
+    algorithm: Algorithm = "adamw"
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     momentum: float = 0.95
-    newton_schulz: Literal["bfloat16", "float32"] = "bfloat16"
+    newton_schulz: Literal["auto", "bfloat16", "float32"] = "bfloat16"
     gradient_clipping: float | None = 1.0
     decay_final_norm: bool = False
 
@@ -52,6 +59,14 @@ class OptimizerConfig:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not in [0, 1)")
         if self.weight_decay < 0:
             raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is negative")
+        if self.algorithm == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            raise ConfigError("optimizer=adamw_8bit needs bitsandbytes: pip install 'gptstar[8bit]'")
+
+    def resolved(self, precision: str) -> Self:
+        """The same for a run that computes in `precision`, with nothing left to derive."""
+        if self.newton_schulz != "auto":
+            return self
+        return replace(self, newton_schulz="float32" if precision == "float32" else "bfloat16")
 
 
 def decays(model: nn.Module, *, final_norm: bool) -> Iterator[tuple[str, nn.Parameter, bool]]:
@@ -66,8 +81,12 @@ def decays(model: nn.Module, *, final_norm: bool) -> Iterator[tuple[str, nn.Para
             yield f"{module_name}.{leaf}", parameter, decayed
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with one group that decays and one that does not; with Muon's groups before them."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW with one group that decays and one that does not; with Muon's groups before them.
+
+    Args:
+        config: resolved.
+    """
     parameters = list(decays(model, final_norm=config.decay_final_norm))
     groups: list[dict[str, Any]] = []
     if config.algorithm == "muon":
@@ -88,13 +107,26 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         {"params": [p for _, p, decayed in parameters if decayed], "weight_decay": config.weight_decay},
         {"params": [p for _, p, decayed in parameters if not decayed], "weight_decay": 0.0},
     ]
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.beta1, config.beta2),
+        "eps": config.epsilon,
+    }
+    if config.algorithm == "adamw_8bit":
+        from bitsandbytes.optim import AdamW8bit  # an extra, and seconds to import
+
+        return AdamW8bit(groups, **options)
     kind = MuonAdamW if config.algorithm == "muon" else torch.optim.AdamW
-    return kind(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    return kind(groups, fused=True, **options)
 
 
 def state_by_name(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """The optimizer's state by parameter name, independent of groups and their order."""
-    return {name: optimizer.state[p] for name, p in model.named_parameters() if p in optimizer.state}
+    return {
+        name: {key: torch.as_tensor(value) for key, value in optimizer.state[p].items()}  # bitsandbytes' step is an int
+        for name, p in model.named_parameters()
+        if p in optimizer.state
+    }
 
 
 def load_state_by_name(
@@ -110,12 +142,16 @@ def load_state_by_name(
         raise CheckpointError(
             f"the optimizer's state is of another model: {sorted(differing)[0]} is only in one of them"
         )
+    in_8_bits = not isinstance(optimizer, torch.optim.AdamW)
     of_muon = {p for group in optimizer.param_groups if "parts" in group for p in group["params"]}
     for parameter, name in names.items():
-        for key in ("momentum_buffer",) if parameter in of_muon else ("exp_avg", "exp_avg_sq"):
+        for key in MOMENTS["adamw_8bit" if in_8_bits else "muon" if parameter in of_muon else "adamw"]:
             if states and (key not in states[name] or states[name][key].shape != parameter.shape):
                 raise CheckpointError(f"the optimizer's {key} of {name} is missing or of another shape")
     tree = optimizer.state_dict()
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     tree["state"] = {index: dict(states[name]) for index, name in enumerate(ordered) if name in states}
     optimizer.load_state_dict(tree)
+    if in_8_bits:
+        for state in optimizer.state.values():
+            state["step"] = int(state["step"])

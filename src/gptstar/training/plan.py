@@ -11,10 +11,14 @@ from gptstar.model import GPTConfig
 from gptstar.model.kernels.products import KEPT_UP_TO
 from gptstar.model.loss import CHUNK_LOGITS
 from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision
+from gptstar.training.optimizer import Algorithm
 
 CPU_SHARE, GPU_SHARE = 0.7, 0.4
 CPU_PROGRAM, GPU_PROGRAM = 600_000_000, 1_500_000_000
 """Of a GPU both are guesses: docs/speed.md and docs/scaling.md say what was measured."""
+
+QUANTISED_BYTES = 2 + 8 / 256
+"""Of a parameter's two moments in 8 bits: bitsandbytes keeps a float32 scale for each 256 of either."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Memory:
     """Bytes that a device holds at the height of a training step.
 
     Attributes:
-        parameters, gradients, optimizer: in float32, 16 bytes a parameter in all, 4 less in Muon's matrices; with FSDP
-            this rank's part.
+        parameters, gradients, optimizer: in float32, 16 bytes a parameter in all, 4 less in Muon's matrices, 6 less
+            with moments in 8 bits; with FSDP this rank's part.
         casts: parameters in bfloat16.
         gathered: with FSDP, whole parameters of the embedding and of two blocks, and the gradients of one.
         activations: what the backward pass reads.
@@ -61,14 +65,14 @@ def memory(
     activation_checkpointing: bool,
     shards: int,
     on_gpu: bool,
-    muon: bool = False,
+    algorithm: Algorithm = "adamw",
 ) -> Memory:
     """What a device holds.
 
     Args:
         shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
         on_gpu: no weights of attention are kept.
-        muon: one moment of matrices is kept, not two.
+        algorithm: of the optimizer.
     """
     width = 4 if precision == "float32" else 2
     D, F, A = model.d_model, model.mlp_width, model.n_heads * model.head_width
@@ -87,6 +91,12 @@ def memory(
     activations = tokens * (4 * D * model.n_layers + kept if activation_checkpointing else kept * model.n_layers)
     activations += tokens * 8 * D  # the last norm, and what it reads
 
+    moments: float = 8 * model.n_params
+    if algorithm == "muon":
+        moments -= 4 * matrices
+    elif algorithm == "adamw_8bit":
+        moments -= (8 - QUANTISED_BYTES) * (embedding + matrices)
+
     casts = gathered = 0
     if shards > 1:
         gathered = 4 * (embedding + of_block)  # gradients, before they are shared out
@@ -96,12 +106,12 @@ def memory(
     return Memory(
         parameters=4 * model.n_params // shards,
         gradients=4 * model.n_params // shards,
-        optimizer=(8 * model.n_params - (4 * matrices if muon else 0)) // shards,
+        optimizer=int(moments) // shards,
         casts=casts,
         gathered=gathered,
         activations=activations,
         logits=width * min(tokens * model.n_vocab, CHUNK_LOGITS) + 4 * tokens * D,
-        saving=0 if on_gpu else (12 * model.n_params - (4 * matrices if muon else 0)) // shards,
+        saving=0 if on_gpu else (4 * model.n_params + int(moments)) // shards,
         program=GPU_PROGRAM if on_gpu else CPU_PROGRAM,
     )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -17,11 +18,13 @@ from gptstar.training.schedule import ScheduleConfig
 Overrides = Callable[..., list[str]]
 
 
-def test_cosine_is_pytorchs() -> None:
+@pytest.mark.parametrize("shape", ["cosine", "linear"])
+def test_cosine_and_linear_are_pytorchs(shape: Literal["cosine", "linear"]) -> None:
     optimizer = SGD([torch.zeros(1)], lr=1.0)
-    warm, cosine = LinearLR(optimizer, 1e-12, total_iters=5), CosineAnnealingLR(optimizer, 15, eta_min=0.1)
-    theirs = SequentialLR(optimizer, [warm, cosine], milestones=[5])
-    ours = ScheduleConfig(warmup_steps=5).resolved(20)
+    warm = LinearLR(optimizer, 1e-12, total_iters=5)
+    down = CosineAnnealingLR(optimizer, 15, eta_min=0.1) if shape == "cosine" else LinearLR(optimizer, 1.0, 0.1, 15)
+    theirs = SequentialLR(optimizer, [warm, down], milestones=[5])
+    ours = ScheduleConfig(warmup_steps=5, shape=shape).resolved(20)
     for step in range(20):
         assert ours.fraction(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
         optimizer.step()

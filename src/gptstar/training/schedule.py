@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from gptstar.errors import ConfigError
 
-DECAYING = ("cosine", "wsd")
+DECAYING = ("cosine", "linear", "wsd")
 WSD_SHARE = 0.2
 """Of a run that a `wsd` schedule decays in, unless told. Source: Hägele et al., 2024, section 4.1."""
 
@@ -17,19 +17,19 @@ class ScheduleConfig:
 
     Attributes:
         warmup_steps: steps from zero to the peak.
-        shape: `cosine`, to a fraction of the peak, then constant; `wsd`, at the peak until `decay_steps` before the
-            end, then down; `inverse_sqrt`, half the peak after four times the warm-up's steps; `constant`.
-        final_fraction: what is left of the peak at the end of the decay, of `cosine` and `wsd`.
+        shape: `cosine` and `linear`, to a fraction of the peak, then constant; `wsd`, at the peak until `decay_steps`
+            before the end, then down; `inverse_sqrt`, half the peak after four times the warm-up's steps; `constant`.
+        final_fraction: what is left of the peak at the end of the decay, of `cosine`, `linear` and `wsd`.
         decay_until: the step at which their decay ends; the run's last step unless given.
         decay_steps: of `wsd`; a fifth of the run unless given.
 
-    Sources: Loshchilov and Hutter, "SGDR", 2017 (cosine); Hägele et al., "Scaling laws and compute-optimal training
+    Sources: Loshchilov and Hutter, "SGDR", 2017 (cosine); Bergsma et al., "Straight to zero", 2025 (linear); Hägele et al., "Scaling laws and compute-optimal training
     beyond fixed training durations", 2024 (`wsd`, with their 1 - sqrt decay); Vaswani et al., "Attention is all you
     need", 2017, section 5.3 (inverse square root).
     """
 
     warmup_steps: int
-    shape: Literal["cosine", "wsd", "inverse_sqrt", "constant"] = "cosine"
+    shape: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = "cosine"
     final_fraction: float = 0.1
     decay_until: int | None = None
     decay_steps: int | None = None
@@ -85,7 +85,11 @@ class ScheduleConfig:
         if self.shape == "inverse_sqrt":
             return math.sqrt(max(1, self.warmup_steps) / max(1, step))
         assert self.decay_until is not None
-        begin = self.warmup_steps if self.shape == "cosine" else self.decay_until - (self.decay_steps or 0)
+        begin = self.decay_until - (self.decay_steps or 0) if self.shape == "wsd" else self.warmup_steps
         progress = min(1.0, max(0, step - begin) / max(1, self.decay_until - begin))
-        left = 0.5 * (1.0 + math.cos(math.pi * progress)) if self.shape == "cosine" else 1.0 - math.sqrt(progress)
+        left = {
+            "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+            "linear": 1.0 - progress,
+            "wsd": 1.0 - math.sqrt(progress),
+        }[self.shape]
         return self.final_fraction + (1.0 - self.final_fraction) * left

@@ -1,13 +1,14 @@
 """Does the recipe of `experiment=fast_small` need half the tokens, and half the time? One command from text to tables.
 
-    python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst'                     all of it: hours on two CPU cores
-    python benchmarks/recipe.py TEXT/... --only tuning,headline --seeds 3  some of it
-    python benchmarks/recipe.py TEXT/... --show                          the tables of what ran so far
+    python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst'                         all of it: two hours on two CPU cores
+    python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --only tuning,headline  some of it
+    python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --show                  the tables of what ran so far
 
-The reference is AdamW with a cosine, at the learning rate that is best for it of `RATES`, each tried with the whole
-budget. The headline's runs go one at a time, reference and recipe in turn, with the machine to themselves, so that their
-times can be compared; all others `--jobs` at a time with a share of the cores. Give the same command again at any time:
-what is finished is kept, what was interrupted goes on. Tables and picture are written beside the runs.
+The reference is AdamW with a cosine, at the learning rate that is best for it: each of `RATES` is tried with the whole
+budget, by a seed that is used for nothing else. The headline's runs take turns, so that their times can be compared:
+one of the reference, one of the recipe, `--jobs` at a time with a share of the cores each; leave the machine alone
+meanwhile. Give the same command again at any time: what is finished is kept, and what was interrupted goes on. Tables
+and picture are written beside the runs.
 """
 
 import argparse
@@ -25,89 +26,71 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import recipe_figures
 from gptstar.cli import one_line_errors
+from gptstar.composing import compose
 from gptstar.errors import ConfigError, TrainingError
 from gptstar.results.run import Run
 
 ROOT = Path(__file__).parents[1]
-
-REFERENCE, RECIPE = ("experiment=fast_small_reference",), ("experiment=fast_small",)
-RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-"""Of the reference, each with the whole budget."""
-
-WITHOUT = {
-    "Muon": ("optimizer=adamw",),
-    "curriculum": ("curriculum.first_length=null",),
-}
-"""The recipe less one ingredient each."""
+REFERENCE, RECIPE = "experiment=fast_small_reference", "experiment=fast_small"
+RATES = (1e-3, 1.4e-3, 2e-3, 2.8e-3)
+TUNING_SEED = 100
 
 SIZES = {"small": (), "smaller": ("model.d_model=128", "model.n_heads=2")}
 """The recipe is tuned at the first alone; the reference at each."""
 
-BUDGETS = (0.25, 0.35, 0.6)
-"""Of the reference's steps: runs of the recipe beside its own, each with a schedule that ends there."""
+WITHOUT = {
+    "Muon": ("optimizer=adamw", "optimizer.adamw_learning_rate=null", "optimizer.learning_rate=RATE"),
+    "a rate of their own for embeddings": ("optimizer.adamw_learning_rate=null",),
+    "short momentum": ("optimizer.momentum=0.95",),
+    "a straight line to zero": ("schedule=cosine", "schedule.final_fraction=0.05"),
+}
+"""What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best."""
 
-STAGES = ("tuning", "headline", "ingredients", "budgets", "sizes")
+BUDGETS = (0.3, 0.5)
+"""Shares of the reference's steps at which the recipe runs too, each with a schedule that ends there."""
+
+NO_READING = "reading.multiples=[]"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A run: its folder's name, and what it is of."""
+    """A run of the study: where it is, and what it is of."""
 
-    name: str
+    path: Path
     overrides: tuple[str, ...]
+    seed: int
+
+    def run(self) -> Run | None:
+        """What it recorded, if it is finished."""
+        run = Run.read(self.path) if self.path.is_dir() else None
+        return run if run is not None and run.state == "finished" else None
 
 
+@dataclass(frozen=True)
 class Study:
-    """The runs in a folder.
+    """What there is to run.
 
-    Args:
+    Attributes:
         given: overrides for all runs.
-        jobs: runs at a time, where times do not matter.
     """
 
-    def __init__(self, output: Path, given: Sequence[str], *, seeds: int, jobs: int) -> None:
-        self.output, self.given, self.seeds, self.jobs = output, tuple(given), seeds, jobs
+    output: Path
+    given: tuple[str, ...]
+    seeds: int
 
-    def run(self, stage: str, cells: Sequence[Cell], *, at_once: int) -> None:
-        """Run what is not finished.
+    def _cell(self, name: str, *overrides: str, seed: int) -> Cell:
+        return Cell(self.output / f"{name}_seed-{seed}", (*overrides, *self.given, f"seed={seed}"), seed)
 
-        Raises:
-            TrainingError: a run failed; says what it said.
-        """
-        threads = max(1, (os.cpu_count() or 1) // at_once)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(at_once) as pool:
-            task = progress.add_task(stage, total=len(cells))
-            started = [pool.submit(self._run, cell, threads) for cell in cells]
-            try:
-                for each in as_completed(started):
-                    each.result()
-                    progress.advance(task)
-            except BaseException:
-                pool.shutdown(cancel_futures=True, wait=False)
-                raise
-
-    def _run(self, cell: Cell, threads: int) -> None:
-        words = [str(ROOT / "train.py"), *cell.overrides, *self.given, f"output={self.output / cell.name}"]
-        done = subprocess.run(
-            [sys.executable, *words],
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise TrainingError(f"{cell.name}: {said[-1].removeprefix('error: ')}")
-
-    def tuning(self, size: str) -> list[Cell]:
-        """The reference at each rate, of the first seed."""
-        return [self._reference(size, rate, 0) for rate in RATES]
-
-    def _reference(self, size: str, rate: float, seed: int, stage: str = "tuning") -> Cell:
-        words = (*REFERENCE, *SIZES[size], f"optimizer.learning_rate={rate}", f"seed={seed}")
-        return Cell(f"{stage}/{size}_reference_rate-{rate}_seed-{seed}", words)
+    def tuning(self, size: str) -> dict[float, Cell]:
+        """The reference at each rate."""
+        return {
+            rate: self._cell(
+                f"tuning/{size}_rate-{rate}",
+                *(REFERENCE, f"optimizer.learning_rate={rate}", *SIZES[size], NO_READING),
+                seed=TUNING_SEED,
+            )
+            for rate in RATES
+        }
 
     def best_rate(self, size: str) -> float:
         """The reference's.
@@ -115,90 +98,122 @@ class Study:
         Raises:
             ConfigError: it was not tuned yet.
         """
-        tried = {rate: self.loss(self._reference(size, rate, 0)) for rate in RATES}
-        if not all(tried.values()):
+        found = {rate: run.validation_loss for rate, cell in self.tuning(size).items() if (run := cell.run())}
+        if len(found) < len(RATES):
             raise ConfigError(f"the reference is not tuned in {self.output} yet: run --only tuning first")
-        return min(RATES, key=lambda rate: tried[rate] or 0.0)
+        return min(found, key=lambda rate: found[rate])
 
-    def loss(self, cell: Cell) -> float | None:
-        """Of a finished run, on held-out text."""
-        path = self.output / cell.name
-        run = Run.read(path) if path.is_dir() else None
-        return run.validation_loss if run is not None and run.state == "finished" else None
-
-    def arms(self, size: str, stage: str) -> list[tuple[Cell, Cell]]:
-        """Reference and recipe, by seed."""
-        rate = self.best_rate(size)
-        return [
-            (
-                self._reference(size, rate, seed, stage),
-                Cell(f"{stage}/{size}_recipe_seed-{seed}", (*RECIPE, *SIZES[size], f"seed={seed}")),
+    def arms(self, size: str) -> dict[int, tuple[Cell, Cell]]:
+        """Reference and recipe, by seed; at the first size they are read at other lengths, too."""
+        stage, read = ("headline", ()) if size == next(iter(SIZES)) else ("sizes", (NO_READING,))
+        rate = f"optimizer.learning_rate={self.best_rate(size)}"
+        return {
+            seed: (
+                self._cell(f"{stage}/{size}_reference", REFERENCE, rate, *SIZES[size], *read, seed=seed),
+                self._cell(f"{stage}/{size}_recipe", RECIPE, *SIZES[size], *read, seed=seed),
             )
             for seed in range(self.seeds)
-        ]
+        }
 
     def ingredients(self) -> dict[str, list[Cell]]:
         """The recipe without each, by seed."""
+        rate = str(self.best_rate(next(iter(SIZES))))
         return {
             name: [
-                Cell(f"ingredients/without-{name.replace(' ', '-')}_seed-{seed}", (*RECIPE, *words, f"seed={seed}"))
+                self._cell(
+                    f"ingredients/without_{name.replace(' ', '-')}",
+                    *(RECIPE, *(word.replace("RATE", rate) for word in words), NO_READING),
+                    seed=seed,
+                )
                 for seed in range(self.seeds)
             ]
             for name, words in WITHOUT.items()
         }
 
-    def budgets(self) -> dict[float, list[Cell]]:
-        """The recipe at other budgets, by seed."""
-        steps = {share: round(share * recipe_figures.steps_of(REFERENCE)) for share in BUDGETS}
+    def budgets(self) -> dict[int, list[Cell]]:
+        """The recipe at other numbers of steps, by seed."""
+        whole = compose("train", [REFERENCE, *self.given]).total_steps
         return {
-            share: [
-                Cell(f"budgets/steps-{steps[share]}_seed-{seed}", (*RECIPE, f"total_steps={steps[share]}", f"seed={seed}"))
+            steps: [
+                self._cell(f"budgets/steps-{steps}", RECIPE, f"total_steps={steps}", NO_READING, seed=seed)
                 for seed in range(self.seeds)
             ]
-            for share in BUDGETS
+            for steps in (round(share * whole) for share in BUDGETS)
         }
+
+    def stage(self, name: str) -> list[Cell]:
+        """Cells in the order in which they run."""
+        first, *others = SIZES
+        if name == "tuning":
+            return [cell for size in SIZES for cell in self.tuning(size).values()]
+        if name in ("headline", "sizes"):
+            sizes = [first] if name == "headline" else others
+            return [cell for size in sizes for pair in self.arms(size).values() for cell in pair]
+        designs = self.ingredients().values() if name == "ingredients" else self.budgets().values()
+        return [cell for of_one_seed in zip(*designs, strict=True) for cell in of_one_seed]
+
+
+STAGES = ("tuning", "headline", "ingredients", "sizes", "budgets")
+
+
+def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
+    """Run what is not finished, some at a time.
+
+    Raises:
+        TrainingError: a run failed; says what it said. No other begins.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(jobs) as pool:
+        task = progress.add_task(name, total=len(cells))
+        started = [pool.submit(_run, cell, threads) for cell in cells]
+        try:
+            for each in as_completed(started):
+                each.result()
+                progress.advance(task)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _run(cell: Cell, threads: int) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *cell.overrides, f"output={cell.path}"],
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise TrainingError(f"{cell.path}: {said[-1].removeprefix('error: ')}")
 
 
 def main() -> None:
     """Run the stages that are asked for, then show and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", help="text to train on, a glob; whole documents of it are held out")
-    parser.add_argument("given", nargs="*", help="overrides for all runs, such as total_steps=20")
+    parser.add_argument("files", help="text, a glob: each folder is a corpus, of which whole documents are held out")
+    parser.add_argument("given", nargs="*", help="overrides for all runs, such as model.n_vocab=4096")
     parser.add_argument("--output", type=Path, default=Path("runs/recipe"), help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="at a time, where times don't matter (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="at a time (default: %(default)s)")
     parser.add_argument("--only", default=",".join(STAGES), help="some of (default: %(default)s)")
     parser.add_argument("--show", action="store_true", help="run nothing")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with one_line_errors():
-        if unknown := set(options.only.split(",")) - set(STAGES):
+        asked = options.only.split(",")
+        if unknown := set(asked) - set(STAGES):
             raise ConfigError(f"--only {options.only}: there is no {min(unknown)}; the stages are {', '.join(STAGES)}")
-        study = Study(
-            options.output, [f"data.files={options.files}", *options.given], seeds=options.seeds, jobs=options.jobs
-        )
-        if not options.show:
-            for stage in (each for each in STAGES if each in options.only.split(",")):
-                run_stage(study, stage)
+        for name in ("seeds", "jobs"):
+            if getattr(options, name) < 1:
+                raise ConfigError(f"--{name} {getattr(options, name)} is below 1")
+        study = Study(options.output, (f"data.files={options.files}", *options.given), options.seeds)
+        for stage in STAGES if not options.show else ():
+            if stage in asked:
+                run_all(stage, study.stage(stage), options.jobs)
         recipe_figures.show(study)
-
-
-def run_stage(study: Study, stage: str) -> None:
-    """One of `STAGES`."""
-    first, *others = SIZES
-    if stage == "tuning":
-        study.run(stage, study.tuning(first), at_once=study.jobs)
-    elif stage == "headline":
-        study.run(stage, [cell for pair in study.arms(first, stage) for cell in pair], at_once=1)
-    elif stage == "ingredients":
-        by_seed = zip(*study.ingredients().values(), strict=True)
-        study.run(stage, [cell for cells in by_seed for cell in cells], at_once=study.jobs)
-    elif stage == "budgets":
-        study.run(stage, [cell for cells in study.budgets().values() for cell in cells], at_once=study.jobs)
-    else:
-        for size in others:
-            study.run(f"tuning, {size}", study.tuning(size), at_once=study.jobs)
-            study.run(size, [cell for pair in study.arms(size, stage) for cell in pair], at_once=study.jobs)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from gptstar.composing import compose
 from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 from gptstar.results.effects import tokens_to
@@ -23,53 +22,51 @@ if TYPE_CHECKING:
     from recipe import Cell, Study
 
 Pair = tuple[Run, Run]
+"""Reference and recipe, of one seed."""
 
-
-def steps_of(experiment: Sequence[str]) -> int:
-    """Of an experiment as it stands."""
-    return int(compose("train", list(experiment)).total_steps)
+HEADS = ("", "tokens", "validation loss", "minutes of training")
 
 
 def show(study: Study) -> None:
     """Print the tables of what has run, and write them with the picture into the study's folder.
 
     Raises:
-        ConfigError: nothing has run.
+        ConfigError: nothing to compare has run.
     """
-    pairs = _pairs(study, study.arms("small", "headline"))
+    pairs = finished_pairs(study.arms("small"))
     if not pairs:
         raise ConfigError(f"{study.output} holds no seed of which both arms are finished: run --only tuning,headline")
+    budgets = _by_tokens(study, pairs)
     parts = [
+        _tuning(study),
         _headline(pairs),
-        _budgets(study, pairs),
+        _budgets(pairs, budgets),
         _ingredients(study, pairs),
-        _sizes(study),
+        _size(study, "smaller"),
         _lengths(study, pairs),
     ]
     text = "\n\n".join(part for part in parts if part)
     (study.output / "recipe.md").write_text(f"{text}\n", encoding="utf-8")
+    _draw(study, pairs, budgets)
     Console().print(Markdown(text))
     print(f"in {study.output}: recipe.md, recipe.png")
 
 
-def _pairs(study: Study, cells: Sequence[tuple[Cell, Cell]]) -> list[Pair]:
-    both = [(_finished(study, one), _finished(study, two)) for one, two in cells]
-    return [(one, two) for one, two in both if one is not None and two is not None]
+def finished_pairs(cells: Mapping[int, tuple[Cell, Cell]]) -> dict[int, Pair]:
+    """Of the seeds of which both have ended."""
+    both = {seed: (one.run(), two.run()) for seed, (one, two) in cells.items()}
+    return {seed: (one, two) for seed, (one, two) in both.items() if one is not None and two is not None}
 
 
-def _finished(study: Study, cell: Cell) -> Run | None:
-    path = study.output / cell.name
-    run = Run.read(path) if path.is_dir() else None
-    return run if run is not None and run.state == "finished" else None
+def over_seeds(values: Mapping[int, float]) -> Effect:
+    """A mean with its 95 % interval, Student's t over seeds."""
+    return blocked_effect({seed: {0: value} for seed, value in values.items()})
 
 
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _table(*rows: Sequence[str]) -> str:
-    first, *others = rows
-    return "\n".join([_row(*first), _row("---", *["---:"] * (len(first) - 1)), *(_row(*row) for row in others)])
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown; numbers to the right."""
+    lines = [heads, ("---", *["---:"] * (len(heads) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _spread(values: Sequence[float], digits: int = 3) -> str:
@@ -77,147 +74,154 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def _difference(effect: Effect) -> str:
+def difference(effect: Effect) -> str:
+    """Nats, with the interval where there is one."""
     interval = "" if math.isnan(effect.low) else f" ({effect.low:+.3f} to {effect.high:+.3f})"
     return f"{effect.value:+.3f}{interval}"
 
 
-def _ratio(effect: Effect) -> str:
+def ratio(effect: Effect) -> str:
+    """Of an effect on a logarithm."""
     interval = "" if math.isnan(effect.low) else f" ({math.exp(effect.low):.2f} to {math.exp(effect.high):.2f})"
-    return f"{math.exp(effect.value):.2f}{interval}"
+    return f"× {math.exp(effect.value):.2f}{interval}"
 
 
-def _over_seeds(values: Sequence[float]) -> Effect:
-    return blocked_effect({seed: {0: value} for seed, value in enumerate(values)})
-
-
-def _compared(pairs: Sequence[Pair]) -> list[list[str]]:
-    """A line for reference and recipe, and one of the recipe against the reference, paired by seed."""
-    lines = [
-        [
-            name,
-            f"{runs[0].tokens:,}",
-            _spread([run.validation_loss for run in runs]),
-            _spread([60 * run.hours for run in runs], 2),
-        ]
-        for name, runs in zip(("reference", "recipe"), zip(*pairs, strict=True), strict=True)
+def _compared(pairs: Mapping[int, Pair]) -> list[list[str]]:
+    """A line for each arm, and one of the recipe against the reference, paired by seed."""
+    lines = []
+    for name, runs in zip(("reference", "recipe"), zip(*pairs.values(), strict=True), strict=True):
+        losses, minutes = [run.validation_loss for run in runs], [60 * run.hours for run in runs]
+        lines.append([name, f"{runs[0].tokens:,}", _spread(losses), _spread(minutes, 2)])
+    loss = over_seeds({seed: two.validation_loss - one.validation_loss for seed, (one, two) in pairs.items()})
+    time = over_seeds({seed: math.log(two.hours / one.hours) for seed, (one, two) in pairs.items()})
+    one, two = next(iter(pairs.values()))
+    against = [
+        f"recipe against it, {len(pairs)} seeds",
+        f"× {two.tokens / one.tokens:.2f}",
+        difference(loss),
+        ratio(time),
     ]
-    loss = _over_seeds([two.validation_loss - one.validation_loss for one, two in pairs])
-    time = _over_seeds([math.log(two.hours / one.hours) for one, two in pairs])
-    share = pairs[0][1].tokens / pairs[0][0].tokens
-    return [*lines, [f"recipe, {len(pairs)} pairs", f"× {share:.2f}", _difference(loss), f"× {_ratio(time)}"]]
+    return [*lines, against]
 
 
-HEADS = ("", "tokens", "validation loss", "minutes of training")
+def _tuning(study: Study) -> str:
+    rows = [
+        [size, *(f"{run.validation_loss:.3f}" if (run := cell.run()) else "" for cell in study.tuning(size).values())]
+        for size in ("small", "smaller")
+    ]
+    heads = ("the reference's loss at", *(f"{rate:g}" for rate in study.tuning("small")))
+    return "**Tuning the reference**, one seed of its own, the whole budget\n\n" + table(heads, rows)
 
 
-def _headline(pairs: Sequence[Pair]) -> str:
-    rate = pairs[0][0].config["optimizer"]["learning_rate"]
-    said = f"The reference's learning rate, the best of those tried: {rate:g}."
-    return f"**The recipe against the reference**, each seed's runs one after the other. {said}\n\n" + _table(
-        HEADS, *_compared(pairs)
-    )
+def _headline(pairs: Mapping[int, Pair]) -> str:
+    return "**The recipe against the reference**\n\n" + table(HEADS, _compared(pairs))
 
 
-def _budgets(study: Study, pairs: Sequence[Pair]) -> str:
+def _by_tokens(study: Study, pairs: Mapping[int, Pair]) -> dict[int, dict[int, Run]]:
+    """Runs of the recipe by tokens and seed."""
+    found: dict[int, dict[int, Run]] = {}
+    others = [(cell.seed, cell.run()) for cells in study.budgets().values() for cell in cells]
+    for seed, run in [*((seed, two) for seed, (_, two) in pairs.items()), *others]:
+        if run is not None and seed in pairs:
+            found.setdefault(run.tokens, {})[seed] = run
+    return dict(sorted(found.items()))
+
+
+def _budgets(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]) -> str:
     """The recipe at several budgets, and where between them it reaches each seed's reference."""
-    points = {run.tokens: {run.config["seed"]: run} for _, run in pairs[:1]}
-    for run in (run for cells in study.budgets().values() for cell in cells if (run := _finished(study, cell))):
-        points.setdefault(run.tokens, {})[run.config["seed"]] = run
-    points[pairs[0][1].tokens] = {two.config["seed"]: two for _, two in pairs}
-    shares = []
-    for reference, own in pairs:
-        seed = own.config["seed"]
-        curve = [(tokens, runs[seed].validation_loss) for tokens, runs in sorted(points.items()) if seed in runs]
-        shares.append(tokens_to(curve, reference.validation_loss) / reference.tokens)
+    if len(budgets) < 2:
+        return ""
+    whole = next(iter(pairs.values()))[0].tokens
     rows = [
         [
             f"{tokens:,}",
-            f"{tokens / pairs[0][0].tokens:.2f}",
+            f"× {tokens / whole:.2f}",
             _spread([run.validation_loss for run in runs.values()]),
             str(len(runs)),
         ]
-        for tokens, runs in sorted(points.items())
+        for tokens, runs in budgets.items()
     ]
-    _draw(study, pairs, points)
-    reached = "not reached by some" if any(map(math.isnan, shares)) else f"× {_ratio(_over_seeds([*map(math.log, shares)]))}"
+    shares = {}
+    for seed, (reference, _) in pairs.items():
+        curve = [(tokens, runs[seed].validation_loss) for tokens, runs in budgets.items() if seed in runs]
+        shares[seed] = tokens_to(curve, reference.validation_loss) / whole
+    missed = [seed for seed, share in shares.items() if math.isnan(share)]
+    reached = (
+        f"not reached by seeds {', '.join(map(str, missed))}"
+        if missed
+        else ratio(over_seeds({seed: math.log(share) for seed, share in shares.items()}))
+    )
     return (
-        "**The recipe at other budgets**, each with a schedule of its own\n\n"
-        + _table(("tokens", "of the reference's", "validation loss", "seeds"), *rows)
-        + f"\n\nTokens to the reference's final loss, by a line between budgets: {reached}."
+        "**The recipe at other budgets**, each with a schedule that ends there\n\n"
+        + table(("tokens", "of the reference's", "validation loss", "seeds"), rows)
+        + f"\n\nTokens to the reference's final loss, between budgets by a line over the logarithm: {reached}."
     )
 
 
-def _draw(study: Study, pairs: Sequence[Pair], points: dict[int, dict[int, Run]]) -> None:
+def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
+    rows = []
+    for name, cells in study.ingredients().items():
+        runs = {cell.seed: run for cell in cells if cell.seed in pairs and (run := cell.run())}
+        if runs:
+            worse = over_seeds(
+                {seed: run.validation_loss - pairs[seed][1].validation_loss for seed, run in runs.items()}
+            )
+            rows.append([name, difference(worse), f"{worse.p:.2g}", str(len(runs)), worse.verdict])
+    if not rows:
+        return ""
+    heads = ("without", "loss, less the whole recipe's", "p", "seeds", "")
+    return "**What each ingredient is worth**\n\n" + table(heads, rows)
+
+
+def _size(study: Study, size: str) -> str:
+    try:
+        pairs = finished_pairs(study.arms(size))
+    except ConfigError:  # not tuned yet
+        return ""
+    if not pairs:
+        return ""
+    params = f"{next(iter(pairs.values()))[0].config['model']['d_model']} wide"
+    return f"**Another size, {params}**: the recipe as it is, the reference tuned anew\n\n" + table(
+        HEADS, _compared(pairs)
+    )
+
+
+def _lengths(study: Study, pairs: Mapping[int, Pair]) -> str:
+    """Change of the loss beyond the training context, and whether the recipe's is worse."""
+    frame = lengths(study.output / "headline")
+    loss = {(line["run"], line["multiple"]): line["loss"] for line in frame.to_dict("records")}
+    rows = []
+    for multiple in sorted({multiple for _, multiple in loss} - {1.0}):
+        changes = {
+            seed: [loss[run.name, multiple] - loss[run.name, 1.0] for run in pair]
+            for seed, pair in pairs.items()
+            if all((run.name, multiple) in loss for run in pair)
+        }
+        if changes:
+            arms = [over_seeds({seed: change[arm] for seed, change in changes.items()}) for arm in (0, 1)]
+            between = over_seeds({seed: two - one for seed, (one, two) in changes.items()})
+            rows.append([f"{multiple:g} ×", *map(difference, [*arms, between])])
+    if not rows:
+        return ""
+    heads = ("context", "reference", "recipe", "recipe - reference")
+    return "**Beyond the training context**: change of the loss on the same targets\n\n" + table(heads, rows)
+
+
+def _draw(study: Study, pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    references = [one for one, _ in pairs]
+    references = {seed: one for seed, (one, _) in pairs.items()}
+    tokens = next(iter(references.values())).tokens
     for colour, marker, name, found in (
-        ("#6e6e6e", "s", "reference: AdamW, cosine", {references[0].tokens: references}),
-        ("#0072B2", "o", "recipe", {tokens: list(runs.values()) for tokens, runs in sorted(points.items())}),
+        ("#6e6e6e", "s", "reference: AdamW, cosine", {tokens: references}),
+        ("#0072B2", "o", "recipe", budgets),
     ):
-        tokens = list(found)
-        losses = [mean(run.validation_loss for run in runs) for runs in found.values()]
-        axes.plot(tokens, losses, color=colour, marker=marker, label=name)
+        losses = [mean(run.validation_loss for run in runs.values()) for runs in found.values()]
+        axes.plot(list(found), losses, color=colour, marker=marker, label=name)
         for at, runs in found.items():
-            axes.plot([at] * len(runs), [run.validation_loss for run in runs], ".", color=colour, alpha=0.5)
-    axes.axhline(mean(run.validation_loss for run in references), color="#6e6e6e", linestyle=":")
+            axes.plot([at] * len(runs), [run.validation_loss for run in runs.values()], ".", color=colour, alpha=0.5)
+    axes.axhline(mean(run.validation_loss for run in references.values()), color="#6e6e6e", linestyle=":")
     axes.set(xlabel="training tokens", ylabel="validation loss (nats a token)", xlim=(0, None))
     axes.legend(frameon=False)
     figure.savefig(study.output / "recipe.png", dpi=130)
-
-
-def _ingredients(study: Study, pairs: Sequence[Pair]) -> str:
-    recipes = {two.config["seed"]: two for _, two in pairs}
-    rows = []
-    for name, cells in study.ingredients().items():
-        runs = [run for cell in cells if (run := _finished(study, cell)) and run.config["seed"] in recipes]
-        if runs:
-            losses = [run.validation_loss - recipes[run.config["seed"]].validation_loss for run in runs]
-            effect = _over_seeds(losses)
-            rows.append([name, _difference(effect), f"{effect.p:.2g}", str(len(runs)), effect.verdict])
-    if not rows:
-        return ""
-    heads = ("without", "loss against the whole recipe's", "p", "seeds", "")
-    return "**What each ingredient is worth**: the recipe without it\n\n" + _table(heads, *rows)
-
-
-def _sizes(study: Study) -> str:
-    rows = []
-    for size in ("smaller",):
-        try:
-            pairs = _pairs(study, study.arms(size, "sizes"))
-        except ConfigError:
-            continue
-        if pairs:
-            rows += [[f"{size}: {name}", *others] for name, *others in _compared(pairs)]
-    return "**Another size**, the recipe as it is, the reference tuned anew\n\n" + _table(HEADS, *rows) if rows else ""
-
-
-def _lengths(study: Study, pairs: Sequence[Pair]) -> str:
-    """Change of the loss beyond the training context, and whether the recipe's is worse."""
-    frame = lengths(study.output / "headline")
-    frame = frame[frame["rotary_scaling"] == "none"]
-    if frame.empty:
-        return ""
-    loss = {(line["run"], line["multiple"]): line["loss"] for line in frame.to_dict("records")}
-    multiples = sorted(frame["multiple"].unique())
-    changes: dict[float, list[tuple[float, float]]] = {}
-    for one, two in pairs:
-        for multiple in multiples:
-            both = [loss.get((run.name, multiple), math.nan) - loss.get((run.name, 1.0), math.nan) for run in (one, two)]
-            if not any(map(math.isnan, both)):
-                changes.setdefault(multiple, []).append((both[0], both[1]))
-    rows = [
-        [
-            f"{multiple:g} ×",
-            _difference(_over_seeds([one for one, _ in both])),
-            _difference(_over_seeds([two for _, two in both])),
-            _difference(_over_seeds([two - one for one, two in both])),
-        ]
-        for multiple, both in changes.items()
-        if multiple > 1
-    ]
-    heads = ("context", "reference", "recipe", "recipe - reference")
-    return "**Beyond the training context**: change of the loss on the same targets\n\n" + _table(heads, *rows)

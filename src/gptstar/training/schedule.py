@@ -23,7 +23,8 @@ class ScheduleConfig:
         decay_until: the step at which their decay ends; the run's last step unless given.
         decay_steps: of `wsd`; a fifth of the run unless given.
 
-    Sources: Loshchilov and Hutter, "SGDR", 2017 (cosine); Bergsma et al., "Straight to zero", 2025 (linear); Hägele et al., "Scaling laws and compute-optimal training
+    Sources: Loshchilov and Hutter, "SGDR", 2017 (cosine); Bergsma et al., "Straight to zero: why linearly decaying the
+    learning rate to zero works best for LLMs", 2025 (linear); Hägele et al., "Scaling laws and compute-optimal training
     beyond fixed training durations", 2024 (`wsd`, with their 1 - sqrt decay); Vaswani et al., "Attention is all you
     need", 2017, section 5.3 (inverse square root).
     """

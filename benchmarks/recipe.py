@@ -39,8 +39,7 @@ SIZES = {"small": (), "smaller": ("model.d_model=128", "model.n_heads=2")}
 """The recipe is tuned at the first alone; the reference at each."""
 
 WITHOUT = {
-    "Muon": ("optimizer=adamw", "optimizer.adamw_learning_rate=null", "optimizer.learning_rate=RATE"),
-    "a rate of their own for embeddings": ("optimizer.adamw_learning_rate=null",),
+    "Muon": ("optimizer=adamw", "optimizer.learning_rate=RATE"),
     "short momentum": ("optimizer.momentum=0.95",),
     "a straight line to zero": ("schedule=cosine", "schedule.final_fraction=0.05"),
 }

@@ -94,26 +94,6 @@ def test_muon_has_the_matrices_in_blocks_and_adamw_the_rest() -> None:
             assert change.square().mean().sqrt() == pytest.approx(0.01 * 0.2, rel=0.35), name
 
 
-def test_what_adamw_steps_may_learn_at_a_rate_of_its_own(overrides: Overrides, tmp_path: Path) -> None:
-    """With a rate of next to nothing it stays where it began, while matrices move, all through the schedule."""
-    run_here(overrides(*MUON, "total_steps=6", "optimizer.weight_decay=0", output="both"))
-    still = ("optimizer.adamw_learning_rate=1e-12", "optimizer.weight_decay=0")
-    run_here(overrides(*MUON, "total_steps=6", *still, output="still"))
-    torch.manual_seed(0)
-    trained = read(tmp_path / "still/last.ckpt")
-    begun = GPT(trained.model).state_dict()
-    for name, weights in trained.weights.items():
-        moved = (weights - begun[name]).abs().max()
-        of_muon = name.startswith("blocks") and name.endswith("weight") and "norm" not in name
-        assert (moved > 1e-3) if of_muon else (moved < 1e-8), name
-    assert recorded(tmp_path / "still", "learning_rate") == recorded(tmp_path / "both", "learning_rate")
-
-
-def test_a_rate_for_what_is_not_there_is_refused(overrides: Overrides, refusal: Callable[..., str]) -> None:
-    line = refusal(run_here, overrides("+optimizer.adamw_learning_rate=0.01"))
-    assert "optimizer.adamw_learning_rate=0.01 is of what optimizer=muon leaves to AdamW" in line
-
-
 MUON = ("optimizer=muon", "optimizer.learning_rate=0.01")
 
 

@@ -192,7 +192,7 @@ class LanguageModelling(pl.LightningModule):
         step = self.global_step
         rate = self._optimizer.learning_rate * self._schedule.fraction(step)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("scale", 1.0)
+            group["lr"] = rate
         mean_loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
         if self._fill:
             # Micro-batches differ in how many targets they hold, so each was weighed by its positions till now.

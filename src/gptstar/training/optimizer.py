@@ -30,7 +30,6 @@ class OptimizerConfig:
         beta1, beta2, epsilon: of AdamW.
         weight_decay: decoupled, of all.
         momentum: of Muon.
-        adamw_learning_rate: the peak of what Muon leaves to AdamW, embeddings above all; `learning_rate` unless given.
         newton_schulz: what Muon orthogonalises in; `auto` is float32 where the run computes in float32.
         gradient_clipping: largest norm of the whole gradient; null for none.
         decay_final_norm: also decay the last LayerNorm, as the original GPT* did.
@@ -46,13 +45,12 @@ class OptimizerConfig:
     epsilon: float = 1e-8
     weight_decay: float = 0.1
     momentum: float = 0.95
-    adamw_learning_rate: float | None = None
     newton_schulz: Literal["auto", "bfloat16", "float32"] = "bfloat16"
     gradient_clipping: float | None = 1.0
     decay_final_norm: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "epsilon", "gradient_clipping", "adamw_learning_rate"):
+        for name in ("learning_rate", "epsilon", "gradient_clipping"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"optimizer.{name}={value} is not above 0")
@@ -61,11 +59,6 @@ class OptimizerConfig:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not in [0, 1)")
         if self.weight_decay < 0:
             raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is negative")
-        if self.adamw_learning_rate is not None and self.algorithm != "muon":
-            raise ConfigError(
-                f"optimizer.adamw_learning_rate={self.adamw_learning_rate} is of what optimizer=muon leaves to AdamW, "
-                f"and optimizer.algorithm is {self.algorithm}: give optimizer.learning_rate"
-            )
         if self.algorithm == "adamw_8bit" and find_spec("bitsandbytes") is None:
             raise ConfigError("optimizer=adamw_8bit needs bitsandbytes: pip install 'gptstar[8bit]'")
 
@@ -91,8 +84,6 @@ def decays(model: nn.Module, *, final_norm: bool) -> Iterator[tuple[str, nn.Para
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW with one group that decays and one that does not; with Muon's groups before them.
 
-    A group's learning rate is the schedule's, times its `scale` where it has one.
-
     Args:
         config: resolved.
     """
@@ -112,14 +103,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
                 }
             )
         parameters = [each for each in parameters if each[0] not in matrices]
-    scale = (config.adamw_learning_rate or config.learning_rate) / config.learning_rate
     groups += [
-        {
-            "params": [p for _, p, decays_too in parameters if decays_too == decayed],
-            "weight_decay": config.weight_decay if decayed else 0.0,
-            "scale": scale,
-        }
-        for decayed in (True, False)
+        {"params": [p for _, p, decayed in parameters if decayed], "weight_decay": config.weight_decay},
+        {"params": [p for _, p, decayed in parameters if not decayed], "weight_decay": 0.0},
     ]
     options: dict[str, Any] = {
         "lr": config.learning_rate,

@@ -5,10 +5,10 @@
     python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --show                  the tables of what ran so far
 
 The reference is AdamW with a cosine, at the learning rate that is best for it: each of `RATES` is tried with the whole
-budget, by a seed that is used for nothing else. The headline's runs take turns, so that their times can be compared:
-one of the reference, one of the recipe, `--jobs` at a time with a share of the cores each; leave the machine alone
-meanwhile. Give the same command again at any time: what is finished is kept, and what was interrupted goes on. Tables
-and picture are written beside the runs.
+budget, by a seed that is used for nothing else, as the recipe was chosen on seed 0. The headline's runs take turns, so
+that their times can be compared: one of the reference, one of the recipe, `--jobs` at a time with a share of the cores
+each; leave the machine alone meanwhile. Give the same command again at any time: what is finished is kept, and what was
+interrupted goes on. Tables and picture are written beside the runs.
 """
 
 import argparse
@@ -34,18 +34,20 @@ ROOT = Path(__file__).parents[1]
 REFERENCE, RECIPE = "experiment=fast_small_reference", "experiment=fast_small"
 RATES = (1e-3, 1.4e-3, 2e-3, 2.8e-3)
 TUNING_SEED = 100
+DECIDED = ("experiment", "seed", "output", "total_steps", "optimizer", "schedule", "model.d_model", "model.n_heads")
+"""Keys, and all below them, that the study sets."""
 
 SIZES = {"small": (), "smaller": ("model.d_model=128", "model.n_heads=2")}
 """The recipe is tuned at the first alone; the reference at each."""
 
 WITHOUT = {
-    "Muon": ("optimizer=adamw", "optimizer.learning_rate=RATE"),
+    "Muon, with AdamW at the reference's rate": ("optimizer=adamw", "optimizer.learning_rate=RATE"),
     "short momentum": ("optimizer.momentum=0.95",),
     "a straight line to zero": ("schedule=cosine", "schedule.final_fraction=0.05"),
 }
 """What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best."""
 
-BUDGETS = (0.3, 0.5)
+BUDGETS = (0.3,)
 """Shares of the reference's steps at which the recipe runs too, each with a schedule that ends there."""
 
 NO_READING = "reading.multiples=[]"
@@ -78,7 +80,12 @@ class Study:
     seeds: int
 
     def _cell(self, name: str, *overrides: str, seed: int) -> Cell:
-        return Cell(self.output / f"{name}_seed-{seed}", (*overrides, *self.given, f"seed={seed}"), seed)
+        return Cell(self.output / f"{name}_seed-{seed}", (*self.given, *overrides, f"seed={seed}"), seed)
+
+    @property
+    def counted(self) -> range:
+        """Seeds of all comparisons; 0 is the one that the recipe was chosen on."""
+        return range(1, self.seeds + 1)
 
     def tuning(self, size: str) -> dict[float, Cell]:
         """The reference at each rate."""
@@ -91,6 +98,10 @@ class Study:
             for rate in RATES
         }
 
+    def is_tuned(self, size: str) -> bool:
+        """Whether the reference has run at each rate."""
+        return all(cell.run() for cell in self.tuning(size).values())
+
     def best_rate(self, size: str) -> float:
         """The reference's.
 
@@ -98,7 +109,7 @@ class Study:
             ConfigError: it was not tuned yet.
         """
         found = {rate: run.validation_loss for rate, cell in self.tuning(size).items() if (run := cell.run())}
-        if len(found) < len(RATES):
+        if not self.is_tuned(size):
             raise ConfigError(f"the reference is not tuned in {self.output} yet: run --only tuning first")
         return min(found, key=lambda rate: found[rate])
 
@@ -111,7 +122,7 @@ class Study:
                 self._cell(f"{stage}/{size}_reference", REFERENCE, rate, *SIZES[size], *read, seed=seed),
                 self._cell(f"{stage}/{size}_recipe", RECIPE, *SIZES[size], *read, seed=seed),
             )
-            for seed in range(self.seeds)
+            for seed in self.counted
         }
 
     def ingredients(self) -> dict[str, list[Cell]]:
@@ -120,11 +131,11 @@ class Study:
         return {
             name: [
                 self._cell(
-                    f"ingredients/without_{name.replace(' ', '-')}",
+                    f"ingredients/without_{name.partition(',')[0].replace(' ', '-')}",
                     *(RECIPE, *(word.replace("RATE", rate) for word in words), NO_READING),
                     seed=seed,
                 )
-                for seed in range(self.seeds)
+                for seed in self.counted
             ]
             for name, words in WITHOUT.items()
         }
@@ -135,7 +146,7 @@ class Study:
         return {
             steps: [
                 self._cell(f"budgets/steps-{steps}", RECIPE, f"total_steps={steps}", NO_READING, seed=seed)
-                for seed in range(self.seeds)
+                for seed in self.counted
             ]
             for steps in (round(share * whole) for share in BUDGETS)
         }
@@ -156,36 +167,40 @@ STAGES = ("tuning", "headline", "ingredients", "sizes", "budgets")
 
 
 def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
-    """Run what is not finished, some at a time.
+    """Run them, some at a time; what is finished ends at once, when `train.py` has seen that it is of these settings.
 
     Raises:
-        TrainingError: a run failed; says what it said. No other begins.
+        TrainingError: a run failed; says what it said. Those at work save and end, and no other begins.
     """
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    at_work: dict[Path, subprocess.Popen[str]] = {}
     with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task(name, total=len(cells))
-        started = [pool.submit(_run, cell, threads) for cell in cells]
+        started = [pool.submit(_run, cell, jobs, at_work) for cell in cells]
         try:
             for each in as_completed(started):
                 each.result()
                 progress.advance(task)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(at_work.values()):
+                process.terminate()
             raise
 
 
-def _run(cell: Cell, threads: int) -> None:
-    done = subprocess.run(
+def _run(cell: Cell, jobs: int, at_work: dict[Path, subprocess.Popen[str]]) -> None:
+    inherited = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    at_work[cell.path] = process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *cell.overrides, f"output={cell.path}"],
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        env=inherited | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    _, errors = process.communicate()
+    del at_work[cell.path]
+    if process.returncode:
+        said = errors.strip().splitlines() or [f"exit code {process.returncode}"]
         raise TrainingError(f"{cell.path}: {said[-1].removeprefix('error: ')}")
 
 
@@ -208,11 +223,15 @@ def main() -> None:
         for name in ("seeds", "jobs"):
             if getattr(options, name) < 1:
                 raise ConfigError(f"--{name} {getattr(options, name)} is below 1")
+        for word in options.given:
+            key = word.lstrip("+~").partition("=")[0]
+            if any(key == each or key.startswith(f"{each}.") for each in DECIDED):
+                raise ConfigError(f"{word}: the study itself decides on {key}; change it in {Path(__file__).name}")
         study = Study(options.output, (f"data.files={options.files}", *options.given), options.seeds)
         for stage in STAGES if not options.show else ():
             if stage in asked:
                 run_all(stage, study.stage(stage), options.jobs)
-        recipe_figures.show(study)
+        recipe_figures.show(study, list(SIZES))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markdown import Markdown
 
-from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 from gptstar.results.effects import tokens_to
 from gptstar.results.frames import lengths
@@ -27,29 +26,28 @@ Pair = tuple[Run, Run]
 HEADS = ("", "tokens", "validation loss", "minutes of training")
 
 
-def show(study: Study) -> None:
+def show(study: Study, sizes: Sequence[str]) -> None:
     """Print the tables of what has run, and write them with the picture into the study's folder.
 
+    Args:
+        sizes: names; the headline is of the first.
+
     Raises:
-        ConfigError: nothing to compare has run.
+        ConfigError: the reference of the first size is not tuned.
     """
-    pairs = finished_pairs(study.arms("small"))
-    if not pairs:
-        raise ConfigError(f"{study.output} holds no seed of which both arms are finished: run --only tuning,headline")
-    budgets = _by_tokens(study, pairs)
-    parts = [
-        _tuning(study),
-        _headline(pairs),
-        _budgets(pairs, budgets),
-        _ingredients(study, pairs),
-        _size(study, "smaller"),
-        _lengths(study, pairs),
-    ]
+    first, *others = sizes
+    study.best_rate(first)
+    parts = [_tuning(study, sizes)]
+    if pairs := finished_pairs(study.arms(first)):
+        budgets = _by_tokens(study, pairs)
+        parts += [_headline(pairs), _budgets(pairs, budgets), _ingredients(study, pairs)]
+        parts += [_size(study, size) for size in others]
+        parts.append(_lengths(study, pairs))
+        _draw(study, pairs, budgets)
     text = "\n\n".join(part for part in parts if part)
     (study.output / "recipe.md").write_text(f"{text}\n", encoding="utf-8")
-    _draw(study, pairs, budgets)
     Console().print(Markdown(text))
-    print(f"in {study.output}: recipe.md, recipe.png")
+    print(f"in {study.output}: recipe.md{', recipe.png' if pairs else ''}")
 
 
 def finished_pairs(cells: Mapping[int, tuple[Cell, Cell]]) -> dict[int, Pair]:
@@ -104,13 +102,16 @@ def _compared(pairs: Mapping[int, Pair]) -> list[list[str]]:
     return [*lines, against]
 
 
-def _tuning(study: Study) -> str:
-    rows = [
-        [size, *(f"{run.validation_loss:.3f}" if (run := cell.run()) else "" for cell in study.tuning(size).values())]
-        for size in ("small", "smaller")
-    ]
-    heads = ("the reference's loss at", *(f"{rate:g}" for rate in study.tuning("small")))
-    return "**Tuning the reference**, one seed of its own, the whole budget\n\n" + table(heads, rows)
+def _tuning(study: Study, sizes: Sequence[str]) -> str:
+    rows, edges = [], []
+    for size in sizes:
+        found = {rate: run.validation_loss for rate, cell in study.tuning(size).items() if (run := cell.run())}
+        rows.append([size, *(f"{found[rate]:.3f}" if rate in found else "" for rate in study.tuning(size))])
+        if study.is_tuned(size) and study.best_rate(size) in (min(found), max(found)):
+            edges.append(f"{size}: the best rate is at the end of those tried, so another may be better.")
+    heads = ("the reference's loss at", *(f"{rate:g}" for rate in study.tuning(sizes[0])))
+    title = "**Tuning the reference**, one seed that is used for nothing else, the whole budget"
+    return "\n\n".join([title, table(heads, rows), *edges])
 
 
 def _headline(pairs: Mapping[int, Pair]) -> str:
@@ -141,21 +142,36 @@ def _budgets(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]
         ]
         for tokens, runs in budgets.items()
     ]
-    shares = {}
-    for seed, (reference, _) in pairs.items():
-        curve = [(tokens, runs[seed].validation_loss) for tokens, runs in budgets.items() if seed in runs]
-        shares[seed] = tokens_to(curve, reference.validation_loss) / whole
-    missed = [seed for seed, share in shares.items() if math.isnan(share)]
-    reached = (
-        f"not reached by seeds {', '.join(map(str, missed))}"
-        if missed
-        else ratio(over_seeds({seed: math.log(share) for seed, share in shares.items()}))
-    )
     return (
         "**The recipe at other budgets**, each with a schedule that ends there\n\n"
         + table(("tokens", "of the reference's", "validation loss", "seeds"), rows)
-        + f"\n\nTokens to the reference's final loss, between budgets by a line over the logarithm: {reached}."
+        + f"\n\nTokens to the reference's final loss: {reached(pairs, budgets)}."
     )
+
+
+def reached(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]) -> str:
+    """The share of the reference's tokens at which the recipe has its final loss, of seeds that have all budgets."""
+    shares, beyond, before = {}, [], []
+    for seed, (reference, _) in pairs.items():
+        curve = [(tokens, runs[seed].validation_loss) for tokens, runs in budgets.items() if seed in runs]
+        if len(curve) < len(budgets):
+            continue
+        share = tokens_to(curve, reference.validation_loss) / reference.tokens
+        if math.isnan(share):
+            beyond.append(seed)
+        elif curve[0][1] <= reference.validation_loss:
+            before.append(seed)
+        else:
+            shares[seed] = share
+    if beyond or before or not shares:
+        said = [
+            f"{len(shares)} seeds between budgets",
+            f"{len(before)} before the least",
+            f"{len(beyond)} not at the most",
+        ]
+        return "; ".join(said)
+    effect = over_seeds({seed: math.log(share) for seed, share in shares.items()})
+    return f"{ratio(effect)}, {len(shares)} seeds, by a line over the logarithm between budgets"
 
 
 def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
@@ -174,16 +190,12 @@ def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
 
 
 def _size(study: Study, size: str) -> str:
-    try:
-        pairs = finished_pairs(study.arms(size))
-    except ConfigError:  # not tuned yet
-        return ""
+    pairs = finished_pairs(study.arms(size)) if study.is_tuned(size) else {}
     if not pairs:
         return ""
-    params = f"{next(iter(pairs.values()))[0].config['model']['d_model']} wide"
-    return f"**Another size, {params}**: the recipe as it is, the reference tuned anew\n\n" + table(
-        HEADS, _compared(pairs)
-    )
+    width = next(iter(pairs.values()))[0].config["model"]["d_model"]
+    title = f"**{size.capitalize()}, {width} wide**: the recipe as it is, the reference tuned anew"
+    return f"{title}\n\n{table(HEADS, _compared(pairs))}"
 
 
 def _lengths(study: Study, pairs: Mapping[int, Pair]) -> str:

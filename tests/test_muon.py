@@ -1,5 +1,6 @@
 """Muon against PyTorch's, where both can; what is fused, and what goes on."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_singular_values_come_near_one(dtype: torch.dtype) -> None:
     assert values.max() < 1.3
     theirs = torch.linalg.svd(matrices, full_matrices=False)
     torch.testing.assert_close(left @ right, theirs[0] @ theirs[2], rtol=0, atol=0.05)  # the directions stay
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 67), (3, 67, 16), (2, 24, 29)])
+@pytest.mark.parametrize("smallest", [1e-1, 1e-5])
+def test_iterations_in_float32_are_those_in_float64(shape: tuple[int, ...], smallest: float) -> None:
+    """Wide matrices take another way there, which squares singular values."""
+    torch.manual_seed(0)
+    left, values, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    values = torch.logspace(0, math.log10(smallest), values.shape[-1], dtype=torch.float64)
+    matrices = left @ (values[:, None] * right)
+    theirs = orthogonalised(matrices, torch.float64)
+    assert (orthogonalised(matrices, torch.float32) - theirs).norm() < 1e-3 * theirs.norm()
 
 
 def test_muon_has_the_matrices_in_blocks_and_adamw_the_rest() -> None:

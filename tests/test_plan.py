@@ -74,6 +74,8 @@ def test_fsdp_divides_what_is_kept() -> None:
 
 @pytest.mark.parametrize("algorithm", get_args(Algorithm))
 def test_the_optimizer_keeps_what_is_planned(algorithm: Algorithm) -> None:
+    if algorithm == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
     model = GPT(CONFIG)
     optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.01, algorithm=algorithm))
     for parameter in model.parameters():
@@ -112,6 +114,9 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "does not fit: give more devices with hardware=fsdp" in said
     assert "at 30% of the peak" in said
+    in_8_bits = ["optimizer=adamw_8bit", "hardware=ddp", "hardware.devices=8", "hardware.accelerator=cpu"]
+    main(["plan", "experiment=gpt_1b3", *in_8_bits, "model.n_layers=99", "--device", "3090"])
+    assert "does not fit: give more devices with hardware=fsdp and optimizer=adamw" in capsys.readouterr().out
     main(["plan", "experiment=gpt303", "hardware.micro_batch_size=128", "--device", "3090"])
     assert "does not fit: give hardware.micro_batch_size=" in capsys.readouterr().out
 

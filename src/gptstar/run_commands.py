@@ -114,6 +114,7 @@ def _plan(options: argparse.Namespace) -> None:
         activation_checkpointing=config.hardware.activation_checkpointing,
     )
     hours = steps * seconds / 3600
+    kept = (needed.parameters + needed.optimizer) * (world_size if config.hardware.sharded else 1)
     days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
     lines = [
         f"{config.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}, "
@@ -122,7 +123,7 @@ def _plan(options: argparse.Namespace) -> None:
         "fits" if needed.total <= device.memory else f"does not fit: {_cure(config, device)}",
         f"{steps:,} steps of {config.batch_tokens:,} tokens, {seconds:,.2f} s each: "
         f"{config.batch_tokens / seconds:,.0f} tokens/s, {hours:,.1f} hours{days} at {device.share:.0%} of the peak",
-        f"a checkpoint has {12 * config.model.n_params / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept",
+        f"a checkpoint has {kept / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept",
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
@@ -150,13 +151,19 @@ def _cure(config: "TrainConfig", device: "Device") -> str:
     """The mildest change that makes it fit."""
     from dataclasses import replace
 
+    from gptstar.errors import ConfigError
+
     hardware = config.hardware
     size = config.micro_batch_size
     smaller = [{"micro_batch_size": size // 2**halved} for halved in range(1, size.bit_length())]
     again: list[dict[str, Any]] = [{"activation_checkpointing": True, **each} for each in ({}, *smaller)]
     parts: list[dict[str, Any]] = [{"strategy": "fsdp", **each} for each in ({}, *smaller, *again)]
     for change in [*smaller, *again, *(parts if hardware.world_size > 1 else [])]:
-        changed = replace(config, hardware=replace(hardware, **change))
+        try:
+            changed = replace(config, hardware=replace(hardware, **change))
+        except ConfigError:  # such as parts of what can't be stepped in parts
+            continue
         if _memory(changed, device).total <= device.memory:
             return "give " + " ".join(f"hardware.{key}={str(value).lower()}" for key, value in change.items())
-    return "give more devices with hardware=fsdp, or a smaller model"
+    whole = " and optimizer=adamw" if config.optimizer.algorithm == "adamw_8bit" else ""
+    return f"give more devices with hardware=fsdp{whole}, or a smaller model"

@@ -1,5 +1,6 @@
 """Muon on the matrices of a model, AdamW on the rest, as one optimizer."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -30,10 +31,32 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Ten
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if dtype is torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
+        x = _by_gram(x)
+    else:
+        for _ in range(ITERATIONS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _by_gram(x: Tensor) -> Tensor:
+    """The same iterations on `x @ x.mT` alone, which of wide matrices is small: of four to one, half the work.
+
+    An iteration multiplies `x` by a polynomial of that product, and the next product by its square. bfloat16 would lose
+    small singular values in the first product.
+
+    Source: Dao AI Lab, "Gram Newton-Schulz", 2026, https://dao-lab.ai/blog/2026/gram-newton-schulz.
+    """
+    a, b, c = COEFFICIENTS
+    gram, factors = x @ x.mT, []
+    for _ in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        factors.append(factor)
+        if len(factors) < ITERATIONS:
+            gram = factor @ gram @ factor
+    return functools.reduce(torch.matmul, factors) @ x
 
 
 class MuonAdamW(torch.optim.AdamW):

@@ -6,9 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +21,7 @@ from gptstar.errors import CheckpointError, ConfigError, Interrupted, in_one_lin
 from gptstar.ranks import Ranks
 from gptstar.training.status import LOCK_NAME, State, Status
 
-PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf")
+PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf", "bitsandbytes")
 
 
 HYDRAS = "multirun.yaml"
@@ -136,7 +136,7 @@ class RunDirectory:
             "platform": platform.platform(),
             "data": data_fingerprint,
             "began": began,
-            "packages": {name: version(name) for name in PACKAGES},
+            "packages": dict(_versions()),
             "command": shlex.join(["python", *sys.argv]),
         }
         for name, text in (("config.yaml", config_yaml), ("versions.json", json.dumps(about, indent=2) + "\n")):
@@ -145,6 +145,12 @@ class RunDirectory:
             temporary.replace(self.path / name)
         Status("running").write(self.path)
         self._status = Status("stopped")
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):  # an extra
+            yield name, version(name)
 
 
 def _remove_unused(path: Path) -> None:

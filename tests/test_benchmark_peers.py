@@ -60,6 +60,8 @@ def build(entry: Entry) -> Any:
     module, _, function = entry.build.rpartition(".")
     if "lightning_gpt" in module:
         pytest.importorskip("litgpt")
+    if entry.arguments.get("precision") == "int8" and not torch.cpu._is_vnni_supported():
+        pytest.skip("this CPU lacks the instructions for int8 weights")
     return getattr(__import__(f"speed.{module}", fromlist=[function]), function)(**entry.arguments)
 
 

@@ -72,10 +72,10 @@ def _spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def difference(effect: Effect) -> str:
+def difference(effect: Effect, digits: int = 3) -> str:
     """Nats, with the interval where there is one."""
-    interval = "" if math.isnan(effect.low) else f" ({effect.low:+.3f} to {effect.high:+.3f})"
-    return f"{effect.value:+.3f}{interval}"
+    interval = "" if math.isnan(effect.low) else f" ({effect.low:+.{digits}f} to {effect.high:+.{digits}f})"
+    return f"{effect.value:+.{digits}f}{interval}"
 
 
 def ratio(effect: Effect) -> str:
@@ -199,24 +199,25 @@ def _size(study: Study, size: str) -> str:
 
 
 def _lengths(study: Study, pairs: Mapping[int, Pair]) -> str:
-    """Change of the loss beyond the training context, and whether the recipe's is worse."""
+    """Loss beyond the training context, and how it changes with the context."""
     frame = lengths(study.output / "headline")
     loss = {(line["run"], line["multiple"]): line["loss"] for line in frame.to_dict("records")}
     rows = []
-    for multiple in sorted({multiple for _, multiple in loss} - {1.0}):
-        changes = {
-            seed: [loss[run.name, multiple] - loss[run.name, 1.0] for run in pair]
+    for multiple in sorted({multiple for _, multiple in loss}):
+        read = {
+            seed: [(loss[run.name, multiple], loss[run.name, 1.0]) for run in pair]
             for seed, pair in pairs.items()
             if all((run.name, multiple) in loss for run in pair)
         }
-        if changes:
-            arms = [over_seeds({seed: change[arm] for seed, change in changes.items()}) for arm in (0, 1)]
-            between = over_seeds({seed: two - one for seed, (one, two) in changes.items()})
-            rows.append([f"{multiple:g} ×", *map(difference, [*arms, between])])
+        if read:
+            between = over_seeds({seed: two - one for seed, ((one, _), (two, _)) in read.items()})
+            changes = [over_seeds({seed: arms[arm][0] - arms[arm][1] for seed, arms in read.items()}) for arm in (0, 1)]
+            first = _spread([arms[0][0] for arms in read.values()])
+            rows.append([f"{multiple:g} ×", first, difference(between), *(difference(each, 4) for each in changes)])
     if not rows:
         return ""
-    heads = ("context", "reference", "recipe", "recipe - reference")
-    return "**Beyond the training context**: change of the loss on the same targets\n\n" + table(heads, rows)
+    heads = ("context", "reference", "recipe - reference", "change since 1 ×: reference", "recipe")
+    return "**Beyond the training context**, the same targets at each length\n\n" + table(heads, rows)
 
 
 def _draw(study: Study, pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]) -> None:

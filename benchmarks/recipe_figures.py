@@ -182,7 +182,15 @@ def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
             worse = over_seeds(
                 {seed: run.validation_loss - pairs[seed][1].validation_loss for seed, run in runs.items()}
             )
-            rows.append([name, difference(worse), f"{worse.p:.2g}", str(len(runs)), worse.verdict])
+            rows.append(
+                [
+                    name,
+                    difference(worse),
+                    "" if math.isnan(worse.p) else f"{worse.p:.2g}",
+                    str(len(runs)),
+                    worse.verdict,
+                ]
+            )
     if not rows:
         return ""
     heads = ("without", "loss, less the whole recipe's", "p", "seeds", "")

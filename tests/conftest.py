@@ -16,6 +16,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from omegaconf import OmegaConf
 
+from gptstar.checkpoint.format import Checkpoint, read
 from gptstar.cli import one_line_errors
 from gptstar.composing import compose
 from gptstar.config import TrainConfig
@@ -157,6 +158,18 @@ def run_here(overrides: Sequence[str]) -> None:
     with one_line_errors():
         composed = compose("train", overrides)
         train(TrainConfig.parse(composed), OmegaConf.to_yaml(composed, resolve=True))
+
+
+def assert_goes_on_bitwise(overrides: Callable[..., list[str]], tmp_path: Path, *words: str) -> Checkpoint:
+    """A run that stops on the way and goes on is the one that did not stop; what it ends with."""
+    run_here(overrides(*words, "total_steps=20", output="whole"))
+    run_here(overrides(*words, "total_steps=11", "schedule.decay_until=20"))
+    run_here(overrides(*words, "total_steps=20"))
+    assert recorded(tmp_path / "whole") == recorded(tmp_path / "run")
+    first, second = read(tmp_path / "whole/last.ckpt"), read(tmp_path / "run/last.ckpt")
+    torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
+    torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
+    return first
 
 
 def run_script(script: str, overrides: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:

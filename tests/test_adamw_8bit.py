@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import recorded, run_here
+from conftest import assert_goes_on_bitwise, recorded, run_here
 
-from gptstar.checkpoint.format import read
 from gptstar.model import GPT, GPTConfig
 from gptstar.training import optimizer as optimizers
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer
@@ -47,13 +46,7 @@ def test_losses_stay_near_adamws(overrides: Overrides, tmp_path: Path) -> None:
 
 
 def test_it_goes_on_bitwise(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides(*IN_8_BITS, "total_steps=20", output="whole"))
-    run_here(overrides(*IN_8_BITS, "total_steps=11", "schedule.decay_until=20"))
-    run_here(overrides(*IN_8_BITS, "total_steps=20"))
-    assert recorded(tmp_path / "whole") == recorded(tmp_path / "run")
-    first, second = read(tmp_path / "whole/last.ckpt"), read(tmp_path / "run/last.ckpt")
-    torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
-    torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
+    first = assert_goes_on_bitwise(overrides, tmp_path, *IN_8_BITS)
     kept = first.training.optimizer["blocks.0.mlp.up.weight"]
     assert {kept["state1"].dtype, kept["state2"].dtype} == {torch.uint8}
 

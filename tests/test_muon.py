@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import recorded, run_here
+from conftest import assert_goes_on_bitwise, run_here
 from torch import Tensor, nn
 
-from gptstar.checkpoint.format import read
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.muon import MuonAdamW, orthogonalised
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer
@@ -111,13 +110,7 @@ MUON = ("optimizer=muon", "optimizer.learning_rate=0.01")
 
 
 def test_a_run_with_muon_goes_on_bitwise(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides(*MUON, "total_steps=20", output="whole"))
-    run_here(overrides(*MUON, "total_steps=11", "schedule.decay_until=20"))
-    run_here(overrides(*MUON, "total_steps=20"))
-    assert recorded(tmp_path / "whole") == recorded(tmp_path / "run")
-    first, second = read(tmp_path / "whole/last.ckpt"), read(tmp_path / "run/last.ckpt")
-    torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
-    torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
+    first = assert_goes_on_bitwise(overrides, tmp_path, *MUON)
     assert set(first.training.optimizer["blocks.0.mlp.up.weight"]) == {"step", "momentum_buffer"}
 
 

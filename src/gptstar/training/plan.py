@@ -91,11 +91,8 @@ def memory(
     activations = tokens * (4 * D * model.n_layers + kept if activation_checkpointing else kept * model.n_layers)
     activations += tokens * 8 * D  # the last norm, and what it reads
 
-    moments: float = 8 * model.n_params
-    if algorithm == "muon":
-        moments -= 4 * matrices
-    elif algorithm == "adamw_8bit":
-        moments -= (8 - QUANTISED_BYTES) * (embedding + matrices)
+    saved = {"adamw": 0, "muon": 4 * matrices, "adamw_8bit": int((8 - QUANTISED_BYTES) * (embedding + matrices))}
+    moments = 8 * model.n_params - saved[algorithm]
 
     casts = gathered = 0
     if shards > 1:
@@ -106,12 +103,12 @@ def memory(
     return Memory(
         parameters=4 * model.n_params // shards,
         gradients=4 * model.n_params // shards,
-        optimizer=int(moments) // shards,
+        optimizer=moments // shards,
         casts=casts,
         gathered=gathered,
         activations=activations,
         logits=width * min(tokens * model.n_vocab, CHUNK_LOGITS) + 4 * tokens * D,
-        saving=0 if on_gpu else (4 * model.n_params + int(moments)) // shards,
+        saving=0 if on_gpu else (4 * model.n_params + moments) // shards,
         program=GPU_PROGRAM if on_gpu else CPU_PROGRAM,
     )
 

@@ -8,23 +8,23 @@ The reference is AdamW with a cosine, at the learning rate that is best for it: 
 budget, by a seed that is used for nothing else, as the recipe was chosen on two. The headline's runs take turns, so
 that their times can be compared: one of the reference, one of the recipe, `--jobs` at a time with a share of the cores
 each; leave the machine alone meanwhile. Give the same command again at any time: what is finished is kept, and what was
-interrupted goes on. Tables and picture are written beside the runs.
+interrupted goes on. What each run says is in a file beside it, as are the tables and the picture.
 """
 
 import argparse
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import recipe_figures
+from gptstar.apart import Job, share_of_machine
 from gptstar.cli import one_line_errors
 from gptstar.composing import compose
 from gptstar.errors import ConfigError, TrainingError
@@ -183,35 +183,37 @@ def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
         TrainingError: a run failed; says what it said. Those at work save and end, and no other begins.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    at_work: dict[Path, subprocess.Popen[str]] = {}
+    at_work: dict[Path, Job] = {}
+    places: SimpleQueue[int] = SimpleQueue()
+    for place in range(jobs):
+        places.put(place)
+
+    def run(cell: Cell) -> None:
+        place = places.get()
+        cell.path.parent.mkdir(parents=True, exist_ok=True)
+        words, log = [*cell.overrides, f"output={cell.path}"], cell.path.with_name(f"{cell.path.name}.txt")
+        job = Job(str(ROOT / "train.py"), words, log=log, environment=share_of_machine(place, jobs))
+        at_work[cell.path] = job
+        try:
+            job.wait()
+        except TrainingError as error:
+            raise TrainingError(f"{cell.path}: {error}") from error
+        finally:
+            del at_work[cell.path]
+            places.put(place)
+
     with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(jobs) as pool:
         task = progress.add_task(name, total=len(cells))
-        started = [pool.submit(_run, cell, jobs, at_work) for cell in cells]
+        started = [pool.submit(run, cell) for cell in cells]
         try:
             for each in as_completed(started):
                 each.result()
                 progress.advance(task)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(at_work.values()):
-                process.terminate()
+            for job in list(at_work.values()):
+                job.tell(signal.SIGTERM)
             raise
-
-
-def _run(cell: Cell, jobs: int, at_work: dict[Path, subprocess.Popen[str]]) -> None:
-    inherited = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
-    at_work[cell.path] = process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), *cell.overrides, f"output={cell.path}"],
-        env=inherited | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _, errors = process.communicate()
-    del at_work[cell.path]
-    if process.returncode:
-        said = errors.strip().splitlines() or [f"exit code {process.returncode}"]
-        raise TrainingError(f"{cell.path}: {said[-1].removeprefix('error: ')}")
 
 
 def main() -> None:

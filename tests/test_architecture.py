@@ -41,7 +41,7 @@ RANKS = [
 THIRD_PARTIES = {
     "hydra": {"composing", "cli", "launch", "sweep"},
     "bitsandbytes": {"training/optimizer"},
-    "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "apart", "sweep", "training/status"},
+    "omegaconf": {"config", "composing", "run_commands", "cli", "launch", "sweep", "training/status"},
     "jinja2": {"results/report", "results/card", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},

@@ -4,14 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 
 from gptstar.cli import SHOW_ALL
 from gptstar.errors import TrainingError
-from gptstar.launch import words_of
 from gptstar.ranks import LAUNCHER
 
 
@@ -19,20 +18,19 @@ class Job:
     """A process that does one job.
 
     Args:
-        composed: the job's configuration.
+        words: its overrides.
         log: a file for what it says, where others speak at the same time; else it says it here.
         environment: what is set for it beside what is set here.
     """
 
     def __init__(
-        self, script: str, composed: DictConfig, *, log: Path | None = None, environment: dict[str, str] | None = None
+        self, script: str, words: Sequence[str], *, log: Path | None = None, environment: dict[str, str] | None = None
     ) -> None:
         inherited = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR" or SHOW_ALL}
-        words = [sys.executable, script, *words_of(composed)]
         self._log = log
         with open(log or os.devnull, "ab") as file:
             self._process = subprocess.Popen(
-                words,
+                [sys.executable, script, *words],
                 env=inherited | (environment or {}) | {LAUNCHER: str(os.getpid())},
                 stdout=file if log else None,
                 stderr=file if log else subprocess.PIPE,

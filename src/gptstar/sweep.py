@@ -21,7 +21,7 @@ from rich.console import Console
 
 from gptstar.apart import Job, share_of_machine
 from gptstar.errors import ConfigError, Interrupted, TrainingError
-from gptstar.launch import TOLD
+from gptstar.launch import TOLD, words_of
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.training.status import is_finished
@@ -140,12 +140,12 @@ class Sweep:
             free = min(set(range(self._at_once)) - {going.place for going in self._going.values()})
             job = Job(
                 script,
-                composed,
+                words_of(composed),
                 log=path.with_name(f"{path.name}.txt"),
                 environment=share_of_machine(free, self._at_once),
             )
         else:
-            free, job = 0, Job(script, composed)
+            free, job = 0, Job(script, words_of(composed))
         self._going[path.name] = Going(job, free, time.perf_counter(), is_new)
         for number in self._told:  # while it was started
             job.tell(number)

@@ -6,15 +6,16 @@
 
 The reference is AdamW with a cosine, at the learning rate that is best for it: each of `RATES` is tried with the whole
 budget, by a seed that is used for nothing else, as the recipe was chosen on two. The headline's runs take turns, so
-that their times can be compared: one of the reference, one of the recipe, `--jobs` at a time with a share of the cores
-each; leave the machine alone meanwhile. Give the same command again at any time: what is finished is kept, and what was
-interrupted goes on. What each run says is in a file beside it, as are the tables and the picture.
+that their times can be compared: one of the reference, then those of the recipe at each of its budgets, `--jobs` at a
+time with a share of the cores each; leave the machine alone meanwhile. Give the same command again at any time: what is
+finished is kept, and what was interrupted goes on. What each run says is in a file beside it, as are the tables and the
+picture.
 """
 
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,35 @@ DECIDED = (
 )
 """Keys, and all below them, that the study sets."""
 
-SIZES = {"small": (), "smaller": ("model.d_model=128", "model.n_heads=2")}
-"""The recipe is tuned at the first alone; the reference at each."""
+
+@dataclass(frozen=True)
+class Scale:
+    """What is compared with what.
+
+    Attributes:
+        title: what it is, for people.
+        both: overrides of reference and recipe; `reference` and `recipe` are of one of them.
+    """
+
+    title: str
+    both: tuple[str, ...] = ()
+    reference: tuple[str, ...] = ()
+    recipe: tuple[str, ...] = ()
+
+
+SCALES = {
+    "small": Scale("two layers of 256, 400 steps"),
+    "smaller": Scale("two layers of 128, 400 steps", both=("model.d_model=128", "model.n_heads=2")),
+    "longer": Scale(
+        "two layers of 256, 1,600 steps",
+        reference=("total_steps=1600", "schedule.warmup_steps=160"),
+        recipe=("total_steps=688", "schedule.warmup_steps=68", "curriculum.steps=600"),
+    ),
+}
+"""The recipe was chosen at the first alone, and is the same at each; the reference is tuned at each."""
+
+FIRST, *TRANSFER = SCALES
+STAGES = ("tuning", "headline", "ingredients", *TRANSFER)
 
 WITHOUT = {
     "Muon, with AdamW at the reference's rate": ("optimizer=adamw", "optimizer.learning_rate=RATE"),
@@ -58,7 +86,7 @@ WITHOUT = {
 }
 """What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best."""
 
-BUDGETS = (0.3,)
+BUDGETS = (0.3, 0.6)
 """Shares of the reference's steps at which the recipe runs too, each with a schedule that ends there."""
 
 NO_READING = "reading.multiples=[]"
@@ -98,47 +126,48 @@ class Study:
         """Seeds of all comparisons; 0 and 1 are those that the recipe was chosen on."""
         return range(2, self.seeds + 2)
 
-    def tuning(self, size: str) -> dict[float, Cell]:
+    def tuning(self, scale: str) -> dict[float, Cell]:
         """The reference at each rate."""
         return {
             rate: self._cell(
-                f"tuning/{size}_rate-{rate}",
-                *(REFERENCE, f"optimizer.learning_rate={rate}", *SIZES[size], NO_READING),
+                f"tuning/{scale}_rate-{rate}",
+                *(REFERENCE, f"optimizer.learning_rate={rate}", *SCALES[scale].both, *SCALES[scale].reference),
+                NO_READING,
                 seed=TUNING_SEED,
             )
             for rate in RATES
         }
 
-    def is_tuned(self, size: str) -> bool:
+    def is_tuned(self, scale: str) -> bool:
         """Whether the reference has run at each rate."""
-        return all(cell.run() for cell in self.tuning(size).values())
+        return all(cell.run() for cell in self.tuning(scale).values())
 
-    def best_rate(self, size: str) -> float:
+    def best_rate(self, scale: str) -> float:
         """The reference's.
 
         Raises:
             ConfigError: it was not tuned yet.
         """
-        found = {rate: run.validation_loss for rate, cell in self.tuning(size).items() if (run := cell.run())}
+        found = {rate: run.validation_loss for rate, cell in self.tuning(scale).items() if (run := cell.run())}
         if len(found) < len(RATES):
             raise ConfigError(f"the reference is not tuned in {self.output} yet: run --only tuning first")
         return min(found, key=lambda rate: found[rate])
 
-    def arms(self, size: str) -> dict[int, tuple[Cell, Cell]]:
-        """Reference and recipe, by seed; at the first size they are read at other lengths, too."""
-        stage, read = ("headline", ()) if size == next(iter(SIZES)) else ("sizes", (NO_READING,))
-        rate = f"optimizer.learning_rate={self.best_rate(size)}"
+    def arms(self, scale: str) -> dict[int, tuple[Cell, Cell]]:
+        """Reference and recipe, by seed; at the first scale they are read at other lengths, too."""
+        folder, read = ("headline", ()) if scale == FIRST else ("transfer", (NO_READING,))
+        rate, of = f"optimizer.learning_rate={self.best_rate(scale)}", SCALES[scale]
         return {
             seed: (
-                self._cell(f"{stage}/{size}_reference", REFERENCE, rate, *SIZES[size], *read, seed=seed),
-                self._cell(f"{stage}/{size}_recipe", RECIPE, *SIZES[size], *read, seed=seed),
+                self._cell(f"{folder}/{scale}_reference", REFERENCE, rate, *of.both, *of.reference, *read, seed=seed),
+                self._cell(f"{folder}/{scale}_recipe", RECIPE, *of.both, *of.recipe, *read, seed=seed),
             )
             for seed in self.counted
         }
 
     def ingredients(self) -> dict[str, list[Cell]]:
         """The recipe without each, by seed."""
-        rate = str(self.best_rate(next(iter(SIZES))))
+        rate = str(self.best_rate(FIRST))
         return {
             name: [
                 self._cell(
@@ -161,19 +190,23 @@ class Study:
             found[steps] = [self._cell(f"budgets/steps-{steps}", *words, seed=seed) for seed in self.counted]
         return found
 
-    def stage(self, name: str) -> list[Cell]:
-        """Cells in the order in which they run."""
-        first, *others = SIZES
+    def stage(self, name: str) -> Iterator[list[Cell]]:
+        """Cells in the order in which they run; what comes next may depend on what those before have shown."""
+        if name in TRANSFER:
+            yield list(self.tuning(name).values())
         if name == "tuning":
-            return [cell for size in SIZES for cell in self.tuning(size).values()]
-        if name in ("headline", "sizes"):
-            sizes = [first] if name == "headline" else others
-            return [cell for size in sizes for pair in self.arms(size).values() for cell in pair]
-        designs = self.ingredients().values() if name == "ingredients" else self.budgets().values()
-        return [cell for of_one_seed in zip(*designs, strict=True) for cell in of_one_seed]
+            yield list(self.tuning(FIRST).values())
+        elif name == "headline":
+            yield in_turn(*zip(*self.arms(FIRST).values(), strict=True), *self.budgets().values())
+        elif name == "ingredients":
+            yield in_turn(*self.ingredients().values())
+        else:
+            yield in_turn(*zip(*self.arms(name).values(), strict=True))
 
 
-STAGES = ("tuning", "headline", "ingredients", "sizes", "budgets")
+def in_turn(*designs: Sequence[Cell]) -> list[Cell]:
+    """One of each, then the next of each."""
+    return [cell for of_one_seed in zip(*designs, strict=True) for cell in of_one_seed]
 
 
 def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
@@ -242,8 +275,9 @@ def main() -> None:
         study = Study(options.output, (f"data.files={options.files}", *options.given), options.seeds)
         for stage in STAGES if not options.show else ():
             if stage in asked:
-                run_all(stage, study.stage(stage), options.jobs)
-        recipe_figures.show(study, list(SIZES))
+                for cells in study.stage(stage):
+                    run_all(stage, cells, options.jobs)
+        recipe_figures.show(study, {name: scale.title for name, scale in SCALES.items()})
 
 
 if __name__ == "__main__":

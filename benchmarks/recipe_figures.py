@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
@@ -26,22 +26,22 @@ Pair = tuple[Run, Run]
 HEADS = ("", "tokens", "validation loss", "minutes of training")
 
 
-def show(study: Study, sizes: Sequence[str]) -> None:
+def show(study: Study, titles: Mapping[str, str]) -> None:
     """Print the tables of what has run, and write them with the picture into the study's folder.
 
     Args:
-        sizes: names; the headline is of the first.
+        titles: what each scale is; the headline is of the first.
 
     Raises:
-        ConfigError: the reference of the first size is not tuned.
+        ConfigError: the reference of the first scale is not tuned.
     """
-    first, *others = sizes
+    first, *others = titles
     study.best_rate(first)
-    parts = [_tuning(study, sizes)]
+    parts = [_tuning(study, titles)]
     if pairs := finished_pairs(study.arms(first)):
         budgets = _by_tokens(study, pairs)
         parts += [_headline(pairs), _budgets(pairs, budgets), _ingredients(study, pairs)]
-        parts += [_size(study, size) for size in others]
+        parts += [_transfer(study, scale, titles[scale]) for scale in others]
         parts.append(_lengths(study, pairs))
         _draw(study, pairs, budgets)
     text = "\n\n".join(part for part in parts if part)
@@ -102,14 +102,14 @@ def _compared(pairs: Mapping[int, Pair]) -> list[list[str]]:
     return [*lines, against]
 
 
-def _tuning(study: Study, sizes: Sequence[str]) -> str:
+def _tuning(study: Study, titles: Mapping[str, str]) -> str:
     rows, edges = [], []
-    for size in sizes:
-        found = {rate: run.validation_loss for rate, cell in study.tuning(size).items() if (run := cell.run())}
-        rows.append([size, *(f"{found[rate]:.3f}" if rate in found else "" for rate in study.tuning(size))])
-        if study.is_tuned(size) and study.best_rate(size) in (min(found), max(found)):
-            edges.append(f"{size}: the best rate is at the end of those tried, so another may be better.")
-    heads = ("the reference's loss at", *(f"{rate:g}" for rate in study.tuning(sizes[0])))
+    for scale, title in titles.items():
+        found = {rate: run.validation_loss for rate, cell in study.tuning(scale).items() if (run := cell.run())}
+        rows.append([title, *(f"{found[rate]:.3f}" if rate in found else "" for rate in study.tuning(scale))])
+        if study.is_tuned(scale) and study.best_rate(scale) in (min(found), max(found)):
+            edges.append(f"{title}: the best rate is at the end of those tried, so another may be better.")
+    heads = ("the reference's loss at", *(f"{rate:g}" for rate in study.tuning(next(iter(titles)))))
     title = "**Tuning the reference**, one seed that is used for nothing else, the whole budget"
     return "\n\n".join([title, table(heads, rows), *edges])
 
@@ -145,18 +145,27 @@ def _budgets(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]
     return (
         "**The recipe at other budgets**, each with a schedule that ends there\n\n"
         + table(("tokens", "of the reference's", "validation loss", "seeds"), rows)
-        + f"\n\nTokens to the reference's final loss: {reached(pairs, budgets)}."
+        + f"\n\nTo the reference's final loss: {reached(pairs, budgets, lambda run: run.tokens)}, of its tokens,"
+        + f" {reached(pairs, budgets, lambda run: run.hours)}, of its time,"
+        + " by a line over the logarithm between budgets."
     )
 
 
-def reached(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]) -> str:
-    """The share of the reference's tokens at which the recipe has its final loss, of seeds that have all budgets."""
+def reached(
+    pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]], measure: Callable[[Run], float]
+) -> str:
+    """The share of the reference's measure at which the recipe has its final loss, of seeds that have all budgets.
+
+    Args:
+        measure: tokens or time of a run.
+    """
     shares, beyond, before = {}, [], []
     for seed, (reference, _) in pairs.items():
-        curve = [(tokens, runs[seed].validation_loss) for tokens, runs in budgets.items() if seed in runs]
-        if len(curve) < len(budgets):
+        runs = [by_seed[seed] for by_seed in budgets.values() if seed in by_seed]
+        if len(runs) < len(budgets):
             continue
-        share = tokens_to(curve, reference.validation_loss) / reference.tokens
+        curve = [(measure(run), run.validation_loss) for run in runs]
+        share = tokens_to(curve, reference.validation_loss) / measure(reference)
         if math.isnan(share):
             beyond.append(seed)
         elif curve[0][1] <= reference.validation_loss:
@@ -164,14 +173,9 @@ def reached(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]])
         else:
             shares[seed] = share
     if beyond or before or not shares:
-        said = [
-            f"{len(shares)} seeds between budgets",
-            f"{len(before)} before the least",
-            f"{len(beyond)} not at the most",
-        ]
-        return "; ".join(said)
+        return f"({len(shares)} seeds between budgets; {len(before)} before the least; {len(beyond)} not at the most)"
     effect = over_seeds({seed: math.log(share) for seed, share in shares.items()})
-    return f"{ratio(effect)}, {len(shares)} seeds, by a line over the logarithm between budgets"
+    return f"{ratio(effect)}, {len(shares)} seeds"
 
 
 def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
@@ -197,13 +201,11 @@ def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
     return "**What each ingredient is worth**\n\n" + table(heads, rows)
 
 
-def _size(study: Study, size: str) -> str:
-    pairs = finished_pairs(study.arms(size)) if study.is_tuned(size) else {}
+def _transfer(study: Study, scale: str, title: str) -> str:
+    pairs = finished_pairs(study.arms(scale)) if study.is_tuned(scale) else {}
     if not pairs:
         return ""
-    width = next(iter(pairs.values()))[0].config["model"]["d_model"]
-    title = f"**{size.capitalize()}, {width} wide**: the recipe as it is, the reference tuned anew"
-    return f"{title}\n\n{table(HEADS, _compared(pairs))}"
+    return f"**Elsewhere, {title}**: the recipe as it is, the reference tuned anew\n\n{table(HEADS, _compared(pairs))}"
 
 
 def _lengths(study: Study, pairs: Mapping[int, Pair]) -> str:

@@ -80,8 +80,9 @@ STAGES = ("tuning", "headline", "ingredients", *TRANSFER)
 
 WITHOUT = {
     "Muon, with AdamW at the reference's rate": ("optimizer=adamw", "optimizer.learning_rate=RATE"),
+    "its published scale": ("optimizer.adjust_lr=match_rms_adamw",),
+    "heads apart, in four iterations": ("optimizer.heads_apart=false", "optimizer.iterations=5"),
     "short memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9", "optimizer.beta2=0.95"),
-    "a straight line to zero": ("schedule=cosine", "schedule.final_fraction=0.05"),
     "short windows first": ("curriculum.first_length=null", "curriculum.steps=null"),
 }
 """What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best."""

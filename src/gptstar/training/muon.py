@@ -12,10 +12,15 @@ from gptstar.training.sharding import full_tensor, part_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+"""Of what was published; with fewer, a matrix is first scaled by a closer bound of its singular values."""
 
 
-def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = ITERATIONS) -> Tensor:
     """Each of some matrices with its singular values brought near 1 (0.7 to 1.2), by Newton-Schulz iterations.
+
+    An iteration multiplies small singular values by 3.4, and none may be above 1 at first. So a matrix is divided by
+    its norm, the root of Σ σ², and for fewer iterations by that of its Gram product, the fourth root of Σ σ⁴: of n
+    alike it leaves n^¼ more, of 256 as much as an iteration does.
 
     Args:
         matrices: `(matrix, row, column)`.
@@ -31,16 +36,20 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Ten
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    gram = x @ x.mT
+    if iterations < ITERATIONS:
+        norm = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+        x, gram = x / norm.sqrt(), gram / norm
     if dtype is torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
-        x = _by_gram(x)
+        x = _by_gram(x, gram, iterations)
     else:
-        for _ in range(ITERATIONS):
-            gram = x @ x.mT
+        for done in range(iterations):
+            gram = x @ x.mT if done else gram
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
-def _by_gram(x: Tensor) -> Tensor:
+def _by_gram(x: Tensor, gram: Tensor, iterations: int) -> Tensor:
     """The same iterations on `x @ x.mT` alone, which of wide matrices is small: of four to one, half the work.
 
     An iteration multiplies `x` by a polynomial of that product, and the next product by its square. bfloat16 would lose
@@ -49,12 +58,12 @@ def _by_gram(x: Tensor) -> Tensor:
     Source: Dao AI Lab, "Gram Newton-Schulz", 2026, https://dao-lab.ai/blog/2026/gram-newton-schulz.
     """
     a, b, c = COEFFICIENTS
-    gram, factors = x @ x.mT, []
-    for _ in range(ITERATIONS):
+    factors: list[Tensor] = []
+    while len(factors) < iterations:
         factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         factors.append(factor)
-        if len(factors) < ITERATIONS:
+        if len(factors) < iterations:
             gram = factor @ gram @ factor
     return functools.reduce(torch.matmul, factors) @ x
 
@@ -63,18 +72,22 @@ class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with a key `parts` are Muon's.
 
     Such a group holds matrices that each consist of so many along their rows (three where queries, keys and values are
-    projected together), and each of these is orthogonalised by itself. Steps are scaled to the size of AdamW's, so that
-    learning rate and weight decay mean the same for both. Of a matrix in parts over ranks, each rank gathers the step,
-    orthogonalises the whole, and keeps its own part.
+    projected together, or three a head), and each of these is orthogonalised by itself. Of a matrix in parts over
+    ranks, each rank gathers the step, orthogonalises the whole, and keeps its own part.
+
+    A step is as large as AdamW's, so that learning rate and weight decay mean the same for both: 0.2 in each entry, or
+    for `original` in those of a square matrix of `width`, and otherwise so that its singular values are larger by the
+    root of rows over columns where there are more rows.
 
     PyTorch's `torch.optim.Muon` is the same for a single matrix; it can't split a fused one, compute in float32, or
     step one that is in parts.
 
     Args:
-        groups: of parameters; Muon's say `parts`, `momentum` and `newton_schulz`, the dtype to orthogonalise in.
+        groups: of parameters; Muon's say `parts`, `momentum`, `adjust_lr` with `width`, and by `newton_schulz` and
+            `iterations` how to orthogonalise: the dtype, and how often.
 
-    Source: as `orthogonalised`, with Nesterov's momentum; the scale is that of Liu et al., "Muon is scalable for LLM
-    training", 2025, section 2.2.
+    Source: as `orthogonalised`, with Nesterov's momentum and the `original` scale; `match_rms_adamw` is that of Liu et
+    al., "Muon is scalable for LLM training", 2025, section 2.2.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
@@ -106,7 +119,8 @@ class MuonAdamW(torch.optim.AdamW):
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         whole = full_tensor(gradient.lerp(momentum, group["momentum"]))
         matrices = whole.view(group["parts"], -1, whole.shape[1])
-        steps = orthogonalised(matrices, group["newton_schulz"]).flatten(0, 1)
-        size = 0.2 * math.sqrt(max(matrices.shape[1:]))
+        steps = orthogonalised(matrices, group["newton_schulz"], group["iterations"]).flatten(0, 1)
+        rows, columns = matrices.shape[1:]
+        largest = group["width"] * max(1, rows / columns) if group["adjust_lr"] == "original" else max(rows, columns)
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.add_(part_like(parameter, steps), alpha=-group["lr"] * size)
+        parameter.add_(part_like(parameter, steps), alpha=-group["lr"] * 0.2 * math.sqrt(largest))

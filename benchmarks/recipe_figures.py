@@ -246,5 +246,6 @@ def _draw(study: Study, pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping
             axes.plot([at] * len(runs), [run.validation_loss for run in runs.values()], ".", color=colour, alpha=0.5)
     axes.axhline(mean(run.validation_loss for run in references.values()), color="#6e6e6e", linestyle=":")
     axes.set(xlabel="training tokens", ylabel="validation loss (nats a token)", xlim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)
     figure.savefig(study.output / "recipe.png", dpi=130)

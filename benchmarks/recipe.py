@@ -73,14 +73,14 @@ SCALES = {
         recipe=("total_steps=688", "schedule.warmup_steps=68", "curriculum.steps=600"),
     ),
 }
-"""The recipe was chosen at the first alone, and is the same at each; the reference is tuned at each."""
+"""The recipe was chosen at the first alone, and the reference is tuned at each. More steps have longer warm-ups."""
 
 FIRST, *TRANSFER = SCALES
 STAGES = ("tuning", "headline", "ingredients", *TRANSFER)
 
 WITHOUT = {
     "Muon, with AdamW at the reference's rate": ("optimizer=adamw", "optimizer.learning_rate=RATE"),
-    "its published scale": ("optimizer.adjust_lr=match_rms_adamw",),
+    "published proportions": ("optimizer.adjust_lr=match_rms_adamw",),
     "heads apart, in four iterations": ("optimizer.heads_apart=false", "optimizer.iterations=5"),
     "short memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9", "optimizer.beta2=0.95"),
     "short windows first": ("curriculum.first_length=null", "curriculum.steps=null"),
@@ -193,8 +193,6 @@ class Study:
 
     def stage(self, name: str) -> Iterator[list[Cell]]:
         """Cells in the order in which they run; what comes next may depend on what those before have shown."""
-        if name in TRANSFER:
-            yield list(self.tuning(name).values())
         if name == "tuning":
             yield list(self.tuning(FIRST).values())
         elif name == "headline":
@@ -202,6 +200,7 @@ class Study:
         elif name == "ingredients":
             yield in_turn(*self.ingredients().values())
         else:
+            yield list(self.tuning(name).values())
             yield in_turn(*zip(*self.arms(name).values(), strict=True))
 
 

@@ -145,9 +145,9 @@ def _budgets(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]
     return (
         "**The recipe at other budgets**, each with a schedule that ends there\n\n"
         + table(("tokens", "of the reference's", "validation loss", "seeds"), rows)
-        + f"\n\nTo the reference's final loss: {reached(pairs, budgets, lambda run: run.tokens)}, of its tokens,"
-        + f" {reached(pairs, budgets, lambda run: run.hours)}, of its time,"
-        + " by a line over the logarithm between budgets."
+        + "\n\nTo the reference's final loss, by a line over the logarithm between budgets: "
+        + f"tokens {reached(pairs, budgets, lambda run: run.tokens)}; "
+        + f"time {reached(pairs, budgets, lambda run: run.hours)}."
     )
 
 
@@ -173,7 +173,7 @@ def reached(
         else:
             shares[seed] = share
     if beyond or before or not shares:
-        return f"({len(shares)} seeds between budgets; {len(before)} before the least; {len(beyond)} not at the most)"
+        return f"{len(shares)} seeds between budgets, {len(before)} before the least, {len(beyond)} not at the most"
     effect = over_seeds({seed: math.log(share) for seed, share in shares.items()})
     return f"{ratio(effect)}, {len(shares)} seeds"
 

@@ -143,7 +143,7 @@ def tokens_to(curve: Sequence[tuple[float, float]], loss: float) -> float:
     """Tokens after which a loss was first reached, between two validations by a straight line in the logarithm.
 
     Args:
-        curve: tokens and validation loss, in order.
+        curve: tokens and validation loss, in order; hours instead of tokens give hours.
 
     Returns:
         NaN where it never was.

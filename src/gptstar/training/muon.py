@@ -16,11 +16,11 @@ ITERATIONS = 5
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = ITERATIONS) -> Tensor:
-    """Each of some matrices with its singular values brought near 1 (0.7 to 1.2), by Newton-Schulz iterations.
+    """Each of some matrices with its singular values brought near 1, to 0.7 to 1.2, by Newton-Schulz iterations.
 
-    An iteration multiplies small singular values by 3.4, and none may be above 1 at first. So a matrix is divided by
-    its norm, the root of Σ σ², and for fewer iterations by that of its Gram product, the fourth root of Σ σ⁴: of n
-    alike it leaves n^¼ more, of 256 as much as an iteration does.
+    None may be above 1 at first, and an iteration multiplies small ones by 3.4, so the smallest come less far. A matrix
+    is first divided by its norm, the root of Σ σ², or for fewer iterations by that of its Gram product, the fourth root
+    of Σ σ⁴, which is closer to the largest: by n^¼ where n are alike, and not at all where one dominates.
 
     Args:
         matrices: `(matrix, row, column)`.
@@ -75,12 +75,12 @@ class MuonAdamW(torch.optim.AdamW):
     projected together, or three a head), and each of these is orthogonalised by itself. Of a matrix in parts over
     ranks, each rank gathers the step, orthogonalises the whole, and keeps its own part.
 
-    A step is as large as AdamW's, so that learning rate and weight decay mean the same for both: 0.2 in each entry, or
-    for `original` in those of a square matrix of `width`, and otherwise so that its singular values are larger by the
-    root of rows over columns where there are more rows.
+    Steps are scaled to the size of AdamW's, 0.2 an entry, so that learning rate and weight decay mean the same for
+    both: of each matrix with `match_rms_adamw`; with `original` of a square one of `width`, and others are to it as
+    Muon was published, larger in their singular values by √(rows / columns) where there are more rows.
 
-    PyTorch's `torch.optim.Muon` is the same for a single matrix; it can't split a fused one, compute in float32, or
-    step one that is in parts.
+    PyTorch's `torch.optim.Muon` is the same for a single matrix (whose `original` lacks the 0.2 √`width`); it can't
+    split a fused one, compute in float32, or step one that is in parts.
 
     Args:
         groups: of parameters; Muon's say `parts`, `momentum`, `adjust_lr` with `width`, and by `newton_schulz` and

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptstar.errors import CheckpointError, ConfigError
-from gptstar.model.attention import Attention
+from gptstar.model import GPT
 from gptstar.training.muon import MuonAdamW
 
 FUSED = ".qkv.weight"
@@ -25,7 +25,7 @@ class OptimizerConfig:
     """AdamW as in the GPT-3 paper, with small moments or with Muon on the blocks' matrices.
 
     Attributes:
-        learning_rate: the peak; the schedule scales it. It means the same for all algorithms.
+        learning_rate: the peak; the schedule scales it. It means the same for all algorithms, but for `adjust_lr`.
         algorithm: `adamw`; `muon` on the matrices in blocks and AdamW on the rest; `adamw_8bit`, AdamW that keeps its
             moments in 8 bits.
         beta1, beta2, epsilon: of AdamW.
@@ -33,8 +33,8 @@ class OptimizerConfig:
         momentum: of Muon.
         newton_schulz: what Muon orthogonalises in; `auto` is float32 where the run computes in float32.
         iterations: of Muon's orthogonalising; five are PyTorch's, four begin closer to the end and cost a fifth less.
-        adjust_lr: how large Muon's steps are, in the words of `torch.optim.Muon`: as AdamW's in every matrix, or as
-            published, which is half of that where an MLP of four times the width is projected down.
+        adjust_lr: how large Muon's steps are: as AdamW's in every matrix, or in the proportions in which it was
+            published, `original`, which are half of that where an MLP of four times the width is projected down.
         heads_apart: Muon takes each head's queries, keys and values for matrices of their own.
         gradient_clipping: largest norm of the whole gradient; null for none.
         decay_final_norm: also decay the last LayerNorm, as the original GPT* did.
@@ -89,7 +89,7 @@ def decays(model: nn.Module, *, final_norm: bool) -> Iterator[tuple[str, nn.Para
             yield f"{module_name}.{leaf}", parameter, decayed
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: GPT, config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW with one group that decays and one that does not; with Muon's groups before them.
 
     Args:
@@ -99,15 +99,14 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     groups: list[dict[str, Any]] = []
     if config.algorithm == "muon":
         matrices = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-        attention = next(module for module in model.modules() if isinstance(module, Attention))
         of_muon = {
             "momentum": config.momentum,
             "newton_schulz": getattr(torch, config.newton_schulz),
             "iterations": config.iterations,
             "adjust_lr": config.adjust_lr,
-            "width": attention.out.out_features,
+            "width": model.config.d_model,
         }
-        for fused, parts in ((False, 1), (True, 3 * attention.n_heads if config.heads_apart else 3)):
+        for fused, parts in ((False, 1), (True, 3 * model.config.n_heads if config.heads_apart else 3)):
             names = [name for name in matrices if name.endswith(FUSED) == fused]
             groups.append(
                 {

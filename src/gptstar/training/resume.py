@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,22 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks
+from gptstar.training.curriculum import CurriculumConfig
+from gptstar.training.optimizer import OptimizerConfig
 from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.sharding import fill, load_sharded, parts_of
 
 OF_SCHEDULE = "schedule."
 START_ONLY = {"model.residual_init"}
 """Settings that matter to a run's first step alone."""
+
+LATER_OPTIONS: dict[str, Any] = {
+    f"{section}.{field.name}": field.default
+    for section, kind in (("optimizer", OptimizerConfig), ("curriculum", CurriculumConfig))
+    for field in fields(kind)
+    if field.default is not MISSING
+}
+"""What a checkpoint was made under that knows nothing of an option, because it is older."""
 
 
 Materialise = Callable[[GPT], OptimizerState]
@@ -155,7 +165,8 @@ def _checked_state(
 
 def _check_settings(path: Path, checkpoint: Checkpoint, config: GPTConfig, settings: dict[str, Any]) -> None:
     theirs = {f"model.{key}": value for key, value in checkpoint.model.as_dict().items()}
-    theirs |= checkpoint.training.settings if checkpoint.training else {}
+    if checkpoint.training and checkpoint.training.settings:
+        theirs |= LATER_OPTIONS | checkpoint.training.settings
     ours = {f"model.{key}": value for key, value in config.as_dict().items()} | settings
     differing = [key for key in theirs if key not in START_ONLY and theirs[key] != ours.get(key)]
     if differing:

@@ -1,6 +1,6 @@
 """Does the recipe of `experiment=fast_small` need half the tokens, and half the time? One command from text to tables.
 
-    python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst'                         all of it: two hours on two CPU cores
+    python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst'                         all of it: two to four hours on two cores
     python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --only tuning,headline  some of it
     python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --show                  the tables of what ran so far
 

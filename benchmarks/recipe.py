@@ -4,7 +4,7 @@
     python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --only tuning,headline  some of it
     python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --show                  the tables of what ran so far
 
-The reference is AdamW with a cosine, at the learning rate that is best for it: each of `RATES` is tried with the whole
+The reference is AdamW with a cosine, at the learning rate that is best for it: each of four is tried with the whole
 budget, by a seed that is used for nothing else, as the recipe was chosen on two. The headline's runs take turns, so
 that their times can be compared: one of the reference, then those of the recipe at each of its budgets, `--jobs` at a
 time with a share of the cores each; leave the machine alone meanwhile. Give the same command again at any time: what is
@@ -33,7 +33,6 @@ from gptstar.results.run import Run
 
 ROOT = Path(__file__).parents[1]
 REFERENCE, RECIPE = "experiment=fast_small_reference", "experiment=fast_small"
-RATES = (1e-3, 1.4e-3, 2e-3, 2.8e-3)
 TUNING_SEED = 100
 DECIDED = (
     "experiment",
@@ -56,17 +55,23 @@ class Scale:
     Attributes:
         title: what it is, for people.
         both: overrides of reference and recipe; `reference` and `recipe` are of one of them.
+        rates: that the reference tries.
     """
 
     title: str
     both: tuple[str, ...] = ()
     reference: tuple[str, ...] = ()
     recipe: tuple[str, ...] = ()
+    rates: tuple[float, ...] = (1e-3, 1.4e-3, 2e-3, 2.8e-3)
 
 
 SCALES = {
     "small": Scale("two layers of 256, 400 steps"),
-    "smaller": Scale("two layers of 128, 400 steps", both=("model.d_model=128", "model.n_heads=2")),
+    "smaller": Scale(
+        "two layers of 128, 400 steps",
+        both=("model.d_model=128", "model.n_heads=2"),
+        rates=(1.4e-3, 2e-3, 2.8e-3, 4e-3, 5.6e-3, 8e-3),
+    ),
     "longer": Scale(
         "two layers of 256, 1,600 steps",
         reference=("total_steps=1600", "schedule.warmup_steps=160"),
@@ -136,7 +141,7 @@ class Study:
                 NO_READING,
                 seed=TUNING_SEED,
             )
-            for rate in RATES
+            for rate in SCALES[scale].rates
         }
 
     def is_tuned(self, scale: str) -> bool:
@@ -150,7 +155,7 @@ class Study:
             ConfigError: it was not tuned yet.
         """
         found = {rate: run.validation_loss for rate, cell in self.tuning(scale).items() if (run := cell.run())}
-        if len(found) < len(RATES):
+        if len(found) < len(SCALES[scale].rates):
             raise ConfigError(f"the reference is not tuned in {self.output} yet: run --only tuning first")
         return min(found, key=lambda rate: found[rate])
 

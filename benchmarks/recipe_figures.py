@@ -104,12 +104,13 @@ def _compared(pairs: Mapping[int, Pair]) -> list[list[str]]:
 
 def _tuning(study: Study, titles: Mapping[str, str]) -> str:
     rows, edges = [], []
+    rates = sorted({rate for scale in titles for rate in study.tuning(scale)})
     for scale, title in titles.items():
         found = {rate: run.validation_loss for rate, cell in study.tuning(scale).items() if (run := cell.run())}
-        rows.append([title, *(f"{found[rate]:.3f}" if rate in found else "" for rate in study.tuning(scale))])
+        rows.append([title, *(f"{found[rate]:.3f}" if rate in found else "" for rate in rates)])
         if study.is_tuned(scale) and study.best_rate(scale) in (min(found), max(found)):
             edges.append(f"{title}: the best rate is at the end of those tried, so another may be better.")
-    heads = ("the reference's loss at", *(f"{rate:g}" for rate in study.tuning(next(iter(titles)))))
+    heads = ("the reference's loss at", *(f"{rate:g}" for rate in rates))
     title = "**Tuning the reference**, one seed that is used for nothing else, the whole budget"
     return "\n\n".join([title, table(heads, rows), *edges])
 

@@ -144,9 +144,13 @@ class Study:
             for rate in SCALES[scale].rates
         }
 
+    def tried(self, scale: str) -> dict[float, float]:
+        """The reference's validation loss at each rate that it has run at."""
+        return {rate: run.validation_loss for rate, cell in self.tuning(scale).items() if (run := cell.run())}
+
     def is_tuned(self, scale: str) -> bool:
         """Whether the reference has run at each rate."""
-        return all(cell.run() for cell in self.tuning(scale).values())
+        return len(self.tried(scale)) == len(SCALES[scale].rates)
 
     def best_rate(self, scale: str) -> float:
         """The reference's.
@@ -154,7 +158,7 @@ class Study:
         Raises:
             ConfigError: it was not tuned yet.
         """
-        found = {rate: run.validation_loss for rate, cell in self.tuning(scale).items() if (run := cell.run())}
+        found = self.tried(scale)
         if len(found) < len(SCALES[scale].rates):
             raise ConfigError(f"the reference is not tuned in {self.output} yet: run --only tuning first")
         return min(found, key=lambda rate: found[rate])

@@ -106,7 +106,7 @@ def _tuning(study: Study, titles: Mapping[str, str]) -> str:
     rows, edges = [], []
     rates = sorted({rate for scale in titles for rate in study.tuning(scale)})
     for scale, title in titles.items():
-        found = {rate: run.validation_loss for rate, cell in study.tuning(scale).items() if (run := cell.run())}
+        found = study.tried(scale)
         rows.append([title, *(f"{found[rate]:.3f}" if rate in found else "" for rate in rates)])
         if study.is_tuned(scale) and study.best_rate(scale) in (min(found), max(found)):
             edges.append(f"{title}: the best rate is at the end of those tried, so another may be better.")

@@ -41,14 +41,23 @@ def steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], grad
         optimizer.step()
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_it_is_pytorchs_muon(shape: tuple[int, int]) -> None:
+Build = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+def stepped(shape: tuple[int, int], *builds: Build) -> tuple[Tensor, list[nn.Parameter]]:
+    """A matrix, and what five steps by the same gradients make of it with each optimizer."""
     torch.manual_seed(0)
     start = torch.randn(shape)
     gradients = [[torch.randn(shape)] for _ in range(5)]
-    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    steps(ours([mine], 0.02, parts=1), [mine], gradients)
-    steps(pytorchs([theirs], 0.02), [theirs], gradients)
+    found = [nn.Parameter(start.clone()) for _ in builds]
+    for build, parameter in zip(builds, found, strict=True):
+        steps(build([parameter]), [parameter], gradients)
+    return start, found
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_it_is_pytorchs_muon(shape: tuple[int, int]) -> None:
+    start, (mine, theirs) = stepped(shape, lambda p: ours(p, 0.02, parts=1), lambda p: pytorchs(p, 0.02))
     assert not torch.allclose(mine, start, atol=0.01)
     torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
 
@@ -56,14 +65,15 @@ def test_it_is_pytorchs_muon(shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_its_published_scale_is_pytorchs_too(shape: tuple[int, int]) -> None:
     """Where theirs has the rate that is AdamW's step in a square matrix of the width, and decays nothing."""
-    torch.manual_seed(0)
-    start = torch.randn(shape)
-    gradients = [[torch.randn(shape)] for _ in range(5)]
-    mine, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    optimizer = ours([mine], 0.02, parts=1, adjust_lr="original", width=64)
-    optimizer.param_groups[0]["weight_decay"] = 0.0
-    steps(optimizer, [mine], gradients)
-    steps(torch.optim.Muon([theirs], lr=0.02 * 0.2 * 8, weight_decay=0.0, momentum=0.95), [theirs], gradients)
+
+    def published(parameters: list[nn.Parameter]) -> MuonAdamW:
+        optimizer = ours(parameters, 0.02, parts=1, adjust_lr="original", width=64)
+        optimizer.param_groups[0]["weight_decay"] = 0.0
+        return optimizer
+
+    _, (mine, theirs) = stepped(
+        shape, published, lambda p: torch.optim.Muon(p, lr=0.02 * 0.2 * 8, weight_decay=0.0, momentum=0.95)
+    )
     torch.testing.assert_close(mine, theirs)
 
 

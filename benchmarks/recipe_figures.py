@@ -1,11 +1,8 @@
 """What the runs of `recipe.py` say: tables with intervals over seeds, as Markdown, and a picture."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -16,9 +13,7 @@ from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 from gptstar.results.effects import tokens_to
 from gptstar.results.frames import lengths
 from gptstar.results.run import Run
-
-if TYPE_CHECKING:
-    from recipe import Cell, Study
+from recipe_study import FIRST, SCALES, TRANSFER, Cell, Study, Try
 
 Pair = tuple[Run, Run]
 """Reference and recipe, of one seed."""
@@ -26,22 +21,18 @@ Pair = tuple[Run, Run]
 HEADS = ("", "tokens", "validation loss", "minutes of training")
 
 
-def show(study: Study, titles: Mapping[str, str]) -> None:
+def show(study: Study) -> None:
     """Print the tables of what has run, and write them with the picture into the study's folder.
 
-    Args:
-        titles: what each scale is; the headline is of the first.
-
     Raises:
-        ConfigError: the reference of the first scale is not tuned.
+        ConfigError: the reference of the headline is not tuned.
     """
-    first, *others = titles
-    study.best_rate(first)
-    parts = [_tuning(study, titles)]
-    if pairs := finished_pairs(study.arms(first)):
+    study.best(FIRST)
+    parts = [_tuning(study)]
+    if pairs := finished_pairs(study.arms(FIRST)):
         budgets = _by_tokens(study, pairs)
         parts += [_headline(pairs), _budgets(pairs, budgets), _ingredients(study, pairs)]
-        parts += [_transfer(study, scale, titles[scale]) for scale in others]
+        parts += [_transfer(study, scale) for scale in TRANSFER]
         parts.append(_lengths(study, pairs))
         _draw(study, pairs, budgets)
     text = "\n\n".join(part for part in parts if part)
@@ -102,16 +93,22 @@ def _compared(pairs: Mapping[int, Pair]) -> list[list[str]]:
     return [*lines, against]
 
 
-def _tuning(study: Study, titles: Mapping[str, str]) -> str:
+def _tuning(study: Study) -> str:
     rows, edges = [], []
-    rates = sorted({rate for scale in titles for rate in study.tuning(scale)})
-    for scale, title in titles.items():
+    rates = sorted({each.rate for of in SCALES.values() for each in of.tries})
+    for scale, of in SCALES.items():
         found = study.tried(scale)
-        rows.append([title, *(f"{found[rate]:.3f}" if rate in found else "" for rate in rates)])
-        if study.is_tuned(scale) and study.best_rate(scale) in (min(found), max(found)):
-            edges.append(f"{title}: the best rate is at the end of those tried, so another may be better.")
-    heads = ("the reference's loss at", *(f"{rate:g}" for rate in rates))
-    title = "**Tuning the reference**, one seed that is used for nothing else, the whole budget"
+        for tokens in of.rates:
+            row = [f"{found[one]:.3f}" if (one := Try(tokens, rate)) in found else "" for rate in rates]
+            rows.append([of.title, f"{tokens:,}", *row])
+        if study.is_tuned(scale):
+            best = study.best(scale)
+            if best.rate in (min(of.rates[best.batch_tokens]), max(of.rates[best.batch_tokens])):
+                edges.append(f"{of.title}: the best rate is at the end of those tried, so another may be better.")
+            if len(of.rates) > 1 and best.batch_tokens in (min(of.rates), max(of.rates)):
+                edges.append(f"{of.title}: so are the best tokens a step.")
+    heads = ("the reference's loss", "tokens a step", *(f"{rate:g}" for rate in rates))
+    title = "**Tuning the reference**, one seed that is used for nothing else, the whole budget; columns are peak rates"
     return "\n\n".join([title, table(heads, rows), *edges])
 
 
@@ -202,11 +199,12 @@ def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
     return "**What each ingredient is worth**\n\n" + table(heads, rows)
 
 
-def _transfer(study: Study, scale: str, title: str) -> str:
+def _transfer(study: Study, scale: str) -> str:
     pairs = finished_pairs(study.arms(scale)) if study.is_tuned(scale) else {}
     if not pairs:
         return ""
-    return f"**Elsewhere, {title}**: the recipe as it is, the reference tuned anew\n\n{table(HEADS, _compared(pairs))}"
+    about = f"**Elsewhere, {SCALES[scale].title}**: the recipe as it is, the reference tuned anew"
+    return f"{about}\n\n{table(HEADS, _compared(pairs))}"
 
 
 def _lengths(study: Study, pairs: Mapping[int, Pair]) -> str:

@@ -17,26 +17,28 @@ import recipe_figures
 from gptstar.composing import compose
 from gptstar.config import TrainConfig, flatten
 from gptstar.training.status import Status
+from recipe_study import SCALES, STAGES, TUNING_SEED, Cell, Study, Try
 
 
-def parsed(cell: recipe.Cell) -> TrainConfig:
+def parsed(cell: Cell) -> TrainConfig:
     return TrainConfig.parse(compose("train", [*cell.overrides, f"output={cell.path}"]))
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipe.Study:
-    monkeypatch.setattr(recipe.Study, "best_rate", lambda self, size: 2e-3)
-    return recipe.Study(tmp_path, ("data.files=x",), seeds=2)
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    best = {None: Try(1024, 2e-3), 2048: Try(2048, 2.8e-3)}
+    monkeypatch.setattr(Study, "best", lambda self, scale, batch_tokens=None: best[batch_tokens])
+    return Study(tmp_path, ("data.files=x",), seeds=2)
 
 
-def test_every_run_composes_and_has_a_folder_of_its_own(study: recipe.Study) -> None:
-    cells = [cell for stage in recipe.STAGES for cells in study.stage(stage) for cell in cells]
+def test_every_run_composes_and_has_a_folder_of_its_own(study: Study) -> None:
+    cells = [cell for stage in STAGES for cells in study.stage(stage) for cell in cells]
     assert len({cell.path for cell in cells}) == len(cells)
     assert all(parsed(cell).seed == cell.seed for cell in cells if cell.seed != 3)
-    assert recipe.TUNING_SEED not in {cell.seed for cell in cells if cell.path.parent.name != "tuning"}
+    assert TUNING_SEED not in {cell.seed for cell in cells if cell.path.parent.name != "tuning"}
 
 
-def test_reference_and_recipes_take_turns(study: recipe.Study) -> None:
+def test_reference_and_recipes_take_turns(study: Study) -> None:
     (cells,) = study.stage("headline")
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     assert cells[:2] == list(study.arms("small")[2])
@@ -46,27 +48,54 @@ def test_reference_and_recipes_take_turns(study: recipe.Study) -> None:
     }
 
 
-@pytest.mark.parametrize("scale", recipe.SCALES)
-def test_reference_and_recipe_differ_in_how_they_learn_alone(scale: str, study: recipe.Study) -> None:
+@pytest.mark.parametrize("scale", SCALES)
+def test_reference_and_recipe_differ_in_how_they_learn_alone(scale: str, study: Study) -> None:
     one, two = (parsed(cell) for cell in study.arms(scale)[2])
-    assert two.total_steps / one.total_steps == pytest.approx(0.43)
-    assert (one.model, one.data, one.batch_tokens) == (two.model, two.data, two.batch_tokens)
-    assert one.optimizer.learning_rate == 2e-3
-    assert (one.total_steps == 400) == (scale != "longer")
+    tokens = one.total_steps * one.batch_tokens
+    assert 0.4 < two.total_steps * two.batch_tokens / tokens <= 0.5
+    assert (one.model, one.data) == (two.model, two.data)
+    assert (one.batch_tokens, one.optimizer.learning_rate) == (1024, 2e-3)
+    assert tokens == (3_276_800 if scale == "longer" else 819_200)
+    for arm in (one, two):
+        assert arm.schedule.warmup_steps == pytest.approx(arm.total_steps / 10, abs=1)
+        assert arm.hardware.micro_batch_size * arm.data.context_length == arm.batch_tokens
 
 
+def test_a_try_of_the_reference_changes_its_steps_and_rate_alone(study: Study) -> None:
+    base = flatten(parsed(study.arms("small")[2][0]).settings())
+    for each, cell in study.tuning("small").items():
+        tried = parsed(cell)
+        assert (tried.batch_tokens, tried.optimizer.learning_rate) == (each.batch_tokens, each.rate)
+        assert tried.total_steps * tried.batch_tokens == 819_200
+        changed = {key for key, value in flatten(tried.settings()).items() if value != base[key]}
+        assert changed <= {*STEP, "optimizer.learning_rate", "seed", "reading.multiples"}
+
+
+def test_another_budget_is_everyones(study: Study) -> None:
+    study = replace(study, tokens=81_920)
+    one, two = (parsed(cell) for cell in study.arms("small")[2])
+    assert one.total_steps * one.batch_tokens == 81_920
+    assert two.total_steps * two.batch_tokens == pytest.approx(40_960, rel=0.15)
+    for share, cells in study.budgets().items():
+        assert parsed(cells[0]).total_steps == round(share * 40)
+
+
+STEP = {"batch_tokens", "hardware.micro_batch_size", "total_steps", "schedule.warmup_steps", "schedule.decay_until"}
 CHANGED = {
-    "Muon, with AdamW at the reference's rate": {"optimizer.algorithm", "optimizer.learning_rate"},
+    "Muon, with AdamW at its best rate": {
+        *("optimizer.algorithm", "optimizer.learning_rate", "optimizer.beta1", "optimizer.beta2"),
+        "optimizer.gradient_clipping",
+    },
     "published proportions": {"optimizer.adjust_lr"},
     "heads apart, in four iterations": {"optimizer.heads_apart", "optimizer.iterations"},
-    "short memory": {"optimizer.momentum", "optimizer.beta1", "optimizer.beta2"},
+    "its memory": {"optimizer.momentum", "optimizer.beta1", "optimizer.beta2"},
     "short windows first": {"curriculum.first_length", "curriculum.steps"},
 }
 OF_MUON = {"optimizer.newton_schulz"}
 """What only Muon has a word for, and, on machines without bfloat16 instructions, another than the default."""
 
 
-def test_each_ingredient_is_left_out_by_itself(study: recipe.Study) -> None:
+def test_each_ingredient_is_left_out_by_itself(study: Study) -> None:
     whole = flatten(parsed(study.arms("small")[2][1]).settings())
     for name, cells in study.ingredients().items():
         without = flatten(parsed(cells[0]).settings())
@@ -97,7 +126,7 @@ def test_what_the_study_decides_is_not_given(refusal: Callable[..., str], monkey
     assert "the study itself decides on optimizer.learning_rate" in refusal(recipe.main)
 
 
-def write_run(cell: recipe.Cell, *, steps: int, loss: float, tokens_per_second: float) -> None:
+def write_run(cell: Cell, *, steps: int, loss: float, tokens_per_second: float) -> None:
     """A finished run, as its folder tells it."""
     cell.path.mkdir(parents=True)
     tree = {"batch_tokens": 100, "seed": cell.seed, "model": {"d_model": 256}}
@@ -113,32 +142,30 @@ REFERENCES, RECIPES, WORSE = (5.0, 5.2, 5.1), (4.9, 5.05, 5.05), (5.1, 5.2, 5.3)
 
 
 @pytest.fixture
-def made_up(study: recipe.Study, monkeypatch: pytest.MonkeyPatch) -> recipe.Study:
+def made_up(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
     """Three seeds: the recipe takes 0.4 of the tokens and half the time, and a run of 0.2 is 0.3 nats worse."""
     study = replace(study, seeds=3)
-    for rate, cell in study.tuning("small").items():
-        write_run(cell, steps=10, loss=5 + abs(rate - 2e-3), tokens_per_second=100)
+    for each, cell in study.tuning("small").items():
+        write_run(cell, steps=10, loss=5 + abs(each.rate - 2e-3), tokens_per_second=100)
     for seed, (one, two) in study.arms("small").items():
         write_run(one, steps=10, loss=REFERENCES[seed - 2], tokens_per_second=100)
         write_run(two, steps=4, loss=RECIPES[seed - 2], tokens_per_second=80)
-    monkeypatch.setattr(
-        recipe.Study, "budgets", lambda self: {2: [self._cell("x", seed=seed) for seed in self.counted]}
-    )
-    for cell in study.budgets()[2]:
+    monkeypatch.setattr(Study, "budgets", lambda self: {0.2: [self._cell("x", seed=seed) for seed in self.counted]})
+    for cell in study.budgets()[0.2]:
         write_run(cell, steps=2, loss=RECIPES[cell.seed - 2] + 0.3, tokens_per_second=80)
-    for cell in study.ingredients()["short memory"]:
+    for cell in study.ingredients()["its memory"]:
         write_run(cell, steps=4, loss=WORSE[cell.seed - 2], tokens_per_second=80)
     return study
 
 
-def test_tables_say_what_the_runs_do(made_up: recipe.Study, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe_figures.show(made_up, {"small": "a model"})
+def test_tables_say_what_the_runs_do(made_up: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe_figures.show(made_up)
     said = (made_up.output / "recipe.md").read_text()
     theirs = stats.ttest_rel(RECIPES, REFERENCES).confidence_interval()
     assert f"| × 0.40 | -0.100 ({theirs.low:+.3f} to {theirs.high:+.3f}) | × 0.50 (0.50 to 0.50) |" in said
     assert f"| reference | 1,000 | {mean(REFERENCES):.3f} ± {stdev(REFERENCES):.3f} |" in said
     without = stats.ttest_rel(WORSE, RECIPES)
-    assert f"| short memory | +0.200 ({without.confidence_interval().low:+.3f} to" in said
+    assert f"| its memory | +0.200 ({without.confidence_interval().low:+.3f} to" in said
     assert f"| {without.pvalue:.2g} | 3 |" in said
     # Of the 0.3 nats between 0.2 and 0.4 of the tokens, the seeds' references lie 0.1, 0.15 and 0.05 above the last.
     logs = [math.log(0.4) - math.log(2) * above / 0.3 for above in (0.1, 0.15, 0.05)]
@@ -150,7 +177,7 @@ def test_tables_say_what_the_runs_do(made_up: recipe.Study, capsys: pytest.Captu
     assert (made_up.output / "recipe.png").exists()
 
 
-def test_a_bound_is_no_measurement(made_up: recipe.Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bound_is_no_measurement(made_up: Study, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = recipe_figures.finished_pairs(made_up.arms("small"))
     few = {1000: {seed: two for seed, (_, two) in pairs.items()}}  # all of them are better than their references
     said = recipe_figures.reached(pairs, few, lambda run: run.tokens)
@@ -165,7 +192,7 @@ READ = {1.0: (5.0, 5.3, 5.1), 8.0: (5.1, 5.5, 5.2)}, {1.0: (4.9, 5.1, 5.2), 8.0:
 """Losses of references and recipes by the multiple of their training context."""
 
 
-def write_reading(cell: recipe.Cell, losses: Mapping[float, float]) -> None:
+def write_reading(cell: Cell, losses: Mapping[float, float]) -> None:
     """A study of length, in the folder of the run that ended with it."""
     lengths = [
         {
@@ -190,12 +217,12 @@ def write_reading(cell: recipe.Cell, losses: Mapping[float, float]) -> None:
 
 
 def test_losses_beyond_the_training_context_are_compared_by_seed(
-    made_up: recipe.Study, capsys: pytest.CaptureFixture[str]
+    made_up: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed, cells in made_up.arms("small").items():
         for cell, read in zip(cells, READ, strict=True):
             write_reading(cell, {multiple: losses[seed - 2] for multiple, losses in read.items()})
-    recipe_figures.show(made_up, {"small": "a model"})
+    recipe_figures.show(made_up)
     said = (made_up.output / "recipe.md").read_text()
     (near, far), (ours_near, ours_far) = ((each[1.0], each[8.0]) for each in READ)
 
@@ -214,10 +241,10 @@ def test_losses_beyond_the_training_context_are_compared_by_seed(
 
 @pytest.mark.slow
 def test_all_of_it_from_text_to_tables(text: str, tmp_path: Path) -> None:
-    small = ("model.n_layers=1", "model.d_ff=16", "model.n_vocab=300", "data.context_length=256", "hardware=cpu")
-    less = ("batch_tokens=256", "data.block_tokens=256", "data.validation_tokens=1024", "reading.multiples=[]")
-    stages = ",".join(stage for stage in recipe.STAGES if stage != "longer")  # the same code as `smaller`
-    words = [text, *small, *less, "--seeds", "1", "--only", stages, "--output", str(tmp_path)]
+    small = ("model.n_layers=1", "model.d_ff=16", "model.n_vocab=300", "hardware=cpu")
+    less = ("data.validation_tokens=1024", "reading.multiples=[]")
+    stages = ",".join(stage for stage in STAGES if stage != "longer")  # the same code as `smaller`
+    words = [text, *small, *less, "--seeds", "1", "--tokens", "16384", "--only", stages, "--output", str(tmp_path)]
     done = run_script("benchmarks/recipe.py", words)
     assert done.returncode == 0, done.stderr
     said = (tmp_path / "recipe.md").read_text()

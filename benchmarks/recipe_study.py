@@ -64,7 +64,7 @@ class Scale:
 SCALES = {
     "small": Scale(
         "two layers of 256",
-        rates={512: (1e-3, 1.4e-3, 2e-3), 1024: (1.4e-3, 2e-3, 2.8e-3), 2048: (1.4e-3, 2e-3, 2.8e-3, 4e-3)},
+        rates={512: (1e-3, 1.4e-3, 2e-3), 1024: (1.4e-3, 2e-3, 2.8e-3), 2048: (2e-3, 2.8e-3, 4e-3)},
     ),
     "smaller": Scale(
         "two layers of 128",
@@ -87,12 +87,11 @@ WITHOUT = {
         "optimizer=adamw",
         "optimizer.learning_rate=RATE",
         "optimizer.beta1=0.9",
-        "optimizer.beta2=0.95",
         "optimizer.gradient_clipping=1.0",
     ),
     "published proportions": ("optimizer.adjust_lr=match_rms_adamw",),
     "heads apart, in four iterations": ("optimizer.heads_apart=false", "optimizer.iterations=5"),
-    "its memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9", "optimizer.beta2=0.95"),
+    "short memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9"),
     "short windows first": ("curriculum.first_length=null", "curriculum.steps=null"),
 }
 """What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best with as many tokens a step."""

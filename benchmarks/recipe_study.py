@@ -87,14 +87,18 @@ WITHOUT = {
         "optimizer=adamw",
         "optimizer.learning_rate=RATE",
         "optimizer.beta1=0.9",
+        "optimizer.beta2=0.95",
         "optimizer.gradient_clipping=1.0",
     ),
     "published proportions": ("optimizer.adjust_lr=match_rms_adamw",),
     "heads apart, in four iterations": ("optimizer.heads_apart=false", "optimizer.iterations=5"),
-    "short memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9"),
+    "its memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9", "optimizer.beta2=0.95"),
     "short windows first": ("curriculum.first_length=null", "curriculum.steps=null"),
 }
 """What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best with as many tokens a step."""
+
+RETUNED = ("optimizer.beta1=0.8", "optimizer.beta2=0.98")
+"""The best betas that were found for the reference, with its step and rate: how much of what is won is memory's alone."""
 
 BUDGETS = (0.35, 0.6)
 """Shares of the reference's tokens at which the recipe runs too, each with a schedule that ends there."""
@@ -216,6 +220,11 @@ class Study:
             for seed in self.counted
         }
 
+    def retuned(self) -> list[Cell]:
+        """The headline's reference with betas of its own, by seed."""
+        words = (*self._reference(FIRST, self.best(FIRST)), *RETUNED, NO_READING)
+        return [self._cell("headline/small_retuned", *words, seed=seed) for seed in self.counted]
+
     def ingredients(self) -> dict[str, list[Cell]]:
         """The recipe without each, by seed."""
         rate = str(self.best(FIRST, composed(RECIPE, *self.given).batch_tokens).rate)
@@ -245,7 +254,7 @@ class Study:
         if name == "tuning":
             yield list(self.tuning(FIRST).values())
         elif name == "headline":
-            yield in_turn(*zip(*self.arms(FIRST).values(), strict=True), *self.budgets().values())
+            yield in_turn(*zip(*self.arms(FIRST).values(), strict=True), self.retuned(), *self.budgets().values())
         elif name == "ingredients":
             yield in_turn(*self.ingredients().values())
         else:

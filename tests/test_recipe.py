@@ -42,9 +42,9 @@ def test_reference_and_recipes_take_turns(study: Study) -> None:
     (cells,) = study.stage("headline")
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     assert cells[:2] == list(study.arms("small")[2])
-    budgets = [each for cells in study.budgets().values() for each in cells]
+    others = [*study.retuned(), *(each for cells in study.budgets().values() for each in cells)]
     assert {cell.path for cell in cells} == {c.path for pair in study.arms("small").values() for c in pair} | {
-        cell.path for cell in budgets
+        cell.path for cell in others
     }
 
 
@@ -83,11 +83,12 @@ def test_another_budget_is_everyones(study: Study) -> None:
 STEP = {"batch_tokens", "hardware.micro_batch_size", "total_steps", "schedule.warmup_steps", "schedule.decay_until"}
 CHANGED = {
     "Muon, with AdamW at its best rate": {
-        *("optimizer.algorithm", "optimizer.learning_rate", "optimizer.beta1", "optimizer.gradient_clipping")
+        *("optimizer.algorithm", "optimizer.learning_rate", "optimizer.beta1", "optimizer.beta2"),
+        "optimizer.gradient_clipping",
     },
     "published proportions": {"optimizer.adjust_lr"},
     "heads apart, in four iterations": {"optimizer.heads_apart", "optimizer.iterations"},
-    "short memory": {"optimizer.momentum", "optimizer.beta1"},
+    "its memory": {"optimizer.momentum", "optimizer.beta1", "optimizer.beta2"},
     "short windows first": {"curriculum.first_length", "curriculum.steps"},
 }
 OF_MUON = {"optimizer.newton_schulz"}
@@ -152,7 +153,7 @@ def made_up(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setattr(Study, "budgets", lambda self: {0.2: [self._cell("x", seed=seed) for seed in self.counted]})
     for cell in study.budgets()[0.2]:
         write_run(cell, steps=2, loss=RECIPES[cell.seed - 2] + 0.3, tokens_per_second=80)
-    for cell in study.ingredients()["short memory"]:
+    for cell in study.ingredients()["its memory"]:
         write_run(cell, steps=4, loss=WORSE[cell.seed - 2], tokens_per_second=80)
     return study
 
@@ -164,7 +165,7 @@ def test_tables_say_what_the_runs_do(made_up: Study, capsys: pytest.CaptureFixtu
     assert f"| × 0.40 | -0.100 ({theirs.low:+.3f} to {theirs.high:+.3f}) | × 0.50 (0.50 to 0.50) |" in said
     assert f"| reference | 1,000 | {mean(REFERENCES):.3f} ± {stdev(REFERENCES):.3f} |" in said
     without = stats.ttest_rel(WORSE, RECIPES)
-    assert f"| short memory | +0.200 ({without.confidence_interval().low:+.3f} to" in said
+    assert f"| its memory | +0.200 ({without.confidence_interval().low:+.3f} to" in said
     assert f"| {without.pvalue:.2g} | 3 |" in said
     # Of the 0.3 nats between 0.2 and 0.4 of the tokens, the seeds' references lie 0.1, 0.15 and 0.05 above the last.
     logs = [math.log(0.4) - math.log(2) * above / 0.3 for above in (0.1, 0.15, 0.05)]

@@ -18,6 +18,7 @@ from recipe_study import FIRST, SCALES, TRANSFER, Cell, Study, Try
 Pair = tuple[Run, Run]
 """Reference and recipe, of one seed."""
 
+COLOURS = ("#0072B2", "#6e6e6e", "#D55E00", "#009E73")
 HEADS = ("", "tokens", "validation loss", "minutes of training")
 
 
@@ -30,11 +31,11 @@ def show(study: Study) -> None:
     study.best(FIRST)
     parts = [_tuning(study)]
     if pairs := finished_pairs(study.arms(FIRST)):
-        budgets = _by_tokens(study, pairs)
-        parts += [_headline(pairs), _budgets(pairs, budgets), _ingredients(study, pairs)]
+        budgets, against = _by_tokens(study, pairs), {"the reference": pairs, **_others(study, pairs)}
+        parts += [_headline(against), _budgets(against, budgets), _ingredients(study, pairs)]
         parts += [_transfer(study, scale) for scale in TRANSFER]
         parts.append(_lengths(study, pairs))
-        _draw(study, pairs, budgets)
+        _draw(study, against, budgets)
     text = "\n\n".join(part for part in parts if part)
     (study.output / "recipe.md").write_text(f"{text}\n", encoding="utf-8")
     Console().print(Markdown(text))
@@ -112,8 +113,21 @@ def _tuning(study: Study) -> str:
     return "\n\n".join([title, table(heads, rows), *edges])
 
 
-def _headline(pairs: Mapping[int, Pair]) -> str:
-    return "**The recipe against the reference**\n\n" + table(HEADS, _compared(pairs))
+def _others(study: Study, pairs: Mapping[int, Pair]) -> dict[str, dict[int, Pair]]:
+    """References that are tuned otherwise, each with the recipe."""
+    found = {
+        name: {cell.seed: (run, pairs[cell.seed][1]) for cell in cells if cell.seed in pairs and (run := cell.run())}
+        for name, cells in study.others().items()
+    }
+    return {name: of for name, of in found.items() if of}
+
+
+def _headline(against: Mapping[str, Mapping[int, Pair]]) -> str:
+    rows = []
+    for name, pairs in against.items():
+        one, two, difference = _compared(pairs)
+        rows += [[name, *one[1:]], difference]
+    return "**The recipe against the reference**, and against others\n\n" + table(HEADS, [two, *rows])
 
 
 def _by_tokens(study: Study, pairs: Mapping[int, Pair]) -> dict[int, dict[int, Run]]:
@@ -126,11 +140,11 @@ def _by_tokens(study: Study, pairs: Mapping[int, Pair]) -> dict[int, dict[int, R
     return dict(sorted(found.items()))
 
 
-def _budgets(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]) -> str:
-    """The recipe at several budgets, and where between them it reaches each seed's reference."""
+def _budgets(against: Mapping[str, Mapping[int, Pair]], budgets: Mapping[int, Mapping[int, Run]]) -> str:
+    """The recipe at several budgets, and where between them it reaches the references of each seed."""
     if len(budgets) < 2:
         return ""
-    whole = next(iter(pairs.values()))[0].tokens
+    whole = next(iter(against["the reference"].values()))[0].tokens
     rows = [
         [
             f"{tokens:,}",
@@ -140,13 +154,13 @@ def _budgets(pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]
         ]
         for tokens, runs in budgets.items()
     ]
-    return (
-        "**The recipe at other budgets**, each with a schedule that ends there\n\n"
-        + table(("tokens", "of the reference's", "validation loss", "seeds"), rows)
-        + "\n\nTo the reference's final loss, by a line over the logarithm between budgets: "
-        + f"tokens {reached(pairs, budgets, lambda run: run.tokens)}; "
-        + f"time {reached(pairs, budgets, lambda run: run.hours)}."
-    )
+    lines = [
+        f"To the final loss of {name}, by a line over the logarithm between budgets: "
+        f"tokens {reached(of, budgets, lambda run: run.tokens)}; time {reached(of, budgets, lambda run: run.hours)}."
+        for name, of in against.items()
+    ]
+    title = "**The recipe at other budgets**, each with a schedule that ends there"
+    return "\n\n".join([title, table(("tokens", "of the reference's", "validation loss", "seeds"), rows), *lines])
 
 
 def reached(
@@ -229,21 +243,19 @@ def _lengths(study: Study, pairs: Mapping[int, Pair]) -> str:
     return "**Beyond the training context**, the same targets at each length\n\n" + table(heads, rows)
 
 
-def _draw(study: Study, pairs: Mapping[int, Pair], budgets: Mapping[int, Mapping[int, Run]]) -> None:
+def _draw(study: Study, against: Mapping[str, Mapping[int, Pair]], budgets: Mapping[int, Mapping[int, Run]]) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    references = {seed: one for seed, (one, _) in pairs.items()}
-    tokens = next(iter(references.values())).tokens
-    for colour, marker, name, found in (
-        ("#6e6e6e", "s", "reference: AdamW, cosine", {tokens: references}),
-        ("#0072B2", "o", "recipe", budgets),
-    ):
+    references = {name: {seed: one for seed, (one, _) in pairs.items()} for name, pairs in against.items()}
+    curves = [(name, {next(iter(of.values())).tokens: of}) for name, of in references.items()]
+    for (name, found), colour, marker in zip([("recipe", budgets), *curves], COLOURS, "os^v", strict=False):
         losses = [mean(run.validation_loss for run in runs.values()) for runs in found.values()]
         axes.plot(list(found), losses, color=colour, marker=marker, label=name)
         for at, runs in found.items():
             axes.plot([at] * len(runs), [run.validation_loss for run in runs.values()], ".", color=colour, alpha=0.5)
-    axes.axhline(mean(run.validation_loss for run in references.values()), color="#6e6e6e", linestyle=":")
+        if len(found) == 1:
+            axes.axhline(losses[0], color=colour, linestyle=":")
     axes.set(xlabel="training tokens", ylabel="validation loss (nats a token)", xlim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False)

@@ -97,9 +97,6 @@ WITHOUT = {
 }
 """What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best with as many tokens a step."""
 
-RETUNED = ("optimizer.beta1=0.8", "optimizer.beta2=0.98")
-"""The best betas that were found for the reference, with its step and rate: how much of what is won is memory's alone."""
-
 BUDGETS = (0.35, 0.6)
 """Shares of the reference's tokens at which the recipe runs too, each with a schedule that ends there."""
 
@@ -220,10 +217,20 @@ class Study:
             for seed in self.counted
         }
 
-    def retuned(self) -> list[Cell]:
-        """The headline's reference with betas of its own, by seed."""
-        words = (*self._reference(FIRST, self.best(FIRST)), *RETUNED, NO_READING)
-        return [self._cell("headline/small_retuned", *words, seed=seed) for seed in self.counted]
+    def others(self) -> dict[str, list[Cell]]:
+        """References that are tuned less than the headline's, and more, by seed."""
+        same = self.best(FIRST, composed(RECIPE, *self.given).batch_tokens)
+        arms = {
+            f"the reference at {same.batch_tokens:,} tokens a step": ("same-step", self._reference(FIRST, same)),
+            "the reference with betas of 0.8 and 0.98": (
+                "retuned",
+                (*self._reference(FIRST, self.best(FIRST)), "optimizer.beta1=0.8", "optimizer.beta2=0.98"),
+            ),
+        }
+        return {
+            name: [self._cell(f"headline/small_{short}", *words, NO_READING, seed=seed) for seed in self.counted]
+            for name, (short, words) in arms.items()
+        }
 
     def ingredients(self) -> dict[str, list[Cell]]:
         """The recipe without each, by seed."""
@@ -254,7 +261,8 @@ class Study:
         if name == "tuning":
             yield list(self.tuning(FIRST).values())
         elif name == "headline":
-            yield in_turn(*zip(*self.arms(FIRST).values(), strict=True), self.retuned(), *self.budgets().values())
+            arms = zip(*self.arms(FIRST).values(), strict=True)
+            yield in_turn(*arms, *self.others().values(), *self.budgets().values())
         elif name == "ingredients":
             yield in_turn(*self.ingredients().values())
         else:

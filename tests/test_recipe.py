@@ -42,7 +42,7 @@ def test_reference_and_recipes_take_turns(study: Study) -> None:
     (cells,) = study.stage("headline")
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     assert cells[:2] == list(study.arms("small")[2])
-    others = [*study.retuned(), *(each for cells in study.budgets().values() for each in cells)]
+    others = [each for of in (study.others(), study.budgets()) for cells in of.values() for each in cells]
     assert {cell.path for cell in cells} == {c.path for pair in study.arms("small").values() for c in pair} | {
         cell.path for cell in others
     }

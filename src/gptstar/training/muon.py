@@ -37,38 +37,40 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterat
     x = (matrices.mT if tall else matrices).to(dtype).contiguous()
     alone = len(x) == 1
     if alone:
-        x = x[0]  # on CPUs a product of two matrices takes half the time of one of two stacks of one
-    multiply_add = torch.addmm if alone else torch.baddbmm
+        x = x[0]  # a CPU multiplies two matrices faster than two stacks of one, with the same result
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     gram = x @ x.mT
     if iterations < ITERATIONS:
         norm = gram.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
         x, gram = x / norm.sqrt(), gram / norm
     if dtype is torch.float32 and x.shape[-1] >= 2 * x.shape[-2]:
-        x = _by_gram(x, gram, iterations, multiply_add)
+        x = _by_gram(x, gram, iterations)
     else:
         for done in range(iterations):
             gram = x @ x.mT if done else gram
-            x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+            x = _sum(a, x, 1, _sum(b, gram, c, gram, gram), x)
     x = x.mT if tall else x
     return x[None] if alone else x
 
 
-def _by_gram(x: Tensor, gram: Tensor, iterations: int, multiply_add: Callable[..., Tensor]) -> Tensor:
+def _sum(beta: float, term: Tensor, alpha: float, one: Tensor, two: Tensor) -> Tensor:
+    """Of matrices, or of stacks of them: beta · term + alpha · one @ two."""
+    multiply_add = torch.addmm if term.dim() == 2 else torch.baddbmm
+    return multiply_add(term, one, two, beta=beta, alpha=alpha)
+
+
+def _by_gram(x: Tensor, gram: Tensor, iterations: int) -> Tensor:
     """The same iterations on `x @ x.mT` alone, which of wide matrices is small: of four to one, half the work.
 
     An iteration multiplies `x` by a polynomial of that product, and the next product by its square. bfloat16 would lose
     small singular values in the first product.
-
-    Args:
-        multiply_add: of matrices, or of stacks of them.
 
     Source: Dao AI Lab, "Gram Newton-Schulz", 2026, https://dao-lab.ai/blog/2026/gram-newton-schulz.
     """
     a, b, c = COEFFICIENTS
     factors: list[Tensor] = []
     while len(factors) < iterations:
-        factor = multiply_add(gram, gram, gram, beta=b, alpha=c)
+        factor = _sum(b, gram, c, gram, gram)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         factors.append(factor)
         if len(factors) < iterations:

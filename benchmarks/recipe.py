@@ -4,12 +4,13 @@
     python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --only tuning,headline  some of it
     python benchmarks/recipe.py 'TEXT/*/*.jsonl.zst' --show                  the tables of what ran so far
 
-The reference is AdamW with a cosine, at the learning rate and the tokens a step that are best for it: each pair is
-tried with the whole budget, by a seed that is used for nothing else, as the recipe was chosen on two. The headline's
-runs take turns, so that their times can be compared: one of the reference, then those of the recipe at each of its
-budgets, `--jobs` at a time with a share of the cores each; leave the machine alone meanwhile. Give the same command
-again at any time: what is finished is kept, and what was interrupted goes on. What each run says is in a file beside
-it, as are the tables and the picture.
+The reference is AdamW with a cosine and the seed's betas, at the learning rate and the tokens a step that are best for
+it: each pair is tried with the whole budget, by a seed that is used for nothing else, as the recipe was chosen on two.
+Beside it are the best at the recipe's own tokens a step, and the reference with the best betas that were found for it.
+The headline's runs take turns, so that their times can be compared: one of each reference, then those of the recipe at
+each of its budgets, `--jobs` at a time with a share of the cores each; leave the machine alone meanwhile. Give the same
+command again at any time: what is finished is kept, and what was interrupted goes on. What each run says is in a file
+beside it, as are the tables and the picture.
 """
 
 import argparse
@@ -37,6 +38,8 @@ DECIDED = (
     "total_steps",
     "batch_tokens",
     "hardware.micro_batch_size",
+    "data.context_length",
+    "data.block_tokens",
     "optimizer",
     "schedule",
     "curriculum",
@@ -44,6 +47,9 @@ DECIDED = (
     "model.n_heads",
 )
 """Keys, and all below them, that the study sets."""
+
+LEAST_TOKENS = 16384
+"""With fewer, the recipe's shortest budget has no steps to warm up in."""
 
 
 def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
@@ -94,7 +100,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/recipe"), help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument(
-        "--tokens", type=int, help="of the reference (default: what experiment=fast_small_reference has)"
+        "--tokens", type=int, help="of the reference, into another --output (default: those of its experiment)"
     )
     parser.add_argument("--jobs", type=int, default=2, help="at a time (default: %(default)s)")
     parser.add_argument("--only", default=",".join(STAGES), help="some of (default: %(default)s)")
@@ -105,9 +111,9 @@ def main() -> None:
         asked = options.only.split(",")
         if unknown := set(asked) - set(STAGES):
             raise ConfigError(f"--only {options.only}: there is no {min(unknown)}; the stages are {', '.join(STAGES)}")
-        for name in ("seeds", "jobs", "tokens"):
-            if getattr(options, name) is not None and getattr(options, name) < 1:
-                raise ConfigError(f"--{name} {getattr(options, name)} is below 1")
+        for name, least in (("seeds", 1), ("jobs", 1), ("tokens", LEAST_TOKENS)):
+            if (given := getattr(options, name)) is not None and given < least:
+                raise ConfigError(f"--{name} {given} is below {least}")
         for word in options.given:
             key = word.lstrip("+~").partition("=")[0]
             if any(key == each or key.startswith(f"{each}.") for each in DECIDED):

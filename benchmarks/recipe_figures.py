@@ -102,15 +102,23 @@ def _tuning(study: Study) -> str:
         for tokens in of.rates:
             row = [f"{found[one]:.3f}" if (one := Try(tokens, rate)) in found else "" for rate in rates]
             rows.append([of.title, f"{tokens:,}", *row])
-        if study.is_tuned(scale):
-            best = study.best(scale)
-            if best.rate in (min(of.rates[best.batch_tokens]), max(of.rates[best.batch_tokens])):
-                edges.append(f"{of.title}: the best rate is at the end of those tried, so another may be better.")
-            if len(of.rates) > 1 and best.batch_tokens in (min(of.rates), max(of.rates)):
-                edges.append(f"{of.title}: so are the best tokens a step.")
+        edges += _edges(study, scale)
     heads = ("the reference's loss", "tokens a step", *(f"{rate:g}" for rate in rates))
     title = "**Tuning the reference**, one seed that is used for nothing else, the whole budget; columns are peak rates"
     return "\n\n".join([title, table(heads, rows), *edges])
+
+
+def _edges(study: Study, scale: str) -> list[str]:
+    """What was best at an end of what was tried, so that something else may be better."""
+    if not study.is_tuned(scale):
+        return []
+    of, best = SCALES[scale], study.best(scale)
+    found = []
+    if best.rate in (min(of.rates[best.batch_tokens]), max(of.rates[best.batch_tokens])):
+        found.append(f"{of.title}: the best rate is at the end of those tried, so another may be better.")
+    if len(of.rates) > 1 and best.batch_tokens in (min(of.rates), max(of.rates)):
+        found.append(f"{of.title}: the best tokens a step are at the end of those tried, so others may be better.")
+    return found
 
 
 def _others(study: Study, pairs: Mapping[int, Pair]) -> dict[str, dict[int, Pair]]:
@@ -123,11 +131,11 @@ def _others(study: Study, pairs: Mapping[int, Pair]) -> dict[str, dict[int, Pair
 
 
 def _headline(against: Mapping[str, Mapping[int, Pair]]) -> str:
-    rows = []
+    rows = [_compared(against["the reference"])[1]]
     for name, pairs in against.items():
-        one, two, difference = _compared(pairs)
-        rows += [[name, *one[1:]], difference]
-    return "**The recipe against the reference**, and against others\n\n" + table(HEADS, [two, *rows])
+        one, _, between = _compared(pairs)
+        rows += [[name, *one[1:]], between]
+    return "**The recipe against the reference**, and against others\n\n" + table(HEADS, rows)
 
 
 def _by_tokens(study: Study, pairs: Mapping[int, Pair]) -> dict[int, dict[int, Run]]:

@@ -15,7 +15,7 @@ REFERENCE, RECIPE = "experiment=fast_small_reference", "experiment=fast_small"
 TUNING_SEED = 100
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Try:
     """What the reference is tuned over.
 
@@ -26,6 +26,10 @@ class Try:
 
     batch_tokens: int
     rate: float
+
+    def __str__(self) -> str:
+        """For names of folders."""
+        return f"tokens-{self.batch_tokens}_rate-{self.rate}"
 
     def words(self, tokens: int, context_length: int) -> tuple[str, ...]:
         """Overrides that spend so many tokens in such steps, each in one pass, a tenth of them to warm up."""
@@ -68,7 +72,7 @@ SCALES = {
     ),
     "smaller": Scale(
         "two layers of 128",
-        rates={512: (1.4e-3, 2e-3, 2.8e-3, 4e-3), 1024: (2e-3, 2.8e-3, 4e-3, 5.6e-3)},
+        rates={512: (1.4e-3, 2e-3, 2.8e-3), 1024: (2e-3, 2.8e-3, 4e-3), 2048: (2.8e-3, 4e-3, 5.6e-3)},
         both=("model.d_model=128", "model.n_heads=2"),
     ),
     "longer": Scale(
@@ -77,13 +81,13 @@ SCALES = {
         times=4,
     ),
 }
-"""The recipe was chosen at the first alone, and the reference is tuned at each."""
+"""The recipe was chosen at the first alone, and the reference is tuned at each; at the longest in its rate alone."""
 
 FIRST, *TRANSFER = SCALES
 STAGES = ("tuning", "headline", "ingredients", *TRANSFER)
 
 WITHOUT = {
-    "Muon, with AdamW at its best rate": (
+    "Muon, with AdamW as the reference has it": (
         "optimizer=adamw",
         "optimizer.learning_rate=RATE",
         "optimizer.beta1=0.9",
@@ -92,7 +96,8 @@ WITHOUT = {
     ),
     "published proportions": ("optimizer.adjust_lr=match_rms_adamw",),
     "heads apart, in four iterations": ("optimizer.heads_apart=false", "optimizer.iterations=5"),
-    "its memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9", "optimizer.beta2=0.95"),
+    "memory": ("optimizer.momentum=0.95", "optimizer.beta1=0.9", "optimizer.beta2=0.95"),
+    "no clipping": ("optimizer.gradient_clipping=1.0",),
     "short windows first": ("curriculum.first_length=null", "curriculum.steps=null"),
 }
 """What makes of the recipe one that lacks an ingredient; `RATE` is the reference's best with as many tokens a step."""
@@ -176,7 +181,7 @@ class Study:
         of = SCALES[scale]
         return {
             each: self._cell(
-                f"tuning/{scale}_tokens-{each.batch_tokens}_rate-{each.rate}",
+                f"tuning/{scale}_{each}",
                 *(*self._reference(scale, each), NO_READING),
                 seed=TUNING_SEED,
             )
@@ -201,17 +206,18 @@ class Study:
             ConfigError: it was not tuned yet.
         """
         found = self.tried(scale)
-        if len(found) < len(SCALES[scale].tries):
+        if not self.is_tuned(scale):
             raise ConfigError(f"the reference is not tuned in {self.output} yet: run --only tuning first")
         return min((each for each in found if batch_tokens in (None, each.batch_tokens)), key=lambda each: found[each])
 
     def arms(self, scale: str) -> dict[int, tuple[Cell, Cell]]:
         """Reference and recipe, by seed; at the first scale they are read at other lengths, too."""
         folder, read = ("headline", ()) if scale == FIRST else ("transfer", (NO_READING,))
-        reference, recipe = self._reference(scale, self.best(scale)), self._recipe(scale)
+        best = self.best(scale)
+        reference, recipe = self._reference(scale, best), self._recipe(scale)
         return {
             seed: (
-                self._cell(f"{folder}/{scale}_reference", *reference, *read, seed=seed),
+                self._cell(f"{folder}/{scale}_reference_{best}", *reference, *read, seed=seed),
                 self._cell(f"{folder}/{scale}_recipe", *recipe, *read, seed=seed),
             )
             for seed in self.counted
@@ -219,33 +225,33 @@ class Study:
 
     def others(self) -> dict[str, list[Cell]]:
         """References that are tuned less than the headline's, and more, by seed."""
-        same = self.best(FIRST, composed(RECIPE, *self.given).batch_tokens)
+        best, same = self.best(FIRST), self.best(FIRST, composed(RECIPE, *self.given).batch_tokens)
         arms = {
-            f"the reference at {same.batch_tokens:,} tokens a step": ("same-step", self._reference(FIRST, same)),
+            f"the reference at {same.batch_tokens:,} tokens a step": (
+                f"same-step_{same}",
+                self._reference(FIRST, same),
+            ),
             "the reference with betas of 0.8 and 0.98": (
-                "retuned",
-                (*self._reference(FIRST, self.best(FIRST)), "optimizer.beta1=0.8", "optimizer.beta2=0.98"),
+                f"retuned_{best}",
+                (*self._reference(FIRST, best), "optimizer.beta1=0.8", "optimizer.beta2=0.98"),
             ),
         }
         return {
-            name: [self._cell(f"headline/small_{short}", *words, NO_READING, seed=seed) for seed in self.counted]
+            name: [self._cell(f"headline/{FIRST}_{short}", *words, NO_READING, seed=seed) for seed in self.counted]
             for name, (short, words) in arms.items()
         }
 
     def ingredients(self) -> dict[str, list[Cell]]:
         """The recipe without each, by seed."""
         rate = str(self.best(FIRST, composed(RECIPE, *self.given).batch_tokens).rate)
-        return {
-            name: [
-                self._cell(
-                    f"ingredients/without_{name.partition(',')[0].replace(' ', '-')}",
-                    *(*self._recipe(FIRST), *(word.replace("RATE", rate) for word in words), NO_READING),
-                    seed=seed,
-                )
-                for seed in self.counted
-            ]
-            for name, words in WITHOUT.items()
-        }
+        found = {}
+        for name, without in WITHOUT.items():
+            words = [word.replace("RATE", rate) for word in without]
+            at = f"_rate-{rate}" if words != list(without) else ""
+            folder = f"ingredients/without_{name.partition(',')[0].replace(' ', '-')}{at}"
+            words = [*self._recipe(FIRST), *words, NO_READING]
+            found[name] = [self._cell(folder, *words, seed=seed) for seed in self.counted]
+        return found
 
     def budgets(self) -> dict[float, list[Cell]]:
         """The recipe at other shares of the reference's tokens, by seed."""

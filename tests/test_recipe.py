@@ -16,6 +16,7 @@ import recipe
 import recipe_figures
 from gptstar.composing import compose
 from gptstar.config import TrainConfig, flatten
+from gptstar.errors import ConfigError
 from gptstar.training.status import Status
 from recipe_study import SCALES, STAGES, TUNING_SEED, Cell, Study, Try
 
@@ -56,6 +57,7 @@ def test_reference_and_recipe_differ_in_how_they_learn_alone(scale: str, study: 
     assert (one.model, one.data) == (two.model, two.data)
     assert (one.batch_tokens, one.optimizer.learning_rate) == (1024, 2e-3)
     assert tokens == (3_276_800 if scale == "longer" else 819_200)
+    assert two.curriculum.steps == 0.75 * two.total_steps
     for arm in (one, two):
         assert arm.schedule.warmup_steps == pytest.approx(arm.total_steps / 10, abs=1)
         assert arm.hardware.micro_batch_size * arm.data.context_length == arm.batch_tokens
@@ -75,20 +77,24 @@ def test_another_budget_is_everyones(study: Study) -> None:
     study = replace(study, tokens=81_920)
     one, two = (parsed(cell) for cell in study.arms("small")[2])
     assert one.total_steps * one.batch_tokens == 81_920
-    assert two.total_steps * two.batch_tokens == pytest.approx(40_960, rel=0.15)
+    assert two.total_steps * two.batch_tokens == 40_960
+    assert two.curriculum.steps == 0.75 * two.total_steps
     for share, cells in study.budgets().items():
-        assert parsed(cells[0]).total_steps == round(share * 40)
+        shorter = parsed(cells[0])
+        assert shorter.total_steps == round(share * 40)
+        assert shorter.curriculum.steps == pytest.approx(0.75 * shorter.total_steps, abs=0.5)
 
 
 STEP = {"batch_tokens", "hardware.micro_batch_size", "total_steps", "schedule.warmup_steps", "schedule.decay_until"}
 CHANGED = {
-    "Muon, with AdamW at its best rate": {
+    "Muon, with AdamW as the reference has it": {
         *("optimizer.algorithm", "optimizer.learning_rate", "optimizer.beta1", "optimizer.beta2"),
         "optimizer.gradient_clipping",
     },
     "published proportions": {"optimizer.adjust_lr"},
     "heads apart, in four iterations": {"optimizer.heads_apart", "optimizer.iterations"},
-    "its memory": {"optimizer.momentum", "optimizer.beta1", "optimizer.beta2"},
+    "memory": {"optimizer.momentum", "optimizer.beta1", "optimizer.beta2"},
+    "no clipping": {"optimizer.gradient_clipping"},
     "short windows first": {"curriculum.first_length", "curriculum.steps"},
 }
 OF_MUON = {"optimizer.newton_schulz"}
@@ -101,6 +107,33 @@ def test_each_ingredient_is_left_out_by_itself(study: Study) -> None:
         without = flatten(parsed(cells[0]).settings())
         changed = {key for key in whole if without[key] != whole[key]}
         assert changed - (OF_MUON if "optimizer.algorithm" in changed else set()) == CHANGED[name]
+
+
+def test_without_muon_there_is_the_references_adamw(study: Study) -> None:
+    without = parsed(study.ingredients()["Muon, with AdamW as the reference has it"][0])
+    reference = parsed(study.others()["the reference at 2,048 tokens a step"][0])
+    assert without.optimizer == reference.optimizer
+    assert without.optimizer.learning_rate == 2.8e-3
+
+
+def test_the_reference_is_the_best_of_all_that_were_tried(tmp_path: Path) -> None:
+    study = Study(tmp_path, ("data.files=x",), seeds=1)
+    *most, last = study.tuning("small").items()
+    for each, cell in most:
+        near = abs(math.log2(each.rate / 2e-3)) + abs(math.log2(each.batch_tokens / 512))
+        write_run(cell, steps=10, loss=5 + near, tokens_per_second=100)
+    with pytest.raises(ConfigError, match="not tuned"):
+        study.best("small")
+    write_run(last[1], steps=10, loss=6.5, tokens_per_second=100)
+    assert study.best("small") == Try(512, 2e-3)
+    assert study.best("small", 1024) == Try(1024, 2e-3)
+    assert study.best("small", 2048) == last[0]
+    assert "rate-0.002" in str(study.arms("small")[2][0].path)  # so that another best is another folder
+    recipe_figures.show(study)
+    said = (tmp_path / "recipe.md").read_text()
+    assert "| two layers of 256 | 1,024 | | 6.515 | 6.000 | 6.485 |" in said.replace("|  |", "| |")
+    assert "the best rate is at the end" in said
+    assert "the best tokens a step are at the end" in said
 
 
 def test_what_can_not_be_shown_is_said(
@@ -153,19 +186,24 @@ def made_up(study: Study, monkeypatch: pytest.MonkeyPatch) -> Study:
     monkeypatch.setattr(Study, "budgets", lambda self: {0.2: [self._cell("x", seed=seed) for seed in self.counted]})
     for cell in study.budgets()[0.2]:
         write_run(cell, steps=2, loss=RECIPES[cell.seed - 2] + 0.3, tokens_per_second=80)
-    for cell in study.ingredients()["its memory"]:
+    for cell in study.ingredients()["memory"]:
         write_run(cell, steps=4, loss=WORSE[cell.seed - 2], tokens_per_second=80)
     return study
 
 
 def test_tables_say_what_the_runs_do(made_up: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    for cell in made_up.others()["the reference with betas of 0.8 and 0.98"][:2]:
+        write_run(cell, steps=10, loss=4.7, tokens_per_second=100)
     recipe_figures.show(made_up)
     said = (made_up.output / "recipe.md").read_text()
+    assert f"| recipe | 400 | {mean(RECIPES):.3f} ± {stdev(RECIPES):.3f} |" in said
+    assert "| the reference with betas of 0.8 and 0.98 | 1,000 | 4.700 ± 0.000 |" in said
+    assert f"| recipe against it, 2 seeds | × 0.40 | {mean(RECIPES[:2]) - 4.7:+.3f} (" in said
     theirs = stats.ttest_rel(RECIPES, REFERENCES).confidence_interval()
     assert f"| × 0.40 | -0.100 ({theirs.low:+.3f} to {theirs.high:+.3f}) | × 0.50 (0.50 to 0.50) |" in said
-    assert f"| reference | 1,000 | {mean(REFERENCES):.3f} ± {stdev(REFERENCES):.3f} |" in said
+    assert f"| the reference | 1,000 | {mean(REFERENCES):.3f} ± {stdev(REFERENCES):.3f} |" in said
     without = stats.ttest_rel(WORSE, RECIPES)
-    assert f"| its memory | +0.200 ({without.confidence_interval().low:+.3f} to" in said
+    assert f"| memory | +0.200 ({without.confidence_interval().low:+.3f} to" in said
     assert f"| {without.pvalue:.2g} | 3 |" in said
     # Of the 0.3 nats between 0.2 and 0.4 of the tokens, the seeds' references lie 0.1, 0.15 and 0.05 above the last.
     logs = [math.log(0.4) - math.log(2) * above / 0.3 for above in (0.1, 0.15, 0.05)]

@@ -48,15 +48,15 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterat
     else:
         for done in range(iterations):
             gram = x @ x.mT if done else gram
-            x = _sum(a, x, 1, _sum(b, gram, c, gram, gram), x)
+            x = _multiply_add(a, x, 1, _multiply_add(b, gram, c, gram, gram), x)
     x = x.mT if tall else x
     return x[None] if alone else x
 
 
-def _sum(beta: float, term: Tensor, alpha: float, one: Tensor, two: Tensor) -> Tensor:
+def _multiply_add(beta: float, term: Tensor, alpha: float, one: Tensor, two: Tensor) -> Tensor:
     """Of matrices, or of stacks of them: beta · term + alpha · one @ two."""
-    multiply_add = torch.addmm if term.dim() == 2 else torch.baddbmm
-    return multiply_add(term, one, two, beta=beta, alpha=alpha)
+    add = torch.addmm if term.dim() == 2 else torch.baddbmm
+    return add(term, one, two, beta=beta, alpha=alpha)
 
 
 def _by_gram(x: Tensor, gram: Tensor, iterations: int) -> Tensor:
@@ -70,7 +70,7 @@ def _by_gram(x: Tensor, gram: Tensor, iterations: int) -> Tensor:
     a, b, c = COEFFICIENTS
     factors: list[Tensor] = []
     while len(factors) < iterations:
-        factor = _sum(b, gram, c, gram, gram)
+        factor = _multiply_add(b, gram, c, gram, gram)
         factor.diagonal(dim1=-2, dim2=-1).add_(a)
         factors.append(factor)
         if len(factors) < iterations:

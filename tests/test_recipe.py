@@ -112,7 +112,8 @@ def test_each_ingredient_is_left_out_by_itself(study: Study) -> None:
 def test_without_muon_there_is_the_references_adamw(study: Study) -> None:
     without = parsed(study.ingredients()["Muon, with AdamW as the reference has it"][0])
     reference = parsed(study.others()["the reference at 2,048 tokens a step"][0])
-    assert without.optimizer == reference.optimizer
+    for key in ("algorithm", "learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "gradient_clipping"):
+        assert getattr(without.optimizer, key) == getattr(reference.optimizer, key)
     assert without.optimizer.learning_rate == 2.8e-3
 
 

@@ -72,7 +72,7 @@ SCALES = {
     ),
     "smaller": Scale(
         "two layers of 128",
-        rates={512: (1.4e-3, 2e-3, 2.8e-3), 1024: (2e-3, 2.8e-3, 4e-3), 2048: (2.8e-3, 4e-3, 5.6e-3)},
+        rates={512: (1.4e-3, 2e-3, 2.8e-3, 4e-3), 1024: (2e-3, 2.8e-3, 4e-3), 2048: (2.8e-3, 4e-3, 5.6e-3)},
         both=("model.d_model=128", "model.n_heads=2"),
     ),
     "longer": Scale(

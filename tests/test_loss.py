@@ -1,5 +1,6 @@
 """The loss in the head: by token, and summed with its gradient made in the same pass."""
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -76,6 +77,15 @@ def test_bfloat16_logits_cost_no_more_than_their_rounding() -> None:
     for mine, its in zip(torch.autograd.grad(found, (hidden, weight)), of_exact, strict=True):
         assert mine.dtype == torch.float32
         assert (mine - its).norm() < 0.01 * its.norm()
+
+
+def test_memory_that_was_never_written_does_not_reach_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    new_empty = Tensor.new_empty
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, *shape: new_empty(self, *shape).fill_(math.nan))
+    hidden, weight, targets = inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = summed_loss(hidden, weight, targets)
+    assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(found, (hidden, weight)))
 
 
 def test_a_second_backward_pass_is_refused() -> None:

@@ -110,7 +110,9 @@ class _SummedLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float64)
         for start in range(0, n_tokens, chunk):
             part = hidden[start : start + chunk].to(dtype)
-            logits = part.new_empty(len(part), room)[:, :n_vocab]  # (token, n_vocab)
+            padded = part.new_empty(len(part), room)
+            padded[:, n_vocab:] = 0  # of odd rows some CPUs' bfloat16 products read one more, and 0 times nan is nan
+            logits = padded[:, :n_vocab]  # (token, n_vocab)
             for rows in blocks:
                 torch.mm(part, cast_weight[rows].t(), out=logits[:, rows])
             total += _sum_of_losses(logits, targets[start : start + chunk], to_gradient=learns)

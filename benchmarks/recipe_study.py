@@ -157,18 +157,17 @@ class Study:
         words = one.words(self._tokens(scale), composed(REFERENCE, *self.given).data.context_length)
         return (REFERENCE, *words, *SCALES[scale].both)
 
-    def _recipe(self, scale: str, tokens: float | None = None) -> tuple[str, ...]:
+    def _recipe(self, scale: str, share: float | None = None) -> tuple[str, ...]:
         """As it is, but for its steps.
 
         Args:
-            tokens: to spend, unless its own share of the reference's.
+            share: of the reference's tokens to spend, unless its own.
         """
         base, recipe = composed(REFERENCE, *self.given), composed(RECIPE, *self.given)
-        whole = recipe.total_steps * recipe.batch_tokens
-        tokens = tokens or whole * self._tokens(scale) / (base.total_steps * base.batch_tokens)
-        share = tokens / whole
-        steps = {key: OmegaConf.select(recipe, key) for key in STEPS}
-        words = (f"{key}={max(1, round(share * each))}" for key, each in steps.items() if share != 1)
+        own = recipe.total_steps * recipe.batch_tokens / (base.total_steps * base.batch_tokens)
+        steps = (share or own) * self._tokens(scale) / recipe.batch_tokens
+        times = steps / recipe.total_steps
+        words = (f"{key}={max(1, round(times * OmegaConf.select(recipe, key)))}" for key in STEPS)
         return (RECIPE, *words, *SCALES[scale].both)
 
     @property
@@ -178,14 +177,9 @@ class Study:
 
     def tuning(self, scale: str) -> dict[Try, Cell]:
         """The reference at each rate and number of tokens a step."""
-        of = SCALES[scale]
         return {
-            each: self._cell(
-                f"tuning/{scale}_{each}",
-                *(*self._reference(scale, each), NO_READING),
-                seed=TUNING_SEED,
-            )
-            for each in of.tries
+            each: self._cell(f"tuning/{scale}_{each}", *self._reference(scale, each), NO_READING, seed=TUNING_SEED)
+            for each in SCALES[scale].tries
         }
 
     def tried(self, scale: str) -> dict[Try, float]:
@@ -255,12 +249,13 @@ class Study:
 
     def budgets(self) -> dict[float, list[Cell]]:
         """The recipe at other shares of the reference's tokens, by seed."""
-        whole, found = self._tokens(FIRST), {}
-        for share in BUDGETS:
-            words = (*self._recipe(FIRST, share * whole), NO_READING)
-            name = f"budgets/share-{share}"
-            found[share] = [self._cell(name, *words, seed=seed) for seed in self.counted]
-        return found
+        return {
+            share: [
+                self._cell(f"budgets/share-{share}", *self._recipe(FIRST, share), NO_READING, seed=seed)
+                for seed in self.counted
+            ]
+            for share in BUDGETS
+        }
 
     def stage(self, name: str) -> Iterator[list[Cell]]:
         """Cells in the order in which they run; what comes next may depend on what those before have shown."""

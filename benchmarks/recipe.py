@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -60,11 +61,14 @@ def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     at_work: dict[Path, Job] = {}
+    failed = Event()
     places: SimpleQueue[int] = SimpleQueue()
     for place in range(jobs):
         places.put(place)
 
     def run(cell: Cell) -> None:
+        if failed.is_set():
+            return
         place = places.get()
         cell.path.parent.mkdir(parents=True, exist_ok=True)
         words, log = [*cell.overrides, f"output={cell.path}"], cell.path.with_name(f"{cell.path.name}.txt")
@@ -73,6 +77,7 @@ def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
         try:
             job.wait()
         except TrainingError as error:
+            failed.set()  # before this thread takes up the next
             raise TrainingError(f"{cell.path}: {error}") from error
         finally:
             del at_work[cell.path]
@@ -84,7 +89,7 @@ def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
         try:
             for each in as_completed(started):
                 each.result()
-                progress.advance(task)
+                progress.advance(task, 0 if failed.is_set() else 1)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for job in list(at_work.values()):

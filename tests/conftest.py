@@ -172,10 +172,12 @@ def assert_goes_on_bitwise(overrides: Callable[..., list[str]], tmp_path: Path, 
     return first
 
 
-def run_script(script: str, overrides: Sequence[str], **options: object) -> subprocess.CompletedProcess[str]:
+def run_script(
+    script: str, overrides: Sequence[str], *, timeout: float = 300, **options: object
+) -> subprocess.CompletedProcess[str]:
     """A script of the project as a user would run it."""
     command = [sys.executable, str(ROOT / script), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, **options)
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from gptstar.cli import main
 from gptstar.data.config import CorpusConfig, DataConfig
 from gptstar.data.preparation.holdout import number_of
 from gptstar.data.preparation.parts import Part, merge
@@ -171,8 +172,8 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(tokenizer.json_text)
     shared = ["data=local", f"data.files={files}", f"data.tokenizer={tmp_path / 't.json'}", "model.n_vocab=300"]
     shared += ["data.shard_tokens=30000", "data.deduplicate=true", "hardware=cpu"]
-    prepare_and_kill([*shared, "data.workers=1"], tmp_path / "whole", 0, seed=0)
-    went_on = prepare_and_kill([*shared, "data.workers=2"], tmp_path / "killed", 3, seed=7)
+    main(["prepare", *shared, "data.workers=1", f"data.shards={tmp_path / 'whole'}"])
+    went_on = prepare_and_kill([*shared, "data.workers=2"], tmp_path / "killed", 2, seed=7)
     assert same(tmp_path / "whole", tmp_path / "killed")
     assert went_on == 1
 
@@ -187,7 +188,7 @@ def test_ten_kills_on_real_text_change_nothing(shared: Path, tmp_path: Path) -> 
         "+data.corpora.books.epochs=0.5",
         "data.shard_tokens=500000",
     ]
-    prepare_and_kill([*overrides, "data.workers=1"], tmp_path / "whole", 0, seed=0)
+    main(["prepare", *overrides, "data.workers=1", f"data.shards={tmp_path / 'whole'}"])
     went_on = prepare_and_kill([*overrides, "data.workers=2"], tmp_path / "killed", 10, seed=11)
     assert same(tmp_path / "whole", tmp_path / "killed")
     assert went_on == 1

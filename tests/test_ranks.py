@@ -65,7 +65,7 @@ def alone(overrides: Overrides, tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
 ) -> None:

@@ -146,13 +146,18 @@ def test_what_can_not_be_shown_is_said(
     assert "there is no headlines; the stages are tuning, headline" in refusal(recipe.main)
 
 
-def test_what_a_run_refuses_ends_the_study(tmp_path: Path) -> None:
-    words = ["missing/*.txt", "--only", "tuning", "--output", str(tmp_path / "study")]
-    done = run_script("benchmarks/recipe.py", words)
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "missing/*.txt" in done.stderr
-    assert "gptstar.errors" not in done.stderr
+def test_what_a_run_refuses_ends_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["missing/*.txt", "--only", "tuning", "--jobs", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *words])
+    with pytest.raises(SystemExit, match="1"):
+        recipe.main()
+    said = capsys.readouterr().err
+    assert said.strip().splitlines()[-1].startswith("error: ")
+    assert "missing/*.txt" in said
+    assert "gptstar.errors" not in said
+    assert len(list(tmp_path.rglob("*.txt"))) == 1  # no other has begun
 
 
 def test_what_the_study_decides_is_not_given(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,18 +284,19 @@ def test_losses_beyond_the_training_context_are_compared_by_seed(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_of_it_from_text_to_tables(text: str, tmp_path: Path) -> None:
     small = ("model.n_layers=1", "model.d_ff=16", "model.n_vocab=300", "hardware=cpu")
     less = ("data.validation_tokens=1024", "reading.multiples=[]")
     stages = ",".join(stage for stage in STAGES if stage != "longer")  # the same code as `smaller`
     words = [text, *small, *less, "--seeds", "1", "--tokens", "16384", "--only", stages, "--output", str(tmp_path)]
-    done = run_script("benchmarks/recipe.py", words)
+    done = run_script("benchmarks/recipe.py", words, timeout=900)
     assert done.returncode == 0, done.stderr
     said = (tmp_path / "recipe.md").read_text()
     for title in ("Tuning", "The recipe against", "other budgets", "ingredient", "Elsewhere, two layers of 128"):
         assert title in said
     assert (tmp_path / "recipe.png").stat().st_size > 1000
     before = {path: path.stat().st_mtime for path in tmp_path.rglob("metrics.csv")}
-    again = run_script("benchmarks/recipe.py", words)  # all finished: nothing runs
+    again = run_script("benchmarks/recipe.py", words, timeout=900)  # all finished: nothing runs
     assert again.returncode == 0
     assert before == {path: path.stat().st_mtime for path in tmp_path.rglob("metrics.csv")}

@@ -14,6 +14,7 @@ beside it, as are the tables and the picture.
 """
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,10 +30,11 @@ import recipe_figures
 from gptstar.apart import Job, share_of_machine
 from gptstar.cli import one_line_errors
 from gptstar.errors import ConfigError, TrainingError
-from recipe_study import STAGES, Cell, Study
+from recipe_study import STAGES, TUNING_SEED, Cell, Study
 
 ROOT = Path(__file__).parents[1]
 DECIDED = (
+    "debug",
     "experiment",
     "seed",
     "output",
@@ -49,8 +51,39 @@ DECIDED = (
 )
 """Keys, and all below them, that the study sets."""
 
+STUDY_FILE = "study.json"
+
 LEAST_TOKENS = 16384
 """With fewer, the recipe's shortest budget has no steps to warm up in."""
+
+
+def check_folder(study: Study) -> None:
+    """See that what has run in its folder is of this study.
+
+    Raises:
+        ConfigError: it was run on other text, at other sizes, or with another budget.
+    """
+    path = study.output / STUDY_FILE
+    if not path.exists():
+        return
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove it if the runs beside it are this study's") from error
+    if theirs != (ours := asked_of(study)):
+        raise ConfigError(
+            f"{study.output} holds another study, {theirs}, not {ours}: give the same, or another --output"
+        )
+
+
+def claim_folder(study: Study) -> None:
+    """Say beside what has run which study it is of."""
+    (study.output / STUDY_FILE).write_text(json.dumps(asked_of(study), indent=1) + "\n", encoding="utf-8")
+
+
+def asked_of(study: Study) -> dict[str, object]:
+    """What all runs follow from; with more seeds they are the same runs and others."""
+    return {"given": [*study.given], "tokens": study.tokens}
 
 
 def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
@@ -119,15 +152,21 @@ def main() -> None:
         for name, least in (("seeds", 1), ("jobs", 1), ("tokens", LEAST_TOKENS)):
             if (given := getattr(options, name)) is not None and given < least:
                 raise ConfigError(f"--{name} {given} is below {least}")
+        if TUNING_SEED in range(options.seeds + 2):
+            raise ConfigError(
+                f"--seeds {options.seeds} would count seed {TUNING_SEED}, which is the tuning's: give fewer"
+            )
         for word in options.given:
             key = word.lstrip("+~").partition("=")[0]
             if any(key == each or key.startswith(f"{each}.") for each in DECIDED):
                 raise ConfigError(f"{word}: the study itself decides on {key}; change it in {Path(__file__).name}")
         study = Study(options.output, (f"data.files={options.files}", *options.given), options.seeds, options.tokens)
+        check_folder(study)
         for stage in STAGES if not options.show else ():
             if stage in asked:
                 for cells in study.stage(stage):
                     run_all(stage, cells, options.jobs)
+                    claim_folder(study)  # not before: what was refused at once is no study
         recipe_figures.show(study)
 
 

@@ -1,5 +1,6 @@
 """What the study of `recipe.py` runs: the reference as it is tuned, the recipe, and the recipe without its parts."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -120,9 +121,21 @@ class Cell:
     seed: int
 
     def run(self) -> Run | None:
-        """What it recorded, if it is finished."""
+        """What it recorded, if it is finished.
+
+        Raises:
+            ConfigError: it is finished, but what it recorded is not whole.
+        """
         run = Run.read(self.path) if self.path.is_dir() else None
-        return run if run is not None and run.state == "finished" else None
+        if run is None or run.state != "finished":
+            return None
+        whole = run.step == run.config.get("total_steps") and run.tokens and run.hours
+        if not whole or math.isnan(run.validation_loss):
+            raise ConfigError(
+                f"{self.path} is finished, but its config.yaml and metrics.csv don't tell its last step's validation "
+                "loss and time: remove the folder, and it runs again"
+            )
+        return run
 
 
 @cache

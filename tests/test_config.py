@@ -108,6 +108,8 @@ def test_a_number_is_written_once() -> None:
         (["schedule.decay_until=7"], "schedule.decay_until=7 is not after schedule.warmup_steps"),
         (["optimizer.beta2=1"], "optimizer.beta2=1.0 is not in [0, 1)"),
         (["optimizer.learning_rate=0"], "optimizer.learning_rate=0.0 is not above 0"),
+        (["optimizer.epsilon=inf"], "optimizer.epsilon=inf is not above 0 and finite"),
+        (["optimizer.weight_decay=nan"], "optimizer.weight_decay=nan is not 0 or above, and finite"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is neither auto, never, nor a checkpoint"),
         (["trainer.max_steps=3"], "trainer.max_steps is not passed through: it follows from total_steps"),
         (["trainer.inference_mode=false"], "give it as +trainer.inference_mode=VALUE"),

@@ -64,3 +64,8 @@ def test_another_curriculum_is_refused(overrides: Overrides, refusal: Callable[.
     run_here(overrides("total_steps=6", "schedule.decay_until=16"))
     line = refusal(run_here, overrides("schedule.decay_until=16", "curriculum.first_length=8"))
     assert "curriculum.first_length (there None, here 8)" in line
+
+
+def test_a_run_reaches_its_context(overrides: Overrides, refusal: Callable[..., str]) -> None:
+    line = refusal(run_here, overrides("curriculum.first_length=8", "curriculum.steps=24"))
+    assert "curriculum.steps=24 leaves none of 24 steps to data.context_length=32" in line

@@ -168,7 +168,7 @@ def test_what_the_study_decides_is_not_given(refusal: Callable[..., str], monkey
 def write_run(cell: Cell, *, steps: int, loss: float, tokens_per_second: float) -> None:
     """A finished run, as its folder tells it."""
     cell.path.mkdir(parents=True)
-    tree = {"batch_tokens": 100, "seed": cell.seed, "model": {"d_model": 256}}
+    tree = {"total_steps": steps, "batch_tokens": 100, "seed": cell.seed, "model": {"d_model": 256}}
     (cell.path / "config.yaml").write_text(json.dumps(tree))
     (cell.path / "versions.json").write_text("{}")
     head = "step,tokens,tokens_per_second,validation/loss"
@@ -219,6 +219,24 @@ def test_tables_say_what_the_runs_do(made_up: Study, capsys: pytest.CaptureFixtu
     # At 80 tokens a second instead of 100, each token takes 1.25 of the reference's time.
     assert "time × {:.2f} ({:.2f} to {:.2f}), 3 seeds.".format(*(1.25 * each for each in bounds)) in said
     assert (made_up.output / "recipe.png").exists()
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_what_is_not_whole_is_named(lines: int, made_up: Study) -> None:
+    one = made_up.arms("small")[2][0].path
+    kept = (one / "metrics.csv").read_text().splitlines()[:lines]
+    (one / "metrics.csv").write_text("".join(f"{line}\n" for line in kept))
+    with pytest.raises(ConfigError, match=f"{one}.*remove|{one}.*move it away"):
+        recipe_figures.show(made_up)
+
+
+def test_a_folder_is_of_one_study(made_up: Study) -> None:
+    recipe.check_folder(made_up)
+    recipe.claim_folder(made_up)
+    recipe.check_folder(replace(made_up, seeds=9))
+    for other in (replace(made_up, tokens=16384), replace(made_up, given=("data.files=y",))):
+        with pytest.raises(ConfigError, match="holds another study"):
+            recipe.check_folder(other)
 
 
 def test_a_bound_is_no_measurement(made_up: Study, capsys: pytest.CaptureFixture[str]) -> None:

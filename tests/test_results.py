@@ -214,18 +214,21 @@ def test_numbers_are_in_their_order(tmp_path: Path, swept: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("broken", "says"),
+    ("broken", "holds", "says"),
     [
-        ("config.yaml", "config.yaml"),
-        ("versions.json", "is damaged"),
-        ("metrics.csv", "metrics.csv is damaged"),
+        ("config.yaml", "{[", "config.yaml"),
+        ("config.yaml", "batch_tokens: many", "is damaged"),
+        ("versions.json", "{[", "is damaged"),
+        ("versions.json", "[]", "is damaged"),
+        ("versions.json", '{"began": 3}', "is damaged"),
+        ("metrics.csv", "{[", "metrics.csv is damaged"),
     ],
 )
 def test_what_is_damaged_is_named(
-    broken: str, says: str, swept: Path, tmp_path: Path, refusal: Callable[..., str]
+    broken: str, holds: str, says: str, swept: Path, tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
     shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "run")
-    (tmp_path / "run" / broken).write_text("{[")
+    (tmp_path / "run" / broken).write_text(holds)
     assert says in refusal(main, ["report", str(tmp_path / "run")])
 
 

@@ -1,7 +1,9 @@
 """Learning rates as functions of the step, and one long run ended at several lengths."""
 
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +13,7 @@ from conftest import recorded, run_here
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.format import read, write
 from gptstar.errors import ConfigError
 from gptstar.training.schedule import ScheduleConfig
 
@@ -93,4 +95,31 @@ def test_one_long_run_ends_at_many_lengths(
     other = overrides(*more, "total_steps=13", f"branch_from={at_7}", "optimizer.beta2=0.9", output="other")
     assert "under other settings: optimizer.beta2" in refusal(run_here, other)
     plain = overrides(*more, "total_steps=13", f"resume={at_7}", output="plain")
-    assert "or branch_from, for another schedule" in refusal(run_here, plain)
+    assert "with branch_from for another schedule" in refusal(run_here, plain)
+
+
+def test_what_can_not_be_branched_from_is_named(
+    overrides: Overrides, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    run_here(overrides(*WSD, "total_steps=16", output="long"))
+    whole = read(tmp_path / "long/last.ckpt")
+    assert whole.training is not None
+    write(tmp_path / "weights.ckpt", replace(whole, training=None))
+    weights = overrides(*WSD, f"branch_from={tmp_path / 'weights.ckpt'}", output="a")
+    assert "holds weights alone" in refusal(run_here, weights)
+    unknown = replace(whole.training, settings=whole.training.settings | {"schedule.later": 1})
+    write(tmp_path / "unknown.ckpt", replace(whole, training=unknown))
+    later = overrides(*WSD, f"branch_from={tmp_path / 'unknown.ckpt'}", output="b")
+    assert "its schedule is none that this version knows" in refusal(run_here, later)
+    (tmp_path / "empty").mkdir()
+    empty = overrides(*WSD, f"branch_from={tmp_path / 'empty'}", output="c")
+    assert "empty holds neither best.ckpt nor last.ckpt" in refusal(run_here, empty)
+
+
+def test_a_branch_goes_on_when_what_it_came_from_is_gone(overrides: Overrides, tmp_path: Path) -> None:
+    run_here(overrides(*WSD, "total_steps=24", "checkpoint_every=7", "checkpoint_keep=9", output="long"))
+    branch = (*WSD, "schedule.decay_until=20", f"branch_from={tmp_path / 'long/step-000007.ckpt'}")
+    run_here(overrides(*branch, "total_steps=12"))
+    shutil.rmtree(tmp_path / "long")
+    run_here(overrides(*branch, "total_steps=20"))
+    assert list(recorded(tmp_path / "run")) == list(range(8, 21))

@@ -29,6 +29,7 @@ from gptstar.training.metrics import MetricsCSV
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, decays
+from gptstar.training.status import Status
 from gptstar.training.trainer import build_trainer
 
 Overrides = Callable[..., list[str]]
@@ -422,6 +423,24 @@ def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     checkpoint = read(tmp_path / "run/last.ckpt")
     assert checkpoint.training.step == 10
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.weights.values())
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    hot = ("optimizer.learning_rate=1e30", "schedule.warmup_steps=0", "total_steps=1")
+    assert "step 1: the validation loss is nan" in refusal(run_here, overrides(*hot))
+    assert Status.read(tmp_path / "run").state == "failed"
+    assert not (tmp_path / "run/best.ckpt").exists()
+
+
+def test_a_finished_run_is_not_that_of_another_precision(
+    overrides: Overrides, capsys: pytest.CaptureFixture[str], refusal
+) -> None:
+    few = ("total_steps=2", "schedule.warmup_steps=1")
+    run_here(overrides(*few))
+    run_here(overrides(*few, "hardware.micro_batch_size=2"))
+    assert "is finished already" in capsys.readouterr().out
+    other = overrides(*few, "hardware.precision=bf16")
+    assert "hardware.precision (there float32, here bf16)" in refusal(run_here, other)
 
 
 def test_a_directory_serves_one_run_at_a_time(overrides: Overrides, tmp_path: Path, refusal) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, TypeAdapter, ValidationError
 
+from gptstar.checkpoint.kept import LAST
 from gptstar.data.config import DataConfig
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
@@ -139,12 +140,18 @@ class TrainConfig:
                 "part of AdamW's moments: use optimizer=adamw, or hardware=ddp"
             )
         self.schedule.resolved(self.total_steps)
-        self.curriculum.resolved(self.data.context_length, self.total_steps)
+        planned = max(self.total_steps, self.schedule.decay_until or 0)
+        if (self.curriculum.resolved(self.data.context_length, self.total_steps).steps or 0) >= planned > 1:
+            raise ConfigError(
+                f"curriculum.steps={self.curriculum.steps} leaves none of {planned} steps to "
+                f"data.context_length={self.data.context_length}: give fewer, or curriculum.steps=null for half of them"
+            )
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
             raise ConfigError("evaluation.cache is of one checkpoint, and a run in training is none: leave it out")
         if self.branch_from is not None and self.resume != "auto":
             raise ConfigError(f"branch_from={self.branch_from} and resume={self.resume}: give one of them")
-        if self.branch_from is not None and not self.branch_from.exists():
+        began = (self.output / LAST).exists()  # then it goes on from its own
+        if self.branch_from is not None and not self.branch_from.exists() and not began:
             raise ConfigError(f"branch_from={self.branch_from} is no checkpoint that exists")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
             raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")

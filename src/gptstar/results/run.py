@@ -55,8 +55,12 @@ class Run:
         try:
             config = read_config(path)
             about = json.loads((path / "versions.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} is damaged: {getattr(error, 'strerror', None) or error}") from error
+            began = datetime.fromisoformat(about.get("began") or _touched(path / "versions.json").isoformat())
+            int(config.get("batch_tokens", 0))
+        except OSError as error:
+            raise ConfigError(f"{path} is damaged: {Path(error.filename).name}: {error.strerror}") from error
+        except (ValueError, TypeError, AttributeError) as error:  # the latter where there are other things in them
+            raise ConfigError(f"{path} is damaged: {error}") from error
         try:
             rows = tuple(read_metrics(path))
         except DataError as error:
@@ -65,7 +69,6 @@ class Run:
         if status is not None and status.state == "running":
             state = "running" if in_use(path) else "killed"
         reason = status.reason if status else ""
-        began = datetime.fromisoformat(about.get("began") or _touched(path / "versions.json").isoformat())
         return cls(path, state, reason, config, about, began, _touched(path / METRICS_FILE, path), rows)
 
     @property

@@ -32,7 +32,8 @@ class CurriculumConfig:
             raise ConfigError(f"curriculum.first_length={self.first_length} is below 1")
         if self.steps is not None and self.first_length is None:
             raise ConfigError(
-                f"curriculum.steps={self.steps} without curriculum.first_length: give the length to begin at"
+                f"curriculum.steps={self.steps} without curriculum.first_length: give the length to begin at, or "
+                "curriculum.steps=null"
             )
         if self.steps is not None and self.steps < 1:
             raise ConfigError(f"curriculum.steps={self.steps} is below 1")

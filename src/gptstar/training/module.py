@@ -21,6 +21,7 @@ from gptstar.training.sharding import full_tensor, shard
 from gptstar.training.working_copy import WorkingCopy
 
 ALL_ALIKE = CurriculumConfig()
+STEADIER = "try a lower optimizer.learning_rate, hardware.precision=float32"
 MOST_SKIPPED = 10
 """Steps in a row."""
 
@@ -220,9 +221,7 @@ class LanguageModelling(pl.LightningModule):
         self._skipped_in_a_row += 1
         said = f"step {step}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}"
         if not self._skips_nonfinite:
-            raise TrainingError(
-                f"{said}: try a lower optimizer.learning_rate, hardware.precision=float32, or on_nonfinite=skip"
-            )
+            raise TrainingError(f"{said}: {STEADIER}, or on_nonfinite=skip")
         if self._skipped_in_a_row == MOST_SKIPPED:
             raise TrainingError(f"{said}, and {MOST_SKIPPED} steps in a row were skipped: nothing is learned any more")
         for parameter in self.model.parameters():
@@ -250,9 +249,17 @@ class LanguageModelling(pl.LightningModule):
         self._validation[dataloader_idx] += sums
 
     def on_validation_epoch_end(self) -> None:
-        """Loss in nats a token, perplexity, and bits a byte of text, over all corpora and for each."""
+        """Loss in nats a token, perplexity, and bits a byte of text, over all corpora and for each.
+
+        Raises:
+            TrainingError: the loss is not finite, so neither are the weights, or what they compute; all ranks see it.
+        """
         sums = self.trainer.strategy.reduce(self._validation, reduce_op="sum").cpu()
         self.validation_metrics = validation_metrics("validation", *sums.sum(0).tolist())
+        if not math.isfinite(loss := self.validation_metrics.get("validation/loss", 0.0)):
+            raise TrainingError(
+                f"step {self.global_step}: the validation loss is {loss:g}: {STEADIER}, or more schedule.warmup_steps"
+            )
         if len(self.corpora) > 1:
             for corpus, row in zip(self.corpora, sums.tolist(), strict=True):
                 self.validation_metrics |= validation_metrics(f"validation/{corpus}", *row)

@@ -1,5 +1,6 @@
 """The optimizer over groups of parameters, and its state by parameter name."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -60,13 +61,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         for name in ("learning_rate", "epsilon", "gradient_clipping"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"optimizer.{name}={value} is not above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"optimizer.{name}={value} is not above 0 and finite")
         for name in ("beta1", "beta2", "momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name}={getattr(self, name)} is not in [0, 1)")
-        if self.weight_decay < 0:
-            raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is negative")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"optimizer.weight_decay={self.weight_decay} is not 0 or above, and finite")
         if self.algorithm == "adamw_8bit" and find_spec("bitsandbytes") is None:
             raise ConfigError("optimizer=adamw_8bit needs bitsandbytes: pip install 'gptstar[8bit]'")
 

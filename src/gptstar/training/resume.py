@@ -104,7 +104,12 @@ def begin(
         return Beginning(_shape_of(config), new, draw)
     path, checkpoint = source
     elsewhere = path.resolve().parent != folder.resolve()
-    if checkpoint.training and branches and elsewhere:
+    if branches and elsewhere:
+        if checkpoint.training is None:
+            raise ConfigError(
+                f"branch_from={path} holds weights alone, so there is no step to branch at: begin a run with them by "
+                f"resume={path}"
+            )
         checkpoint = replace(checkpoint, training=_branched(path, checkpoint.training, settings))
     state = _checked_state(path, checkpoint, config, settings, shards) or new
     if elsewhere:
@@ -131,10 +136,16 @@ def _shape_of(config: GPTConfig) -> GPT:
 
 def _branched(path: Path, state: TrainingState, settings: dict[str, Any]) -> TrainingState:
     """The state under our schedule, to which theirs was equal till now."""
-    theirs, ours = (
-        ScheduleConfig(**{key.removeprefix(OF_SCHEDULE): at[key] for key in at if key.startswith(OF_SCHEDULE)})
-        for at in (state.settings, settings)
-    )
+    try:
+        theirs, ours = (
+            ScheduleConfig(**{key.removeprefix(OF_SCHEDULE): at[key] for key in at if key.startswith(OF_SCHEDULE)})
+            for at in (state.settings, settings)
+        )
+    except TypeError as error:
+        raise ConfigError(
+            f"{path} can't be branched from: its schedule is none that this version knows ({error}): use the version "
+            "that made it"
+        ) from error
     for step in range(state.step):
         there, here = theirs.fraction(step), ours.fraction(step)
         if not math.isclose(there, here, abs_tol=1e-12):
@@ -172,7 +183,5 @@ def _check_settings(path: Path, checkpoint: Checkpoint, config: GPTConfig, setti
     if differing:
         listed = ", ".join(f"{key} (there {theirs[key]}, here {ours.get(key)})" for key in differing)
         only = all(key.startswith(OF_SCHEDULE) for key in differing)
-        cure = (
-            "the same, another output, or branch_from, for another schedule" if only else "the same, or another output"
-        )
+        cure = "the same, or another output" + (", with branch_from for another schedule" if only else "")
         raise ConfigError(f"can't go on from {path} under other settings: {listed}: give {cure}")

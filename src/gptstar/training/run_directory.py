@@ -15,7 +15,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from gptstar import __version__
-from gptstar.checkpoint.format import Checkpoint
+from gptstar.checkpoint.format import Checkpoint, find
 from gptstar.checkpoint.kept import LAST, call, newest_first
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, in_one_line
 from gptstar.ranks import Ranks
@@ -115,10 +115,8 @@ class RunDirectory:
         if own and not (self.path / LAST).exists():
             call(own[0], LAST)
         named = None if resume in ("auto", "never") else Path(resume)
-        if named is not None and (named / LAST).exists():
-            named = named / LAST
         if named is not None and (not own or named.resolve().parent == self.path.resolve()):
-            return [named]
+            return [named / LAST if (named / LAST).exists() else find(named)]
         return own
 
     def describe(self, config_yaml: str, data_fingerprint: str) -> None:

@@ -49,7 +49,10 @@ class ScheduleConfig:
         if self.decay_until is None:
             return
         if self.shape not in DECAYING:
-            raise ConfigError(f"schedule.decay_until: schedule.shape={self.shape} ends no decay: leave it out")
+            raise ConfigError(
+                f"schedule.decay_until: schedule.shape={self.shape} ends no decay: leave it out, "
+                "or give schedule.decay_until=null where an experiment sets it"
+            )
         if self.decay_until <= self.warmup_steps:
             raise ConfigError(
                 f"schedule.decay_until={self.decay_until} is not after schedule.warmup_steps={self.warmup_steps}"

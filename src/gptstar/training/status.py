@@ -29,7 +29,7 @@ FREE = (
     "resume",
     "jobs_at_once",
 )
-"""Keys that a finished run need not be run again for."""
+"""Keys that a finished run need not be run again for, but for `hardware.precision`."""
 
 
 @dataclass(frozen=True)
@@ -107,4 +107,11 @@ def is_finished(folder: Path, config_yaml: str) -> bool:
         return False
     now = OmegaConf.to_container(OmegaConf.create(config_yaml))
     assert isinstance(now, dict)
-    return all(before.get(key) == now.get(key) for key in {*before, *now} - {*FREE})
+    differing = {key for key in {*before, *now} - {*FREE} if before.get(key) != now.get(key)}
+    return not differing and _precision(before) == _precision(now)
+
+
+def _precision(config: dict[Any, Any]) -> Any:
+    """Of all that a run computes on, what shapes the result."""
+    hardware = config.get("hardware")
+    return hardware.get("precision") if isinstance(hardware, dict) else None

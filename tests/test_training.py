@@ -425,6 +425,16 @@ def test_what_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.weights.values())
 
 
+def test_what_can_not_be_read_at_the_end_is_left_out_by_the_same_command(
+    overrides: Overrides, capsys: pytest.CaptureFixture[str], refusal
+) -> None:
+    few = ("total_steps=2", "schedule.warmup_steps=1")
+    reading = ("reading.multiples=[4096]", "reading.protocol=fixed_targets", "reading.rotary_scaling=[none]")
+    assert "the same with reading.multiples=[] ends here" in refusal(run_here, overrides(*few, *reading))
+    run_here(overrides(*few, "reading.multiples=[]"))
+    assert "at step 2 of 2" in capsys.readouterr().out
+
+
 def test_a_validation_that_is_not_finite_stops_the_run(overrides: Overrides, tmp_path: Path, refusal) -> None:
     hot = ("optimizer.learning_rate=1e30", "schedule.warmup_steps=0", "total_steps=1")
     assert "step 1: the validation loss is nan" in refusal(run_here, overrides(*hot))

@@ -140,8 +140,9 @@ class TrainConfig:
                 "part of AdamW's moments: use optimizer=adamw, or hardware=ddp"
             )
         self.schedule.resolved(self.total_steps)
+        self.curriculum.resolved(self.data.context_length, self.total_steps)
         planned = max(self.total_steps, self.schedule.decay_until or 0)
-        if (self.curriculum.resolved(self.data.context_length, self.total_steps).steps or 0) >= planned > 1:
+        if self.curriculum.steps is not None and self.curriculum.steps >= planned:
             raise ConfigError(
                 f"curriculum.steps={self.curriculum.steps} leaves none of {planned} steps to "
                 f"data.context_length={self.data.context_length}: give fewer, or curriculum.steps=null for half of them"

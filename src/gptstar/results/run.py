@@ -56,9 +56,9 @@ class Run:
             config = read_config(path)
             about = json.loads((path / "versions.json").read_text(encoding="utf-8"))
             began = datetime.fromisoformat(about.get("began") or _touched(path / "versions.json").isoformat())
-            int(config.get("batch_tokens", 0))
+            int(config.get("batch_tokens", 0))  # as `tokens` will
         except OSError as error:
-            raise ConfigError(f"{path} is damaged: {Path(error.filename).name}: {error.strerror}") from error
+            raise ConfigError(f"{path} is damaged: {Path(error.filename or path).name}: {error.strerror}") from error
         except (ValueError, TypeError, AttributeError) as error:  # the latter where there are other things in them
             raise ConfigError(f"{path} is damaged: {error}") from error
         try:

@@ -14,6 +14,7 @@ from gptstar.checkpoint.format import find, load
 from gptstar.checkpoint.identity import read_with_identity
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import DataError
 from gptstar.evaluation.bigram import bigram_loss
 from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.curve import Plan, read_curve
@@ -87,14 +88,17 @@ def conclude(
         log_texts(loggers, {f"sample {number}": sample for number, sample in enumerate(samples, start=1)})
         (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
     if reading.reads:
-        study(
-            [read_with_identity(find(folder))],
-            reading,
-            shards=None if reading.text else str(shards.folder),
-            device=device,
-            console=console,
-            output=folder / "length",
-        )
+        try:
+            study(
+                [read_with_identity(find(folder))],
+                reading,
+                shards=None if reading.text else str(shards.folder),
+                device=device,
+                console=console,
+                output=folder / "length",
+            )
+        except DataError as error:
+            raise DataError(f"{error}; it is trained: the same with reading.multiples=[] ends here") from error
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
     console.print(f"next: gptstar generate {folder} --prompt The", highlight=False, soft_wrap=True)

@@ -26,16 +26,17 @@ def show(study: Study) -> None:
     """Print the tables of what has run, and write them with the picture into the study's folder.
 
     Raises:
-        ConfigError: the reference of the headline is not tuned.
+        ConfigError: no reference is tuned, at any scale.
     """
-    study.best(FIRST)
+    tuned = [scale for scale in SCALES if study.is_tuned(scale)]
+    study.best(tuned[0] if tuned else FIRST)
     parts = [_tuning(study)]
-    if pairs := finished_pairs(study.arms(FIRST)):
+    pairs = finished_pairs(study.arms(FIRST)) if FIRST in tuned else {}
+    if pairs:
         budgets, against = _by_tokens(study, pairs), {"the reference": pairs, **_others(study, pairs)}
-        parts += [_headline(against), _budgets(against, budgets), _ingredients(study, pairs)]
-        parts += [_transfer(study, scale) for scale in TRANSFER]
-        parts.append(_lengths(study, pairs))
+        parts += [_headline(against), _budgets(against, budgets), _ingredients(study, pairs), _lengths(study, pairs)]
         _draw(study, against, budgets)
+    parts += [_transfer(study, scale) for scale in TRANSFER if scale in tuned]
     text = "\n\n".join(part for part in parts if part)
     (study.output / "recipe.md").write_text(f"{text}\n", encoding="utf-8")
     Console().print(Markdown(text))
@@ -99,7 +100,7 @@ def _tuning(study: Study) -> str:
     rates = sorted({each.rate for of in SCALES.values() for each in of.tries})
     for scale, of in SCALES.items():
         found = study.tried(scale)
-        for tokens in of.rates:
+        for tokens in of.rates if found else ():
             row = [f"{found[one]:.3f}" if (one := Try(tokens, rate)) in found else "" for rate in rates]
             rows.append([of.title, f"{tokens:,}", *row])
         edges += _edges(study, scale)
@@ -222,7 +223,7 @@ def _ingredients(study: Study, pairs: Mapping[int, Pair]) -> str:
 
 
 def _transfer(study: Study, scale: str) -> str:
-    pairs = finished_pairs(study.arms(scale)) if study.is_tuned(scale) else {}
+    pairs = finished_pairs(study.arms(scale))
     if not pairs:
         return ""
     about = f"**Elsewhere, {SCALES[scale].title}**: the recipe as it is, the reference tuned anew"

@@ -230,6 +230,20 @@ def test_what_is_not_whole_is_named(lines: int, made_up: Study) -> None:
         recipe_figures.show(made_up)
 
 
+def test_another_scale_is_shown_by_itself(tmp_path: Path) -> None:
+    study = Study(tmp_path, ("data.files=x",), seeds=2)
+    for each, cell in study.tuning("longer").items():
+        write_run(cell, steps=10, loss=5 - each.rate, tokens_per_second=100)
+    for one, two in study.arms("longer").values():
+        write_run(one, steps=10, loss=5.0, tokens_per_second=100)
+        write_run(two, steps=5, loss=4.9, tokens_per_second=100)
+    recipe_figures.show(study)
+    said = (tmp_path / "recipe.md").read_text()
+    assert "**Elsewhere, two layers of 256, four times the tokens**" in said
+    assert "| recipe against it, 2 seeds | × 0.50 | -0.100 (-0.100 to -0.100) | × 0.50 (0.50 to 0.50) |" in said
+    assert "The recipe against" not in said
+
+
 def test_a_folder_is_of_one_study(made_up: Study) -> None:
     recipe.check_folder(made_up)
     recipe.claim_folder(made_up)

@@ -68,4 +68,4 @@ def test_another_curriculum_is_refused(overrides: Overrides, refusal: Callable[.
 
 def test_a_run_reaches_its_context(overrides: Overrides, refusal: Callable[..., str]) -> None:
     line = refusal(run_here, overrides("curriculum.first_length=8", "curriculum.steps=24"))
-    assert "curriculum.steps=24 leaves none of 24 steps to data.context_length=32" in line
+    assert "curriculum.steps=24 leaves none of 24 steps to the whole data.context_length" in line

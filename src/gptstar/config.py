@@ -141,12 +141,7 @@ class TrainConfig:
             )
         self.schedule.resolved(self.total_steps)
         self.curriculum.resolved(self.data.context_length, self.total_steps)
-        planned = max(self.total_steps, self.schedule.decay_until or 0)
-        if self.curriculum.steps is not None and self.curriculum.steps >= planned:
-            raise ConfigError(
-                f"curriculum.steps={self.curriculum.steps} leaves none of {planned} steps to "
-                f"data.context_length={self.data.context_length}: give fewer, or curriculum.steps=null for half of them"
-            )
+        self.curriculum.check_end(max(self.total_steps, self.schedule.decay_until or 0))
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
             raise ConfigError("evaluation.cache is of one checkpoint, and a run in training is none: leave it out")
         if self.branch_from is not None and self.resume != "auto":

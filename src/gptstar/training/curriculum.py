@@ -54,6 +54,21 @@ class CurriculumConfig:
             )
         return replace(self, steps=self.steps or max(1, total_steps // 2))
 
+    def check_end(self, planned_steps: int) -> None:
+        """See that windows are whole before a run ends.
+
+        Args:
+            planned_steps: of the run, or of its schedule where that is longer, as the run is to go on then.
+
+        Raises:
+            ConfigError: they never are.
+        """
+        if self.steps is not None and self.steps >= planned_steps:
+            raise ConfigError(
+                f"curriculum.steps={self.steps} leaves none of {planned_steps} steps to the whole data.context_length: "
+                "give fewer, or curriculum.steps=null for half of them"
+            )
+
     def length(self, step: int, context_length: int) -> int:
         """Tokens of context in the update after `step` finished steps; of a resolved curriculum."""
         if self.first_length is None or self.steps is None or step >= self.steps:

@@ -78,7 +78,7 @@ SCALES = {
     ),
     "longer": Scale(
         "two layers of 256, four times the tokens",
-        rates={1024: (1e-3, 1.4e-3, 2e-3)},
+        rates={1024: (1e-3, 1.4e-3, 2e-3, 2.8e-3)},
         times=4,
     ),
 }

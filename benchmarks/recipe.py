@@ -122,7 +122,7 @@ def run_all(name: str, cells: Sequence[Cell], jobs: int) -> None:
         try:
             for each in as_completed(started):
                 each.result()
-                progress.advance(task, 0 if failed.is_set() else 1)
+                progress.advance(task)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for job in list(at_work.values()):

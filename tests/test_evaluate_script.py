@@ -103,6 +103,7 @@ def test_ranks_find_what_one_process_finds(trained: Path, task_files: Path, tmp_
     assert_close(scores(tmp_path / "one"), scores(tmp_path / "two"))
 
 
+@pytest.mark.usefixtures("no_network")
 def test_an_exported_model_has_the_same_scores(
     trained: Path, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_an_exported_model_has_the_same_scores(
     assert "| piqa" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_network")
 def test_a_bundle_is_what_an_evaluation_takes(
     trained: Path,
     task_files: Path,

@@ -173,7 +173,7 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     shared = ["data=local", f"data.files={files}", f"data.tokenizer={tmp_path / 't.json'}", "model.n_vocab=300"]
     shared += ["data.shard_tokens=30000", "data.deduplicate=true", "hardware=cpu"]
     main(["prepare", *shared, "data.workers=1", f"data.shards={tmp_path / 'whole'}"])
-    went_on = prepare_and_kill([*shared, "data.workers=2"], tmp_path / "killed", 2, seed=7)
+    went_on = prepare_and_kill([*shared, "data.workers=2"], tmp_path / "killed", 3, seed=7)
     assert same(tmp_path / "whole", tmp_path / "killed")
     assert went_on == 1
 

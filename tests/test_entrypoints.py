@@ -106,7 +106,9 @@ def one_error(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_mistakes_get_one_line(overrides: Overrides, tmp_path: Path, refusal: Callable[..., str]) -> None:
     assert "did you mean optimizer.learning_rate?" in one_error(run_script("train.py", ["optimizer.learning_rat=1"]))
-    assert "did you mean data.context_length" in one_error(run_script("train.py", ["-m", "context_length=64,128"]))
+    assert "did you mean data.context_length" in one_error(
+        run_script("train.py", ["-m", "context_length=64,128"], cwd=tmp_path)
+    )
     assert "evaluation.max_tokens" in one_error(
         run_script("evaluate.py", ["max_tokens=3", "checkpoint=x"], cwd=tmp_path)
     )

@@ -43,7 +43,7 @@ def test_two_thousand_tokens_are_those_without_a_cache(kind, monkeypatch):
     alone = by_itself(model, prompt, 2000)
     assert len(set(alone)) > 5
     for piece in (1, 64, 299, 300, 1024):
-        monkeypatch.setattr("gptstar.inference.decode.PIECE", piece)
+        monkeypatch.setattr("gptstar.inference.rows.PIECE", piece)
         assert decode(model, [prompt], 2000) == [alone]
 
 
@@ -52,7 +52,7 @@ def test_two_thousand_tokens_are_those_without_a_cache(kind, monkeypatch):
 @pytest.mark.parametrize("piece", [3, 1024])
 def test_the_logits_of_every_step_are_those_without_a_cache(kind, prompts, piece, monkeypatch):
     model, n_new = lively(kind), 13
-    monkeypatch.setattr("gptstar.inference.decode.PIECE", piece)
+    monkeypatch.setattr("gptstar.inference.rows.PIECE", piece)
     steps = read_while_decoding(model, monkeypatch)
     continuations = decode(model, prompts, n_new)
     monkeypatch.undo()

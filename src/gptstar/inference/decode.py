@@ -1,22 +1,16 @@
-"""Many prompts continued at once: each token is read once, its keys and values kept."""
+"""Batched decoding with a KV cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gptstar.errors import ConfigError
+from gptstar.inference.rows import Rows, Tokens
 from gptstar.inference.sampling import GREEDY, Sampling, next_token
+from gptstar.inference.static_rows import StaticRows
 from gptstar.model import GPT
-from gptstar.model.view import Cache, View
-
-Tokens = Sequence[int] | np.ndarray | Tensor
-"""A prompt's: `(position,)`."""
-
-PIECE = 1024
-"""Tokens of each prompt read at once: a longer one takes a mask in proportion to its length, not to its square."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +18,10 @@ class Step:
     """The next token of each text that goes on.
 
     Attributes:
-        numbers: which prompts they continue.
-        tokens: one of each text.
-        log_probabilities: of the tokens, in nats, as the model has them before anything is filtered; None unless asked.
-        likeliest: tokens and log-probabilities of the likeliest; None unless asked.
+        numbers: the prompts that the tokens continue.
+        tokens: one token of each text.
+        log_probabilities: of the tokens, in nats, before any filter; None unless `n_likeliest` is given.
+        likeliest: the likeliest tokens and their log-probabilities; None unless `n_likeliest` is given.
     """
 
     numbers: list[int]
@@ -44,12 +38,13 @@ def decode(
     sampling: Sampling = GREEDY,
     ended: Callable[[Sequence[int]], bool] | None = None,
     numbers: Sequence[int] | None = None,
+    compiled: bool = False,
 ) -> list[list[int]]:
     """Continue prompts of any lengths, and return the continuation of each, without the prompt.
 
     Args:
-        ended: whether a continuation is complete, given its tokens so far; asked after each.
-        model, prompts, n_new, sampling, numbers: as `steps`, which says what is raised.
+        ended: says whether a continuation is complete, given its tokens so far; called after each token.
+        model, prompts, n_new, sampling, numbers, compiled: as `steps`, which lists the errors.
     """
     continuations: list[list[int]] = [[] for _ in prompts]
     for step in steps(
@@ -59,6 +54,7 @@ def decode(
         sampling=sampling,
         ended=ended and (lambda number: ended(continuations[number])),
         numbers=numbers,
+        compiled=compiled,
     ):
         for number, token in zip(step.numbers, step.tokens, strict=True):
             continuations[number].append(token)
@@ -75,71 +71,124 @@ def steps(
     ended: Callable[[int], bool] | None = None,
     numbers: Sequence[int] | None = None,
     n_likeliest: int | None = None,
+    compiled: bool = False,
 ) -> Iterator[Step]:
-    """Continue prompts of any lengths, a token at a time; a row that has ended costs nothing more.
+    """Continue prompts of any lengths, one token of each at a time.
 
-    What a prompt becomes does not depend on the others but for rounding.
+    The continuation of a prompt does not depend on the other prompts, except for rounding.
 
     Args:
         model: in eval mode.
-        prompts: each of one token at least.
+        prompts: each has at least one token.
         n_new: tokens to add at most.
-        ended: whether the continuation of this prompt is complete; asked after each step, when its taker is done.
-        numbers: of the prompts, to be drawn by; 0, 1, 2 … unless given.
-        n_likeliest: so many of the likeliest are told with each token, and its log-probability; None tells nothing.
+        ended: says whether the continuation of this prompt is complete; called after the caller has used a step.
+        numbers: seeds of the prompts' draws; 0, 1, 2 … by default.
+        n_likeliest: report the log-probability of each token and this many of the likeliest; None reports nothing.
+        compiled: on a GPU compile the step. That takes up to a minute for each number of rows and each multiple of 128
+            tokens, and then saves a third of the time of each token: for a demo, not for 200 tokens.
 
     Raises:
-        ConfigError: a prompt without tokens, or learned positions and more tokens than their capacity.
+        ConfigError: a prompt has no tokens, or learned positions hold fewer tokens than this needs.
     """
     _check(model, prompts, n_new)
     if n_new == 0 or len(prompts) == 0:
         return
     device = model.token_embedding.weight.device
     uniforms = sampling.uniforms(range(len(prompts)) if numbers is None else numbers, n_new).to(device)
-    # Prompts end together: what fills the shorter ones up stands before them.
+    rows = _rows_for(model, prompts, n_new, compiled)
+    previous = _previous_tokens(model, prompts) if sampling.repetition_penalty != 1.0 else None
+    logits = rows.read_prompts(_padded(prompts).to(device))
+    # A row's number, or None once its text is complete: it may be read on, and what it says is dropped.
+    going: list[int | None] = list(range(len(prompts)))
+    for place in range(n_new):
+        chosen = next_token(logits, uniforms[:, place : place + 1].flatten(), sampling, previous)  # (row,)
+        answer = _Answer(chosen, logits, n_likeliest)
+        if previous is not None:
+            previous.scatter_(1, chosen[:, None], True)  # PyTorch takes the value by position only
+        is_last = place == n_new - 1
+        if rows.is_ahead and not is_last:
+            logits = rows.read(chosen)
+        yield answer.step(going)
+        if is_last:
+            return
+        if ended is not None:
+            going = [number if number is None or not ended(number) else None for number in going]
+            kept = [row for row, number in enumerate(going) if number is not None]
+            if not kept:
+                return
+            if rows.is_worth_selecting(len(kept), len(going)):
+                going, which = [going[row] for row in kept], torch.tensor(kept, device=device)
+                chosen, uniforms, logits = chosen[which], uniforms[which], logits[which]
+                previous = None if previous is None else previous[which]
+                rows.select(which)
+        if not rows.is_ahead:
+            logits = rows.read(chosen)
+
+
+class _Answer:
+    """What the model says to the last tokens, on its way from the device.
+
+    A GPU copies it while it computes the next step: waiting for the copy is waiting for nothing that came later.
+    """
+
+    def __init__(self, chosen: Tensor, logits: Tensor, n_likeliest: int | None) -> None:
+        """Start the copy.
+
+        Args:
+            chosen: `(row,)`, int64.
+            logits: `(row, n_vocab)`.
+            n_likeliest: as `steps` takes it.
+        """
+        parts = [chosen]
+        if n_likeliest is not None:
+            log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+            likeliest = log_probabilities.topk(min(n_likeliest, logits.shape[-1]))
+            parts += [log_probabilities.gather(1, chosen[:, None])[:, 0], likeliest.indices, likeliest.values]
+        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
+        self._copied = torch.cuda.current_stream(chosen.device).record_event() if chosen.is_cuda else None
+
+    def step(self, going: Sequence[int | None]) -> Step:
+        """Wait for the copy, and return the step of the texts that go on.
+
+        Args:
+            going: of each row the number of its text, or None.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        rows = [row for row, number in enumerate(going) if number is not None]
+        numbers = [number for number in going if number is not None]
+        tokens, *reported = [[part[row] for row in rows] for part in map(Tensor.tolist, self._parts)]
+        if not reported:
+            return Step(numbers, tokens)
+        log_probabilities, likeliest, values = reported
+        pairs = [list(zip(*row, strict=True)) for row in zip(likeliest, values, strict=True)]
+        return Step(numbers, tokens, log_probabilities, pairs)
+
+
+def _rows_for(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int, compiled: bool) -> Rows:
+    capacity = max(map(len, prompts)) + n_new - 1  # the last token is not read
+    # Learned positions are checked against their capacity at each step, which waits for a GPU.
+    if model.token_embedding.weight.is_cuda and model.position_embedding is None:
+        return StaticRows(model, prompts, capacity, compiled=compiled)
+    return Rows(model, prompts, capacity)
+
+
+def _padded(prompts: Sequence[Tokens] | Tensor) -> Tensor:
+    """Prompts as one tensor `(row, column)`; they end at the same column."""
     width = max(map(len, prompts))
     tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
     for row, prompt in enumerate(prompts):
         tokens[row, width - len(prompt) :] = torch.as_tensor(prompt)
-    rows = _Rows(model, prompts, width + n_new - 1)
-    had = _had(model, prompts) if sampling.repetition_penalty != 1.0 else None
-    hidden = rows.read_prompts(tokens.to(device))
-    going = list(range(len(prompts)))  # those that are not complete
-    for place in range(n_new):
-        logits = model.logits(hidden)
-        chosen = next_token(logits, uniforms[:, place : place + 1].flatten(), sampling, had)  # (row,)
-        told = (None, None) if n_likeliest is None else _told(logits, chosen, n_likeliest)
-        yield Step(going, chosen.tolist(), *told)
-        if place == n_new - 1:
-            return
-        if had is not None:
-            had.scatter_(1, chosen[:, None], True)  # PyTorch takes it by place only
-        if ended is not None:
-            kept = [row for row, number in enumerate(going) if not ended(number)]
-            if not kept:
-                return
-            if len(kept) < len(going):
-                going, which = [going[row] for row in kept], torch.tensor(kept, device=device)
-                rows.select(which)
-                chosen, uniforms = chosen[which], uniforms[which]
-                had = None if had is None else had[which]
-        hidden = rows.read(chosen)
+    return tokens
 
 
-def _had(model: GPT, prompts: Sequence[Tokens] | Tensor) -> Tensor:
-    """What each prompt holds: `(row, n_vocab)`, bool."""
+def _previous_tokens(model: GPT, prompts: Sequence[Tokens] | Tensor) -> Tensor:
+    """Which tokens each prompt contains: `(row, n_vocab)`, bool."""
     weight = model.token_embedding.weight
-    had = torch.zeros(len(prompts), len(weight), dtype=torch.bool, device=weight.device)
-    for row, prompt in zip(had, prompts, strict=True):
+    previous = torch.zeros(len(prompts), len(weight), dtype=torch.bool, device=weight.device)
+    for row, prompt in zip(previous, prompts, strict=True):
         row[torch.as_tensor(prompt, dtype=torch.int64, device=weight.device)] = True
-    return had
-
-
-def _told(logits: Tensor, chosen: Tensor, n_likeliest: int) -> tuple[list[float], list[list[tuple[int, float]]]]:
-    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    values, tokens = log_probabilities.topk(min(n_likeliest, logits.shape[-1]))
-    pairs = [list(zip(*row, strict=True)) for row in zip(tokens.tolist(), values.tolist(), strict=True)]
-    return log_probabilities.gather(1, chosen[:, None])[:, 0].tolist(), pairs
+    return previous
 
 
 def _check(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int) -> None:
@@ -153,51 +202,3 @@ def _check(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int) -> None:
             f"a prompt of {longest} tokens and {n_new} new ones exceed model.n_ctx={capacity}; learned positions can't "
             "extrapolate: shorten the prompt or ask for fewer"
         )
-
-
-class _Rows:
-    """What rows have read so far; they end together, so that all write to one place of the cache."""
-
-    def __init__(self, model: GPT, prompts: Sequence[Tokens] | Tensor, capacity: int) -> None:
-        device, longest = model.token_embedding.weight.device, max(map(len, prompts))
-        self._model, self._length = model, 0
-        # A CPU multiplies vectors in float32 as fast as in bfloat16.
-        self._cache = Cache(capacity, torch.float32 if device.type == "cpu" else None)
-        self._column = torch.arange(capacity, device=device)[None]
-        begins = torch.tensor([longest - len(prompt) for prompt in prompts], device=device)[:, None]
-        if bool(begins.any()):
-            self._positions = (self._column - begins).clamp_(min=0)  # (row, column)
-            self._known: Tensor | None = self._column >= begins  # (row, column): all but what fills up
-        else:
-            self._positions, self._known = self._column, None
-
-    def read_prompts(self, tokens: Tensor) -> Tensor:
-        """`(row, column)` → the output at the last column, `(row, d_model)`."""
-        n_rows, width = tokens.shape
-        for start in range(0, width, PIECE):
-            stop = min(start + PIECE, width)
-            seen = None
-            if self._known is not None:
-                columns = self._column[0, :stop]
-                after = columns[start:, None] >= columns
-                itself = columns[start:, None] == columns  # a softmax needs something, and nobody sees the outcome
-                seen = after & self._known[:, None, :stop] | itself
-            last = tokens.new_tensor([stop - start - 1] if stop == width else [])  # else the cache is all we need
-            hidden = self._read(tokens[:, start:stop], seen, last.expand(n_rows, -1))
-        return hidden[:, -1]
-
-    def read(self, tokens: Tensor) -> Tensor:
-        """Read a token of each row: `(row,)` → `(row, d_model)`."""
-        seen = None if self._known is None else self._known[:, None, : self._length + 1]
-        return self._read(tokens[:, None], seen)[:, -1]
-
-    def _read(self, tokens: Tensor, seen: Tensor | None, wanted: Tensor | None = None) -> Tensor:
-        start, self._length = self._length, self._length + tokens.shape[1]
-        keys = self._positions[:, : self._length]
-        return self._model.hidden(tokens, View(keys[:, start:], keys, seen, self._cache), wanted)
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these alone."""
-        self._cache.select(rows)
-        if self._known is not None:
-            self._positions, self._known = self._positions[rows], self._known[rows]

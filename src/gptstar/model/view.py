@@ -1,20 +1,20 @@
-"""Who sees whom in rows that are not one sequence read from its beginning: shared beginnings, and text read so far."""
+"""Attention masks for shared prefixes and KV caching."""
 
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 
 
 class Cache:
-    """Keys and values of each attention layer, for tokens that were read before.
+    """Keys and values of each attention layer, for tokens that were read before. For inference only.
 
-    It holds what it is given in the order given; `View` says where each of them stands and who sees it. It is written
-    in place, for inference only.
+    The cache keeps tokens in the order in which it gets them. `View` holds their positions and the mask.
 
     Args:
-        capacity: tokens a row that memory is set aside for; whenever more come, as much again.
-        dtype: what they are kept in; their own type unless given.
+        capacity: tokens of a row to allocate memory for. When more tokens come, the memory doubles.
+        dtype: the type to keep them in; by default their own.
     """
 
     def __init__(self, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
@@ -27,24 +27,24 @@ class Cache:
         start = self._lengths.get(layer, 0)
         stop = start + key.shape[2]
         if layer not in self._memory:
-            self._memory[layer] = self._room(key, stop), self._room(value, stop)
+            self._memory[layer] = self._allocate(key, stop), self._allocate(value, stop)
         elif stop > (full := self._memory[layer][0].shape[2]):
             past, size = self._memory[layer], max(stop, 2 * full)
-            self._memory[layer] = self._room(key, size), self._room(value, size)
-            for grown, kept in zip(self._memory[layer], past, strict=True):
-                grown[:, :, :start] = kept[:, :, :start]
+            self._memory[layer] = self._allocate(key, size), self._allocate(value, size)
+            for grown, old in zip(self._memory[layer], past, strict=True):
+                grown[:, :, :start] = old[:, :, :start]
         keys, values = self._memory[layer]
         keys[:, :, start:stop], values[:, :, start:stop] = key, value
         self._lengths[layer] = stop
         return keys[:, :, :stop], values[:, :, :stop]
 
-    def _room(self, like: Tensor, n_tokens: int) -> Tensor:
+    def _allocate(self, like: Tensor, n_tokens: int) -> Tensor:
         batch, n_heads, _, d_head = like.shape
         size = (batch, n_heads, max(n_tokens, self._capacity), d_head)
         return torch.empty(size, dtype=self._dtype or like.dtype, device=like.device)
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows of the batch alone: `(row,)`, int64."""
+        """Keep only these rows of the batch: `(row,)`, int64."""
         for layer, memory in self._memory.items():
             length = self._lengths[layer]
             for each in memory:  # in place, and only what is in use
@@ -52,19 +52,50 @@ class Cache:
             self._memory[layer] = memory[0][: len(rows)], memory[1][: len(rows)]
 
 
+class StaticCache(Cache):
+    """A cache whose tensors never change shape or address, so that a CUDA graph can write to it.
+
+    It starts as a `Cache` does, and reads the prompts. After `fix` each layer adds one token at a time, at a place that
+    a tensor holds, and sees the whole capacity: the mask hides the places that are still empty.
+    """
+
+    def __init__(self, capacity: int, dtype: torch.dtype | None = None) -> None:
+        super().__init__(capacity, dtype)
+        self._place: Tensor | None = None
+
+    def fix(self, place: Tensor) -> None:
+        """Write from now on at `place`, `(1,)`, int64, on the device; the caller moves it on."""
+        self._place = place
+        self._lengths = dict.fromkeys(self._memory, self._capacity)
+
+    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a layer's keys and values, and return the filled part, or after `fix` the whole capacity."""
+        if self._place is None:
+            return super().extend(layer, key, value)
+        keys, values = self._memory[layer]
+        keys.index_copy_(2, self._place, key.to(keys.dtype))
+        values.index_copy_(2, self._place, value.to(values.dtype))
+        return keys, values
+
+    def _allocate(self, like: Tensor, n_tokens: int) -> Tensor:
+        assert n_tokens <= self._capacity
+        return super()._allocate(like, n_tokens).zero_()  # a hidden place has weight 0, and 0 times NaN is NaN
+
+
 @dataclass(frozen=True, eq=False)
 class View:
-    """Where tokens stand, and which of them each sees.
+    """Positions of tokens, and the mask that says which keys each query attends to.
 
     Attributes:
-        queries: `(batch, query)`, int64: the position of each token that is read now; of a batch of one where all rows
-            have the same.
-        keys: `(batch, key)`, int64: the position of each that can be seen: those in the cache, then those read now.
-        seen: `(batch, query, key)`, bool; each query sees a key, itself if no other. None where each sees all that do
-            not stand after it.
-        cache: of the tokens read before; what is read now is added to it.
-        wanted: `(batch, wanted)`, int64: those of the tokens read now whose output is asked for, where the rest are
-            only seen; `seen` is then `(batch, wanted, key)`.
+        queries: `(batch, query)`, int64: the position of each token that is read now; a batch of one if all rows have
+            the same positions.
+        keys: `(batch, key)`, int64: the position of each key: those in the cache, then those read now.
+        seen: `(batch, query, key)`, bool: the attention mask; each query attends to at least one key. None means that
+            each query attends to all keys that do not stand after it.
+        cache: keys and values of the tokens read before; the layers add those read now.
+        wanted: `(batch, wanted)`, int64: the tokens read now whose output is needed; None means all. With `wanted`,
+            `seen` is `(batch, wanted, key)`.
+        slopes: ALiBi's slopes, `(head,)`, float32, if they are on the device already; a CUDA graph can't copy them.
     """
 
     queries: Tensor
@@ -72,31 +103,33 @@ class View:
     seen: Tensor | None = None
     cache: Cache | None = None
     wanted: Tensor | None = None
+    slopes: Tensor | None = None
     _masks: dict[tuple[float, ...] | None, Tensor | None] = field(default_factory=dict)
 
     @property
     def asking(self) -> Tensor:
-        """Positions of the tokens whose output is asked for: `(batch, query)`, or `(batch, wanted)`."""
+        """Positions of the tokens whose output is needed: `(batch, query)`, or `(batch, wanted)`."""
         return self.queries if self.wanted is None else self.queries.expand(len(self.wanted), -1).gather(1, self.wanted)
 
     @property
     def is_causal(self) -> bool:
-        """Whether these are sequences read from their beginnings, and all of their output is asked for."""
+        """Whether these are sequences read from their beginnings, and all of their output is needed."""
         return self.seen is None and self.wanted is None and self.queries.shape == self.keys.shape
 
     def of(self, wanted: Tensor) -> "View":
-        """The same for a block of which only the output of some tokens is asked for: `(batch, wanted)`, int64."""
+        """The same view for a block that computes the output of some tokens only: `(batch, wanted)`, int64."""
         seen = self.seen
         if seen is not None:
             seen = seen.expand(len(wanted), -1, -1).gather(1, wanted[..., None].expand(-1, -1, seen.shape[2]))
         return replace(self, seen=seen, wanted=wanted, _masks={})
 
     def mask(self, slopes: tuple[float, ...] | None) -> Tensor | None:
-        """What attention adds to its scores, made once for all layers.
+        """The attention mask, computed once for all layers.
 
         Returns:
-            With ALiBi's slopes `(batch, head, query, key)`, float32: `-slope * distance`, `-inf` where a key is not
-            seen. Without, who is seen for all heads: `(batch, 1, query, key)`, bool; None where all are.
+            With ALiBi's slopes a bias `(batch, head, query, key)`, float32: `-slope * distance`, and `-inf` where a
+            query does not attend to a key. Without slopes `(batch, 1, query, key)`, bool, or None if each query attends
+            to all keys.
         """
         if slopes not in self._masks:
             asking, keys = self.asking[:, None, :, None], self.keys[:, None, None, :]
@@ -104,19 +137,19 @@ class View:
             if self.seen is None and (self.wanted is not None or self.queries.shape[1] > 1):
                 mask = asking >= keys  # a token that is read by itself stands after all others
             if slopes is not None:
-                by_head = torch.tensor(slopes, device=keys.device)[:, None, None]
-                bias = -by_head * (asking - keys)
+                by_head = torch.tensor(slopes, device=keys.device) if self.slopes is None else self.slopes
+                bias = -by_head[:, None, None] * (asking - keys)
                 mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
             self._masks[slopes] = mask
         return self._masks[slopes]
 
 
-Scope = Tensor | View
-"""How attention is narrowed: the documents `(batch, position)` that positions belong to, or a view."""
+Scope = Tensor | BlockMask | View
+"""A restriction of attention: the documents `(batch, position)` that positions belong to, or a view."""
 
 
 def causal_view(n_positions: int, wanted: Tensor) -> View:
-    """Of sequences read from their beginnings, of which the output of some tokens is asked for.
+    """A view of sequences read from their beginnings that asks for the output of some tokens only.
 
     Args:
         wanted: `(batch, wanted)`, int64.
@@ -126,7 +159,7 @@ def causal_view(n_positions: int, wanted: Tensor) -> View:
 
 
 def asked_of(x: Tensor, scope: Scope | None) -> Tensor:
-    """Those tokens of `(batch, position, …)` whose output is asked for: all, unless a view says which."""
+    """Select the tokens of `(batch, position, …)` whose output is needed: all, unless a view says which."""
     if not isinstance(scope, View) or scope.wanted is None:
         return x
     return x.gather(1, scope.wanted[..., None].expand(-1, -1, x.shape[2]))

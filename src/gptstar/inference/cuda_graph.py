@@ -1,0 +1,51 @@
+"""A function of static tensors as one CUDA graph: all of its kernels are launched at once."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM_UP = 2
+"""Calls that run as usual, on the stream that later records: they set up libraries, and compile what is compiled."""
+
+
+class CudaGraph:
+    """A function that is run as usual a few times, then recorded, then replayed.
+
+    The function must read and write the same tensors at each call, and must not wait for the device. Each call has the
+    effect of one call of the function. A replay overwrites the tensor that the replay before it returned.
+    """
+
+    def __init__(self, function: Callable[[], Tensor], device: torch.device) -> None:
+        self._function, self._device, self._n_calls = function, device, 0
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._result: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """Call the function."""
+        self._n_calls += 1
+        if self._n_calls <= WARM_UP:
+            current = torch.cuda.current_stream(self._device)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                result = self._function()
+            current.wait_stream(self._stream)
+            return result
+        if self._graph is None:
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads may use the device meanwhile, as those of a demo do.
+            with (
+                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
+                self._without_weight_cache(),
+            ):
+                self._result = self._function()
+        assert self._result is not None
+        self._graph.replay()
+        return self._result
+
+    @staticmethod
+    def _without_weight_cache() -> torch.autocast:
+        """Let autocast cast weights within the graph: it drops its own casts when it ends."""
+        enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        return torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False)

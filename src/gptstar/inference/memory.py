@@ -1,0 +1,33 @@
+"""The memory that reading takes on a GPU, by arithmetic."""
+
+import torch
+
+from gptstar.model import GPTConfig
+
+ACTIVATIONS = {"d_model": 3, "heads": 6, "d_ff": 2}
+"""Values of a token that a block holds at once: the residual, the normed input and attention's output; queries, keys
+and values, and a copy of them for attention; the MLP's hidden layer before and after its GELU."""
+
+MASK_CELL = 12
+"""Bytes of a mask's cell: the bias and a masked copy of it in float32, and what it is made from."""
+
+SHARE = 2
+"""Reading may take one part in so many of the free memory: the head's logits, workspaces and fragments need room."""
+
+
+def activation_bytes(config: GPTConfig, itemsize: int) -> int:
+    """Bytes that a block takes for each token that it reads, with `itemsize` bytes a value."""
+    widths = {"d_model": config.d_model, "heads": config.n_heads * config.head_width, "d_ff": config.mlp_width}
+    return itemsize * sum(times * widths[name] for name, times in ACTIVATIONS.items())
+
+
+def cache_bytes(config: GPTConfig, itemsize: int) -> int:
+    """Bytes that a KV cache takes for each token, with `itemsize` bytes a value."""
+    return itemsize * 2 * config.n_layers * config.n_heads * config.head_width
+
+
+def usable_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that reading may take: half of what neither PyTorch nor another process uses."""
+    free, _ = torch.cuda.mem_get_info(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (free + cached) // SHARE

@@ -18,9 +18,10 @@ from pathlib import Path
 from rich.console import Console
 
 from gptstar.errors import DataError, Refusal
-from run import PUBLISHED, TRIAL, parser, plan, run
+from run import PUBLISHED, SECONDS, TRIAL, parser, plan, run
 from speed import report, store
 from speed.comparison import Claim
+from speed.engine import SKIPPED
 from speed.figures import Figure, figure
 from speed.report import Table
 from speed.worker import WorkerError
@@ -39,7 +40,7 @@ class Compared:
     Attributes:
         comparison: its name.
         now: None where there is no figure now.
-        excused: that is because a peer could not be measured, which is not our doing.
+        excused: because a peer could not be measured, or no time was left, neither of which is our doing.
     """
 
     comparison: str
@@ -68,9 +69,11 @@ def compare(old: store.Results, new: store.Results, device: str) -> Iterator[Com
     before = {comparison.name: outcome for comparison, outcome in report.pairs(old, device)}
     for comparison, outcome in report.pairs(new, device):
         for claim in comparison.claims if comparison.name in before else ():
+            if claim.quantity == "first":  # seconds, which another machine's can't be compared with
+                continue
             if (was := figure(claim, before[comparison.name], comparison)) is not None:
-                peer = outcome.entries.get(claim.over or "")
-                excused = peer is not None and not peer.seconds
+                of, peer = (outcome.entries.get(name or "") for name in (claim.of, claim.over))
+                excused = (peer is not None and not peer.seconds) or (of is not None and of.failure == SKIPPED)
                 yield Compared(comparison.name, claim, was, figure(claim, outcome, comparison), excused)
 
 
@@ -88,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if given.new is None:
             words = ["--quick", "--device", given.device, *(["--only", given.only] if given.only else [])]
             words += ["--rounds", str(given.rounds)] if given.rounds else []
-            new = run(plan(parser().parse_args(words)), device=given.device, folder=TRIAL, console=console)
+            chosen = plan(parser().parse_args(words))
+            new = run(chosen, device=given.device, folder=TRIAL, console=console, seconds=SECONDS[given.device])
         elif given.new.exists():
             new = store.load(given.new)
         else:

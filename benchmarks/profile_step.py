@@ -8,14 +8,15 @@ Profiling slows a step down; the shares are of the profiled one.
 """
 
 import argparse
+from functools import partial
 from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-import speed.job
 from gptstar.training.memory import keep_freed_memory
+from speed.job import seconds_a_step
 from speed.peers.ours import training
 from speed.scale import Scale
 from speed.steps import Precision
@@ -32,17 +33,17 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=25, help="(default: %(default)s)")
     given, console = options.parse_args(), Console()
     scale = Scale.of(given.device)
-    speed.job.LEAST_SECONDS = 0.0  # a round is one step
     keep_freed_memory()
     with console.status("the model, and steps to warm up"):
         job = training(
             scale.gpt127, precision=given.precision, batch=scale.batch, context=scale.context, device=given.device
         )
-        steps = [job.round() for _ in range(ROUNDS)]
+        step = partial(seconds_a_step, job.round.step, 1, given.device)
+        steps = [step() for _ in range(ROUNDS)]
     on_gpu = given.device == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, record_shapes=given.shapes) as profiler:
-        times = [job.round() for _ in range(ROUNDS)]
+        times = [step() for _ in range(ROUNDS)]
     found = profiler.key_averages(group_by_input_shape=given.shapes)
     own = {e: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in found}  # microseconds
     whole = sum(own.values())

@@ -1,15 +1,18 @@
 """Speed beside peers, on this machine: every comparison of docs/speed.md, and benchmarks/RESULTS.md.
 
-    python benchmarks/run.py                            all of it, 25 minutes on two CPU cores
+    python benchmarks/run.py                            everything, 25 minutes on two CPU cores
     python benchmarks/run.py --quick                    what `make bench-check` looks at, in 4 minutes; to runs/bench
     python benchmarks/run.py --only training,decoding   some; the others' results are kept
-    python benchmarks/run.py --device cuda              on the GPU
+    python benchmarks/run.py --device cuda              on the GPU, within 5 minutes: what is left then is skipped
+    python benchmarks/run.py --device cuda --only training-peers,shapes,training-batch,prefill
 
 Each peer has a process of its own and all are asked in turn; only ratios of such rounds mean anything on a machine
-whose speed drifts. Nothing else should be running.
+whose speed drifts. Nothing else should be running. benchmarks/evaluation.py measures evaluation.
 """
 
 import argparse
+import contextlib
+import math
 import signal
 import sys
 import time
@@ -24,10 +27,20 @@ from gptstar.errors import ConfigError, Refusal
 from speed import report, store
 from speed.comparison import Comparison
 from speed.comparisons import comparisons
-from speed.engine import measure, n_actions
+from speed.compile_cache import empty_compile_cache
+from speed.engine import SKIPPED, Outcome, close, measure, n_actions, start
 from speed.machine import data_sheet_peak, describe
 from speed.scale import Scale
-from speed.worker import ROOT, WorkerError
+from speed.worker import ROOT, Worker, WorkerError
+
+SECONDS = {"cpu": math.inf, "cuda": 280.0}
+"""What a run may take unless `--seconds` says it."""
+
+LEAST_SECONDS = 20.0
+"""With less left no comparison is begun: its processes would only just have started."""
+
+ELSEWHERE = {"evaluation": "python benchmarks/evaluation.py --help"}
+"""Comparisons that have a script of their own."""
 
 PUBLISHED, TRIAL = ROOT / "benchmarks", ROOT / "runs" / "bench"
 
@@ -41,6 +54,8 @@ def choose(all_of_them: Sequence[Comparison], only: str | None) -> list[Comparis
     if only is None:
         return list(all_of_them)
     for name in only.split(","):
+        if name in ELSEWHERE:
+            raise ConfigError(f"--only {name} has a script of its own: {ELSEWHERE[name]}")
         if not any(named(each, name) for each in all_of_them):
             known = ", ".join(each.name for each in all_of_them)
             raise ConfigError(f"--only {name}: there is no such comparison; they are {known}")
@@ -52,35 +67,77 @@ def named(comparison: Comparison, name: str) -> bool:
     return comparison.name == name or comparison.name.startswith(f"{name}-")
 
 
-def run(chosen: Sequence[tuple[Comparison, int]], *, device: str, folder: Path, console: Console) -> store.Results:
+def run(
+    chosen: Sequence[tuple[Comparison, int]], *, device: str, folder: Path, console: Console, seconds: float = math.inf
+) -> store.Results:
     """Measure comparisons, each for so many rounds, and write what is known after each.
+
+    On a GPU the next comparison's processes start while this one builds, because they import for ten seconds.
+
+    Args:
+        seconds: that all may take. What is left then is skipped, and named in the terminal.
 
     Returns:
         What was measured now.
     """
+    begun = time.monotonic()
     store.load(folder / store.FILE)  # if it is damaged, say so now
     machine, data_sheet = describe(device), data_sheet_peak(device)
     now: store.Results = {device: {}}
+    skipped: list[str] = []
+    waiting: dict[str, dict[str, Worker]] = {}  # processes by comparison, started ahead
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console) as progress:
+    with contextlib.ExitStack() as stack:
+        if device == "cuda":
+            stack.enter_context(empty_compile_cache())
+        progress = stack.enter_context(Progress(*columns, console=console))
+        stack.callback(lambda: close(worker for workers in waiting.values() for worker in workers.values()))
         task = progress.add_task("", total=sum(n_actions(each, rounds) for each, rounds in chosen))
-        for comparison, rounds in chosen:
+        for number, (comparison, rounds) in enumerate(chosen):
+            start_time = time.monotonic()
+            if begun + seconds - start_time < LEAST_SECONDS:
+                skipped.append(comparison.name)
+                continue
             progress.update(task, description=comparison.name)
-            start = time.monotonic()
 
             def advance(entry: str, comparison: Comparison = comparison) -> None:
                 progress.update(task, advance=1, description=f"{comparison.name}: {entry}")
 
+            def start_next(number: int = number) -> None:
+                if device == "cuda" and number + 1 < len(chosen):
+                    following, _ = chosen[number + 1]
+                    waiting[following.name] = start(following, device)
+
             outcome = measure(
-                comparison, rounds=rounds, device=device, machine=machine, data_sheet=data_sheet, advance=advance
+                comparison,
+                rounds=rounds,
+                device=device,
+                machine=machine,
+                data_sheet=data_sheet,
+                advance=advance,
+                workers=waiting.pop(comparison.name, None),
+                ready=start_next,
+                deadline=begun + seconds,
             )
-            console.print(f"{comparison.name}: {rounds} rounds in {time.monotonic() - start:.0f} s", highlight=False)
-            now[device][comparison.name] = outcome
-            known = store.load(folder / store.FILE)
-            known.setdefault(device, {})[comparison.name] = outcome
-            store.save(known, folder / store.FILE)
-            report.write(known, folder / "RESULTS.md")
+            left_out = [name for name, entry in outcome.entries.items() if entry.failure == SKIPPED]
+            skipped += [f"{comparison.name} ({name})" for name in left_out]
+            took = f"{len(outcome.limit) - 1} rounds in {time.monotonic() - start_time:.0f} s"
+            console.print(f"{comparison.name}: {took}", highlight=False)
+            if len(left_out) < len(outcome.entries):
+                now[device][comparison.name] = outcome
+                record(outcome, comparison.name, device, folder)
+    if skipped:
+        text = f"skipped after {seconds:g} seconds: {'; '.join(skipped)}"
+        console.print(text, style="bold", highlight=False, soft_wrap=True)
     return now
+
+
+def record(outcome: Outcome, name: str, device: str, folder: Path) -> None:
+    """Write a comparison's outcome in the place of an earlier one, and the tables of all."""
+    known = store.load(folder / store.FILE)
+    known.setdefault(device, {})[name] = outcome
+    store.save(known, folder / store.FILE)
+    report.write(known, folder / "RESULTS.md")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -94,6 +151,9 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument(
+        "--seconds", type=float, help="that all may take; what is left is skipped (default: 280 on a GPU, else no end)"
+    )
+    options.add_argument(
         "--output", type=Path, help=f"folder (default: benchmarks; with --quick {TRIAL.relative_to(ROOT)})"
     )
     options.add_argument("--list", action="store_true", help="the comparisons, and who takes part")
@@ -106,10 +166,12 @@ def plan(options: argparse.Namespace) -> list[tuple[Comparison, int]]:
     Raises:
         ConfigError: an option that can't be.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not (options.list or torch.cuda.is_available()):
         raise ConfigError("--device cuda, but PyTorch sees no GPU here: leave it out, or install a CUDA build")
     if options.rounds is not None and options.rounds < 1:
         raise ConfigError(f"--rounds {options.rounds} is below 1")
+    if options.seconds is not None and not options.seconds >= 0:
+        raise ConfigError(f"--seconds {options.seconds:g} is negative")
     chosen = choose(comparisons(options.device, Scale.of(options.device, long=options.long)), options.only)
     rounds = [(each, each.quick if options.quick else each.rounds) for each in chosen]
     if options.only is not None:  # what is named is measured
@@ -126,14 +188,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for comparison, rounds in chosen:
                 console.print(f"[bold]{comparison.name}[/], {rounds} rounds: {comparison.text}", highlight=False)
                 console.print("    " + "; ".join(each.name for each in comparison.entries), highlight=False)
+            for name, command in ELSEWHERE.items():
+                console.print(f"[bold]{name}[/]: {command}", highlight=False)
             return
         signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))  # so that workers are ended too
         folder = options.output or (TRIAL if options.quick else PUBLISHED)
-        now = run(chosen, device=options.device, folder=folder, console=console)
+        seconds = SECONDS[options.device] if options.seconds is None else options.seconds
+        now = run(chosen, device=options.device, folder=folder, console=console, seconds=seconds)
     except (Refusal, WorkerError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted; comparisons that had ended are written")
+    if not now[options.device]:
+        return
     report.show(report.pairs(now, options.device), console)
     console.print(f"written: {folder / 'RESULTS.md'}, {folder / store.FILE}", soft_wrap=True, highlight=False)
 

@@ -1,5 +1,6 @@
 """Those whose speed is compared compute what they say."""
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import nn
 from gptstar.model import GPT, GPTConfig
 from speed.comparison import Entry
 from speed.comparisons import comparisons
+from speed.gpu_comparisons import gpu_comparisons
 from speed.peers.nanogpt import NanoGPT
 from speed.peers.original import Original
+from speed.peers.prototype import Prototype, mask_of
 from speed.scale import Scale
 
 STAR = GPTConfig(n_layers=2, d_model=24, n_heads=4, n_vocab=101)
@@ -20,6 +23,7 @@ TINY = Scale(
     gpt127=STAR,
     gpt303=replace(STAR, d_model=32),
     gpt2_small=GPT2,
+    gpt2_304m=replace(GPT2, n_layers=4),
     batch=2,
     context=31,
     prompt=13,
@@ -47,11 +51,15 @@ TINY = Scale(
     ),
 )
 ALL = comparisons("cpu", TINY)
+GPU = gpu_comparisons(TINY, "cpu")
+BUILT_ELSEWHERE = "loop.run", "loop.bare", "peers.prototype.training"
+"""A run takes the main thread, and FlexAttention has no gradients on a CPU."""
 ENTRIES = [
-    pytest.param(entry, id=f"{comparison.name}: {entry.name}")
-    for comparison in ALL
+    pytest.param(entry, id=f"{device} {comparison.name}: {entry.name}")
+    for device, of in (("cpu", ALL), ("gpu", GPU))
+    for comparison in of
     for entry in comparison.entries
-    if not entry.build.startswith("loop.") and not entry.arguments.get("compiled")
+    if entry.build not in BUILT_ELSEWHERE
 ]
 
 
@@ -71,11 +79,19 @@ def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_each_entry_is_built_and_measured(entry: Entry, transformers_offline: None) -> None:
+def test_each_entry_is_built_and_measured(
+    entry: Entry, transformers_offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []  # without a compiler, which takes half a minute
+    monkeypatch.setattr("torch.compile", lambda model: compiled.append(model) or model)
+    monkeypatch.setattr("torch.nn.Module.compile", lambda model: compiled.append(model))
     torch.manual_seed(0)
     job = build(entry)
     assert 0 < job.round() < 10
     assert job.tokens > 0
+    trains = entry.build.endswith(".training")
+    assert len(compiled) == (trains and entry.arguments.get("compiled", False))
+    assert (job.first_step > 0) == trains
 
 
 def test_the_original_computes_what_ours_does() -> None:
@@ -126,6 +142,31 @@ def test_the_plain_gpt2_computes_what_ours_does() -> None:
     torch.testing.assert_close(logits[..., :103], ours(tokens), rtol=1e-4, atol=1e-5)
 
 
+def test_the_prototype_computes_what_ours_does() -> None:
+    torch.manual_seed(0)
+    theirs, ours = Prototype(STAR), GPT(STAR)
+    assert theirs.embedding.num_embeddings == 128  # 101, padded
+    nn.init.normal_(theirs.norms[1].bias)
+    mapped = {"token_embedding.weight": theirs.embedding.weight[:101]}
+    norms = ["blocks.0.norm", "blocks.1.norm", "norm"]
+    parts = dict(zip(norms, theirs.norms, strict=True))
+    for number in range(2):
+        for name, layers in (("attention.qkv", theirs.qkv), ("attention.out", theirs.out), ("mlp.up", theirs.up)):
+            parts[f"blocks.{number}.{name}"] = layers[number]
+        parts[f"blocks.{number}.mlp.down"] = theirs.down[number]
+    for name, part in parts.items():
+        mapped |= {f"{name}.weight": part.weight, f"{name}.bias": part.bias}
+    ours.load_state_dict(mapped)
+    tokens = torch.randint(101, (3, 31))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that FlexAttention is slow without a compiler
+        logits = theirs.logits(tokens, mask_of(31, "cpu"))
+        torch.testing.assert_close(logits[..., :101], ours(tokens), rtol=1e-4, atol=1e-5)
+        loss = theirs(tokens[:, :-1], tokens[:, 1:], mask_of(30, "cpu"))
+        of_all = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        torch.testing.assert_close(loss, of_all)
+
+
 def test_the_shapes_that_are_compared_are_the_published_ones() -> None:
     scale = Scale.of("cpu")
     assert (scale.gpt127.n_params, scale.gpt303.n_params, scale.gpt2_small.n_params) == (
@@ -133,6 +174,7 @@ def test_the_shapes_that_are_compared_are_the_published_ones() -> None:
         303_825_408,
         124_439_808,
     )
+    assert 0.99 < scale.gpt2_304m.n_params / scale.gpt303.n_params < 1.01
     (shapes,) = (each for each in comparisons("cpu", scale) if each.name == "shapes")
     sizes = {entry.name: entry.arguments["config"].n_params / 127_030_272 for entry in shapes.entries}
     assert all(0.97 < size < 1.01 for size in sizes.values()), sizes

@@ -32,13 +32,14 @@ class Claim:
 
     Attributes:
         quantity: `speed`: tokens a second of one over the other's; `memory`: peak over peak; `token`: seconds a token
-            over seconds a token; `share`: of the machine's limit, of one entry; `growth`: the power of the length by
-            which a series' memory grows.
+            over seconds a token; `share`: of the machine's limit, of one entry; `mfu`: of the rate in the data sheet;
+            `peak`: peak memory in GB; `first`: seconds of the first step, compilation included; `growth`: the power of
+            the length by which a series' memory grows.
         of, over: entries, or a series.
         floor: what has to be reached, and `aim`, what is hoped for; None where it is only stated.
     """
 
-    quantity: Literal["speed", "memory", "token", "share", "growth"]
+    quantity: Literal["speed", "memory", "token", "share", "mfu", "peak", "first", "growth"]
     of: str
     over: str | None = None
     floor: float | None = None
@@ -52,6 +53,9 @@ class Claim:
             "memory": f"peak memory, {self.of} of {self.over}",
             "token": f"a token, {self.of} of {self.over}",
             "share": f"{self.of}, of the limit",
+            "mfu": f"{self.of}, MFU",
+            "peak": f"peak memory, {self.of}, GB",
+            "first": f"first step, {self.of}, seconds",
             "growth": f"memory to read grows as T to the power of, {self.of}",
         }
         return words[self.quantity]
@@ -59,7 +63,7 @@ class Claim:
     @property
     def less_is_better(self) -> bool:
         """Whether the floor is a ceiling."""
-        return self.quantity in ("memory", "token", "growth")
+        return self.quantity in ("memory", "token", "peak", "first", "growth")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
-"""Everything that `make bench` compares."""
+"""Everything that `make bench` compares on a CPU; `gpu_comparisons` has what a GPU compares."""
 
 from dataclasses import replace
 from typing import Any
 
 from gptstar.model import GPTConfig
 from speed.comparison import Claim, Comparison, Entry
+from speed.gpu_comparisons import gpu_comparisons
 from speed.scale import Scale
 
 
 def comparisons(device: str, scale: Scale) -> tuple[Comparison, ...]:
-    """All of them, in the order in which they run."""
+    """All comparisons of a device, in the order in which they run."""
+    if device == "cuda":
+        return gpu_comparisons(scale)
     return (
         *_training(device, scale),
         *_shapes(device, scale),
@@ -34,12 +37,11 @@ def _training(device: str, scale: Scale) -> tuple[Comparison, ...]:
     what = f"Forward, backward and AdamW on {scale.batch} × {scale.context} tokens"
     recomputed = replace(ours, name="ours, activations recomputed", arguments={**ours.arguments, "checkpointing": True})
     large = (ours, recomputed, original, hugging, plain)
-    gpu = device == "cuda"
     faster = (
         Claim("speed", "ours", "original", 1.6, 1.9),
         Claim("speed", "ours", "nanoGPT-shaped", 1.5, 1.6),
         Claim("speed", "ours", "Hugging Face GPT-2", 1.6, 1.75),
-        Claim("speed", "ours", "litgpt pythia-160m", *((1.1, 1.3) if gpu else (1.25, 1.4))),
+        Claim("speed", "ours", "litgpt pythia-160m", 1.25, 1.4),
     )
     return (
         Comparison(
@@ -54,7 +56,7 @@ def _training(device: str, scale: Scale) -> tuple[Comparison, ...]:
             quick=3,
             claims=(
                 *faster,
-                Claim("share", "ours", None, *((0.4, 0.5) if gpu else (0.65, 0.75))),
+                Claim("share", "ours", None, 0.65, 0.75),
                 Claim("memory", "ours", "original", 0.65, 0.55),
                 Claim("speed", copied.name, "original"),
                 Claim("share", copied.name),
@@ -77,7 +79,7 @@ def _training(device: str, scale: Scale) -> tuple[Comparison, ...]:
             baseline="nanoGPT-shaped, compiled",
             limit="gemm_bf16",
             rounds=7,
-            claims=(Claim("speed", "ours", compiled.name, *((1.1, 1.3) if gpu else (1.25, 1.4))),),
+            claims=(Claim("speed", "ours", compiled.name, 1.25, 1.4),),
         ),
         Comparison(
             "training-memory",
@@ -179,14 +181,13 @@ def _decoding(device: str, scale: Scale) -> Comparison:
     star, gpt2 = fast | {"config": scale.gpt127}, fast | {"config": scale.gpt2_small}
     slow = star | {"n_new": scale.slow_new}
     rows = f"ours bf16, {scale.rows} rows"
-    int8 = () if device == "cuda" else (Entry("ours int8", "peers.ours.decoding", star | {"precision": "int8"}),)
     return Comparison(
         "decoding",
         f"The likeliest token at a time after a prompt of {scale.prompt} tokens; one row where nothing else is said.",
         (
             Entry("ours bf16", "peers.ours.decoding", star | {"precision": "bf16"}),
             Entry(rows, "peers.ours.decoding", star | {"precision": "bf16", "batch": scale.rows}),
-            *int8,
+            Entry("ours int8", "peers.ours.decoding", star | {"precision": "int8"}),
             Entry("ours float32", "peers.ours.decoding", star | {"precision": "float32"}),
             Entry("Hugging Face GPT-2 bf16", "peers.huggingface.decoding", gpt2 | {"precision": "bf16"}),
             Entry("Hugging Face GPT-2 float32", "peers.huggingface.decoding", gpt2 | {"precision": "float32"}),
@@ -199,7 +200,7 @@ def _decoding(device: str, scale: Scale) -> Comparison:
         claims=(
             Claim("speed", "ours bf16", "Hugging Face GPT-2 bf16", 1.5, 2.0),
             Claim("share", "ours bf16", None, 0.25, 0.4),
-            *(Claim("speed", entry.name, "Hugging Face GPT-2 bf16", 4.0, 6.0) for entry in int8),
+            Claim("speed", "ours int8", "Hugging Face GPT-2 bf16", 4.0, 6.0),
             Claim("speed", rows, "ours bf16", 4.0),
             Claim("speed", "ours float32", "Hugging Face GPT-2 float32"),
             Claim("speed", "ours bf16", "original bf16, no cache"),

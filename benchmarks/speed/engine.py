@@ -1,12 +1,24 @@
 """The one loop of all comparisons: limits of the machine, then each entry a round, again and again."""
 
-import contextlib
 import datetime
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from speed.comparison import Comparison, Entry
-from speed.worker import Worker, WorkerError
+from speed.worker import PATIENCE, Worker, WorkerError
+
+LIMITS = "the machine's limits"
+"""By this name the process that measures them goes beside the entries'."""
+
+LEAST_ROUNDS = 3
+"""Rounds that are measured even after the deadline."""
+
+GRACE = 15.0
+"""Seconds after the deadline in which a build that has begun may end."""
+
+SKIPPED = "skipped: no time was left"
 
 
 @dataclass
@@ -45,6 +57,20 @@ class Outcome:
     entries: dict[str, Measured]
 
 
+def start(comparison: Comparison, device: str) -> dict[str, Worker]:
+    """Start the process of each entry, and under `LIMITS` the one that measures the machine; of a fresh one only that.
+
+    Each imports what it needs meanwhile, and waits.
+    """
+    workers = {LIMITS: Worker("machine.limits", {"names": (comparison.limit,), "device": device})}
+    return workers if comparison.fresh else workers | {entry.name: worker_of(entry) for entry in comparison.entries}
+
+
+def worker_of(entry: Entry) -> Worker:
+    """The process of an entry, started."""
+    return Worker(entry.build, entry.arguments, entry.address_space, entry.keeps_memory)
+
+
 def measure(
     comparison: Comparison,
     *,
@@ -52,17 +78,26 @@ def measure(
     device: str,
     machine: dict[str, str],
     data_sheet: float | None = None,
-    advance: Callable[[str], object] = lambda _: None,
+    advance: Callable[[str], None] = lambda _: None,
+    workers: dict[str, Worker] | None = None,
+    ready: Callable[[], None] = lambda: None,
+    deadline: float = math.inf,
 ) -> Outcome:
-    """Build every entry in a process of its own, and ask all in turn: A B C A B C.
+    """Build all, then ask each in turn for a round, as often as asked, with the machine's limit between.
+
+    An entry that fails is left out from then on; what it gave so far stays.
 
     Args:
+        rounds: of each entry.
         machine: in words.
         advance: is told the name of what has been done: each entry once when it is built, and at each round.
+        workers: from `start`; None starts them now.
+        ready: is called when all workers have imported what they need.
+        deadline: by `time.monotonic`. After it no entry is built, and rounds end as soon as there are `LEAST_ROUNDS`.
     """
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
     outcome = Outcome(date, machine, [], data_sheet, {entry.name: Measured() for entry in comparison.entries})
-    workers: dict[str, Worker] = {}
+    workers = start(comparison, device) if workers is None else workers
 
     def attempt(entry: Entry, action: Callable[[Entry, Measured], None]) -> None:
         measured = outcome.entries[entry.name]
@@ -76,12 +111,13 @@ def measure(
         advance(entry.name)
 
     def build(entry: Entry, measured: Measured) -> None:
-        workers[entry.name] = Worker(entry.build, entry.arguments, entry.address_space, entry.keeps_memory)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise WorkerError(SKIPPED)
+        if comparison.fresh:
+            workers[entry.name] = worker_of(entry)
+        workers[entry.name].build(min(PATIENCE, left + GRACE))
         measured.about = workers[entry.name].about
-
-    def close() -> None:
-        for worker in workers.values():
-            worker.close()
 
     def one_round(entry: Entry, measured: Measured) -> None:
         if comparison.fresh:
@@ -93,19 +129,32 @@ def measure(
         if comparison.fresh:
             workers.pop(entry.name).close()
 
-    with contextlib.ExitStack() as stack:
-        limits = Worker("machine.limits", {"wanted": (comparison.limit,), "device": device})
-        stack.callback(limits.close)
-        stack.callback(close)
+    try:
+        for worker in workers.values():
+            worker.wait_until_ready()
+        ready()
+        limits = workers[LIMITS]
+        limits.build()
         if not comparison.fresh:
             for entry in comparison.entries:
                 attempt(entry, build)
-        for _ in range(rounds):
+        for number in range(rounds):
+            failed = not comparison.fresh and all(each.failure for each in outcome.entries.values())
+            if failed or (number >= LEAST_ROUNDS and time.monotonic() > deadline):
+                break
             outcome.limit.append(limits.round()[comparison.limit])
             for entry in comparison.entries:
                 attempt(entry, one_round)
         outcome.limit.append(limits.round()[comparison.limit])
+    finally:
+        close(workers.values())
     return outcome
+
+
+def close(workers: Iterable[Worker]) -> None:
+    """End these processes."""
+    for worker in workers:
+        worker.close()
 
 
 def n_actions(comparison: Comparison, rounds: int) -> int:

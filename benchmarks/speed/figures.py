@@ -51,16 +51,23 @@ def paired(of: Measured, over: Measured) -> Figure | None:
 
 
 def share(outcome: Outcome, comparison: Comparison, measured: Measured) -> Figure | None:
-    """Of the limit: of what the maker says of a GPU, else of what was measured before and after each round."""
+    """Of the limit, as it was measured before and after each round."""
     bound = comparison.limit == "read_bandwidth"
     used = measured.about.get("weight_bytes" if bound else "flops")
     if not used:
         return None
-    by_maker = outcome.data_sheet if comparison.limit == "gemm_bf16" else None
-    limits = [by_maker or math.sqrt(a * b) for a, b in zip(outcome.limit[:-1], outcome.limit[1:], strict=True)]
+    limits = [math.sqrt(a * b) for a, b in zip(outcome.limit[:-1], outcome.limit[1:], strict=True)]
     units = [1 / seconds for seconds in measured.seconds] if bound else speeds(measured)
     shares = [used * each / limit for each, limit in zip(units, limits, strict=False)]
     return median(shares) if shares else None
+
+
+def mfu(outcome: Outcome, measured: Measured) -> Figure | None:
+    """Model FLOPs utilisation: the share of a GPU's bfloat16 rate by its data sheet."""
+    flops = measured.about.get("flops")
+    if not (flops and outcome.data_sheet and measured.seconds):
+        return None
+    return median([flops * speed / outcome.data_sheet for speed in speeds(measured)])
 
 
 def powers(outcome: Outcome, comparison: Comparison, series: str) -> tuple[float, float] | None:
@@ -83,17 +90,30 @@ def powers(outcome: Outcome, comparison: Comparison, series: str) -> tuple[float
 def figure(claim: Claim, outcome: Outcome, comparison: Comparison) -> Figure | None:
     """What a claim comes to, or None where it can't be said."""
     if claim.quantity == "growth":
-        found = powers(outcome, comparison, claim.of)
-        return None if found is None or math.isnan(found[1]) else Figure(found[1], found[1], found[1])
+        grown = powers(outcome, comparison, claim.of)
+        return None if grown is None or math.isnan(grown[1]) else _single(grown[1])
     of, over = outcome.entries.get(claim.of), outcome.entries.get(claim.over or claim.of)
     if of is None or over is None or not (of.seconds and over.seconds):
         return None
-    if claim.quantity == "share":
-        return share(outcome, comparison, of)
-    if claim.quantity == "memory":
-        ratio = of.peak / over.peak
-        return Figure(ratio, ratio, ratio)
-    return paired(of, over) if claim.quantity == "speed" else paired(over, of)
+    match claim.quantity:
+        case "share":
+            return share(outcome, comparison, of)
+        case "mfu":
+            return mfu(outcome, of)
+        case "memory":
+            return _single(of.peak / over.peak)
+        case "peak":
+            return _single(of.peak / 1e9)
+        case "first":
+            return _single(of.about["first_step"]) if "first_step" in of.about else None
+        case "speed":
+            return paired(of, over)
+    return paired(over, of)
+
+
+def _single(value: float) -> Figure:
+    """A figure of one measurement."""
+    return Figure(value, value, value)
 
 
 def reached(claim: Claim, value: float) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,16 +14,23 @@ from torch.nn.functional import linear
 from gptstar.training.hardware import PEAK_BF16_FLOPS
 from speed.job import Job, synchronise
 
-GEMM_SHAPES = ((1024, 1024, 4096), (1024, 4096, 1024), (2048, 2048, 2048))  # (rows, inputs, outputs)
-READ_BYTES = {"cpu": 2**29, "cuda": 2**32}  # beyond any cache
+GEMM_SHAPES = {  # (rows, inputs, outputs)
+    "cpu": ((1024, 1024, 4096), (1024, 4096, 1024), (2048, 2048, 2048)),
+    "cuda": ((8192, 8192, 8192),),
+}
+BYTES = {"cpu": 2**29, "cuda": 2**31}
+"""What is read, or on a GPU copied: more than any cache holds."""
+IN_A_ROW = {"cpu": 1, "cuda": 20}
+"""Products in one measurement: a GPU's clock falls under sustained load, and a training step is such a load."""
 REPEATS = 4
 DTYPES = {"gemm_bf16": torch.bfloat16, "gemm_float32": torch.float32}
 
 
-def limits(wanted: tuple[str, ...], device: str) -> Job:
-    """A job whose round measures the limits that are wanted, each the best of some repetitions.
+def limits(names: tuple[str, ...], device: str) -> Job:
+    """A job whose round measures these limits, each the best of some repetitions.
 
-    `gemm_bf16`, `gemm_float32`: floating-point operations a second; `read_bandwidth`: bytes a second.
+    `gemm_bf16`, `gemm_float32`: floating-point operations a second. `read_bandwidth`: bytes a second, read on a CPU; on
+    a GPU a copy's, which reads and writes.
     """
     torch.manual_seed(0)
     products = {
@@ -31,32 +39,41 @@ def limits(wanted: tuple[str, ...], device: str) -> Job:
                 torch.randn(rows, inputs, dtype=dtype, device=device),
                 torch.randn(outputs, inputs, dtype=dtype, device=device),
             )
-            for rows, inputs, outputs in GEMM_SHAPES
+            for rows, inputs, outputs in GEMM_SHAPES[device]
         ]
         for name, dtype in DTYPES.items()
-        if name in wanted
+        if name in names
     }
-    words = torch.ones(READ_BYTES[device] // 8 if "read_bandwidth" in wanted else 0, dtype=torch.int64, device=device)
+    words = torch.ones(BYTES[device] // 8 if "read_bandwidth" in names else 0, dtype=torch.int64, device=device)
+    copied = torch.empty_like(words) if device == "cuda" else None
+    in_a_row = IN_A_ROW[device]
 
     def measure() -> dict[str, float]:
-        found = {
-            name: max(2 * x.numel() * len(weight) / _best(partial(linear, x, weight), device) for x, weight in pairs)
+        rates = {
+            name: max(
+                2 * x.numel() * len(weight) * in_a_row / _best(partial(linear, x, weight), device, in_a_row)
+                for x, weight in pairs
+            )
             for name, pairs in products.items()
         }
-        if len(words):
-            found["read_bandwidth"] = words.nbytes / _best(words.sum, device)
-        return found
+        if len(words) and copied is not None:
+            rates["read_bandwidth"] = 2 * words.nbytes / _best(partial(copied.copy_, words), device)
+        elif len(words):
+            rates["read_bandwidth"] = words.nbytes / _best(words.sum, device)
+        return rates
 
     measure()
     return Job(measure, tokens=0)
 
 
-def _best(action: Callable[[], object], device: str) -> float:
+def _best(action: Callable[[], object], device: str, in_a_row: int = 1) -> float:
+    """The least seconds that so many in a row take."""
     seconds = []
     for _ in range(REPEATS):
         synchronise(device)
         start = time.perf_counter()
-        action()
+        for _ in range(in_a_row):
+            action()
         synchronise(device)
         seconds.append(time.perf_counter() - start)
     return min(seconds)
@@ -81,7 +98,17 @@ def describe(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "system": platform.system(),
     }
-    return about | ({"device": torch.cuda.get_device_name()} if device == "cuda" else {})
+    return about | ({"device": torch.cuda.get_device_name(), "driver": _driver()} if device == "cuda" else {})
+
+
+def _driver() -> str:
+    """The version of NVIDIA's driver, and of CUDA as PyTorch was built with it."""
+    try:
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        shown = []
+    return f"driver {shown[0] if shown else 'unknown'}, CUDA {torch.version.cuda}"
 
 
 def _cpu_name() -> str:

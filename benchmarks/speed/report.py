@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from speed.comparison import Comparison
 from speed.comparisons import comparisons
 from speed.engine import Measured, Outcome
-from speed.figures import Figure, figure, paired, powers, reached, share, speeds
+from speed.figures import Figure, figure, mfu, paired, powers, reached, share, speeds
 from speed.scale import Scale
 from speed.store import Results
 
@@ -21,6 +21,12 @@ LIMITS = {
     "gemm_float32": ("GEMM peak, float32", 1e9, "GFLOP/s"),
     "read_bandwidth": ("memory is read at", 1e9, "GB/s"),
 }
+GPU_LIMITS = {
+    "gemm_bf16": ("GEMM peak, bfloat16, 8192³", 1e12, "TFLOP/s"),
+    "gemm_float32": ("GEMM peak, float32, 8192³", 1e12, "TFLOP/s"),
+    "read_bandwidth": ("memory is copied at", 1e9, "GB/s"),
+}
+GPU_COLUMNS = ("MFU", "ms a step", "first step, s", "peak, GB")
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
 
 
@@ -64,30 +70,46 @@ def claims_table(pairs: Iterable[tuple[Comparison, Outcome]]) -> Table:
 
 def entries_table(comparison: Comparison, outcome: Outcome) -> Table:
     """One row each: tokens a second, against the baseline, share of the limit, peak memory."""
-    gpu = outcome.data_sheet is not None and comparison.limit == "gemm_bf16"
-    limit = "MFU" if gpu else "of the limit"
-    columns = ("", "parameters", "tokens/s", "ratio (interval)", limit, "peak, GB", "CPU ms a token")
+    more = GPU_COLUMNS if on_gpu(outcome) else ("peak, GB", "CPU ms a token")
+    columns = ("", "parameters", "tokens/s", "ratio (interval)", "of the limit", *more)
     known = [each.name for each in comparison.entries if each.name in outcome.entries]
     baseline = outcome.entries.get(comparison.baseline, Measured())
-    return Table(columns, [_row(name, outcome.entries[name], baseline, comparison, outcome) for name in known])
+    rows = [_row(name, outcome.entries[name], baseline, comparison, outcome) for name in known]
+    return Table(columns, [(*row, *[""] * (len(columns) - len(row))) for row in rows])
+
+
+def on_gpu(outcome: Outcome) -> bool:
+    """Whether it was measured on a GPU."""
+    return "device" in outcome.machine
 
 
 def _row(
     name: str, measured: Measured, baseline: Measured, comparison: Comparison, outcome: Outcome
 ) -> tuple[str, ...]:
     if not measured.seconds:
-        return (name, measured.failure or "not measured", "", "", "", "", "")
+        return name, measured.failure or "not measured"
     ratio, of_limit = paired(measured, baseline), share(outcome, comparison, measured)
     rate = statistics.median(speeds(measured))
-    cpu = 1e3 * statistics.median(measured.cpu_seconds) / measured.about["tokens"]
+    peak = f"{measured.peak / 1e9:.2f}"
+    more: tuple[str, ...]
+    if on_gpu(outcome):
+        of_data_sheet, first = mfu(outcome, measured), measured.about.get("first_step")
+        more = (
+            "" if of_data_sheet is None else f"{of_data_sheet.value:.0%}",
+            f"{1e3 * statistics.median(measured.seconds):.2f}",
+            "" if first is None else f"{first:.0f}",
+            peak,
+        )
+    else:
+        cpu = 1e3 * statistics.median(measured.cpu_seconds) / measured.about["tokens"]
+        more = (peak, f"{cpu:.2f}")
     return (
         name + (f" ({measured.failure})" if measured.failure else ""),
         f"{measured.about['n_params'] / 1e6:,.0f}M" if measured.about["n_params"] else "",
         f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}",
         "1" if measured is baseline else "" if ratio is None else _digits(ratio),
         "" if of_limit is None else f"{of_limit.value:.0%}",
-        f"{measured.peak / 1e9:.2f}",
-        f"{cpu:.2f}",
+        *more,
     )
 
 
@@ -98,12 +120,14 @@ def _digits(found: Figure) -> str:
 
 def remarks(comparison: Comparison, outcome: Outcome) -> Iterator[str]:
     """Below a table: the limit, how series grow, the date."""
-    name, unit, unit_name = LIMITS[comparison.limit]
+    name, unit, unit_name = (GPU_LIMITS if on_gpu(outcome) else LIMITS)[comparison.limit]
     if outcome.limit:
         low, middle, high = (f(outcome.limit) / unit for f in (min, statistics.median, max))
         yield f"{name}: {middle:,.0f} {unit_name}, from {low:,.0f} to {high:,.0f} over the run"
     if outcome.data_sheet and comparison.limit == "gemm_bf16":
-        yield f"by the maker's data sheet: {outcome.data_sheet / 1e12:,.0f} TFLOP/s"
+        yield f"by the maker's data sheet, of which MFU is a share: {outcome.data_sheet / 1e12:,.0f} TFLOP/s"
+    if any("first_step" in each.about for each in outcome.entries.values()) and on_gpu(outcome):
+        yield "the first step includes compilation; a graph that an earlier comparison of the run compiled is cached"
     for series in dict.fromkeys(each.series for each in comparison.entries if each.series):
         if (found := powers(outcome, comparison, series)) is not None:
             yield f"{series}: CPU time grows as T^{found[0]:.2f}, memory to read as T^{found[1]:.2f}"
@@ -148,7 +172,7 @@ def show(of: Sequence[tuple[Comparison, Outcome]], console: Console) -> None:
 
 def _machine(outcome: Outcome) -> str:
     about = outcome.machine
-    device = f"{about['device']}, beside " if "device" in about else ""
+    device = f"{about['device']}, {about.get('driver', 'driver unknown')}, beside " if "device" in about else ""
     return (
         f"{device}{about['processor']}, {about['cores']} cores, {about['memory']}; PyTorch {about['torch']}, "
         f"{about['threads']} threads, Python {about['python']}"

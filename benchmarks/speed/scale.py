@@ -7,6 +7,16 @@ from omegaconf import OmegaConf
 from gptstar.model import GPTConfig
 from speed.worker import ROOT
 
+GPU_LOOP = (
+    "data=bundled",
+    "model=gpt127",
+    "model.n_vocab=4096",  # the bundled text is too short for more
+    "data.context_length=512",
+    "batch_tokens=131072",
+    "hardware.micro_batch_size=64",
+    "schedule.warmup_steps=10",
+)
+
 
 def shape(name: str) -> GPTConfig:
     """A model of `conf/model`."""
@@ -18,8 +28,11 @@ class Scale:
     """Sizes of everything.
 
     Attributes:
-        batch: sequences of `context` tokens a training step; `large_batch`: where memory is compared.
-        prompt, n_new: tokens of decoding; `slow_new`: of what reads all anew for each.
+        gpt2_304m: GPT-2's shape with as many parameters as gpt303.
+        batch: sequences of `context` tokens a training step; `gpt303_batch`: of gpt303; `large_batch`: where memory is
+            compared, and on a GPU where the batch is.
+        prompt, n_new: tokens of decoding; `slow_new`: of what decodes slowly.
+        rows: that are decoded at once.
         lengths: of windows whose loss is computed; the first and `far` are compared.
         original_length: the longest that is tried in the original's way, within `address_space` bytes.
         loop: overrides of the run whose loop is measured, and `loop_steps` of a round.
@@ -28,7 +41,9 @@ class Scale:
     gpt127: GPTConfig
     gpt303: GPTConfig
     gpt2_small: GPTConfig
+    gpt2_304m: GPTConfig
     batch: int = 2
+    gpt303_batch: int = 2
     large_batch: int = 8
     context: int = 512
     prompt: int = 512
@@ -55,20 +70,21 @@ class Scale:
 
     @classmethod
     def of(cls, device: str, *, long: bool = False) -> "Scale":
-        """What a device is asked for; `long` adds windows that a CPU takes minutes for."""
-        scale = cls(gpt127=shape("gpt127"), gpt303=shape("gpt303"), gpt2_small=shape("gpt2_small"))
-        if long:
-            scale = replace(scale, lengths=(*scale.lengths, 16384, 32768))
+        """The sizes for a device.
+
+        Args:
+            long: also read windows that a CPU takes minutes for.
+        """
+        gpt2 = shape("gpt2_small")
+        scale = cls(shape("gpt127"), shape("gpt303"), gpt2, replace(gpt2, n_layers=20, d_model=1024, n_heads=16))
         if device == "cuda":
-            micro_batch = ("batch_tokens=65536", "hardware.micro_batch_size=32")
-            scale = replace(
+            return replace(
                 scale,
-                batch=32,
-                large_batch=64,
-                n_new=128,
-                slow_new=16,
-                address_space=None,
-                loop=(*scale.loop, *micro_batch),
-                loop_steps=20,
+                batch=64,
+                gpt303_batch=32,
+                large_batch=128,
+                n_new=256,
+                slow_new=64,
+                loop=GPU_LOOP,
             )
-        return scale
+        return replace(scale, lengths=(*scale.lengths, 16384, 32768)) if long else scale

@@ -50,7 +50,8 @@ def training_job(
         optimizer.zero_grad(set_to_none=True)
 
     model.train()
-    return Job(timed(step, device), batch * context, flops=flops, n_params=n_params(model))
+    steps = timed(step, device)
+    return Job(steps, batch * context, flops=flops, n_params=n_params(model), first_step=steps.first)
 
 
 def decoding_job(

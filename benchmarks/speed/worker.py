@@ -43,7 +43,7 @@ class WorkerError(Exception):
 
 
 class Worker:
-    """A process that was told what to build.
+    """A process that imports what it needs as soon as it is started, and builds and measures when it is asked to.
 
     Args:
         build: `module.function` below `speed`, which returns a `Job`.
@@ -53,9 +53,6 @@ class Worker:
 
     Attributes:
         about: what the job says of itself, and `held`: the process's peak in bytes before the first round.
-
-    Raises:
-        WorkerError: it could not be built: a package is missing, or memory ran out.
     """
 
     def __init__(
@@ -72,8 +69,26 @@ class Worker:
         self._process = context.Process(target=_main, args=(theirs, self._folder.name, *what))
         self._process.start()
         theirs.close()
+        self.about: dict[str, float] = {}
+
+    def wait_until_ready(self) -> None:
+        """Wait until it has imported what it needs; `build` says whether that failed."""
+        with contextlib.suppress(ConnectionError):
+            self._connection.poll(PATIENCE)
+
+    def build(self, patience: float = PATIENCE) -> None:
+        """Build what it will measure.
+
+        Args:
+            patience: seconds to wait for it.
+
+        Raises:
+            WorkerError: it could not be built: a package is missing, memory ran out, or it took too long.
+        """
         try:
-            self.about: dict[str, float] = self._answer()
+            self._answer()
+            self._connection.send("build")
+            self.about = self._answer(patience)
         except BaseException:
             self.close()
             raise
@@ -96,10 +111,10 @@ class Worker:
         self._process.join()
         self._folder.cleanup()
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self, patience: float = PATIENCE) -> dict[str, float]:
         try:
-            if not self._connection.poll(PATIENCE):
-                raise WorkerError(f"no answer in {PATIENCE:.0f} s")
+            if not self._connection.poll(patience):
+                raise WorkerError(f"no answer in {patience:.0f} s")
             kind, content = self._connection.recv()
         except (EOFError, ConnectionError):
             self._process.join()
@@ -120,7 +135,10 @@ def _main(
     limit: int | None,
     keeps_memory: bool,
 ) -> None:
-    """The process: build, say what was built, then a round for each request until the other end is closed."""
+    """The process: import, build when asked, say what was built, then a round for each request.
+
+    It ends when the other end is closed.
+    """
     os.setsid()  # a group of its own, to be ended with all that it starts
     sys.path[:] = [*map(os.path.abspath, sys.path), str(EXTRA_PACKAGES)]
     os.chdir(folder)
@@ -135,11 +153,16 @@ def _main(
         keep_freed_memory()
     try:
         module, _, function = build.rpartition(".")
-        job = getattr(importlib.import_module(f"speed.{module}"), function)(**arguments)
+        built = getattr(importlib.import_module(f"speed.{module}"), function)
+        connection.send(("ready", {}))
+        connection.recv()
+        job = built(**arguments)
     except BaseException as error:
-        connection.send(("failed", reason(error)))
+        with contextlib.suppress(ConnectionError):
+            connection.send(("failed", reason(error)))
         return
-    about = {"tokens": job.tokens, "flops": job.flops, "weight_bytes": job.weight_bytes, "n_params": job.n_params}
+    about = {name: getattr(job, name) for name in ("tokens", "flops", "weight_bytes", "n_params")}
+    about |= {"first_step": job.first_step} if job.first_step else {}
     connection.send(("built", about | {"held": peak_memory()}))
     if job.main is None:
         _serve(connection, job)

@@ -29,9 +29,13 @@ def build(config: GPTConfig, device: str) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(theirs).to(device)  # type: ignore[arg-type]
 
 
-def training(config: GPTConfig, *, precision: Precision, batch: int, context: int, device: str) -> Job:
+def training(
+    config: GPTConfig, *, precision: Precision, batch: int, context: int, device: str, compiled: bool = False
+) -> Job:
     """A training step with the model's own loss; bfloat16 by autocast."""
     model = build(config, device)
+    if compiled:
+        model.compile()
     return training_job(
         model,
         lambda tokens, _: model(tokens, labels=tokens, use_cache=False).loss,

@@ -9,7 +9,7 @@ from speed.job import Job, training_flops
 from speed.steps import adamw, n_params, training_job
 
 
-def training(config: GPTConfig, *, batch: int, context: int, device: str) -> Job:
+def training(config: GPTConfig, *, batch: int, context: int, device: str, compiled: bool = False) -> Job:
     """A training step; weights, gradients and the optimizer's state are all bfloat16.
 
     Args:
@@ -26,9 +26,10 @@ def training(config: GPTConfig, *, batch: int, context: int, device: str) -> Job
     }
     model = GPT(Config.from_name("pythia-160m", **sizes)).to(device, torch.bfloat16)
     model.max_seq_length = context
+    forward = torch.compile(model) if compiled else model
     return training_job(
         model,
-        lambda tokens, targets: chunked_cross_entropy(model(tokens), targets),
+        lambda tokens, targets: chunked_cross_entropy(forward(tokens), targets),
         adamw(model, fused=True),
         autocast=False,
         flops=training_flops(n_params(model) - model.transformer.wte.weight.numel(), config, context),

@@ -65,7 +65,8 @@ def training(
     config: GPTConfig, *, precision: Precision, batch: int, context: int, device: str, compiled: bool = False
 ) -> Job:
     """A training step; bfloat16 by autocast."""
-    model = NanoGPT(config).to(device)
+    with torch.device(device):
+        model = NanoGPT(config)
     forward = torch.compile(model) if compiled else model
     return training_job(
         model,

@@ -13,7 +13,7 @@ from gptstar.inference.packed import packed
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer
 from gptstar.training.working_copy import WorkingCopy
-from speed.job import Job, synchronise, timed
+from speed.job import Job, timed
 from speed.steps import Precision, prompt_of, training_job
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -84,20 +84,32 @@ def prefill(config: GPTConfig, *, precision: Precision, prompt: int, device: str
     return Job(timed(lambda: decode(model, prompts, 1), device), prompt, n_params=config.n_params)
 
 
-def decoding(config: GPTConfig, *, precision: str, prompt: int, n_new: int, device: str, batch: int = 1) -> Job:
-    """The likeliest token at a time, with a cache; the first token, which comes of the prompt, is not timed."""
+def decoding(
+    config: GPTConfig,
+    *,
+    precision: str,
+    prompt: int,
+    n_new: int,
+    device: str,
+    batch: int = 1,
+    compiled: bool = False,
+) -> Job:
+    """The likeliest token at a time, with a cache; the first token, which comes of the prompt, is not timed.
+
+    Args:
+        compiled: compile the step, on a GPU.
+    """
     model = in_use(config, precision, device)
     prompts = prompt_of(config.n_vocab, batch, prompt, device).tolist()
 
     def seconds() -> float:
         times: list[float] = []
 
-        def ended(tokens: Sequence[int]) -> bool:  # asked for each row after each token
-            synchronise(device)
+        def ended(tokens: Sequence[int]) -> bool:  # called for each row after each token, which has arrived by then
             times.append(time.perf_counter())
             return len(tokens) > n_new
 
-        decode(model, prompts, n_new + 2, ended=ended)
+        decode(model, prompts, n_new + 2, ended=ended, compiled=compiled)
         return (times[-1] - times[batch - 1]) / n_new
 
     seconds()

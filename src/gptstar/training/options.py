@@ -1,4 +1,4 @@
-"""Options passed through to Lightning's Trainer, and which are not."""
+"""Options passed through to Lightning's Trainer, and those that are not."""
 
 import inspect
 from difflib import get_close_matches
@@ -35,6 +35,16 @@ OURS = {
 }
 """Trainer options that follow from other keys."""
 
+TRACE = "trace"
+"""The value of `trainer.profiler` that stands for our own profiler (`profile.py`)."""
+
+PROFILERS = (TRACE, "simple", "advanced", "pytorch", "xla")
+
+
+def lightning_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without our own profiler, which Lightning does not know."""
+    return {key: value for key, value in options.items() if (key, value) != ("profiler", TRACE)}
+
 
 def check_trainer_options(options: dict[str, Any]) -> None:
     """Refuse what the Trainer doesn't take, or what another key decides.
@@ -46,6 +56,9 @@ def check_trainer_options(options: dict[str, Any]) -> None:
         value = options.get(key, 1)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ConfigError(f"trainer.{key}={value} is not a whole number of 1 or more; it counts optimizer steps")
+    profiler = options.get("profiler")
+    if profiler is not None and profiler not in PROFILERS:
+        raise ConfigError(f"trainer.profiler={profiler} is not a profiler: choose one of {', '.join(PROFILERS)}")
     if not options:
         return
     import lightning.pytorch as pl  # takes seconds, and a configuration is read by those who don't train, too

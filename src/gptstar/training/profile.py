@@ -1,0 +1,164 @@
+"""Where the time of an optimizer step goes: a trace to look at, and the operations that take most of it."""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from gptstar.training.module import LanguageModelling
+
+TRACE_FILE, TABLE_FILE = "trace.json.gz", "profile.txt"
+
+UNTOUCHED_STEPS = 2
+"""The first compiles; in the second, memory and libraries may still be set up."""
+
+WARM_UP_STEPS = 1
+"""Run under the profiler, which is slow to start, and are thrown away."""
+
+RECORDED_STEPS = 3
+"""At most; a run that ends before has fewer."""
+
+ROWS = 10
+
+
+class ProfileSteps(pl.Callback):
+    """Profiles a few steps after the first ones, and writes a trace and a table into the run directory.
+
+    Only the first rank does. A run that stops before the last of these steps leaves neither file.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._profiler: profile | None = None
+        self._last_step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the profiler, if the run is long enough."""
+        if not trainer.is_global_zero:
+            return
+        before = UNTOUCHED_STEPS + WARM_UP_STEPS
+        left = trainer.max_steps - trainer.global_step
+        if left <= before:
+            self._say(f"nothing is profiled: {left} steps are left, the first {before} are skipped: raise total_steps")
+            return
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's profiler prints lines of its own
+        on_gpu = trainer.strategy.root_device.type == "cuda"
+        steps = min(RECORDED_STEPS, left - before)
+        self._profiler = profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],
+            schedule=schedule(wait=UNTOUCHED_STEPS, warmup=WARM_UP_STEPS, active=steps, repeat=1),
+            on_trace_ready=partial(self._conclude, folder=Path(trainer.default_root_dir), steps=steps, on_gpu=on_gpu),
+        )
+        self._last_step = before + steps
+        self._profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
+    ) -> None:
+        """Tell the profiler where a step ends."""
+        assert isinstance(pl_module, LanguageModelling)
+        if self._profiler is not None and pl_module.step_ended(batch_idx):
+            self._profiler.step()
+            if self._profiler.step_num == self._last_step:
+                self._stop()
+
+    def _conclude(self, profiler: profile, *, folder: Path, steps: int, on_gpu: bool) -> None:
+        profiler.export_chrome_trace(str(folder / TRACE_FILE))
+        summary = summarise(profiler, steps, on_gpu=on_gpu)
+        with (folder / TABLE_FILE).open("w", encoding="utf-8") as file:
+            for console in (self._console, Console(file=file, width=160)):  # names of kernels are long
+                console.print(summary.headline(), highlight=False)
+                console.print(summary.table(ROWS))
+        self._say(f"trace in {folder / TRACE_FILE}: open it at https://ui.perfetto.dev or chrome://tracing")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop a profiler whose last step never came, as under `trainer.max_time`."""
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Stop the profiler, so that another run in this process can start its own."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._profiler is not None:
+            self._profiler.on_trace_ready = None
+            self._profiler.stop()
+            self._profiler = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of the CPU, or a kernel of the GPU: its own time, without what it calls, and its calls, per step."""
+
+    name: str
+    seconds: float
+    calls: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The profiled steps.
+
+    Attributes:
+        step_seconds: wall time of a step under the profiler.
+        operations: longest first.
+    """
+
+    steps: int
+    step_seconds: float
+    on_gpu: bool
+    operations: tuple[Operation, ...]
+
+    @property
+    def kind(self) -> str:
+        """What an operation is on this device."""
+        return "kernel" if self.on_gpu else "operation"
+
+    @property
+    def total_seconds(self) -> float:
+        """Own time of all operations, per step."""
+        return sum(operation.seconds for operation in self.operations)
+
+    def headline(self) -> str:
+        """What the shares are of."""
+        step, total = 1e3 * self.step_seconds, 1e3 * self.total_seconds
+        return f"{self.steps} steps of {step:,.1f} ms while profiled; {self.kind}s take {total:,.1f} ms of each"
+
+    def table(self, rows: int) -> Table:
+        """The operations that took most time; `share` is of the time of all operations."""
+        table = Table(box=None)
+        table.add_column(self.kind)
+        for heading in ("share", "ms per step", "calls per step"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for each in self.operations[:rows]:
+            share, milliseconds = f"{each.seconds / self.total_seconds:.1%}", f"{1e3 * each.seconds:,.2f}"
+            name = Text(each.name.removeprefix("void "), no_wrap=True, overflow="ellipsis")
+            table.add_row(name, share, milliseconds, f"{each.calls:,.0f}")
+        return table
+
+
+def summarise(profiler: profile, steps: int, *, on_gpu: bool) -> Summary:
+    """Sum what a profiler recorded in some steps, by operation."""
+    device = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    operations, step_microseconds = [], 0.0
+    for event in profiler.key_averages():
+        if event.key == "ProfilerStep*" and event.device_type == DeviceType.CPU:
+            step_microseconds = event.cpu_time_total
+        if event.device_type != device or event.is_user_annotation or event.key == "ProfilerStep*":
+            continue
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        operations.append(Operation(event.key, own * 1e-6 / steps, event.count / steps))
+    longest_first = tuple(sorted(operations, key=lambda operation: -operation.seconds))
+    return Summary(steps, step_microseconds * 1e-6 / steps, on_gpu, longest_first)

@@ -59,7 +59,7 @@ def test_a_run_explains_itself(overrides: Overrides, tmp_path: Path) -> None:
     assert sorted(recorded(folder, "validation/loss")) == [10, 20, 24]
     first = next(row for row in read_metrics(folder) if row["step"] == 1)
     assert first["learning_rate"] == 0.0
-    assert {"gradient_norm/block_00", "gradient_norm/block_01", "tokens_per_second", "train/perplexity"} <= set(first)
+    assert {"gradient_norm/block_00", "gradient_norm/block_01", "data_wait", "train/perplexity"} <= set(first)
     assert first["tokens"] == 256
     assert "mfu" not in first  # no data sheet gives a CPU's peak
     validation = next(row for row in read_metrics(folder) if "validation/loss" in row)
@@ -468,10 +468,15 @@ def test_an_unwritable_directory_is_refused(overrides: Overrides, tmp_path: Path
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_debug_modes(overrides: Overrides, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_debug_modes(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("debug=fast", output="fast"))
     assert not list((tmp_path / "fast").glob("*.ckpt"))
     run_here(overrides("debug=profile", "total_steps=5", "schedule.warmup_steps=1", output="profile"))
+    assert (tmp_path / "profile/trace.json.gz").exists()
+
+
+def test_lightnings_own_profilers_are_passed_through(overrides: Overrides, caplog: pytest.LogCaptureFixture) -> None:
+    run_here(overrides("trainer.profiler=simple", "total_steps=4", "schedule.warmup_steps=1"))
     assert "run_training_batch" in caplog.text
 
 

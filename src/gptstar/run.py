@@ -16,6 +16,8 @@ from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.memory import keep_freed_memory
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
+from gptstar.training.options import TRACE, lightning_options
+from gptstar.training.profile import ProfileSteps
 from gptstar.training.progress import StepProgress
 from gptstar.training.report import conclude
 from gptstar.training.resume import begin, read_for
@@ -152,6 +154,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             console=console,
         )
         evaluators = [evaluator] if config.evaluation.every_n_steps else []
+        progress = StepProgress(console, config.total_steps, recorder, compiles=config.hardware.compiles())
+        profilers = [ProfileSteps(console)] if config.trainer.get("profiler") == TRACE else []
         loggers = until_the_end.enter_context(tracked(config.tracker, directory.path, config.name, state.step, console))
         trainer = build_trainer(
             config.hardware,
@@ -160,8 +164,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             accumulate=config.accumulate,
             validate_every=config.validate_every,
             loggers=loggers,
-            callbacks=[StepProgress(console, config.total_steps), recorder, *evaluators, saver],
-            options=config.trainer,
+            callbacks=[recorder, progress, *profilers, *evaluators, saver],
+            options=lightning_options(config.trainer),
         )
         directory.describe(config_yaml, shards.manifest.fingerprint)
         if ranks.first:

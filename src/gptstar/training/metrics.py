@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import math
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from gptstar.errors import TrainingError
 from gptstar.training.memory import peak_bytes
 from gptstar.training.metrics_csv import METRICS_FILE, read_rows
 from gptstar.training.module import LanguageModelling
+from gptstar.training.throughput import Throughput
 
 
 class MetricsCSV(Logger):
@@ -79,16 +79,22 @@ class MetricsCSV(Logger):
 
 
 class RecordMetrics(pl.Callback):
-    """Sends the module's metrics to every logger, with speed and memory beside them: wall time, validation left out.
+    """Sends the module's metrics to every logger, with speed and memory beside them: wall time, without validation.
 
-    `data_wait` is the share of the time that was spent waiting for batches, `mfu` the model's floating-point operations
-    over the device's peak, `peak_memory_gib` the most that the process has held.
+    - `tokens_per_second` and `mfu` (the model's floating-point operations over the device's peak) leave out the first
+      step at each context length, which compiles. A row has neither before another step has ended.
+    - `first_step_seconds` is the time that such first steps took since the row before.
+    - `data_wait` is the share of the time that was spent waiting for batches.
+    - `peak_memory_gib` is the most memory that the process has held.
 
     Args:
         log_every: steps between rows; the first and the last step are always logged, and those that were skipped.
-        batch_tokens: tokens a step, over all ranks.
-        flops_per_token: what a training token costs at a context length.
-        peak_flops: floating-point operations a second of one device by its data sheet, or None where unknown.
+        batch_tokens: tokens per step, over all ranks.
+        flops_per_token: floating-point operations of a training token at a context length.
+        peak_flops: floating-point operations per second of one device by its data sheet, or None where unknown.
+
+    Attributes:
+        first_step_seconds: time of the last step if it was the first at its context length, else None.
     """
 
     def __init__(
@@ -102,64 +108,66 @@ class RecordMetrics(pl.Callback):
     ) -> None:
         self._log_every, self._batch_tokens, self._total_steps = log_every, batch_tokens, total_steps
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
+        self._throughput = Throughput(batch_tokens, peak_flops)
+        self._last_rates: dict[str, float] = {}
+        self.first_step_seconds: float | None = None
+
+    def rates(self) -> dict[str, float]:
+        """Tokens per second and MFU of the last row that has them; until there is one, of the steps so far."""
+        return self._last_rates or self._throughput.rates()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
-        self._restart(trainer)
+        peak_flops = self._peak_flops and self._peak_flops * trainer.world_size
+        self._throughput = Throughput(self._batch_tokens, peak_flops)
+        self._throughput.start(self._waited(trainer))
 
-    def _restart(self, trainer: pl.Trainer) -> None:
-        self._since, self._steps = time.perf_counter(), 0
-        self._waited = getattr(trainer.train_dataloader, "waited", 0.0)
+    def _waited(self, trainer: pl.Trainer) -> float:
+        return getattr(trainer.train_dataloader, "waited", 0.0)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """At the end of a step, log it if it is due."""
+        """At the end of a step, time it, and log it if it is due."""
         assert isinstance(pl_module, LanguageModelling)
-        step = trainer.global_step
         if not pl_module.step_ended(batch_idx):
             return
-        self._steps += 1
-        due = step % self._log_every == 0 or step in (1, self._total_steps)
-        if not due and "skipped" not in pl_module.step_metrics:
-            return
-        if trainer.strategy.root_device.type == "cuda":
+        step, length = trainer.global_step, pl_module.length
+        due = step % self._log_every == 0 or step in (1, self._total_steps) or "skipped" in pl_module.step_metrics
+        first = self._throughput.is_first(length)
+        if (due or first) and trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
-        seconds = time.perf_counter() - self._since
-        tokens_per_second = self._steps * self._batch_tokens / seconds
-        waited = getattr(trainer.train_dataloader, "waited", 0.0) - self._waited
-        metrics = pl_module.step_metrics | {
-            "tokens": step * self._batch_tokens,
-            "tokens_per_second": tokens_per_second,
-            "data_wait": waited / seconds,
-        }
+        flops = self._flops_per_token(length) * self._batch_tokens
+        seconds = self._throughput.end_step(length, flops, self._waited(trainer))
+        self.first_step_seconds = seconds if first else None
+        if not due:
+            return
+        speed = self._throughput.end_interval()
+        metrics = pl_module.step_metrics | {"tokens": step * self._batch_tokens} | speed
+        if "tokens_per_second" in speed:
+            self._last_rates = speed
         if peak := peak_bytes(trainer.strategy.root_device):
             metrics["peak_memory_gib"] = peak / 2**30
-        if self._peak_flops:
-            flops = self._flops_per_token(pl_module.length)
-            metrics["mfu"] = tokens_per_second * flops / (self._peak_flops * trainer.world_size)
         self.record(trainer, metrics)
-        self._restart(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
-        self._since -= time.perf_counter()
+        self._throughput.pause()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the validation, and let the clock go on."""
         assert isinstance(pl_module, LanguageModelling)
-        self._since += time.perf_counter()
+        self._throughput.unpause()
         self.record(trainer, pl_module.validation_metrics)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Stop the clock for what is no training."""
-        self._since -= time.perf_counter()
+        """Stop the clock during work that is not training."""
+        self._throughput.pause()
         try:
             yield
         finally:
-            self._since += time.perf_counter()
+            self._throughput.unpause()
 
     def record(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
         """Send metrics to every logger, but for those that are not finite."""

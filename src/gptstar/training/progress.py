@@ -1,4 +1,4 @@
-"""A progress bar that counts optimizer steps, and where nobody watches, a line now and then."""
+"""A progress bar that counts optimizer steps; without a terminal, a line now and then."""
 
 import time
 from typing import Any
@@ -6,61 +6,94 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 
 SECONDS_BETWEEN_LINES = 15.0
 
+UPDATES_PER_SECOND = 2.0
+"""Of the bar. Drawing it takes the interpreter from the training loop for milliseconds."""
+
+LONG_FIRST_STEP = 5.0
+"""Seconds from which on a first step is reported in a line of its own."""
+
 
 class StepProgress(ProgressBar):
-    """Steps done, loss, validation loss and time left."""
+    """Steps done, loss, validation loss, speed and time left, within 80 columns.
 
-    def __init__(self, console: Console, total_steps: int) -> None:
+    Args:
+        recorder: measures the speed; it comes before this one among the Trainer's callbacks.
+        compiles: whether the first step at a context length includes compilation.
+    """
+
+    def __init__(self, console: Console, total_steps: int, recorder: RecordMetrics, *, compiles: bool) -> None:
         super().__init__()
         self._console, self._total_steps = console, total_steps
+        self._recorder, self._compiles = recorder, compiles
         self._live = Progress(
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             console=console,
+            expand=True,
+            refresh_per_second=UPDATES_PER_SECOND,
+            speed_estimate_period=600,  # steps may take minutes
         )
-        self._printed = 0.0
+        self._shown = 0.0
 
     def disable(self) -> None:
-        """Lightning asks this of every rank but the first, which alone shows anything here."""
+        """Lightning calls this on every rank but the first. Nothing is left to do: only the first shows anything."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar, or note the time."""
         if trainer.is_global_zero and self._console.is_terminal:
             self._task = self._live.add_task("", total=self._total_steps, completed=trainer.global_step, status="")
             self._live.start()
-        self._printed = time.monotonic()
+        self._shown = time.monotonic()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """Advance."""
+        """At the end of a step, advance; and report a first step that took long."""
         assert isinstance(pl_module, LanguageModelling)
         if not (pl_module.step_ended(batch_idx) and trainer.is_global_zero):
             return
+        self._report_first_step(pl_module.length)
+        live, step = self._live.live.is_started, trainer.global_step
+        since = time.monotonic() - self._shown
+        if step != self._total_steps and since < (1 / UPDATES_PER_SECOND if live else SECONDS_BETWEEN_LINES):
+            return
+        self._shown = time.monotonic()
         status = self._status(pl_module)
-        if self._live.live.is_started:
-            self._live.update(self._task, completed=trainer.global_step, status=status)
-        elif time.monotonic() - self._printed > SECONDS_BETWEEN_LINES or trainer.global_step == self._total_steps:
-            self._console.print(f"step {trainer.global_step:,} of {self._total_steps:,}  {status}", highlight=False)
-            self._printed = time.monotonic()
+        if live:
+            self._live.update(self._task, completed=step, status=status)
+        else:
+            line = f"step {step:,} of {self._total_steps:,}  {status}"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _report_first_step(self, length: int) -> None:
+        seconds = self._recorder.first_step_seconds
+        if seconds is None or seconds < LONG_FIRST_STEP:
+            return
+        including = " (compilation included)" if self._compiles else ""
+        line = f"first step at context {length} after {seconds:.0f} s{including}"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def _status(self, module: LanguageModelling) -> str:
         loss = module.step_metrics.get("train/loss")
-        status = "skipped: not finite" if loss is None else f"loss {loss:.3f}"
+        parts = ["skipped: not finite" if loss is None else f"loss {loss:.3f}"]
         if validation := module.validation_metrics.get("validation/loss"):
-            status += f"  validation {validation:.3f}"
-        return status
+            parts.append(f"validation {validation:.3f}")
+        rates = self._recorder.rates()
+        if tokens_per_second := rates.get("tokens_per_second"):
+            parts.append(f"{_short(tokens_per_second)} tok/s")
+        if mfu := rates.get("mfu"):
+            parts.append(f"MFU {100 * mfu:.0f} %")
+        return "  ".join(parts)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave the terminal as it was."""
@@ -71,3 +104,12 @@ class StepProgress(ProgressBar):
         """Leave the terminal as it was."""
         if self._live.live.is_started:
             self._live.stop()
+
+
+def _short(number: float) -> str:
+    """Three digits or so: `950`, `3.1k`, `186k`, `1.2M`."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            scaled = number / size
+            return f"{scaled:.1f}{unit}" if scaled < 9.95 else f"{scaled:.0f}{unit}"
+    return f"{number:.0f}"

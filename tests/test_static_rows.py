@@ -10,7 +10,7 @@ from test_scoring import KINDS, build, by_positions
 from gptstar.inference import decode as decoding
 from gptstar.inference.decode import decode, steps
 from gptstar.inference.memory import activation_bytes, cache_bytes
-from gptstar.inference.packed import packed
+from gptstar.inference.packed import JoinedLinear, PackedGPT, packed
 from gptstar.inference.rows import Rows, piece_for
 from gptstar.inference.sampling import GREEDY, Sampling
 from gptstar.inference.static_rows import BLOCK, StaticRows
@@ -121,7 +121,11 @@ def test_rows_are_dropped_when_half_have_ended(static, monkeypatch):
 
 
 @by_positions
-@pytest.mark.parametrize("form", [lambda model: model, packed], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "form",
+    [lambda model: model, packed, lambda model: PackedGPT(model, JoinedLinear)],
+    ids=["plain", "packed", "joined"],
+)
 def test_the_static_step_is_one_graph(kind, form):
     if kind["positions"] == "learned":
         pytest.skip("the check of the capacity reads positions off the device")

@@ -84,8 +84,8 @@ def steps(
         ended: says whether the continuation of this prompt is complete; called after the caller has used a step.
         numbers: seeds of the prompts' draws; 0, 1, 2 … by default.
         n_likeliest: report the log-probability of each token and this many of the likeliest; None reports nothing.
-        compiled: on a GPU compile the step. That takes up to a minute for each number of rows and each multiple of 128
-            tokens, and then saves a third of the time of each token: for a demo, not for 200 tokens.
+        compiled: compile the step, on a GPU only. That takes up to a minute for each number of rows and each multiple of
+            128 tokens, so it pays for a demo or for thousands of tokens, not for 200.
 
     Raises:
         ConfigError: a prompt has no tokens, or learned positions hold fewer tokens than this needs.

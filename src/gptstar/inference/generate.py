@@ -1,4 +1,4 @@
-"""Texts from prompts, whole or as they come."""
+"""Texts from prompts, whole or streamed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,16 +67,27 @@ def generate(
     stop: Sequence[str] = (),
     n_likeliest: int | None = None,
     tokenizer: Tokenizer | None = None,
+    compiled: bool = False,
 ) -> list[Continuation]:
-    """Continue texts; all arguments and what is raised as `stream`.
+    """Continue texts; `stream` documents the arguments and the errors.
 
     Returns:
         `n` continuations of the first prompt, then those of the next.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     written = [Continuation(prompt) for prompt in prompts for _ in range(n)]
-    arguments = {"n": n, "sampling": sampling, "stop": stop, "n_likeliest": n_likeliest, "tokenizer": tokenizer}
-    for piece in stream(model, prompts, n_new, **arguments):  # type: ignore[arg-type]
+    pieces = stream(
+        model,
+        prompts,
+        n_new,
+        n=n,
+        sampling=sampling,
+        stop=stop,
+        n_likeliest=n_likeliest,
+        tokenizer=tokenizer,
+        compiled=compiled,
+    )
+    for piece in pieces:
         text = written[piece.number]
         text.text += piece.text
         text.tokens.append(piece.token)
@@ -97,18 +108,21 @@ def stream(
     stop: Sequence[str] = (),
     n_likeliest: int | None = None,
     tokenizer: Tokenizer | None = None,
+    compiled: bool = False,
 ) -> Iterator[Piece]:
     """Continue texts token by token; with ALiBi they may become longer than the training context.
 
     Args:
         model: in eval mode.
-        prompts: an empty one begins a document.
+        prompts: an empty prompt begins a document.
         n_new: tokens to add at most.
         n: continuations of each prompt.
-        sampling: how tokens are drawn; a text's draws depend on its place, not on the others. `USUAL` unless given.
-        stop: strings that end a text before them.
-        n_likeliest: so many of the likeliest are told with each token; 0 tells only its own log-probability.
-        tokenizer: the one the model was trained with; `model.tokenizer` unless given.
+        sampling: how to draw tokens; by default `USUAL`. A text's draws depend on its place, not on the other texts.
+        stop: strings that end a text; they are cut off.
+        n_likeliest: report this many of the likeliest tokens with each token, and its log-probability; 0 reports the
+            log-probability alone, None nothing.
+        tokenizer: the one the model was trained with; by default `model.tokenizer`.
+        compiled: compile the decoding step, as `steps` says.
 
     Raises:
         ConfigError: settings out of range, or more tokens than learned positions have a capacity for.
@@ -127,6 +141,7 @@ def stream(
         sampling=sampling or USUAL,
         ended=lambda number: texts[number].ended_by is not None,
         n_likeliest=n_likeliest,
+        compiled=compiled,
     )
     for place, step in enumerate(drawn, start=1):
         for row, (number, token) in enumerate(zip(step.numbers, step.tokens, strict=True)):

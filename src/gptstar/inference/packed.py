@@ -1,9 +1,10 @@
-"""A model whose matrices lie in memory as they are read fastest: for inference only."""
+"""A model for inference only, whose matrices are laid out and joined as its device reads them fastest."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from gptstar.errors import ConfigError
 from gptstar.model import GPT
@@ -12,7 +13,7 @@ from gptstar.model.blocks import ParallelBlock
 from gptstar.model.view import Scope, asked_of
 
 Pack = Callable[[Tensor, Tensor | None], nn.Module]
-"""From a weight `(out, in)` and a bias `(out,)` to a module that multiplies by it: `(…, in)` → `(…, out)`."""
+"""Makes of a weight `(out, in)` and a bias `(out,)` a module that multiplies by it: `(…, in)` → `(…, out)`."""
 
 
 class PackedLinear(nn.Module):
@@ -28,6 +29,24 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(…, in)` → `(…, out)`, of the type of the weights; not for autocast."""
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
+
+
+class JoinedLinear(nn.Module):
+    """A linear layer on a GPU, whose weight is as it was; blocks join two of them into one.
+
+    In a compiled step the bias is added by itself. So a compiler writes the product of one row as one kernel with all
+    that follows it; with a bias in the product it would call a library.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(…, in)` → `(…, out)`."""
+        if self._bias is not None and torch.compiler.is_compiling():
+            return linear(x, self._weight) + self._bias
+        return linear(x, self._weight, self._bias)
 
 
 class PackedBlock(nn.Module):
@@ -99,12 +118,14 @@ class PackedGPT(GPT):
 
 
 def packed(model: GPT) -> GPT:
-    """The same model, faster to decode with on a CPU: half the time a token in bfloat16.
+    """Return the same model in a form that decodes faster, or the model itself where no form is faster.
 
-    It takes the memory of its weights once more. Where there is nothing to gain, on a GPU or without oneDNN, it is the
-    model itself.
+    A CPU takes half the time a token in bfloat16. A GPU reads a parallel block's joined matrices by one kernel. The
+    copies take up to the memory of the weights once more.
     """
     weight = model.token_embedding.weight
+    if weight.is_cuda:
+        return PackedGPT(model, JoinedLinear)
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     offered = weight.device.type == "cpu" and has_onednn
     if weight.dtype is torch.bfloat16:

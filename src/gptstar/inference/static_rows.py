@@ -1,6 +1,6 @@
 """Rows whose next token is read by one function of static tensors, which a GPU replays as one CUDA graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from gptstar.model.view import StaticCache, View
 
 BLOCK = 128
 """Columns are allocated in multiples of this, so that decodes of similar lengths have the same shapes."""
+
+MOST_SHAPES = 64
+"""Numbers of rows and of columns that a process may compile a step for; PyTorch's own limit is 8."""
 
 
 class StaticRows(Rows):
@@ -53,7 +56,7 @@ class StaticRows(Rows):
         return logits
 
     def _prepare(self) -> None:
-        step = torch.compile(self.step, fullgraph=True, dynamic=False) if self._compiled else self.step
+        step = _compiled(self.step) if self._compiled else self.step
         self._launch = CudaGraph(step, self.device) if self.device.type == "cuda" else step
 
     def read(self, tokens: Tensor) -> Tensor:
@@ -79,3 +82,14 @@ class StaticRows(Rows):
         super().select(rows)
         self._tokens = self._tokens[rows]
         self._prepare()
+
+
+def _compiled(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A compiled step, with products of one row as kernels of its own (`coordinate_descent_tuning`)."""
+    compiled = torch.compile(step, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True})
+
+    def limited() -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=MOST_SHAPES):
+            return compiled()
+
+    return limited

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from gptstar.model import GPT, GPTConfig
-from gptstar.model.attention import AttentionForm
 from gptstar.model.kernels import documents as documents_kernel
 from gptstar.model.kernels import products
+from gptstar.model.kernels.choice import AttentionForm
 from gptstar.model.kernels.documents import attention_within_documents
 from gptstar.model.kernels.products import products_attention
 from gptstar.model.kernels.reference import reference_attention

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from gptstar.model import GPT, GPTConfig
-from gptstar.model.attention import AttentionForm, causal_attention, fastest_form
-from gptstar.model.kernels import bias, products
+from gptstar.model.attention import causal_attention
+from gptstar.model.kernels import bias, choice, products
+from gptstar.model.kernels.choice import AttentionForm, attention_form
 from gptstar.model.kernels.columns import columns_attention, key_columns, query_columns
-from gptstar.model.kernels.flex import flex_alibi_attention
 from gptstar.model.kernels.reference import reference_attention
 from gptstar.model.positions import alibi_bias, alibi_slopes
 
@@ -159,17 +159,20 @@ def test_flex_attention_reads_as_the_definition(d_head: int) -> None:
     query, key, value = torch.randn(3, 2, 12, 150, d_head)
     slopes = torch.tensor(alibi_slopes(12))
     with torch.no_grad():
-        found = flex_alibi_attention(query, key, value, slopes)
+        found = causal_attention(query, key, value, slopes, form="flex")
     torch.testing.assert_close(found, expected_of(query, key, value, slopes), atol=1e-5, rtol=1e-4)
 
 
-def test_the_form_taken_follows_type_and_dropout() -> None:
-    def form(n_positions: int, dtype: torch.dtype, dropout: float = 0.0) -> AttentionForm:
-        return fastest_form(torch.empty(1, 2, n_positions, 4, dtype=dtype), dropout)
-
-    assert form(512, torch.float32) == form(8192, torch.bfloat16) == "products"
-    assert form(512, torch.float32, dropout=0.1) == "bias"  # as exact as its type
-    assert form(512, torch.bfloat16, dropout=0.1) == "columns"
+def test_the_form_taken_follows_device_type_dropout_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert attention_form(cpu, torch.float32) == attention_form(cpu, torch.bfloat16) == "products"
+    assert attention_form(cpu, torch.float32, dropout=0.1) == "bias"  # as exact as its type
+    assert attention_form(cpu, torch.bfloat16, dropout=0.1) == "columns"
+    assert attention_form(gpu, torch.bfloat16) == "columns"  # FlexAttention outside a graph would be compiled anew
+    monkeypatch.setattr(choice.torch.compiler, "is_compiling", lambda: True)
+    assert attention_form(cpu, torch.float32) == attention_form(gpu, torch.float32) == "bias"
+    assert attention_form(gpu, torch.bfloat16) == "flex"
+    assert attention_form(gpu, torch.bfloat16, dropout=0.1) == "columns"
 
 
 def test_alibi_stays_exact_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

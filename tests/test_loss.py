@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptstar.model import GPT, GPTConfig, loss
-from gptstar.model.loss import summed_loss, token_losses
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.kernels import summed_loss as by_hand
+from gptstar.model.kernels.summed_loss import summed_loss
+from gptstar.model.loss import token_losses
 
 N_VOCAB, D_MODEL = 211, 13
 
@@ -29,13 +31,13 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("chunk", [2**26, 20 * 256, 1])
 def test_losses_and_their_gradients_agree_with_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
-    monkeypatch.setattr(loss, "VOCABULARY_BLOCK", 64)
+    monkeypatch.setattr(by_hand, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(by_hand, "VOCABULARY_BLOCK", 64)
     hidden, weight, targets = inputs()
     logits = linear(hidden, weight).flatten(0, 1)
     expected = cross_entropy(logits, targets.flatten(), reduction="none", ignore_index=-1).view_as(targets)
     of_expected = torch.autograd.grad(expected.sum() / 51, (hidden, weight))
-    by_token, total = token_losses(hidden, weight, targets), summed_loss(hidden, weight, targets)
+    by_token, total = token_losses(hidden, weight, targets, chunk), summed_loss(hidden, weight, targets)
     torch.testing.assert_close(by_token, expected)
     torch.testing.assert_close(total, expected.sum())
     for found in (by_token.sum(), total):
@@ -101,7 +103,7 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_without_gradients_recorded_none_are_made(
     without: Callable[[], AbstractContextManager[None]], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(by_hand, "CHUNK_LOGITS", chunk)
     hidden, weight, targets = inputs()
     expected = summed_loss(hidden, weight, targets)
     with without(), FlopCounterMode(display=False) as counter:

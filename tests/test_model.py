@@ -6,8 +6,8 @@ import torch
 from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError
-from gptstar.model import GPT, GPTConfig, loss
-from gptstar.model.positions import alibi_bias, alibi_slopes, rotary_angles, rotate
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.positions import alibi_bias, alibi_slopes, rotary_angles, rotate, slopes_on
 
 PRIMES = {"n_layers": 2, "d_model": 44, "n_heads": 11, "n_vocab": 97}
 VARIANTS = [
@@ -58,6 +58,11 @@ def test_slopes_for_8_heads_are_powers_of_two() -> None:
 def test_slopes_for_12_heads_interleave_as_in_the_paper() -> None:
     expected = [2.0**-e for e in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]
     assert alibi_slopes(12) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("n_heads", [1, 3, 8, 10, 12, 16, 25])
+def test_slopes_on_a_device_are_the_papers(n_heads: int) -> None:
+    assert torch.equal(slopes_on(torch.device("cpu"), n_heads), torch.tensor(alibi_slopes(n_heads)))
 
 
 def test_bias_counts_distances_that_bfloat16_cannot() -> None:
@@ -116,12 +121,12 @@ def test_losses_are_those_of_the_logits() -> None:
     torch.testing.assert_close(model(tokens[:, :-1], tokens[:, 1:]), expected)
 
 
-def test_chunks_change_neither_loss_nor_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_change_neither_loss_nor_gradient() -> None:
     model = build()
     tokens = torch.randint(97, (3, 14))
     gradients = []
-    for chunk in (2**26, 97 * 5):
-        monkeypatch.setattr(loss, "CHUNK_LOGITS", chunk)
+    for at_once in (2**26, 97 * 5):
+        model.use(logits_at_once=at_once)
         model.zero_grad()
         losses = model(tokens[:, :-1], tokens[:, 1:])
         losses.mean().backward()

@@ -2,22 +2,20 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 
 from gptstar.model.kernels.bias import biased_attention
+from gptstar.model.kernels.choice import AttentionForm, attention_form, compute_dtype
 from gptstar.model.kernels.columns import LONGEST, columns_attention
 from gptstar.model.kernels.documents import attention_within_documents
-from gptstar.model.kernels.flex import flex_alibi_attention
+from gptstar.model.kernels.flex import block_mask, masked_attention
 from gptstar.model.kernels.products import products_attention
 from gptstar.model.positions import RotaryScaling, rotary_angles, rotate, slopes_on
 from gptstar.model.view import Scope, View, asked_of
-
-AttentionForm = Literal["auto", "bias", "columns", "products", "flex"]
-"""How causal attention is computed; `kernels/` has a file for each, and `auto` takes what is fastest here."""
 
 
 def causal_attention(
@@ -27,7 +25,7 @@ def causal_attention(
     slopes: Tensor | None = None,
     dropout: float = 0.0,
     form: AttentionForm = "auto",
-    documents: Tensor | None = None,
+    documents: Tensor | BlockMask | None = None,
 ) -> Tensor:
     """Causal attention, with ALiBi where slopes are given.
 
@@ -36,13 +34,19 @@ def causal_attention(
         slopes: `(head,)`, float32, or None for no bias.
         dropout: probability of dropping an attention weight.
         form: how; without slopes `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal attention, and
-            with documents they are all `attention_within_documents`.
-        documents: `(batch, position)`, int64: the document that a position belongs to, beyond which it sees nothing.
+            with documents `bias` and `columns` are `attention_within_documents`.
+        documents: `(batch, position)`, int64: the document of each position, beyond which it sees nothing; for
+            FlexAttention also the mask that `block_mask` makes of them, so that layers can share it.
 
     Returns:
         `(batch, head, position, d_head)`.
     """
-    form = fastest_form(query, dropout) if form == "auto" else form
+    form = attention_form(query.device, query.dtype, dropout) if form == "auto" else form
+    if form == "flex" and not dropout and (slopes is not None or documents is not None):
+        shared = isinstance(documents, BlockMask)
+        mask = documents if shared else block_mask(query.shape[2], documents, query.device)
+        return masked_attention(query, key, value, slopes, mask)
+    assert not isinstance(documents, BlockMask)
     if form == "products" and not dropout:
         return products_attention(query, key, value, slopes, documents)
     if documents is not None:
@@ -51,18 +55,7 @@ def causal_attention(
         return scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
     if form == "columns" and query.shape[2] <= LONGEST:
         return columns_attention(query, key, value, slopes, dropout)
-    if form == "flex" and not dropout:
-        return flex_alibi_attention(query, key, value, slopes)
     return biased_attention(query, key, value, slopes, dropout)
-
-
-def fastest_form(query: Tensor, dropout: float = 0.0) -> AttentionForm:
-    """What is fastest and as exact as its type, by device and type (docs/speed.md has the measurements)."""
-    if query.is_cuda:
-        return "columns" if dropout else "flex"
-    if query.device.type == "cpu" and not dropout:
-        return "products"
-    return "columns" if query.dtype is torch.bfloat16 else "bias"
 
 
 def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -146,9 +139,19 @@ class Attention(nn.Module):
             if not scope.is_causal:
                 return viewed_attention(query, *known, scope.mask(self.slopes))
             scope = None
-        slopes = None if self.slopes is None else slopes_on(query.device, self.slopes)
-        dropout = self.dropout if self.training else 0.0
-        return causal_attention(query, key, value, slopes, dropout, self.form, scope)
+        slopes = None if self.slopes is None else slopes_on(query.device, self.n_heads)
+        return causal_attention(query, key, value, slopes, self._dropout, self.form, scope)
+
+    def shared_scope(self, x: Tensor, scope: Scope | None) -> Scope | None:
+        """What the layers of a compiled graph share: FlexAttention's mask, where they take that form."""
+        if not torch.compiler.is_compiling() or isinstance(scope, View) or (scope is None and self.slopes is None):
+            return scope
+        form = attention_form(x.device, compute_dtype(x), self._dropout) if self.form == "auto" else self.form
+        return block_mask(x.shape[1], scope, x.device) if form == "flex" and not self._dropout else scope
+
+    @property
+    def _dropout(self) -> float:
+        return self.dropout if self.training else 0.0
 
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
         """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens that are asked for."""

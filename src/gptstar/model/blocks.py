@@ -1,10 +1,15 @@
 """The two residual blocks: GPT*'s parallel one, with one norm, and GPT-2's sequential one, with two."""
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from gptstar.model.attention import Attention
+from gptstar.model.kernels.choice import keep_attention
 from gptstar.model.view import Scope, asked_of
 
 LAYER_NORM_EPS = 1e-5
@@ -24,6 +29,19 @@ class MLP(nn.Module):
         return self.down(self.gelu(self.up(x)))
 
 
+def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A block's forward pass; with `activation_checkpointing` it is computed again in the backward pass."""
+
+    @functools.wraps(forward)
+    def run(self: Any, x: Tensor, scope: Scope | None = None) -> Tensor:
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return forward(self, x, scope)
+        contexts = keep_attention if torch.compiler.is_compiling() else noop_context_fn
+        return checkpoint(forward, self, x, scope, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
+
+    return run
+
+
 class ParallelBlock(nn.Module):
     """`x + attn(ln(x)) + mlp(ln(x))`: both branches read the same normalised input.
 
@@ -35,7 +53,9 @@ class ParallelBlock(nn.Module):
         self.norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
         self.attention, self.mlp = attention, mlp
         self.dropout = nn.Dropout(dropout)
+        self.activation_checkpointing = False
 
+    @_checkpointed
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
         normed = self.norm(x)
@@ -55,7 +75,9 @@ class SequentialBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
         self.attention, self.mlp = attention, mlp
         self.dropout = nn.Dropout(dropout)
+        self.activation_checkpointing = False
 
+    @_checkpointed
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
         x = asked_of(x, scope) + self.dropout(self.attention(self.attention_norm(x), scope))

@@ -11,14 +11,14 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gptstar.errors import ConfigError
-from gptstar.model.attention import Attention, AttentionForm
+from gptstar.model.attention import Attention
 from gptstar.model.blocks import MLP, ParallelBlock, SequentialBlock
-from gptstar.model.loss import summed_loss, token_losses
+from gptstar.model.kernels.choice import AttentionForm, writes_own_gradient
+from gptstar.model.kernels.summed_loss import summed_loss_of
+from gptstar.model.loss import LOGITS_AT_ONCE, token_losses
 from gptstar.model.positions import alibi_slopes
-from gptstar.model.tied import TiedGradient
 from gptstar.model.view import Scope, View, causal_view
 
 INIT_STD = 0.02
@@ -127,7 +127,7 @@ class GPT(nn.Module):
             self.dropout = nn.Dropout(config.dropout)
             self.blocks = nn.ModuleList(self._block() for _ in range(config.n_layers))
             self.norm = nn.LayerNorm(config.d_model)
-        self.activation_checkpointing = False
+        self.logits_at_once = LOGITS_AT_ONCE
         if device.type != "meta":
             self.to_empty(device=device)
             self.initialise()
@@ -146,18 +146,24 @@ class GPT(nn.Module):
         block = ParallelBlock if config.residual == "parallel" else SequentialBlock
         return block(attention, mlp, d_model=config.d_model, dropout=config.dropout)
 
-    def use(self, *, attention: AttentionForm = "auto", activation_checkpointing: bool = False) -> None:
+    def use(
+        self,
+        *,
+        attention: AttentionForm = "auto",
+        activation_checkpointing: bool = False,
+        logits_at_once: int = LOGITS_AT_ONCE,
+    ) -> None:
         """Choose how to compute; what is computed stays the same, but for rounding.
 
         Args:
             attention: the form of causal attention.
             activation_checkpointing: in training keep only what goes into each block, and compute the block again in
                 the backward pass: a third more work for a fraction of the memory.
+            logits_at_once: logits that the loss holds; a batch with more is computed in pieces.
         """
-        self.activation_checkpointing = activation_checkpointing
-        for module in self.modules():
-            if isinstance(module, Attention):
-                module.form = attention
+        self.logits_at_once = logits_at_once
+        for block in self.blocks:
+            block.attention.form, block.activation_checkpointing = attention, activation_checkpointing
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -216,18 +222,21 @@ class GPT(nn.Module):
 
         Returns:
             Without targets the logits, `(batch, position, n_vocab)`. With targets the losses, `(batch, position)`, 0
-            where there is no target, or their sum: float32, in nats; the logits never exist as a whole.
+            where there is no target, or their sum: float32, in nats.
 
         Raises:
             ConfigError: learned positions, and more tokens than their capacity.
         """
-        weight = self.token_embedding.weight
         if targets is None:
             return self.logits(self.hidden(tokens, documents))
-        if reduction == "none":
-            return token_losses(self.hidden(tokens, documents), weight, targets)
-        tied = TiedGradient()
-        return summed_loss(self._hidden(tied.embed(tokens, weight), documents), weight, targets, tied)
+        if reduction == "sum" and writes_own_gradient(tokens.device):
+            return summed_loss_of(self, tokens, targets, documents)
+        losses = self.losses(self.hidden(tokens, documents), targets)
+        return losses.sum() if reduction == "sum" else losses
+
+    def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """`(batch, position, d_model)` and targets `(batch, position)` → their losses, as `token_losses`."""
+        return token_losses(hidden, self.token_embedding.weight, targets, self.logits_at_once)
 
     def hidden(self, tokens: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
         """What the logits are a product of, for those who need them at a few positions only.
@@ -245,23 +254,19 @@ class GPT(nn.Module):
         Raises:
             ConfigError: as `forward`.
         """
-        return self._hidden(self.token_embedding(tokens), scope, wanted)
+        return self.trunk(self.token_embedding(tokens), scope, wanted)
 
-    def _hidden(self, x: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
+    def trunk(self, x: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
+        """From embedded tokens `(batch, position, d_model)` to what `hidden` returns."""
         n_positions = x.shape[1]
         if self.position_embedding is not None:
             x = x + self._learned_positions(n_positions, scope)
         x = self.dropout(x)
-        last = scope
+        scope = last = self.blocks[0].attention.shared_scope(x, scope)
         if wanted is not None:
-            assert not isinstance(scope, Tensor)
-            last = causal_view(n_positions, wanted) if scope is None else scope.of(wanted)
+            last = scope.of(wanted) if isinstance(scope, View) else causal_view(n_positions, wanted)
         for number, block in enumerate(self.blocks, start=1):
-            seen = last if number == len(self.blocks) else scope
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, seen, use_reentrant=False)
-            else:
-                x = block(x, seen)
+            x = block(x, last if number == len(self.blocks) else scope)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

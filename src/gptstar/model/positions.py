@@ -4,7 +4,6 @@ ALiBi and rotary are functions of the positions alone, so they hold no parameter
 the context length reaches the state dict.
 """
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -27,11 +26,12 @@ def alibi_slopes(n_heads: int) -> tuple[float, ...]:
     return alibi_slopes(lower) + alibi_slopes(2 * lower)[0::2][: n_heads - lower]
 
 
-@functools.lru_cache(maxsize=64)
-def slopes_on(device: torch.device, slopes: tuple[float, ...]) -> Tensor:
-    """Slopes as a tensor `(head,)`, float32, made once: every layer of every step asks for them."""
-    with torch.inference_mode(False):  # what is made within it can't be used in training
-        return torch.tensor(slopes, device=device)
+def slopes_on(device: torch.device, n_heads: int) -> Tensor:
+    """`alibi_slopes` as a tensor `(head,)`, float32, computed on the device: nothing has to be copied there."""
+    lower = 2 ** math.floor(math.log2(n_heads))
+    head = torch.arange(n_heads, device=device, dtype=torch.float64)
+    exponents = torch.where(head < lower, 8 * (head + 1) / lower, 4 * (2 * (head - lower) + 1) / lower)
+    return torch.exp2(-exponents).float()
 
 
 def alibi_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:

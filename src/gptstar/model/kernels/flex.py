@@ -1,4 +1,4 @@
-"""ALiBi as a modification of scores inside PyTorch's FlexAttention, compiled: the form for GPUs."""
+"""FlexAttention: ALiBi as a modification of scores in one kernel, which skips what is masked. The form for GPUs."""
 
 import functools
 from collections.abc import Callable
@@ -8,13 +8,33 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # it is compiled by itself, within a compiled model too
-def flex_alibi_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
-    """Causal attention with ALiBi in one kernel, which keeps neither scores nor bias and skips what is not seen.
+def block_mask(n_positions: int, documents: Tensor | None, device: torch.device) -> BlockMask:
+    """Return which blocks of keys a block of queries sees: what is not later, and within its document.
 
     Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        slopes: `(head,)`, float32.
+        documents: `(batch, position)`, int64, or None where attention goes across documents.
+    """
+    if documents is None:
+        return create_block_mask(_causal, None, None, n_positions, n_positions, device=device)
+
+    def within(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (documents[batch, query] == documents[batch, key])
+
+    return create_block_mask(within, len(documents), None, n_positions, n_positions, device=device)
+
+
+def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= key
+
+
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, mask: BlockMask) -> Tensor:
+    """Attention to what a mask shows, with ALiBi where slopes are given; neither scores nor bias are kept.
+
+    Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself.
+
+    Args:
+        query: `(batch, head, position, d_head)`; `key` and `value` likewise, of the same dtype.
+        slopes: `(head,)`, float32, or None for no ALiBi.
 
     Returns:
         `(batch, head, position, d_head)`.
@@ -23,24 +43,14 @@ def flex_alibi_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tens
     """
 
     def alibi(score: Tensor, _batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
+        assert slopes is not None
         return score - slopes[head] * (query_at - key_at)
 
-    with torch.autocast(query.device.type, enabled=False):
-        return _compiled()(query, key, value, score_mod=alibi, block_mask=_causal(query.shape[2], query.device))
+    attend = flex_attention if torch.compiler.is_compiling() else _compiled()
+    return attend(query, key, value, score_mod=None if slopes is None else alibi, block_mask=mask)
 
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     """Uncompiled it would make all scores."""
     return torch.compile(flex_attention)
-
-
-@functools.lru_cache(maxsize=16)
-def _causal(n_positions: int, device: torch.device) -> BlockMask:
-    """Which blocks of keys a block of queries sees at all."""
-
-    def seen(_batch: Tensor, _head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
-        return query_at >= key_at
-
-    with torch.inference_mode(False):  # what is made within it can't be used in training
-        return create_block_mask(seen, None, None, n_positions, n_positions, device=str(device))

@@ -1,0 +1,170 @@
+"""A summed loss that makes its own gradient, and that of the tied embedding in one tensor: the form for CPUs."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gptstar.model.kernels.choice import compute_dtype
+from gptstar.model.loss import ALIGNED
+
+if TYPE_CHECKING:
+    from gptstar.model.gpt import GPT
+    from gptstar.model.view import Scope
+
+CHUNK_LOGITS = 2**26
+"""Logits held at once (128 MiB in bfloat16)."""
+
+SOFTMAX_ROWS = 16
+"""Tokens whose logits become probabilities at once, in float32: so many fit a CPU's cache."""
+
+VOCABULARY_BLOCK = 4096
+"""Tokens of the vocabulary in one product: whole rows of logits miss a CPU's cache."""
+
+
+class TiedGradient:
+    """The gradient of the embedding that one pass through a model reads at both its ends.
+
+    The embedding adds its gradient into the head's buffer. Left to autograd, each end makes a gradient as large as the
+    embedding, one of them all but zeros, and a third pass over memory adds them up.
+    """
+
+    def __init__(self) -> None:
+        self.of_head: Tensor | None = None
+
+    def embed(self, tokens: Tensor, weight: Tensor) -> Tensor:
+        """`(batch, position)`, int64 → `(batch, position, d_model)`; its backward pass has to come last."""
+        embedded: Tensor = _Embed.apply(weight, tokens, self)  # type: ignore[no-untyped-call]
+        return embedded
+
+
+class _Embed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, tied: TiedGradient) -> Tensor:
+        ctx.save_for_backward(tokens)
+        ctx.tied = tied
+        return torch.nn.functional.embedding(tokens, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (tokens,) = ctx.saved_tensors
+        of_weight, ctx.tied.of_head = ctx.tied.of_head, None
+        return of_weight.index_add_(0, tokens.flatten(), grad.flatten(0, 1).to(of_weight.dtype)), None, None
+
+
+def summed_loss_of(model: "GPT", tokens: Tensor, targets: Tensor, scope: "Scope | None") -> Tensor:
+    """Return the sum of a model's losses; arguments as `GPT.forward` takes them."""
+    weight, tied = model.token_embedding.weight, TiedGradient()
+    return summed_loss(model.trunk(tied.embed(tokens, weight), scope), weight, targets, tied)
+
+
+def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, tied: TiedGradient | None = None) -> Tensor:
+    """Return the sum of the losses of all target tokens, in nats, with its gradient made in the same pass.
+
+    The gradient of a sum by a token's logits is known with them: `softmax(logits) - one_hot(target)`. So each chunk's
+    logits are made once and become their own gradient in place. One backward pass uses it up; where no gradients are
+    recorded, as under `torch.no_grad`, none is made.
+
+    Args:
+        hidden: `(batch, position, d_model)`, the normed output of the last block.
+        weight: `(n_vocab, d_model)`, the tied embedding.
+        targets: `(batch, position)`, int64; negative where there is none.
+        tied: embedded the tokens with the same weight; it gets the weight's gradient, and passes it on.
+
+    Returns:
+        A scalar, float32.
+
+    Raises:
+        RuntimeError: in a second backward pass.
+
+    Source: Hsu et al., "Liger Kernel", 2024, section 3.2.
+    """
+    flat, records = hidden.flatten(0, 1), torch.is_grad_enabled()  # within a Function it never is
+    dtype = compute_dtype(flat)
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
+            flat, weight, targets.flatten(), dtype, tied, records
+        )
+    return loss
+
+
+class _SummedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        dtype: torch.dtype,
+        tied: TiedGradient | None,
+        records: bool,
+    ) -> Tensor:
+        n_tokens, n_vocab = len(hidden), len(weight)
+        room = -(-n_vocab // ALIGNED) * ALIGNED
+        chunk = max(1, CHUNK_LOGITS // room)
+        blocks = [slice(row, row + VOCABULARY_BLOCK) for row in range(0, n_vocab, VOCABULARY_BLOCK)]
+        learns = records and any(ctx.needs_input_grad)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        cast_weight = weight.to(dtype)
+        of_hidden = torch.zeros_like(hidden, dtype=wide) if learns else None
+        of_weight = torch.empty_like(weight, dtype=wide if n_tokens > chunk else None) if learns else None
+        total = hidden.new_zeros((), dtype=torch.float64)
+        for start in range(0, n_tokens, chunk):
+            part = hidden[start : start + chunk].to(dtype)
+            padded = part.new_empty(len(part), room)
+            padded[:, n_vocab:] = 0  # of odd rows some CPUs' bfloat16 products read one more, and 0 times nan is nan
+            logits = padded[:, :n_vocab]  # (token, n_vocab)
+            for rows in blocks:
+                torch.mm(part, cast_weight[rows].t(), out=logits[:, rows])
+            total += _sum_of_losses(logits, targets[start : start + chunk], to_gradient=learns)
+            if of_hidden is not None and of_weight is not None:
+                for rows in blocks:
+                    of_hidden[start : start + chunk] += logits[:, rows] @ cast_weight[rows]
+                    of_rows = logits[:, rows].t() @ part
+                    if start == 0:
+                        of_weight[rows] = of_rows
+                    else:
+                        of_weight[rows] += of_rows
+        if of_weight is not None and not n_tokens:
+            of_weight.zero_()
+        if learns:
+            ctx.save_for_backward(of_hidden, of_weight)
+            ctx.dtypes, ctx.tied, ctx.used_up = (hidden.dtype, weight.dtype), tied, False
+        return total.float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+        if ctx.used_up:
+            raise RuntimeError('a summed loss has one backward pass: compute it again, or take reduction="none"')
+        ctx.used_up = True
+        of_hidden, of_weight = ctx.saved_tensors
+        # In place: one of them is as large as the model's largest.
+        of_hidden, of_weight = (
+            each.mul_(grad).to(dtype) for each, dtype in zip((of_hidden, of_weight), ctx.dtypes, strict=True)
+        )
+        if ctx.tied is None:
+            return of_hidden, of_weight, None, None, None, None
+        ctx.tied.of_head = of_weight
+        return of_hidden, None, None, None, None, None
+
+
+def _sum_of_losses(logits: Tensor, targets: Tensor, *, to_gradient: bool) -> Tensor:
+    """The sum of the losses of logits `(token, n_vocab)`, which where asked become their gradient in place."""
+    losses = []
+    for row_logits, row_targets in zip(logits.split(SOFTMAX_ROWS), targets.split(SOFTMAX_ROWS), strict=True):
+        counted = (row_targets >= 0)[:, None]  # (token, 1)
+        column = row_targets.clamp(min=0)[:, None]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        probabilities = torch.softmax(row_logits, dim=-1, dtype=wide)
+        # The likeliest token's logit and probability give the normaliser; the target's may be too small to have a log.
+        normaliser = row_logits.amax(-1, keepdim=True).to(wide) - probabilities.amax(-1, keepdim=True).log()
+        losses.append((normaliser - row_logits.gather(1, column)).where(counted, 0.0).sum())
+        if to_gradient:
+            probabilities.scatter_add_(1, column, probabilities.new_full(column.shape, -1.0))
+            row_logits.copy_(probabilities)
+    if to_gradient and bool((targets < 0).any()):
+        logits.masked_fill_((targets < 0)[:, None], 0.0)
+    return torch.stack(losses).sum()

@@ -158,9 +158,16 @@ def _remove_unused(path: Path) -> None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked if files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    """The checkout's commit, marked if files differ from it; None for an installed package, wherever its folder is."""
+    commands = (
+        ["ls-files", "--error-unmatch", Path(__file__).name],  # fails for a virtual environment inside another checkout
+        ["describe", "--always", "--dirty", "--abbrev=12"],
+    )
+    said = ""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        for command in commands:
+            git = ["git", "-C", str(Path(__file__).parent), *command]
+            said = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+    return said

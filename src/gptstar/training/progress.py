@@ -51,7 +51,8 @@ class StepProgress(ProgressBar):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar, or note the time."""
         if trainer.is_global_zero and self._console.is_terminal:
-            self._task = self._live.add_task("", total=self._total_steps, completed=trainer.global_step, status="")
+            status = "compiling" if self._compiles else ""
+            self._task = self._live.add_task("", total=self._total_steps, completed=trainer.global_step, status=status)
             self._live.start()
         self._shown = time.monotonic()
 

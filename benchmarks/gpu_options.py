@@ -40,8 +40,8 @@ LEAST_GAIN = 1.005
 EVERYWHERE: dict[str, Mapping[str, Any]] = {
     "joined inputs": {"joined": "inputs"},
     "joined inputs and outputs": {"joined": "both"},
-    "whole logits": {"logits_at_once": 2**40},
-    "logits, 2^28 at once": {"logits_at_once": 2**28},
+    "logits in pieces of 2^28": {"logits_at_once": 2**28},
+    "logits in pieces of 2^26": {"logits_at_once": 2**26},
 }
 """Arguments of `options.training` by the option's name."""
 

@@ -108,20 +108,20 @@ def test_options_are_measured_and_one_that_fails_says_why(
     rows = {line.split(" | ")[0].strip("| "): line for line in printed.splitlines() if line.startswith("| ")}
     assert set(rows) == {
         *("option", "---", "as it is", "as it is, again", "joined inputs", "joined inputs and outputs"),
-        *("whole logits", "logits, 2^28 at once", "4 sequences"),
+        *("logits in pieces of 2^28", "logits in pieces of 2^26", "4 sequences"),
     }
     assert "| joined inputs | RuntimeError: it can't |" in printed
     assert rows["joined inputs"].endswith("| leave |")
     assert "| as it is | 1.000 (1.000–1.000) |" in printed
-    assert rows["whole logits"].split(" | ")[7] == "2"
+    assert rows["4 sequences"].split(" | ")[7] == "2"
 
 
 def test_an_option_that_no_time_is_left_for_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(engine, "Worker", InThisProcess)
-    gpu_options.main(["--device", "cpu", "--seconds", "0", "--only", "whole"])
-    assert "| whole logits | skipped: no time was left |" in capsys.readouterr().out
+    gpu_options.main(["--device", "cpu", "--seconds", "0", "--only", "2^28"])
+    assert "| logits in pieces of 2^28 | skipped: no time was left |" in capsys.readouterr().out
 
 
 def outcome(**seconds: list[float]) -> Outcome:

@@ -39,7 +39,7 @@ def training(
         joined: products of the parallel block that become one; None leaves them as they are.
         flex_options: FlexAttention's `kernel_options`.
         compile_mode: as `torch.compile` takes it.
-        logits_at_once: logits that the loss holds.
+        logits_at_once: logits that the loss holds; more are computed in pieces.
     """
     if joined is not None:
         join_products(joined)
@@ -47,9 +47,9 @@ def training(
         tune_flex_attention(flex_options)
     if compile_mode is not None:
         tune_compiler(compile_mode)
-    model, loss, optimizer = trainee(config, OptimizerConfig(learning_rate=1e-4), precision, device)
-    if logits_at_once is not None:
-        model.use(logits_at_once=logits_at_once)
+    model, loss, optimizer = trainee(
+        config, OptimizerConfig(learning_rate=1e-4), precision, device, logits_at_once=logits_at_once
+    )
     return training_job(
         model,
         loss,

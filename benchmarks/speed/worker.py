@@ -87,8 +87,7 @@ class Worker:
         """
         try:
             self._answer()
-            self._connection.send("build")
-            self.about = self._answer(patience)
+            self.about = self._request("build", patience)
         except BaseException:
             self.close()
             raise
@@ -99,8 +98,7 @@ class Worker:
         Raises:
             WorkerError: it failed, or died.
         """
-        self._connection.send("round")
-        return self._answer()
+        return self._request("round")
 
     def close(self) -> None:
         """End the process and all that it started."""
@@ -108,8 +106,14 @@ class Worker:
         if self._process.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid or 0, signal.SIGKILL)
+            self._process.kill()  # one that has just started has no group yet
         self._process.join()
         self._folder.cleanup()
+
+    def _request(self, request: str, patience: float = PATIENCE) -> dict[str, float]:
+        with contextlib.suppress(ConnectionError):  # it has failed; what it sent before it ended says why
+            self._connection.send(request)
+        return self._answer(patience)
 
     def _answer(self, patience: float = PATIENCE) -> dict[str, float]:
         try:

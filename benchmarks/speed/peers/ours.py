@@ -11,10 +11,14 @@ from gptstar.inference.decode import decode
 from gptstar.inference.int8 import quantised
 from gptstar.inference.packed import packed
 from gptstar.model import GPT, GPTConfig
+from gptstar.model.loss import LOGITS_AT_ONCE
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer
 from gptstar.training.working_copy import WorkingCopy
 from speed.job import Job, timed
 from speed.steps import Precision, prompt_of, training_job
+
+WHOLE_LOGITS = 2**40
+"""More than any batch has."""
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
@@ -30,22 +34,26 @@ def trainee(
     device: str,
     *,
     checkpointing: bool = False,
+    logits_at_once: int | None = None,
 ) -> tuple[GPT, Loss, torch.optim.Optimizer]:
     """A model, its loss and its optimizer as a training run has them, bare.
 
     Args:
         checkpointing: of activations.
+        logits_at_once: logits that the loss holds; None for what a run takes: all on a GPU, where they fit.
     """
+    if logits_at_once is None:
+        logits_at_once = WHOLE_LOGITS if device == "cuda" else LOGITS_AT_ONCE
     model = GPT(config).to(device).train()
-    model.use(activation_checkpointing=checkpointing)
+    model.use(activation_checkpointing=checkpointing, logits_at_once=logits_at_once)
     optimizer = build_optimizer(model, optimizer_config)
     computing = model
     if precision == "bf16_weights":
         copy = WorkingCopy(model)
         optimizer.register_step_post_hook(lambda *_: copy.refresh())
         computing = copy.model
-    if device == "cuda":  # as hardware.compile=auto
-        computing.compile()
+    if device == "cuda":
+        computing.compile(fullgraph=True, dynamic=False)
     return model, lambda tokens, targets: computing(tokens, targets, reduction="sum") / targets.numel(), optimizer
 
 

@@ -9,6 +9,7 @@ from gptstar.cli import main, one_line_errors
 from gptstar.composing import compose, conf_folder
 from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
 from gptstar.errors import ConfigError
+from gptstar.training.plan import free_device
 
 FOLDER = ROOT / "conf/experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
@@ -39,13 +40,6 @@ def test_every_choice_of_every_group_composes(path: Path) -> None:
         parse(f"{path.parent.name}={path.stem}", "data.shards=x")
 
 
-def test_micro_batches_are_alike_and_as_large_as_allowed() -> None:
-    config = parse("hardware.micro_batch_size=7", "data.shards=x")
-    assert (config.micro_batch_size, config.accumulate) == (4, 8)
-    config = parse("hardware.micro_batch_size=64", "hardware=ddp", "hardware.devices=2", "data.shards=x")
-    assert (config.micro_batch_size, config.accumulate) == (16, 1)
-
-
 def test_learned_positions_hold_the_training_context_unless_told_more() -> None:
     assert parse("model.positions=learned", "data.context_length=64", "data.shards=x").model.n_ctx == 64
     more = ("model.positions=learned", "model.n_ctx=256", "data.context_length=64", "data.shards=x")
@@ -70,7 +64,7 @@ def test_the_sizes_are_those_published() -> None:
 def test_a_number_is_written_once() -> None:
     config = parse(*SMALL)
     assert config.sequences_per_step == 256 // 32
-    assert config.accumulate == 2
+    assert config.micro_batches(free_device(config.hardware)).accumulate == 2
 
 
 @pytest.mark.parametrize(
@@ -158,7 +152,7 @@ def test_an_evaluation_that_makes_no_sense_is_refused(overrides: list[str], mess
 
 
 def test_a_run_keeps_no_cache_of_scores() -> None:
-    with pytest.raises(ConfigError, match=r"evaluation\.cache is of one checkpoint, and a run in training is none"):
+    with pytest.raises(ConfigError, match=r"evaluation\.cache can't be used during training"):
         parse("evaluation.every_n_steps=5", "evaluation.cache=somewhere")
 
 
@@ -201,7 +195,7 @@ def test_config_prints_what_follows(capsys: pytest.CaptureFixture[str]) -> None:
     main(["config", "experiment=gpt127", "data.files=x", "hardware.precision=bf16"])
     printed = capsys.readouterr().out
     assert (
-        "127,030,272 parameters; 26,738,688,000 tokens in all; a step is 1024 sequences in 128 micro-batches" in printed
+        "127,030,272 parameters; 26,738,688,000 tokens in all; a step is 1024 sequences; a device computes 8 sequences at once, 128 times a step" in printed
     )
     assert "batch_tokens: 524288" in printed
 

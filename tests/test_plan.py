@@ -9,7 +9,7 @@ import torch
 from gptstar.cli import main
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.optimizer import Algorithm, OptimizerConfig, build_optimizer
-from gptstar.training.plan import Device, memory, step_seconds
+from gptstar.training.plan import Device, Workload, step_seconds
 
 CONFIG = GPTConfig(n_layers=3, d_model=256, n_heads=4, n_vocab=1000)
 BATCH, LENGTH = 3, 64
@@ -42,31 +42,24 @@ def bytes_saved(config: GPTConfig, *, bf16: bool, attention: str, again: bool) -
 @pytest.mark.parametrize(("attention", "on_gpu"), [("products", False), ("columns", True), ("bias", True)])
 def test_activations_are_those_that_autograd_keeps(residual: str, bf16: bool, attention: str, on_gpu: bool) -> None:
     config = replace(CONFIG, residual=residual)
-    planned = memory(
-        config,
-        context_length=LENGTH,
-        micro_batch_size=BATCH,
-        precision="bf16" if bf16 else "float32",
-        activation_checkpointing=False,
-        shards=1,
-        on_gpu=on_gpu,
-    )
+    planned = Workload(config, LENGTH, "bf16" if bf16 else "float32", on_gpu=on_gpu).memory(BATCH)
     casts = 2 * (config.n_params - config.n_vocab * config.d_model) if bf16 else 0  # of blocks: the loss makes its own
     measured = bytes_saved(config, bf16=bf16, attention=attention, again=False)
     assert planned.activations + casts == pytest.approx(measured, rel=0.06)
 
 
 def test_blocks_computed_again_keep_what_goes_into_them() -> None:
-    shape = {"context_length": LENGTH, "micro_batch_size": BATCH, "precision": "float32", "shards": 1, "on_gpu": True}
-    some, none = (memory(CONFIG, activation_checkpointing=again, **shape).activations for again in (True, False))
+    some, none = (
+        Workload(CONFIG, LENGTH, "float32", activation_checkpointing=again).memory(BATCH).activations
+        for again in (True, False)
+    )
     one_block = (none - 8 * BATCH * LENGTH * CONFIG.d_model) // CONFIG.n_layers
     measured = bytes_saved(CONFIG, bf16=False, attention="bias", again=True)
     assert some - one_block == pytest.approx(measured, rel=0.02)
 
 
 def test_fsdp_divides_what_is_kept() -> None:
-    shape = {"context_length": LENGTH, "micro_batch_size": BATCH, "precision": "float32", "on_gpu": True}
-    whole, part = (memory(CONFIG, activation_checkpointing=False, shards=shards, **shape) for shards in (1, 8))
+    whole, part = (Workload(CONFIG, LENGTH, "float32", shards=shards).memory(BATCH) for shards in (1, 8))
     assert whole.parameters + whole.gradients + whole.optimizer == 16 * CONFIG.n_params
     assert part.optimizer == CONFIG.n_params
     assert part.gathered > 0 == whole.gathered
@@ -87,8 +80,7 @@ def test_the_optimizer_keeps_what_is_planned(algorithm: Algorithm) -> None:
         for key, value in state.items()
         if key != "step" and not key.startswith("qmap")  # all parameters share its tables of values
     )
-    shape = {"context_length": LENGTH, "micro_batch_size": BATCH, "precision": "float32", "on_gpu": True, "shards": 1}
-    planned = memory(CONFIG, activation_checkpointing=False, algorithm=algorithm, **shape).optimizer
+    planned = Workload(CONFIG, LENGTH, "float32", algorithm=algorithm).memory(BATCH).optimizer
     assert planned == pytest.approx(kept, rel=0.02 if algorithm == "adamw_8bit" else 0)  # biases that are large
 
 

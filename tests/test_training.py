@@ -29,6 +29,7 @@ from gptstar.training.metrics import MetricsCSV
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.module import LanguageModelling
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, decays
+from gptstar.training.plan import free_device
 from gptstar.training.status import Status
 from gptstar.training.trainer import build_trainer
 
@@ -543,7 +544,7 @@ def test_metrics_that_are_a_folder_are_refused(tmp_path: Path) -> None:
 def test_small_runs_are_small() -> None:
     """The settings that the tests share are what they say."""
     config = TrainConfig.parse(compose("train", [*SMALL, "data=local", "data.files=x"]))
-    assert (config.sequences_per_step, config.accumulate) == (8, 2)
+    assert (config.sequences_per_step, config.micro_batches(free_device(config.hardware)).accumulate) == (8, 2)
     assert shutil.which("git")
 
 

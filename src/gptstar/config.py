@@ -23,8 +23,10 @@ from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.model import GPTConfig
 from gptstar.training.curriculum import CurriculumConfig
 from gptstar.training.hardware import HardwareConfig
+from gptstar.training.micro_batch import MicroBatches, micro_batches
 from gptstar.training.optimizer import OptimizerConfig
 from gptstar.training.options import check_trainer_options
+from gptstar.training.plan import Device, Workload
 from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.tracker import TrackerConfig
 
@@ -51,7 +53,7 @@ class TrainConfig:
         jobs_at_once: of a sweep on one machine.
         resume: `auto` goes on from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
-        branch_from: a checkpoint to start from under another schedule, which would have led to it too.
+        branch_from: a checkpoint to start from under another schedule, which must match this run's up to that step.
         evaluation: on tasks of the harness, every so many steps.
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
         reading: at the end, a study of context length, where it names lengths.
@@ -126,12 +128,11 @@ class TrainConfig:
         if self.sequences_per_step % self.hardware.world_size:
             raise ConfigError(
                 f"batch_tokens={self.batch_tokens} is {self.sequences_per_step} sequences of "
-                f"{self.data.context_length}, which {self.hardware.world_size} devices do not divide: change "
-                "one of them"
+                f"{self.data.context_length}, which {self.hardware.world_size} devices do not divide: change one"
             )
         if self.evaluation.every_n_steps is not None and self.hardware.sharded:
             raise ConfigError(
-                "evaluation.every_n_steps needs the whole model on each device, and hardware.strategy=fsdp has parts: "
+                "evaluation.every_n_steps needs the whole model on each device, and hardware.strategy=fsdp splits it: "
                 "leave it out, and give checkpoints to evaluate.py"
             )
         if self.optimizer.algorithm == "adamw_8bit" and self.hardware.sharded:
@@ -143,7 +144,7 @@ class TrainConfig:
         self.curriculum.resolved(self.data.context_length, self.total_steps)
         self.curriculum.check_end(max(self.total_steps, self.schedule.decay_until or 0))
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
-            raise ConfigError("evaluation.cache is of one checkpoint, and a run in training is none: leave it out")
+            raise ConfigError("evaluation.cache can't be used during training: leave it out")
         if self.branch_from is not None and self.resume != "auto":
             raise ConfigError(f"branch_from={self.branch_from} and resume={self.resume}: give one of them")
         began = (self.output / LAST).exists()  # then it goes on from its own
@@ -157,19 +158,21 @@ class TrainConfig:
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences an optimizer step."""
+        """Sequences of an optimizer step, on all devices."""
         return self.batch_tokens // self.data.context_length
 
     @property
-    def micro_batch_size(self) -> int:
-        """Sequences a device holds at once: as many as `hardware.micro_batch_size` allows, all micro-batches alike."""
-        share = self.sequences_per_step // self.hardware.world_size
-        return next(size for size in range(min(share, self.hardware.micro_batch_size), 0, -1) if share % size == 0)
+    def sequences_per_device(self) -> int:
+        """Sequences of an optimizer step on each device."""
+        return self.sequences_per_step // self.hardware.world_size
 
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches a device sums to a step."""
-        return self.sequences_per_step // (self.micro_batch_size * self.hardware.world_size)
+    def workload(self, *, on_gpu: bool) -> Workload:
+        """What a device computes, as far as its memory depends on it."""
+        return Workload.planned(self.model, self.data.context_length, self.hardware, self.optimizer.algorithm, on_gpu)
+
+    def micro_batches(self, device: Device) -> MicroBatches:
+        """How a device splits its sequences of a step."""
+        return micro_batches(self.hardware, self.workload(on_gpu=device.is_gpu), self.sequences_per_device, device)
 
     def settings(self) -> dict[str, Any]:
         """What shapes the result, as flat dotted keys: a run may only go on under the same."""
@@ -241,8 +244,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def valid_keys(cls: type, prefix: str = "") -> list[str]:
     """Every dotted key of a configuration; `*` stands for a name that the user gives."""
-    hints = get_type_hints(cls)
-    keys = []
+    hints, keys = get_type_hints(cls), []
     for field in fields(cls):
         nested = hints[field.name]
         key = f"{prefix}{field.name}"

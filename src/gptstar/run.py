@@ -15,6 +15,7 @@ from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.memory import keep_freed_memory
 from gptstar.training.metrics import RecordMetrics
+from gptstar.training.micro_batch import agreed_micro_batches
 from gptstar.training.module import LanguageModelling
 from gptstar.training.options import TRACE, lightning_options
 from gptstar.training.profile import ProfileSteps
@@ -51,21 +52,27 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             console.print(f"{directory.path} is finished already", highlight=False, soft_wrap=True)
             return
         shards = ranks.in_turn(lambda: ensure_prepared(config.data, config.model.n_vocab, console))
-        data = WindowsDataModule(
-            shards,
-            config.data,
-            seed=config.seed,
-            sequences_per_step=config.sequences_per_step,
-            micro_batch_size=config.micro_batch_size,
-            total_steps=config.total_steps,
-        )
-        settings = config.settings() | {f"data.mixture.{name}": blocks for name, blocks in data.mixed_blocks.items()}
         sharded = config.hardware.sharded
         source = directory.start_from(
             str(config.branch_from or config.resume),
             read=lambda path: read_for(path, ranks, sharded=sharded),
             warn=lambda text: console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False),
         )
+        saved = source[1].training.machine if source and source[1].training else {}
+        on_gpu = device_type == "cuda"
+        batches = agreed_micro_batches(
+            config.hardware, config.workload(on_gpu=on_gpu), config.sequences_per_device, saved, ranks
+        )
+        data = WindowsDataModule(
+            shards,
+            config.data,
+            seed=config.seed,
+            sequences_per_step=config.sequences_per_step,
+            micro_batch_size=batches.size,
+            total_steps=config.total_steps,
+            whole_batches=config.hardware.compiles(),
+        )
+        settings = config.settings() | {f"data.mixture.{name}": blocks for name, blocks in data.mixed_blocks.items()}
         beginning = ranks.together(
             lambda: begin(
                 source,
@@ -80,7 +87,9 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         )
         model, state = beginning.model, beginning.state
         model.use(
-            attention=config.hardware.attention, activation_checkpointing=config.hardware.activation_checkpointing
+            attention=config.hardware.attention,
+            activation_checkpointing=config.hardware.activation_checkpointing,
+            logits_at_once=batches.logits_at_once,
         )
         data.start_step = state.step
         if state.step > config.total_steps:
@@ -94,7 +103,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             console.print(f"going on from {source[0]} at step {state.step:,} of {config.total_steps:,}", soft_wrap=True)
         console.print(
             f"{config.name}: {config.model.n_params:,} parameters, {config.total_steps:,} steps of "
-            f"{config.batch_tokens:,} tokens, context {config.data.context_length}, in {directory.path}",
+            f"{config.batch_tokens:,} tokens, context {config.data.context_length}, {batches}, in {directory.path}",
             highlight=False,
             soft_wrap=True,
         )
@@ -112,7 +121,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             fill=config.data.windows == "documents",
             optimizer_state=dict(state.optimizer),
             bf16_weights=config.hardware.resolved_precision() == "bf16_weights",
-            compiles=config.hardware.compiles(),
+            n_graphs=config.curriculum.n_lengths(config.data.context_length) + 1 if config.hardware.compiles() else 0,
             skips_nonfinite=config.on_nonfinite == "skip",
             materialise=beginning.materialise,
         )
@@ -124,7 +133,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             seen = {"blocks": blocks, "epochs": blocks / data.mixture.n_blocks, "mixture": data.mixed_blocks}
             whose = {"fingerprint": shards.manifest.fingerprint, "shards": shards.address}
             corpora = {"corpora": shards.manifest.training_corpora()}
-            return {"settings": settings, "data": whose | seen | corpora}
+            machine = batches.as_dict(ranks.world_size)
+            return {"settings": settings, "data": whose | seen | corpora, "machine": machine}
 
         writer = BackgroundWriter(directory.path, keep=config.checkpoint_keep, ranks=ranks, sharded=sharded)
         saver = SaveCheckpoints(
@@ -161,7 +171,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             config.hardware,
             folder=directory.path,
             total_steps=config.total_steps,
-            accumulate=config.accumulate,
+            accumulate=batches.accumulate,
             validate_every=config.validate_every,
             loggers=loggers,
             callbacks=[recorder, progress, *profilers, *evaluators, saver],

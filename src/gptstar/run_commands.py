@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptstar.config import TrainConfig
-    from gptstar.training.plan import Device, Memory
+    from gptstar.training.plan import Device
 
 
 def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -35,7 +35,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "--device", metavar="NAME", help="a GPU, such as H100 or A100 (default: what this machine has)"
     )
     command.add_argument(
-        "--share", type=float, metavar="X", help="of the device's peak that training reaches (default: 0.4; CPU 0.7)"
+        "--share", type=float, metavar="X", help="share of the device's peak that training reaches (default: as measured)"
     )
     command.set_defaults(run=_plan)
 
@@ -63,13 +63,15 @@ def _config(options: argparse.Namespace) -> None:
 
     from gptstar.composing import compose
     from gptstar.config import TrainConfig
+    from gptstar.training.plan import free_device
 
     composed = compose("train", options.overrides)
     config = TrainConfig.parse(composed)
+    batches = config.micro_batches(free_device(config.hardware))
     print(OmegaConf.to_yaml(composed, resolve=True), end="")
     print(
         f"# {config.model.n_params:,} parameters; {config.total_steps * config.batch_tokens:,} tokens in all; "
-        f"a step is {config.sequences_per_step} sequences in {config.accumulate} micro-batches; "
+        f"a step is {config.sequences_per_step} sequences; a device computes {batches}; "
         f"precision here: {config.hardware.resolved_precision()}"
     )
 
@@ -93,11 +95,13 @@ def _plan(options: argparse.Namespace) -> None:
             raise ConfigError(f"--share {options.share:g} is not in (0, 1]")
         device = replace(device, share=options.share)
 
-    needed = _memory(config, device)
+    batches = config.micro_batches(device)
+    needed = config.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once)
     table = Table("of each device", "GB", box=None)
     table.columns[1].justify = "right"
     for name, size in needed.parts().items():
-        table.add_row(name, f"{size / 1e9:,.2f}")
+        assumed = " (assumed)" if device.is_gpu and name == "program" else ""
+        table.add_row(name + assumed, f"{size / 1e9:,.2f}")
     table.add_section()
     table.add_row("all", f"{needed.total / 1e9:,.2f}")
     table.add_row(device.name, f"{device.memory / 1e9:,.2f}")
@@ -118,33 +122,15 @@ def _plan(options: argparse.Namespace) -> None:
     days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
     lines = [
         f"{config.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}, "
-        f"{config.micro_batch_size} sequences of {config.data.context_length} at once, {config.accumulate} times "
-        "a step",
+        f"{batches.size} sequences of {config.data.context_length} at once, {batches.accumulate} times a step",
         "fits" if needed.total <= device.memory else f"does not fit: {_cure(config, device)}",
         f"{steps:,} steps of {config.batch_tokens:,} tokens, {seconds:,.2f} s each: "
         f"{config.batch_tokens / seconds:,.0f} tokens/s, {hours:,.1f} hours{days} at {device.share:.0%} of the peak",
         f"a checkpoint has {kept / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept",
+        f"{device.share:.0%} of the peak: {device.source if options.share is None else 'as given'}",
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False)
-
-
-def _memory(config: "TrainConfig", device: "Device") -> "Memory":
-    from gptstar.training.plan import memory
-
-    hardware = config.hardware
-    return memory(
-        config.model,
-        context_length=config.data.context_length,
-        micro_batch_size=config.micro_batch_size,
-        precision="bf16"
-        if device.is_gpu and config.hardware.precision == "auto"
-        else config.hardware.resolved_precision(),
-        activation_checkpointing=hardware.activation_checkpointing,
-        shards=hardware.world_size if hardware.sharded else 1,
-        on_gpu=device.is_gpu,
-        algorithm=config.optimizer.algorithm,
-    )
 
 
 def _cure(config: "TrainConfig", device: "Device") -> str:
@@ -154,7 +140,7 @@ def _cure(config: "TrainConfig", device: "Device") -> str:
     from gptstar.errors import ConfigError
 
     hardware = config.hardware
-    size = config.micro_batch_size
+    size = config.micro_batches(device).size
     smaller = [{"micro_batch_size": size // 2**halved} for halved in range(1, size.bit_length())]
     again: list[dict[str, Any]] = [{"activation_checkpointing": True, **each} for each in ({}, *smaller)]
     parts: list[dict[str, Any]] = [{"strategy": "fsdp", **each} for each in ({}, *smaller, *again)]
@@ -163,7 +149,8 @@ def _cure(config: "TrainConfig", device: "Device") -> str:
             changed = replace(config, hardware=replace(hardware, **change))
         except ConfigError:  # such as parts of what can't be stepped in parts
             continue
-        if _memory(changed, device).total <= device.memory:
+        batches = changed.micro_batches(device)
+        if changed.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once).total <= device.memory:
             return "give " + " ".join(f"hardware.{key}={str(value).lower()}" for key, value in change.items())
     whole = " and optimizer=adamw" if config.optimizer.algorithm == "adamw_8bit" else ""
     return f"give more devices with hardware=fsdp{whole}, or a smaller model"

@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -42,6 +42,7 @@ class TrainingState:
         data: `fingerprint` and `shards` (folder) of the tokens read, `epochs` and `blocks` seen of it, and `corpora`:
             for each its source, licence, documents, tokens and bytes of text.
         optimizer: its state.
+        machine: how the devices split a step, so that a run goes on bit by bit on as many of them.
     """
 
     step: int
@@ -50,6 +51,7 @@ class TrainingState:
     settings: dict[str, Any]
     data: dict[str, Any]
     optimizer: OptimizerState
+    machine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def read(path: Path) -> Checkpoint:
     try:
         training = tree["training"] and TrainingState(**tree["training"])
         if training:
-            for name in ("settings", "data", "optimizer"):
+            for name in ("settings", "data", "optimizer", "machine"):
                 if not isinstance(getattr(training, name), dict):
                     raise TypeError(f"training.{name} is no dict")
             if not isinstance(training.step, int) or training.step < 0:

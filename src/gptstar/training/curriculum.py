@@ -69,11 +69,15 @@ class CurriculumConfig:
                 "give fewer, or curriculum.steps=null for half of them"
             )
 
+    def n_lengths(self, context_length: int) -> int:
+        """How many context lengths a run has."""
+        return 1 if self.first_length is None else (context_length // self.first_length).bit_length()
+
     def length(self, step: int, context_length: int) -> int:
         """Tokens of context in the update after `step` finished steps; of a resolved curriculum."""
         if self.first_length is None or self.steps is None or step >= self.steps:
             return context_length
-        stages = (context_length // self.first_length).bit_length() - 1
+        stages = self.n_lengths(context_length) - 1
         return self.first_length << step * stages // self.steps
 
 

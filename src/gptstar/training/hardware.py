@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from gptstar.errors import ConfigError
-from gptstar.model.attention import AttentionForm
+from gptstar.model.kernels.choice import AttentionForm
 
 PEAK_BF16_FLOPS = {
     "B200": 2250e12,
@@ -32,9 +32,11 @@ class HardwareConfig:
     Attributes:
         precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights beside a float32
             master, which the optimizer trains and checkpoints hold; `auto`: bf16 where the device is fast at it.
-        micro_batch_size: sequences a device holds at once, at most; memory's choice, with no effect on the result's
-            meaning.
-        attention: how attention is computed; `auto` takes what is fastest.
+        micro_batch_size: sequences a device computes at once, at most; it has no effect on what the result means.
+            `auto` takes what fits into a GPU and fills it, and 8 on a CPU.
+        attention: how attention is computed; `auto` takes the fastest that is exact.
+        logits: of a micro-batch on a GPU: `whole`, or in `pieces`, which are computed twice and take less memory;
+            `auto` takes whole where they fit.
         activation_checkpointing: keep only what goes into each block for the backward pass, and compute it again: a
             third more work for a fraction of the memory.
         compile: `torch.compile` the model; `auto` does on a GPU, on CPUs it does not pay (docs/speed.md).
@@ -46,8 +48,9 @@ class HardwareConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     precision: Literal["auto", "float32", "bf16", "bf16_weights"] = "auto"
-    micro_batch_size: int = 8
+    micro_batch_size: int | Literal["auto"] = "auto"
     attention: AttentionForm = "auto"
+    logits: Literal["auto", "whole", "pieces"] = "auto"
     activation_checkpointing: bool = False
     compile: Literal["auto", "always", "never"] = "auto"
     devices: int | Literal["auto"] = 1
@@ -55,7 +58,7 @@ class HardwareConfig:
     strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
-        if self.micro_batch_size < 1:
+        if self.micro_batch_size != "auto" and self.micro_batch_size < 1:
             raise ConfigError(f"hardware.micro_batch_size={self.micro_batch_size} is below 1")
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError(
@@ -76,6 +79,16 @@ class HardwareConfig:
         if self.attention == "flex" and self.device().type == "cpu":
             raise ConfigError(
                 "hardware.attention=flex but PyTorch's FlexAttention can't train on a CPU: use hardware.attention=auto"
+            )
+        if self.attention == "flex" and self.resolved_precision() == "float32":
+            raise ConfigError(
+                "hardware.attention=flex rounds float32 to TF32, an error of 1e-3: use hardware.attention=auto, which "
+                "is exact in float32, or hardware.precision=bf16"
+            )
+        if self.attention == "products" and self.compiles():
+            raise ConfigError(
+                "hardware.attention=products is written for a CPU that runs without a compiler: use "
+                "hardware.attention=auto, or hardware.compile=never"
             )
         if self.compiles() and not shutil.which(os.environ.get("CXX", "g++")):
             raise ConfigError(

@@ -1,5 +1,6 @@
 """Windows to loss: the LightningModule around a plain PyTorch model."""
 
+import contextlib
 import math
 from functools import cached_property
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
+from gptstar.training.compiling import compile_model, within_shapes
 from gptstar.training.curriculum import CurriculumConfig, folded
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
 from gptstar.training.resume import Materialise
@@ -46,7 +48,8 @@ class LanguageModelling(pl.LightningModule):
         fill: windows may hold -1 where there is no token. No loss is counted there: a step's loss and gradient are the
             means over the targets that all its micro-batches on all ranks hold together.
         bf16_weights: compute with a bfloat16 copy of the model.
-        compiles: `torch.compile` what computes.
+        n_graphs: compile the model into so many graphs: one for each context length in training, and one for
+            validation; 0 does not compile it.
         skips_nonfinite: leave out a step whose loss or gradient is not finite.
         materialise: of a model without tensors, of which each rank is to have a part, by FSDP2.
 
@@ -73,7 +76,7 @@ class LanguageModelling(pl.LightningModule):
         end_of_text: int | None = None,
         fill: bool = False,
         bf16_weights: bool = False,
-        compiles: bool = False,
+        n_graphs: int = 0,
         skips_nonfinite: bool = False,
         materialise: Materialise | None = None,
     ) -> None:
@@ -84,7 +87,7 @@ class LanguageModelling(pl.LightningModule):
         self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
         self.corpora = corpora
         self._end_of_text, self._fill = end_of_text, fill
-        self._bf16_weights, self._compiles, self._materialise = bf16_weights, compiles, materialise
+        self._bf16_weights, self._n_graphs, self._materialise = bf16_weights, n_graphs, materialise
         self._working_copy: WorkingCopy | None = None
         self._skips_nonfinite, self._skipped_in_a_row = skips_nonfinite, 0
         self.register_buffer("_token_bytes", torch.from_numpy(token_bytes), persistent=False)
@@ -122,8 +125,8 @@ class LanguageModelling(pl.LightningModule):
         if self._bf16_weights and self._materialise is None:
             self._working_copy = WorkingCopy(self.model)
         computing = self._working_copy.model if self._working_copy else self.model
-        if self._compiles:
-            computing.compile()
+        if self._n_graphs:
+            compile_model(computing, n_shapes=self._n_graphs, by_block=self._materialise is not None)
         return computing
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -161,7 +164,8 @@ class LanguageModelling(pl.LightningModule):
     def _loss(self, windows: Tensor, reduction: Literal["none", "sum"]) -> Tensor:
         """`(sequence, context_length + 1)` → the loss of each target, nats, 0 where there is none; or their sum."""
         inputs, targets = windows[:, :-1].clamp(min=0), windows[:, 1:]
-        return self._computing(inputs, targets, documents=self._documents(inputs), reduction=reduction)
+        with within_shapes() if self._n_graphs else contextlib.nullcontext():
+            return self._computing(inputs, targets, documents=self._documents(inputs), reduction=reduction)
 
     def _documents(self, inputs: Tensor) -> Tensor | None:
         """`(sequence, position)`: the number of end-of-text tokens before each position, or None."""

@@ -3,19 +3,35 @@
 import os
 import time
 from dataclasses import dataclass, fields
+from typing import Self
 
 import torch
 
 from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.kernels.products import KEPT_UP_TO
-from gptstar.model.loss import CHUNK_LOGITS
+from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
 from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision
 from gptstar.training.optimizer import Algorithm
 
-CPU_SHARE, GPU_SHARE = 0.7, 0.4
 CPU_PROGRAM, GPU_PROGRAM = 600_000_000, 1_500_000_000
-"""Of a GPU both are guesses: docs/speed.md and docs/scaling.md say what was measured."""
+"""Bytes of Python, PyTorch and its libraries; of a GPU its context and libraries, assumed."""
+
+ASSUMED = "assumed"
+ASSUMED_SHARE = 0.4
+SHARES = {"H200": (0.48, "measured with a prototype of the same graph")}
+"""Shares of the data sheet's peak that training reaches on a GPU, by the names of `PEAK_BF16_FLOPS`, and their source
+(docs/speed.md)."""
+CPU_SHARE = (0.7, "measured")
+
+GPU_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "H100 PCIe": 80, "A100": 80, "L40S": 48, "4090": 24, "3090": 24}
+"""GB, by the names of `PEAK_BF16_FLOPS`."""
+
+TYPICAL_PEAK = 300e12
+"""Floating-point operations a second of a GPU without a data sheet here; it decides how much work fills it."""
+
+GPU_PART = "GPTSTAR_GPU_PART"
+"""The variable that tells a job of a sweep which part of a GPU's memory is its own, such as 0.25."""
 
 QUANTISED_BYTES = 2 + 8 / 256
 """Of a parameter's two moments in 8 bits: bitsandbytes keeps a float32 scale for each 256 of either."""
@@ -56,61 +72,111 @@ class Memory:
         return {each.name: size for each in fields(self) if (size := getattr(self, each.name))}
 
 
-def memory(
-    model: GPTConfig,
-    *,
-    context_length: int,
-    micro_batch_size: int,
-    precision: Precision,
-    activation_checkpointing: bool,
-    shards: int,
-    on_gpu: bool,
-    algorithm: Algorithm = "adamw",
-) -> Memory:
-    """What a device holds.
+@dataclass(frozen=True)
+class Workload:
+    """What a device computes, as far as its memory depends on it.
 
-    Args:
+    Attributes:
         shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
-        on_gpu: no weights of attention are kept.
+        on_gpu: attention keeps no weights.
         algorithm: of the optimizer.
     """
-    width = 4 if precision == "float32" else 2
-    D, F, A = model.d_model, model.mlp_width, model.n_heads * model.head_width
-    embedding = model.n_vocab * D
-    of_block = (model.n_params - embedding) // model.n_layers
-    matrices = model.n_layers * (4 * A * D + 2 * F * D)
-    tokens = micro_batch_size * context_length
 
-    scores = 0 if on_gpu or context_length > KEPT_UP_TO else model.n_heads * context_length
-    # What autograd keeps of a token in a block: the residual stream, the norm as each branch reads it, queries, keys
-    # and values, the heads' outputs (a kernel keeps its own, the projection a copy), the MLP before and after its GELU.
-    norms = 1 if model.residual == "parallel" else 2
-    normed = norms * D * width if precision == "float32" else 2 * D * width
-    outputs = 2 if on_gpu else 1
-    kept = norms * D * 4 + normed + width * ((3 + outputs) * A + 2 * F + scores)
-    activations = tokens * (4 * D * model.n_layers + kept if activation_checkpointing else kept * model.n_layers)
-    activations += tokens * 8 * D  # the last norm, and what it reads
+    model: GPTConfig
+    context_length: int
+    precision: Precision
+    activation_checkpointing: bool = False
+    shards: int = 1
+    on_gpu: bool = True
+    algorithm: Algorithm = "adamw"
 
-    saved = {"adamw": 0, "muon": 4 * matrices, "adamw_8bit": int((8 - QUANTISED_BYTES) * (embedding + matrices))}
-    moments = 8 * model.n_params - saved[algorithm]
+    @classmethod
+    def planned(
+        cls, model: GPTConfig, context_length: int, hardware: HardwareConfig, algorithm: Algorithm, on_gpu: bool
+    ) -> Self:
+        """The workload of a configuration; a GPU that is not here computes in bf16."""
+        elsewhere = on_gpu and hardware.device().type == "cpu" and hardware.precision == "auto"
+        return cls(
+            model,
+            context_length,
+            "bf16" if elsewhere else hardware.resolved_precision(),
+            hardware.activation_checkpointing,
+            shards=hardware.world_size if hardware.sharded else 1,
+            on_gpu=on_gpu,
+            algorithm=algorithm,
+        )
 
-    casts = gathered = 0
-    if shards > 1:
-        gathered = 4 * (embedding + of_block)  # gradients, before they are shared out
-        gathered += (2 if precision == "bf16_weights" else 4) * (embedding + 2 * of_block)  # one block ahead
-    if precision == "bf16" or (precision == "bf16_weights" and shards == 1):
-        casts = 2 * (embedding + of_block if shards > 1 else model.n_params)
-    return Memory(
-        parameters=4 * model.n_params // shards,
-        gradients=4 * model.n_params // shards,
-        optimizer=moments // shards,
-        casts=casts,
-        gathered=gathered,
-        activations=activations,
-        logits=width * min(tokens * model.n_vocab, CHUNK_LOGITS) + 4 * tokens * D,
-        saving=0 if on_gpu else (4 * model.n_params + moments) // shards,
-        program=GPU_PROGRAM if on_gpu else CPU_PROGRAM,
-    )
+    def memory(self, sequences: int, logits_at_once: int = LOGITS_AT_ONCE) -> Memory:
+        """What a device holds.
+
+        Args:
+            sequences: of a micro-batch.
+            logits_at_once: logits that the loss holds; of a micro-batch with more, pieces are computed twice.
+        """
+        model, shards, precision = self.model, self.shards, self.precision
+        embedding, of_block = model.n_vocab * model.d_model, self._block_params
+        casts = gathered = 0
+        if shards > 1:
+            gathered = 4 * (embedding + of_block)  # gradients, before they are shared out
+            gathered += (2 if precision == "bf16_weights" else 4) * (embedding + 2 * of_block)  # one block ahead
+        if precision == "bf16" or (precision == "bf16_weights" and shards == 1):
+            casts = 2 * (embedding + of_block if shards > 1 else model.n_params)
+        return Memory(
+            parameters=4 * model.n_params // shards,
+            gradients=4 * model.n_params // shards,
+            optimizer=self._moments // shards,
+            casts=casts,
+            gathered=gathered,
+            activations=self._activations(sequences * self.context_length),
+            logits=self._logits(sequences * self.context_length, logits_at_once),
+            saving=0 if self.on_gpu else (4 * model.n_params + self._moments) // shards,
+            program=GPU_PROGRAM if self.on_gpu else CPU_PROGRAM,
+        )
+
+    @property
+    def _width(self) -> int:
+        return 4 if self.precision == "float32" else 2
+
+    @property
+    def _block_params(self) -> int:
+        return (self.model.n_params - self.model.n_vocab * self.model.d_model) // self.model.n_layers
+
+    @property
+    def _moments(self) -> int:
+        model = self.model
+        A = model.n_heads * model.head_width
+        matrices = model.n_layers * (4 * A * model.d_model + 2 * model.mlp_width * model.d_model)
+        in_8_bits = int((8 - QUANTISED_BYTES) * (model.n_vocab * model.d_model + matrices))
+        return 8 * model.n_params - {"adamw": 0, "muon": 4 * matrices, "adamw_8bit": in_8_bits}[self.algorithm]
+
+    def _activations(self, tokens: int) -> int:
+        """What autograd keeps of a token in a block.
+
+        It is the residual stream, the norm as each branch reads it, queries, keys and values, the heads' outputs (a
+        kernel keeps its own, the projection a copy), the MLP before and after its GELU.
+        """
+        model, width = self.model, self._width
+        D, F, A = model.d_model, model.mlp_width, model.n_heads * model.head_width
+        scores = 0 if self.on_gpu or self.context_length > KEPT_UP_TO else model.n_heads * self.context_length
+        residual = 2 if self.precision == "bf16_weights" else 4
+        norms = 1 if model.residual == "parallel" else 2
+        normed = 2 * D * width if self.precision == "bf16" else norms * D * width
+        outputs = 2 if self.on_gpu else 1
+        kept = norms * D * residual + normed + width * ((3 + outputs) * A + 2 * F + scores)
+        again = residual * D * model.n_layers + kept
+        return tokens * (again if self.activation_checkpointing else kept * model.n_layers) + tokens * 8 * D
+
+    def _logits(self, tokens: int, at_once: int) -> int:
+        """Logits, which become their own gradient, and the head's gradient by what it reads.
+
+        Measured on a GPU: a compiled step of GPT-127* at 64 x 512 tokens peaks at 11.5 GB, of which this is 3.4.
+        """
+        model, width = self.model, self._width
+        room = -(-model.n_vocab // ALIGNED) * ALIGNED if self.on_gpu else model.n_vocab
+        padded = width * room * model.d_model if room > model.n_vocab else 0
+        held = min(tokens * room, at_once)
+        in_pieces = self.on_gpu and tokens * room > at_once  # a piece's gradient beside it, once it is computed again
+        return width * held * (2 if in_pieces else 1) + 4 * tokens * model.d_model + padded
 
 
 @dataclass(frozen=True)
@@ -120,8 +186,9 @@ class Device:
     Attributes:
         memory: bytes.
         peak_flops: in bfloat16.
+        share: of that, what training reaches.
         is_gpu: or a CPU.
-        share: of that, what training reaches: of a CPU as measured (docs/speed.md), of a GPU a guess.
+        source: where the share is from; `assumed` where nothing was measured.
     """
 
     name: str
@@ -129,10 +196,7 @@ class Device:
     peak_flops: float
     share: float
     is_gpu: bool
-
-
-GPU_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "H100 PCIe": 80, "A100": 80, "L40S": 48, "4090": 24, "3090": 24}
-"""GB, by the names of `PEAK_BF16_FLOPS`."""
+    source: str = ASSUMED
 
 
 def known_device(name: str) -> Device:
@@ -143,25 +207,38 @@ def known_device(name: str) -> Device:
     """
     if name not in GPU_MEMORY:
         raise ConfigError(f"--device {name} is none of {', '.join(GPU_MEMORY)}")
-    return Device(name, GPU_MEMORY[name] * 10**9, PEAK_BF16_FLOPS[name], GPU_SHARE, is_gpu=True)
+    share, source = SHARES.get(name, (ASSUMED_SHARE, ASSUMED))
+    return Device(name, GPU_MEMORY[name] * 10**9, PEAK_BF16_FLOPS[name], share, is_gpu=True, source=source)
 
 
 def this_device(hardware: HardwareConfig) -> Device:
-    """What this machine has for each process; a CPU's rate is measured, in a second."""
+    """What this machine has for each process; the rate of a device without a data sheet is measured, in a second."""
     if hardware.device().type == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        peak = hardware.peak_flops() or _measured_flops(torch.device("cuda"), torch.bfloat16)
-        return Device(properties.name, properties.total_memory, peak, GPU_SHARE, is_gpu=True)
+        known = next((part for part in PEAK_BF16_FLOPS if part in properties.name), None)
+        share, source = SHARES.get(known or "", (ASSUMED_SHARE, ASSUMED))
+        peak = PEAK_BF16_FLOPS[known] if known else _measured_flops(torch.device("cuda"), torch.bfloat16)
+        return Device(properties.name, properties.total_memory, peak, share, is_gpu=True, source=source)
     dtype = torch.float32 if hardware.resolved_precision() == "float32" else torch.bfloat16
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     flops = _measured_flops(torch.device("cpu"), dtype)  # all cores, which the processes share
-    return Device(
-        f"a process of this CPU ({flops / 1e9:,.0f} GFLOP/s in all)",
-        total // hardware.n_devices,
-        flops / hardware.n_devices,
-        CPU_SHARE,
-        is_gpu=False,
-    )
+    name = f"a process of this CPU ({flops / 1e9:,.0f} GFLOP/s in all)"
+    memory, peak = _machine_memory() // hardware.n_devices, flops / hardware.n_devices
+    return Device(name, memory, peak, CPU_SHARE[0], is_gpu=False, source=CPU_SHARE[1])
+
+
+def free_device(hardware: HardwareConfig) -> Device:
+    """This process's device, with the memory that is free now; of a GPU that jobs share, this job's part."""
+    if hardware.device().type == "cpu":
+        return Device("cpu", _machine_memory(), 0.0, 1.0, is_gpu=False)
+    free, total = torch.cuda.mem_get_info()
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    own = float(os.environ.get(GPU_PART, "1")) * total
+    peak = next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in properties.name), TYPICAL_PEAK)
+    return Device(properties.name, int(min(free, own)), peak, ASSUMED_SHARE, is_gpu=True)
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

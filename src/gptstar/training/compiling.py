@@ -1,0 +1,44 @@
+"""Compiling a run's model: one graph from tokens to loss for each shape, and an error instead of a slow fallback."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from gptstar.errors import TrainingError
+from gptstar.model import GPT
+
+
+def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
+    """Compile a model in place; its state dict stays as it is.
+
+    Args:
+        n_shapes: shapes and modes that the model will be called with; one more is an error.
+        by_block: compile each block and the loss by itself, as a model in parts (FSDP2) gathers its parameters between
+            blocks.
+    """
+    torch._dynamo.reset()  # what was compiled before would count
+    torch._dynamo.config.recompile_limit = n_shapes
+    torch._dynamo.config.optimize_ddp = False  # its buckets can't be cut at FlexAttention
+    if not by_block:
+        model.compile(fullgraph=True, dynamic=False)
+        return
+    for block in model.blocks:
+        block.forward = torch.compile(block.forward, fullgraph=True, dynamic=False)
+    model.losses = torch.compile(model.losses, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def within_shapes() -> Iterator[None]:
+    """Around a call of a compiled model: refuse a shape more than were announced.
+
+    Raises:
+        TrainingError: PyTorch would compute this shape without the compiler, many times slower.
+    """
+    try:
+        yield
+    except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+        raise TrainingError(
+            f"the model met a shape more than the {torch._dynamo.config.recompile_limit} it was to be compiled for: "
+            "run it with hardware.compile=never"
+        ) from error

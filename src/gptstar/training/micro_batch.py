@@ -1,0 +1,120 @@
+"""How a step is split into micro-batches: what fills a device, and fits into its memory."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
+from gptstar.ranks import Ranks
+from gptstar.training.hardware import HardwareConfig
+from gptstar.training.plan import Device, Workload, free_device
+
+CPU_SEQUENCES = 8
+"""Sequences that fill a CPU."""
+
+FILLING_SECONDS = 0.025
+"""Work that fills a GPU, in seconds at its peak: smaller micro-batches leave a part of it idle. 64 sequences of 512
+tokens for GPT-127*, 32 for GPT-303*, on an H100."""
+
+SHARDED = 4
+"""Times as much work where parameters are gathered for each micro-batch."""
+
+USABLE = 0.92
+"""Share of the free memory to plan with; the rest is lost to fragments and to what arithmetic does not know."""
+
+PIECE_LOGITS = 2**28
+"""Logits that a GPU holds at once where the whole do not fit: 512 MiB in bfloat16."""
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """The micro-batches of an optimizer step on each device, all of one size.
+
+    Attributes:
+        size: sequences computed at once.
+        accumulate: micro-batches of a step.
+        logits_at_once: logits that the loss holds; a micro-batch with more is computed in pieces.
+    """
+
+    size: int
+    accumulate: int
+    logits_at_once: int = LOGITS_AT_ONCE
+
+    def __str__(self) -> str:
+        return f"{self.size} sequences at once" + (f", {self.accumulate} times a step" if self.accumulate > 1 else "")
+
+    def as_dict(self, world_size: int) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a run goes on with the same."""
+        return asdict(self) | {"world_size": world_size}
+
+    @classmethod
+    def kept(cls, saved: dict[str, Any], sequences: int, world_size: int) -> Self | None:
+        """What a run of this size kept; None where it kept nothing, or had another number of devices."""
+        wanted = ("size", "accumulate", "logits_at_once", "world_size")
+        if not all(isinstance(saved.get(key), int) and saved[key] > 0 for key in wanted):
+            return None
+        size, accumulate, logits_at_once, devices = (saved[key] for key in wanted)
+        fits = devices == world_size and size * accumulate == sequences
+        return cls(size, accumulate, logits_at_once) if fits else None
+
+
+def micro_batches(hardware: HardwareConfig, workload: Workload, sequences: int, device: Device) -> MicroBatches:
+    """Split a device's sequences of a step.
+
+    Args:
+        sequences: of a step, on each device.
+        device: its `memory` is what is free.
+
+    Returns:
+        The largest that `hardware.micro_batch_size` allows; with `auto` the largest that fits, and no larger than
+        needed to fill the device.
+    """
+    sizes = [size for size in range(sequences, 0, -1) if sequences % size == 0]  # the largest first
+    if hardware.micro_batch_size != "auto" or not workload.on_gpu:
+        at_most = CPU_SEQUENCES if hardware.micro_batch_size == "auto" else hardware.micro_batch_size
+        sizes = [next(size for size in sizes if size <= at_most)]
+    else:
+        work = FILLING_SECONDS * device.peak_flops * (SHARDED if workload.shards > 1 else 1)
+        tokens = work / workload.model.training_flops(workload.context_length)
+        filling = min((size for size in sizes if size * workload.context_length >= tokens), default=sizes[0])
+        sizes = [size for size in sizes if size <= filling]
+    choices = list(_choices(hardware, workload, sizes))
+    fitting = (each for each in choices if workload.memory(*each).total <= USABLE * device.memory)
+    size, logits_at_once = next(fitting, choices[-1])
+    return MicroBatches(size, sequences // size, logits_at_once)
+
+
+def _choices(hardware: HardwareConfig, workload: Workload, sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Sizes, each with the logits to hold at once, the fastest first.
+
+    Whole logits save a third of the head's work: rather a quarter of the size with them than all of it without.
+    """
+    if not workload.on_gpu:
+        yield from ((size, LOGITS_AT_ONCE) for size in sizes)
+        return
+    for size in sizes:
+        if hardware.logits == "whole" or (hardware.logits == "auto" and 4 * size >= sizes[0]):
+            yield size, size * workload.context_length * -(-workload.model.n_vocab // ALIGNED) * ALIGNED
+    if hardware.logits != "whole":
+        yield from ((size, PIECE_LOGITS) for size in sizes)
+
+
+def agreed_micro_batches(
+    hardware: HardwareConfig, workload: Workload, sequences: int, saved: dict[str, Any], ranks: Ranks
+) -> MicroBatches:
+    """The micro-batches of a run, alike on all ranks: what the checkpoint kept, or the least that a rank can hold.
+
+    What was kept is a choice of `auto`, and goes on as long as the keys still say so and the devices hold it.
+
+    Args:
+        sequences: of a step, on each device.
+        saved: what the checkpoint kept; empty for a run that begins.
+    """
+    device = free_device(hardware)
+    kept = MicroBatches.kept(saved, sequences, ranks.world_size)
+    if kept is not None and workload.on_gpu and hardware.micro_batch_size == hardware.logits == "auto":
+        fits = workload.memory(kept.size, kept.logits_at_once).total <= device.memory
+        if all(ranks.gathered(fits)):
+            return kept
+    each = ranks.gathered(micro_batches(hardware, workload, sequences, device))
+    return min(each, key=lambda found: (found.size, found.logits_at_once))

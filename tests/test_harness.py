@@ -30,7 +30,7 @@ from gptstar.evaluation.tasks.offline import load_tasks
 from gptstar.evaluation.tasks.report import evaluate_and_report
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.suite import evaluate_tasks
-from gptstar.evaluation.tasks.team import Team, nobody
+from gptstar.evaluation.tasks.team import Team, no_progress
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.model import GPT, GPTConfig
 
@@ -118,7 +118,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> 
 
 
 def ours(model: GPT, bpe: Tokenizer, length: int) -> HarnessModel:
-    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, lambda total: nobody, length)
+    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, lambda total: no_progress, length)
 
 
 def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: str) -> float:

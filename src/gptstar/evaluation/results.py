@@ -3,11 +3,13 @@
 import json
 import math
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from gptstar import __version__
 from gptstar.errors import ConfigError
 
 FORMAT = "gptstar results"
@@ -98,6 +100,11 @@ class TaskResults:
     protocol: dict[str, Any]
     versions: dict[str, str]
     tasks: tuple[TaskResult, ...]
+
+
+def versions_of(*packages: str) -> dict[str, str]:
+    """The versions of this code, which may be a checkout that is not installed, and of other packages."""
+    return {"gptstar": __version__} | {name: version(name) for name in packages}
 
 
 def to_json(figures: dict[str, Any]) -> str:

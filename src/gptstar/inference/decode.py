@@ -10,6 +10,7 @@ from gptstar.errors import ConfigError
 from gptstar.inference.rows import Rows, Tokens
 from gptstar.inference.sampling import GREEDY, Sampling, next_token
 from gptstar.inference.static_rows import StaticRows
+from gptstar.inference.transfer import HostCopy
 from gptstar.model import GPT
 
 
@@ -84,8 +85,8 @@ def steps(
         ended: says whether the continuation of this prompt is complete; called after the caller has used a step.
         numbers: seeds of the prompts' draws; 0, 1, 2 … by default.
         n_likeliest: report the log-probability of each token and this many of the likeliest; None reports nothing.
-        compiled: compile the step, on a GPU only. That takes up to a minute for each number of rows and each multiple of
-            128 tokens, so it pays for a demo or for thousands of tokens, not for 200.
+        compiled: compile the step, on a GPU only. That takes up to a minute for each number of rows and each multiple
+            of 128 tokens, so it pays for a demo or for thousands of tokens, not for 200.
 
     Raises:
         ConfigError: a prompt has no tokens, or learned positions hold fewer tokens than this needs.
@@ -102,13 +103,13 @@ def steps(
     going: list[int | None] = list(range(len(prompts)))
     for place in range(n_new):
         chosen = next_token(logits, uniforms[:, place : place + 1].flatten(), sampling, previous)  # (row,)
-        answer = _Answer(chosen, logits, n_likeliest)
+        answer = _answer(chosen, logits, n_likeliest)
         if previous is not None:
             previous.scatter_(1, chosen[:, None], True)  # PyTorch takes the value by position only
         is_last = place == n_new - 1
         if rows.is_ahead and not is_last:
             logits = rows.read(chosen)
-        yield answer.step(going)
+        yield _step(answer, going)
         if is_last:
             return
         if ended is not None:
@@ -125,44 +126,34 @@ def steps(
             logits = rows.read(chosen)
 
 
-class _Answer:
-    """What the model says to the last tokens, on its way from the device.
+def _answer(chosen: Tensor, logits: Tensor, n_likeliest: int | None) -> HostCopy:
+    """Start to copy the chosen tokens; with `n_likeliest` also their log-probabilities, and tokens and values of those.
 
-    A GPU copies it while it computes the next step: waiting for the copy is waiting for nothing that came later.
+    Args:
+        chosen: `(row,)`, int64.
+        logits: `(row, n_vocab)`.
     """
+    if n_likeliest is None:
+        return HostCopy(chosen)
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    likeliest = log_probabilities.topk(min(n_likeliest, logits.shape[-1]))
+    return HostCopy(chosen, log_probabilities.gather(1, chosen[:, None])[:, 0], likeliest.indices, likeliest.values)
 
-    def __init__(self, chosen: Tensor, logits: Tensor, n_likeliest: int | None) -> None:
-        """Start the copy.
 
-        Args:
-            chosen: `(row,)`, int64.
-            logits: `(row, n_vocab)`.
-            n_likeliest: as `steps` takes it.
-        """
-        parts = [chosen]
-        if n_likeliest is not None:
-            log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-            likeliest = log_probabilities.topk(min(n_likeliest, logits.shape[-1]))
-            parts += [log_probabilities.gather(1, chosen[:, None])[:, 0], likeliest.indices, likeliest.values]
-        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
-        self._copied = torch.cuda.current_stream(chosen.device).record_event() if chosen.is_cuda else None
+def _step(answer: HostCopy, going: Sequence[int | None]) -> Step:
+    """Wait for an answer, and return the step of the texts that go on.
 
-    def step(self, going: Sequence[int | None]) -> Step:
-        """Wait for the copy, and return the step of the texts that go on.
-
-        Args:
-            going: of each row the number of its text, or None.
-        """
-        if self._copied is not None:
-            self._copied.synchronize()
-        rows = [row for row, number in enumerate(going) if number is not None]
-        numbers = [number for number in going if number is not None]
-        tokens, *reported = [[part[row] for row in rows] for part in map(Tensor.tolist, self._parts)]
-        if not reported:
-            return Step(numbers, tokens)
-        log_probabilities, likeliest, values = reported
-        pairs = [list(zip(*row, strict=True)) for row in zip(likeliest, values, strict=True)]
-        return Step(numbers, tokens, log_probabilities, pairs)
+    Args:
+        going: of each row the number of its text, or None.
+    """
+    rows = [row for row, number in enumerate(going) if number is not None]
+    numbers = [number for number in going if number is not None]
+    tokens, *reported = [[part[row] for row in rows] for part in map(Tensor.tolist, answer.wait())]
+    if not reported:
+        return Step(numbers, tokens)
+    log_probabilities, likeliest, values = reported
+    pairs = [list(zip(*row, strict=True)) for row in zip(likeliest, values, strict=True)]
+    return Step(numbers, tokens, log_probabilities, pairs)
 
 
 def _rows_for(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int, compiled: bool) -> Rows:

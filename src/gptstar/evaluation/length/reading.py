@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gptstar.evaluation.length.protocols import Window
 from gptstar.evaluation.length.text import Text
+from gptstar.evaluation.precision import computing_in
 from gptstar.model import GPT
 from gptstar.model.loss import token_losses
 
@@ -25,18 +26,17 @@ position and of all after it, `(batch, position - first)`, in nats."""
 
 
 def losses_of(model: GPT, device: torch.device, dtype: torch.dtype = torch.float32) -> Losses:
-    """The losses that a model has.
+    """Return a function that computes a model's losses.
 
     Args:
         model: in eval mode, on `device`.
-        dtype: of the products; less than float32 by autocast.
+        dtype: of the products: float32 without TF32, or less by autocast.
     """
 
     @torch.inference_mode()
     def losses(tokens: Tensor, first: int) -> Tensor:
         tokens = tokens.to(device)
-        autocast = contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-        with autocast:
+        with computing_in(dtype, device):
             hidden = model.hidden(tokens[:, :-1])[:, first:]
             return token_losses(hidden, model.token_embedding.weight, tokens[:, 1 + first :])
 

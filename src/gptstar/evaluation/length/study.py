@@ -3,20 +3,20 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gptstar.evaluation.batch_size import batch_size_for
 from gptstar.evaluation.length.config import LengthConfig, Scaling
 from gptstar.evaluation.length.curve import Curve, Read, read_curve, read_legacy_curve
 from gptstar.evaluation.length.legacy import legacy_windows
-from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Reader, losses_of
+from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.source import Named, Part, parts_of
 from gptstar.evaluation.plots import plot_context_length, plot_positions
-from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json
+from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
 from gptstar.evaluation.tables import comparison_table, cost_line, length_markdown, length_table
 from gptstar.model import GPT
 from gptstar.model.attention import scaled_rotary
@@ -82,7 +82,7 @@ def _curves(part: Part, config: LengthConfig, device: torch.device, advance: Cal
     reader = Reader(
         losses_of(model, device, getattr(torch, config.dtype)),
         device,
-        config.batch_tokens or (GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS),
+        config.batch_tokens or batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens,
         capacity=part.checkpoint.model.n_ctx,
         advance=advance,
     )
@@ -138,7 +138,7 @@ def _write(curves: Sequence[Curve], parts: Sequence[Part], config: LengthConfig,
         "kind": "length",
         "protocol": protocol,
         "text": text.source,
-        "versions": {name: version(name) for name in ("gptstar", "torch", "numpy", "tokenizers")},
+        "versions": versions_of("torch", "numpy", "tokenizers"),
         "curves": [asdict(curve) for curve in curves],
     }
     partial = output / f".{FILE_NAME}.partial"

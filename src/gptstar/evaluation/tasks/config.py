@@ -27,7 +27,7 @@ class TasksConfig:
             positions hold.
         num_fewshot: examples before each item; what each task says unless given.
         dtype: of the products. In less than float32 scores depend on what else is in the batch.
-        batch_tokens: read at once; 1,024 on a CPU and 32,768 on a GPU unless given. Memory's and speed's choice.
+        batch_tokens: tokens to read at once; by default 1,024 on a CPU, and on a GPU what its memory holds.
         batch_size: rows read at once at most.
         seed: of the choice of few-shot examples, and of texts that are drawn.
         cache: a folder that keeps scores, so that what was interrupted goes on.

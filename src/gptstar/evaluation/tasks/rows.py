@@ -1,4 +1,4 @@
-"""Sequences that begin alike become one row, in which their common beginning is read once."""
+"""Rows of sequences with shared prefixes: a prefix is read once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 WORTH_SHARING = 8
-"""Tokens in common below which a sequence begins a row of its own."""
+"""A sequence with fewer tokens in common begins a row of its own."""
 
 ROW_TOKENS = 1024
 """A row takes no further sequence beyond this: its attention grows with its square."""
@@ -47,11 +47,12 @@ def rows_of(sequences: Sequence[Sequence[int]]) -> list[Row]:
     building: _Building | None = None
     for number in order:
         sequence = np.asarray(sequences[number], dtype=np.int64)
-        if building is None or not building.takes(sequence):
+        shared = 0 if building is None else _shared(building.last, sequence)
+        if building is None or not building.takes(sequence, shared):
             if building is not None:
                 rows.append(building.row())
-            building = _Building()
-        building.add(number, sequence)
+            building, shared = _Building(), 0
+        building.add(number, sequence, shared)
     return [*rows, building.row()] if building is not None else rows
 
 
@@ -59,7 +60,7 @@ class _Building:
     """A row as it grows. Sequences come sorted, so what the next one shares with any, it shares with the last."""
 
     def __init__(self) -> None:
-        self._last = np.empty(0, dtype=np.int64)
+        self.last = np.empty(0, dtype=np.int64)
         self._path = np.empty(0, dtype=np.int64)
         self._tokens: list[np.ndarray] = []
         self._positions: list[np.ndarray] = []
@@ -67,21 +68,19 @@ class _Building:
         self._n_nodes = 0
         self._branched = False
 
-    def takes(self, sequence: np.ndarray) -> bool:
-        shared = _shared(self._last, sequence)
+    def takes(self, sequence: np.ndarray, shared: int) -> bool:
         fits = self._n_nodes + len(sequence) - shared <= max(ROW_TOKENS, len(sequence))
         return fits and shared >= min(WORTH_SHARING, len(sequence))
 
-    def add(self, number: int, sequence: np.ndarray) -> None:
-        shared = _shared(self._last, sequence)
+    def add(self, number: int, sequence: np.ndarray, shared: int) -> None:
         n_new = len(sequence) - shared
-        self._branched |= shared < len(self._last)
+        self._branched |= shared < len(self.last)
         self._path = np.concatenate((self._path[:shared], np.arange(self._n_nodes, self._n_nodes + n_new)))
         self._tokens.append(sequence[shared:])
         self._positions.append(np.arange(shared, len(sequence)))
         self._paths[number] = self._path
         self._n_nodes += n_new
-        self._last = sequence
+        self.last = sequence
 
     def row(self) -> Row:
         return Row(np.concatenate(self._tokens), np.concatenate(self._positions), self._paths, self._branched)
@@ -90,5 +89,6 @@ class _Building:
 def _shared(first: np.ndarray, second: np.ndarray) -> int:
     """How many tokens two sequences begin with in common."""
     length = min(len(first), len(second))
-    different = np.flatnonzero(first[:length] != second[:length])
-    return int(different[0]) if len(different) else length
+    different = first[:length] != second[:length]
+    place = int(different.argmax()) if length else 0
+    return place if length and different[place] else length

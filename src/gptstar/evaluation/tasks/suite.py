@@ -6,7 +6,6 @@ import random
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.evaluation.batch_size import smallest
 from gptstar.evaluation.harness import HarnessModel, n_to_write
-from gptstar.evaluation.results import TaskResult, TaskResults
+from gptstar.evaluation.results import TaskResult, TaskResults, versions_of
 from gptstar.evaluation.tasks.clean import left_out
 from gptstar.evaluation.tasks.collect import metrics_of, samples_of
 from gptstar.evaluation.tasks.config import TasksConfig
@@ -31,7 +31,7 @@ from gptstar.evaluation.tasks.team import Settled, Team
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 from gptstar.model import GPT
 
-PACKAGES = ("gptstar", "lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy", "statsmodels")
+PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy", "statsmodels")
 
 
 def evaluate_tasks(
@@ -66,10 +66,9 @@ def evaluate_tasks(
         )
     if tokenizer.n_vocab > model.config.n_vocab:
         raise CheckpointError(f"the tokenizer has {tokenizer.n_vocab:,} tokens, the model {model.config.n_vocab:,}")
-    on_gpu = model.token_embedding.weight.is_cuda
-    batch_tokens = config.batch_tokens or (32_768 if on_gpu else 1024)
-    scorer = Scorer(model, dtype=config.dtype, batch_tokens=batch_tokens, batch_size=config.batch_size)
+    scorer = Scorer(model, dtype=config.dtype, batch_tokens=config.batch_tokens, batch_size=config.batch_size)
     team: Team[Scorable | Prompt, Score | str] = Team(Worker(scorer, tokenizer, seed=config.seed))
+    scorer.most = team.agree(scorer.most, smallest)
     was_training = model.training
     model.eval()
     try:
@@ -79,8 +78,8 @@ def evaluate_tasks(
                 return None
             tasks = tasks or prepared_tasks(config, model.config.n_ctx)
             results = _on_rank_0(team, tokenizer, config, checkpoint, tasks, console, model.config.n_ctx)
-            batches = {"batch_tokens": batch_tokens, "batch_size": config.batch_size, "device": scorer.device.type}
-            return replace(results, protocol=results.protocol | batches)
+            batches = {"batch_tokens": scorer.most.tokens, "batch_size": config.batch_size}
+            return replace(results, protocol=results.protocol | batches | {"device": scorer.device.type})
     finally:
         team.dismiss()
         model.train(was_training)
@@ -145,7 +144,7 @@ def _on_rank_0(
         "seeds": {"random": config.seed, "numpy": config.seed, "torch": config.seed, "fewshot": config.seed},
         "tokenizer": tokenizer.fingerprint,
     }
-    return TaskResults(dict(checkpoint), protocol, {name: version(name) for name in PACKAGES}, tuple(results))
+    return TaskResults(dict(checkpoint), protocol, versions_of(*PACKAGES), tuple(results))
 
 
 def _one(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Mapping[str, Any]) -> TaskResult:

@@ -10,12 +10,13 @@ from gptstar.ranks import PATIENCE
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 Settled = Callable[[Mapping[int, Any]], None]
-"""Told results by number of the request, as they come."""
+"""Called with results by number of the request, as they come."""
 
 
-def nobody(_: Mapping[int, Any]) -> None:
-    """Tell nobody."""
+def no_progress(_: Mapping[int, Any]) -> None:
+    """Report no progress."""
 
 
 class Team(Generic[Request, Result]):
@@ -29,7 +30,7 @@ class Team(Generic[Request, Result]):
         """Join the team.
 
         Args:
-            work: does the share of a rank: requests, rank, number of ranks, whom to tell → results by number.
+            work: does the share of a rank: requests, rank, number of ranks, progress callback → results by number.
         """
         self._work = work
         self._alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
@@ -37,7 +38,7 @@ class Team(Generic[Request, Result]):
         self._over = self._alone
         self.rank = 0 if self._alone else dist.get_rank()
 
-    def all_results(self, requests: Sequence[Request], settled: Settled = nobody) -> list[Result]:
+    def all_results(self, requests: Sequence[Request], settled: Settled = no_progress) -> list[Result]:
         """On rank 0: have all requests done, and return their results in order.
 
         Raises:
@@ -51,6 +52,14 @@ class Team(Generic[Request, Result]):
             found = self._together(requests, settled)
         return [found[number] for number in range(len(requests))]
 
+    def agree(self, value: Value, choose: Callable[[Sequence[Value]], Value]) -> Value:
+        """On all ranks: return what `choose` makes of the values of all ranks."""
+        if self._alone:
+            return value
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=self._group)
+        return choose(values)
+
     def serve(self) -> None:
         """On the other ranks: work until dismissed."""
         while True:
@@ -58,7 +67,7 @@ class Team(Generic[Request, Result]):
             dist.broadcast_object_list(handed, src=0, group=self._group)
             if handed[0] is None:
                 return
-            self._together(handed[0], nobody)
+            self._together(handed[0], no_progress)
 
     def dismiss(self) -> None:
         """On all ranks, at the end: rank 0 lets the others go, unless what went wrong has ended their work already."""

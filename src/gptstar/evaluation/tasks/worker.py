@@ -1,10 +1,14 @@
 """What the model does for the harness: score continuations, and write them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.evaluation.tasks.scoring import Scorable, Score, Scorer
+from gptstar.errors import ConfigError
+from gptstar.evaluation.tasks.rows import Row
+from gptstar.evaluation.tasks.scoring import Pending, Scorable, Score, Scorer
 from gptstar.evaluation.tasks.team import Settled
 from gptstar.inference.decode import decode
 from gptstar.inference.sampling import Sampling
@@ -42,8 +46,7 @@ class Worker:
         to_write = [request for request in requests if isinstance(request, Prompt)]
         assert not (to_score and to_write)  # they are numbered apart
         found: dict[int, Score | str] = {}
-        for batch in self.scorer.batches(to_score)[rank::world]:
-            scores = dict(self.scorer.score(to_score, batch))
+        for scores in self._scores(to_score, self.scorer.batches(to_score)[rank::world]):
             settled(scores)
             found |= scores
         for numbers in self._together(to_write)[rank::world]:
@@ -51,6 +54,34 @@ class Worker:
             settled(texts)
             found |= texts
         return found
+
+    def _scores(self, requests: Sequence[Scorable], batches: Sequence[Sequence[Row]]) -> Iterator[dict[int, Score]]:
+        """Score batches; a GPU computes the next batch while the host prepares and reads off others."""
+        waiting: list[Pending] = []
+        for batch in batches:
+            started = self._start(requests, batch)
+            for pending in waiting:
+                yield pending.scores()
+            waiting = started
+        for pending in waiting:
+            yield pending.scores()
+
+    def _start(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> list[Pending]:
+        """Start to score a batch; where a GPU runs out of memory, start with its halves.
+
+        Raises:
+            ConfigError: one row does not fit the memory.
+        """
+        try:
+            return [self.scorer.score(requests, batch)]
+        except torch.OutOfMemoryError as error:
+            if len(batch) == 1:
+                raise ConfigError(
+                    f"a row of {len(batch[0].tokens):,} tokens does not fit the memory of {self.scorer.device}: lower "
+                    "evaluation.context_length, or free the memory that others use"
+                ) from error
+        half = len(batch) // 2  # outside of the except clause, which holds the tensors of the failed batch
+        return self._start(requests, batch[:half]) + self._start(requests, batch[half:])
 
     def _together(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Prompts that are continued in the same way, by length, as many at once as a batch holds."""
@@ -62,7 +93,7 @@ class Worker:
             numbers.sort(key=lambda number: -len(prompts[number].tokens))
             while numbers:
                 longest = len(prompts[numbers[0]].tokens) + prompts[numbers[0]].n_new
-                n_rows = min(max(1, self.scorer.batch_tokens // longest), self.scorer.batch_size or len(numbers))
+                n_rows = min(max(1, self.scorer.most.tokens // longest), self.scorer.batch_size or len(numbers))
                 batches.append(numbers[:n_rows])
                 del numbers[:n_rows]
         return batches
@@ -76,7 +107,7 @@ class Worker:
             text = self._tokenizer.decode(tokens[-tail:]) if some.until else ""
             return tokens[-1] == end_of_text or any(stop in text for stop in some.until)
 
-        with self.scorer.precisely():
+        with self.scorer.computing():
             written = decode(
                 self.scorer.model,
                 [prompt.tokens for prompt in prompts.values()],

@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 
 from gptstar.errors import ConfigError, Refusal
@@ -28,7 +27,7 @@ from speed.compile_cache import empty_compile_cache
 from speed.engine import Measured, Outcome, measure, n_actions
 from speed.figures import mfu, paired, share, speeds
 from speed.machine import data_sheet_peak, describe
-from speed.report import Table
+from speed.report import Table, console
 from speed.scale import Scale
 from speed.worker import WorkerError
 
@@ -151,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    given, console = parser().parse_args(arguments), Console()
+    given, page = parser().parse_args(arguments), console()
     deadline = time.monotonic() + given.seconds
     try:
         if given.device == "cuda" and not torch.cuda.is_available():
@@ -161,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with contextlib.ExitStack() as stack:
             if given.device == "cuda":
                 stack.enter_context(empty_compile_cache())
-            progress = stack.enter_context(Progress(console=console))
+            progress = stack.enter_context(Progress(console=page))
             task = progress.add_task("", total=n_actions(compared, rounds))
             outcome = measure(
                 compared,
@@ -174,9 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
     except (Refusal, WorkerError) as error:
         sys.exit(f"error: {error}")
-    console.print(compared.text, highlight=False)
-    console.print(table(compared, outcome).markdown(), highlight=False, soft_wrap=True)
-    console.print("; ".join(outcome.machine.values()), style="dim", highlight=False)
+    page.print(compared.text, highlight=False)
+    page.print(table(compared, outcome).markdown(), highlight=False, soft_wrap=True)
+    page.print("; ".join(outcome.machine.values()), style="dim", highlight=False)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def plan(options: argparse.Namespace) -> list[tuple[Comparison, int]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, write, and show."""
-    options, console = parser().parse_args(arguments), Console()
+    options, console = parser().parse_args(arguments), report.console()
     try:
         chosen = plan(options)
         if options.list:

@@ -27,7 +27,8 @@ class Job:
         flops: floating-point operations a token; 0 where the limit is another.
         weight_bytes: bytes of weights that a step has to read; 0 where the limit is another.
         n_params: of the model.
-        first_step: seconds of the first training step, compilation included; 0 where it is not measured.
+        first_step: seconds of the first training step, or of the first text where decoding is compiled, compilation
+            included; 0 where it is not measured.
         main: what has to run on the main thread while rounds are asked for, such as a training loop.
     """
 

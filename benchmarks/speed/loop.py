@@ -12,6 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.run import train
+from gptstar.training.plan import free_device
 from speed.job import Job, seconds_a_step, synchronise
 from speed.peers.ours import trainee
 from speed.steps import n_params, prompt_of
@@ -88,20 +89,24 @@ def bare(overrides: Sequence[str], steps: int, device: str) -> Job:
     """As many micro-batches, of random tokens, with the same accumulation, clipping and optimizer, and nothing else."""
     config, _ = parse(overrides, device)
     precision = config.hardware.resolved_precision()
-    model, mean_loss, optimizer = trainee(config.model, config.optimizer, precision, device)
-    shape = config.micro_batch_size, config.data.context_length + 1
+    batches = config.micro_batches(free_device(config.hardware))
+    model, mean_loss, optimizer = trainee(
+        config.model, config.optimizer, precision, device, logits_at_once=batches.logits_at_once
+    )
+    shape = batches.size, config.data.context_length + 1
 
     def step() -> None:
-        for _ in range(config.accumulate):
+        for _ in range(batches.accumulate):
             windows = prompt_of(config.model.n_vocab, *shape, device)  # new ones: learnt by heart, they give denormals
             tokens, targets = windows[:, :-1], windows[:, 1:]
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-                loss = mean_loss(tokens, targets) / config.accumulate
+                loss = mean_loss(tokens, targets) / batches.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
         clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping or torch.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    for _ in range(WARMUP):
-        step()
-    return Job(lambda: seconds_a_step(step, steps, device), config.batch_tokens, n_params=n_params(model))
+    first, *_ = (seconds_a_step(step, 1, device) for _ in range(WARMUP))
+    return Job(
+        lambda: seconds_a_step(step, steps, device), config.batch_tokens, n_params=n_params(model), first_step=first
+    )

@@ -1,6 +1,7 @@
 """What was measured as tables: in `RESULTS.md`, and in the terminal."""
 
 import statistics
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,11 @@ class Table:
         for row in self.rows:
             table.add_row(*row)
         return table
+
+
+def console() -> Console:
+    """The terminal, or a page wide enough for the tables where the output is none."""
+    return Console(width=None if sys.stdout.isatty() else 160)
 
 
 def claims_table(pairs: Iterable[tuple[Comparison, Outcome]]) -> Table:

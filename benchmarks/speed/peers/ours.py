@@ -120,10 +120,12 @@ def decoding(
         decode(model, prompts, n_new + 2, ended=ended, compiled=compiled)
         return (times[-1] - times[batch - 1]) / n_new
 
+    start = time.perf_counter()
     seconds()
+    first = time.perf_counter() - start if compiled else 0.0
     bytes_a_weight = {"float32": 4, "bf16": 2, "int8": 1}[precision]
     weights = (config.n_params - (config.n_ctx or 0) * config.d_model) * bytes_a_weight
-    return Job(seconds, batch, weight_bytes=weights, n_params=config.n_params)
+    return Job(seconds, batch, weight_bytes=weights, n_params=config.n_params, first_step=first)
 
 
 def reading(config: GPTConfig, *, precision: Precision, length: int, device: str) -> Job:

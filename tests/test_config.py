@@ -195,7 +195,8 @@ def test_config_prints_what_follows(capsys: pytest.CaptureFixture[str]) -> None:
     main(["config", "experiment=gpt127", "data.files=x", "hardware.precision=bf16"])
     printed = capsys.readouterr().out
     assert (
-        "127,030,272 parameters; 26,738,688,000 tokens in all; a step is 1024 sequences; a device computes 8 sequences at once, 128 times a step" in printed
+        "127,030,272 parameters; 26,738,688,000 tokens in all; a step is 1024 sequences; "
+        "a device computes 8 sequences at once, 128 times a step" in printed
     )
     assert "batch_tokens: 524288" in printed
 

@@ -14,6 +14,7 @@ from conftest import run_here
 from gptstar.checkpoint.format import read
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
+from gptstar.training.curriculum import CurriculumConfig
 from gptstar.training.hardware import HardwareConfig
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.working_copy import WorkingCopy
@@ -95,6 +96,7 @@ def test_speed_waiting_and_memory_are_recorded(overrides: Overrides, tmp_path: P
     ("settings", "told"),
     [
         ({"attention": "flex", "accelerator": "cpu"}, "can't train on a CPU"),
+        ({"attention": "products", "accelerator": "cpu", "compile": "always"}, "without a compiler"),
         ({"accelerator": "gpu"}, "sees no GPU"),
         ({"micro_batch_size": 0}, "below 1"),
     ],
@@ -104,6 +106,14 @@ def test_what_the_machine_can_not_do_is_refused_in_one_line(settings: dict[str, 
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match=told):
         HardwareConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_flex_attention_in_float32_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HardwareConfig, "device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"hardware\.attention=flex rounds float32 to TF32, an error of 1e-3"):
+        HardwareConfig(attention="flex", precision="float32")
+    HardwareConfig(attention="flex", precision="bf16")
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,13 +126,50 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of torch.compile itself
-@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16_weights"])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])  # bf16_weights: some CPUs' compilers fail (next test)
 def test_a_compiled_run_learns_the_same(precision: str, overrides: Overrides, tmp_path: Path) -> None:
     common = (f"hardware.precision={precision}", "total_steps=6")
     run_here(overrides(*common, output="plain"))
     run_here(overrides(*common, "hardware.compile=always", output="compiled"))
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=5e-3)
     assert set(read(tmp_path / "compiled" / "last.ckpt").weights) == set(read(tmp_path / "plain" / "last.ckpt").weights)
+
+
+@pytest.mark.slow
+def test_a_model_that_can_not_be_compiled_here_is_one_line(
+    overrides: Overrides, refusal: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    said = refusal(run_here, overrides("hardware.compile=always", "total_steps=2"))
+    assert "PyTorch can't compile the model here" in said
+    assert "hardware.compile=never" in said
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile itself
+def test_a_curriculum_is_compiled_once_for_each_length(overrides: Overrides, tmp_path: Path) -> None:
+    words = ("curriculum.first_length=8", "curriculum.steps=6", "total_steps=9", "validate_every=4")
+    run_here(overrides(*words, output="plain"))
+    run_here(overrides(*words, "hardware.compile=always", output="compiled"))
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=5e-3)
+    assert torch._dynamo.config.recompile_limit == 4  # 8, 16 and 32 tokens, and the validation
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch.compile itself
+def test_a_shape_more_than_announced_is_an_error(
+    overrides: Overrides, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CurriculumConfig, "n_lengths", lambda *_: 1)
+    words = ("curriculum.first_length=16", "curriculum.steps=2", "total_steps=4", "validate_every=1")
+    with monkeypatch.context() as patched:
+        patched.setattr(CurriculumConfig, "length", lambda self, step, full: full // 2 if step < 2 else full)
+        said = refusal(run_here, overrides(*words, "hardware.compile=always"))
+    assert "met a shape more than the 2 it was to be compiled for: run it with hardware.compile=never" in said
 
 
 # Embeddings of 39 MB: glibc maps what is larger than 32 MB afresh each time, however lucky the process.

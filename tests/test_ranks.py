@@ -109,6 +109,20 @@ def test_muon_orthogonalises_the_whole_matrix_on_two_ranks(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_two_compiled_ranks_agree_with_one_that_is_not(
+    strategy: str, checkpointing: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
+) -> None:
+    one = alone("total_steps=12", "hardware.attention=bias")
+    compiled = ("hardware.compile=always", f"hardware.activation_checkpointing={checkpointing}")
+    train(overrides(*ODD, *on(2, strategy), *compiled, "hardware.attention=bias", "total_steps=12"))
+    for name in ("train/loss", "validation/loss", "gradient_norm"):
+        ours, theirs = recorded(one, name), recorded(tmp_path / "run", name)
+        assert theirs == pytest.approx(ours, rel=1e-4), name
+
+
+@pytest.mark.slow
 def test_moments_in_8_bits_are_alike_on_two_ranks(
     overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
 ) -> None:

@@ -9,10 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, recorded, run_here, run_script
 
+from gptstar import apart
+from gptstar.apart import check_shared_gpu, share_of_machine
+from gptstar.composing import compose
+from gptstar.config import TrainConfig
+from gptstar.errors import ConfigError
 from gptstar.results.run import Run
 from gptstar.sweep import job_name
+from gptstar.training.hardware import HardwareConfig
+from gptstar.training.memory import GPU_PART
+from gptstar.training.plan import known_device
 
 Overrides = Callable[..., list[str]]
 
@@ -185,3 +194,31 @@ def test_a_signal_reaches_all_jobs_at_work(overrides: Overrides, tmp_path: Path)
 @pytest.mark.parametrize("words", [["jobs_at_once=0"], ["jobs_at_once=-3"]])
 def test_no_jobs_at_once_are_none(words: list[str], overrides: Overrides, refusal: Callable[..., str]) -> None:
     assert f"{words[0]} is below 1" in refusal(run_here, overrides(*words))
+
+
+def test_jobs_that_share_a_gpu_are_told_their_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    shares = [share_of_machine(place, 6) for place in range(6)]
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["3", "5", "3", "5", "3", "5"]
+    assert {share[GPU_PART] for share in shares} == {f"{1 / 3:g}"}
+    assert GPU_PART not in share_of_machine(1, 2)
+    assert share_of_machine(1, 1)["CUDA_VISIBLE_DEVICES"] == "3,5"
+
+
+def test_jobs_that_do_not_fit_a_gpu_together_are_refused_before_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(apart, "this_device", lambda _: known_device("H100"))
+    config = TrainConfig.parse(compose("train", ["experiment=gpt303", "data.shards=x", "hardware.precision=bf16"]))
+    monkeypatch.setattr(HardwareConfig, "device", lambda _: torch.device("cuda"))
+    for jobs in (1, 2, 5):  # five take smaller micro-batches
+        check_shared_gpu(config, jobs)
+    with pytest.raises(
+        ConfigError, match=r"jobs_at_once=16 leaves each job 5.0 of the 80.0 GB of H100, and a job needs"
+    ):
+        check_shared_gpu(config, 16)
+    with pytest.raises(ConfigError) as refused:
+        check_shared_gpu(config, 16)
+    said = int(str(refused.value).rpartition("jobs_at_once=")[2])
+    check_shared_gpu(config, said)
+    assert said > 5

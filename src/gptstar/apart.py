@@ -5,13 +5,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gptstar.cli import SHOW_ALL
-from gptstar.errors import TrainingError
+from gptstar.config import TrainConfig
+from gptstar.errors import ConfigError, TrainingError
 from gptstar.ranks import LAUNCHER
+from gptstar.training.memory import GPU_PART
+from gptstar.training.plan import this_device
 
 
 class Job:
@@ -69,14 +73,48 @@ class Job:
 def share_of_machine(place: int, at_once: int) -> dict[str, str]:
     """What to set for a job so that those beside it are left their part: its own GPUs, and its share of the cores.
 
+    Where there are fewer GPUs than jobs, several jobs share one, and each is told its part of the memory.
+
     Args:
         place: of the job among those at work, from 0 to `at_once - 1`.
     """
     share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))}
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = listed.split(",") if listed else [str(each) for each in range(torch.cuda.device_count())]
-    if devices:
+    if devices := visible_gpus():
         each = max(1, len(devices) // at_once)
         first = place * each % len(devices)
         share["CUDA_VISIBLE_DEVICES"] = ",".join(devices[first : first + each])
+        if (sharing := jobs_on_a_gpu(at_once, len(devices))) > 1:
+            share[GPU_PART] = f"{1 / sharing:g}"
     return share
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",") if listed else [str(each) for each in range(torch.cuda.device_count())]
+
+
+def jobs_on_a_gpu(at_once: int, n_gpus: int) -> int:
+    """How many jobs share a GPU at most."""
+    return -(-at_once // n_gpus)
+
+
+def check_shared_gpu(config: TrainConfig, at_once: int) -> None:
+    """See that a GPU holds the jobs that are to share it, by the planner's arithmetic.
+
+    Raises:
+        ConfigError: it does not; says how many it holds.
+    """
+    gpus = visible_gpus()
+    if config.hardware.device().type != "cuda" or (sharing := jobs_on_a_gpu(at_once, len(gpus))) == 1:
+        return
+    device = this_device(config.hardware)
+    part = replace(device, memory=device.memory // sharing)
+    batches = config.micro_batches(part)
+    needed = config.workload(on_gpu=True).memory(batches.size, batches.logits_at_once).total
+    if needed > part.memory:
+        fitting = max(1, device.memory // needed) * len(gpus)
+        raise ConfigError(
+            f"jobs_at_once={at_once} leaves each job {part.memory / 1e9:.1f} of the {device.memory / 1e9:.1f} GB of "
+            f"{device.name}, and a job needs {needed / 1e9:.1f}: give jobs_at_once={fitting}"
+        )

@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from gptstar.checkpoint.kept import LAST
@@ -13,9 +14,9 @@ from gptstar.errors import ConfigError, TrainingError
 from gptstar.ranks import joined
 from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
-from gptstar.training.memory import keep_freed_memory
+from gptstar.training.memory import keep_freed_memory, stay_within_own_part
 from gptstar.training.metrics import RecordMetrics
-from gptstar.training.micro_batch import agreed_micro_batches
+from gptstar.training.micro_batch import agreed_micro_batches, out_of_memory
 from gptstar.training.module import LanguageModelling
 from gptstar.training.options import TRACE, lightning_options
 from gptstar.training.profile import ProfileSteps
@@ -47,6 +48,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         contextlib.ExitStack() as until_the_end,
     ):
         config.hardware.check_world(ranks.world_size)
+        if device_type == "cuda":
+            stay_within_own_part()
         console = Console(quiet=not ranks.first)
         if config.resume == "auto" and ranks.agreed(lambda: is_finished(directory.path, config_yaml)):
             console.print(f"{directory.path} is finished already", highlight=False, soft_wrap=True)
@@ -184,6 +187,8 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         try:
             fit(trainer, module, data, saver)
             writer.wait()
+        except torch.OutOfMemoryError as error:  # on this rank alone, so the others can't be waited for
+            raise out_of_memory(batches) from error
         except TrainingError as error:
             writer.wait()
             last = directory.path / LAST

@@ -35,7 +35,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "--device", metavar="NAME", help="a GPU, such as H100 or A100 (default: what this machine has)"
     )
     command.add_argument(
-        "--share", type=float, metavar="X", help="share of the device's peak that training reaches (default: as measured)"
+        "--share", type=float, metavar="X", help="share of the peak that training reaches (default: as measured)"
     )
     command.set_defaults(run=_plan)
 

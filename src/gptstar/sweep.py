@@ -19,7 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gptstar.apart import Job, share_of_machine
+from gptstar.apart import Job, check_shared_gpu, share_of_machine, visible_gpus
+from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
 from gptstar.launch import TOLD, words_of
 from gptstar.results.run import find_runs
@@ -137,6 +138,8 @@ class Sweep:
             return
         is_new = not (path / "versions.json").exists()
         if self._at_once > 1:
+            if visible_gpus():
+                check_shared_gpu(TrainConfig.parse(composed), self._at_once)
             free = min(set(range(self._at_once)) - {going.place for going in self._going.values()})
             job = Job(
                 script,

@@ -29,11 +29,12 @@ def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
 
 
 @contextlib.contextmanager
-def within_shapes() -> Iterator[None]:
-    """Around a call of a compiled model: refuse a shape more than were announced.
+def compiled_call() -> Iterator[None]:
+    """Around a call of a compiled model: say in one line what the compiler can't do.
 
     Raises:
-        TrainingError: PyTorch would compute this shape without the compiler, many times slower.
+        TrainingError: PyTorch can't compile the model here, or met a shape more than were announced, which it would
+            compute without the compiler, many times slower.
     """
     try:
         yield
@@ -41,4 +42,9 @@ def within_shapes() -> Iterator[None]:
         raise TrainingError(
             f"the model met a shape more than the {torch._dynamo.config.recompile_limit} it was to be compiled for: "
             "run it with hardware.compile=never"
+        ) from error
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        reason = str(error.inner_exception).strip().partition("\n")[0]
+        raise TrainingError(
+            f"PyTorch can't compile the model here ({reason}): run it with hardware.compile=never"
         ) from error

@@ -2,10 +2,14 @@
 
 import contextlib
 import ctypes
+import os
 import sys
 from pathlib import Path
 
 import torch
+
+GPU_PART = "GPTSTAR_GPU_PART"
+"""The variable that tells a job of a sweep which part of a GPU's memory is its own, such as 0.25."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's `mallopt`, from malloc.h."""
@@ -26,6 +30,12 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and mallopt(M_MMAP_MAX, 0) == 1 == mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def stay_within_own_part() -> None:
+    """Keep this process to its part of a GPU that jobs of a sweep share, so that it can't take theirs."""
+    if GPU_PART in os.environ:
+        torch.cuda.set_per_process_memory_fraction(float(os.environ[GPU_PART]))
 
 
 def peak_bytes(device: torch.device) -> int | None:

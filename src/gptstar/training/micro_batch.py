@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from gptstar.errors import TrainingError
 from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
 from gptstar.ranks import Ranks
 from gptstar.training.hardware import HardwareConfig
@@ -97,6 +98,15 @@ def _choices(hardware: HardwareConfig, workload: Workload, sizes: list[int]) -> 
             yield size, size * workload.context_length * -(-workload.model.n_vocab // ALIGNED) * ALIGNED
     if hardware.logits != "whole":
         yield from ((size, PIECE_LOGITS) for size in sizes)
+
+
+def out_of_memory(batches: MicroBatches) -> TrainingError:
+    """What to say where the device does not hold what was planned."""
+    smaller = f"hardware.micro_batch_size={batches.size // 2}" if batches.size > 1 else "a smaller model"
+    return TrainingError(
+        f"the GPU's memory does not hold a step of {batches}: give {smaller}, hardware.logits=pieces or "
+        "hardware.activation_checkpointing=true"
+    )
 
 
 def agreed_micro_batches(

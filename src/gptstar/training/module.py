@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
-from gptstar.training.compiling import compile_model, within_shapes
+from gptstar.training.compiling import compile_model, compiled_call
 from gptstar.training.curriculum import CurriculumConfig, folded
 from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
 from gptstar.training.resume import Materialise
@@ -164,7 +164,7 @@ class LanguageModelling(pl.LightningModule):
     def _loss(self, windows: Tensor, reduction: Literal["none", "sum"]) -> Tensor:
         """`(sequence, context_length + 1)` → the loss of each target, nats, 0 where there is none; or their sum."""
         inputs, targets = windows[:, :-1].clamp(min=0), windows[:, 1:]
-        with within_shapes() if self._n_graphs else contextlib.nullcontext():
+        with compiled_call() if self._n_graphs else contextlib.nullcontext():
             return self._computing(inputs, targets, documents=self._documents(inputs), reduction=reduction)
 
     def _documents(self, inputs: Tensor) -> Tensor | None:

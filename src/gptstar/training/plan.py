@@ -12,6 +12,7 @@ from gptstar.model import GPTConfig
 from gptstar.model.kernels.products import KEPT_UP_TO
 from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
 from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision
+from gptstar.training.memory import GPU_PART
 from gptstar.training.optimizer import Algorithm
 
 CPU_PROGRAM, GPU_PROGRAM = 600_000_000, 1_500_000_000
@@ -29,9 +30,6 @@ GPU_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "H100 PCIe": 80, "A100": 80,
 
 TYPICAL_PEAK = 300e12
 """Floating-point operations a second of a GPU without a data sheet here; it decides how much work fills it."""
-
-GPU_PART = "GPTSTAR_GPU_PART"
-"""The variable that tells a job of a sweep which part of a GPU's memory is its own, such as 0.25."""
 
 QUANTISED_BYTES = 2 + 8 / 256
 """Of a parameter's two moments in 8 bits: bitsandbytes keeps a float32 scale for each 256 of either."""

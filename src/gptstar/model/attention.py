@@ -42,11 +42,11 @@ def causal_attention(
         `(batch, head, position, d_head)`.
     """
     form = attention_form(query.device, query.dtype, dropout) if form == "auto" else form
-    if form == "flex" and not dropout and (slopes is not None or documents is not None):
-        shared = isinstance(documents, BlockMask)
-        mask = documents if shared else block_mask(query.shape[2], documents, query.device)
-        return masked_attention(query, key, value, slopes, mask)
-    assert not isinstance(documents, BlockMask)
+    takes_mask = form == "flex" and not dropout and not (slopes is None and documents is None)
+    if takes_mask and not isinstance(documents, BlockMask):
+        documents = block_mask(query.shape[2], documents, query.device)
+    if isinstance(documents, BlockMask):
+        return masked_attention(query, key, value, slopes, documents)
     if form == "products" and not dropout:
         return products_attention(query, key, value, slopes, documents)
     if documents is not None:
@@ -144,7 +144,8 @@ class Attention(nn.Module):
 
     def shared_scope(self, x: Tensor, scope: Scope | None) -> Scope | None:
         """What the layers of a compiled graph share: FlexAttention's mask, where they take that form."""
-        if not torch.compiler.is_compiling() or isinstance(scope, View) or (scope is None and self.slopes is None):
+        plain = scope is None and self.slopes is None  # PyTorch's own causal kernel needs no mask
+        if plain or isinstance(scope, View | BlockMask) or not torch.compiler.is_compiling():
             return scope
         form = attention_form(x.device, compute_dtype(x), self._dropout) if self.form == "auto" else self.form
         return block_mask(x.shape[1], scope, x.device) if form == "flex" and not self._dropout else scope

@@ -37,7 +37,7 @@ def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
             return forward(self, x, scope)
         contexts = keep_attention if torch.compiler.is_compiling() else noop_context_fn
-        return checkpoint(forward, self, x, scope, use_reentrant=False, context_fn=contexts)  # type: ignore[return-value]
+        return checkpoint(forward, self, x, scope, use_reentrant=False, context_fn=contexts)
 
     return run
 

@@ -162,8 +162,11 @@ class GPT(nn.Module):
             logits_at_once: logits that the loss holds; a batch with more is computed in pieces.
         """
         self.logits_at_once = logits_at_once
-        for block in self.blocks:
-            block.attention.form, block.activation_checkpointing = attention, activation_checkpointing
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.form = attention
+            elif isinstance(module, ParallelBlock | SequentialBlock):
+                module.activation_checkpointing = activation_checkpointing
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -262,7 +265,9 @@ class GPT(nn.Module):
         if self.position_embedding is not None:
             x = x + self._learned_positions(n_positions, scope)
         x = self.dropout(x)
-        scope = last = self.blocks[0].attention.shared_scope(x, scope)
+        first = self.blocks[0].attention
+        assert isinstance(first, Attention)
+        scope = last = first.shared_scope(x, scope)
         if wanted is not None:
             last = scope.of(wanted) if isinstance(scope, View) else causal_view(n_positions, wanted)
         for number, block in enumerate(self.blocks, start=1):

@@ -37,7 +37,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, at_once: int =
     piece -= piece % ALIGNED if piece > ALIGNED else 0
     losses = [
         checkpoint(_losses, part, rows, n_vocab, part_targets, use_reentrant=False)
-        for part, part_targets in zip(flat.split(piece), flat_targets.split(piece), strict=True)
+        for part, part_targets in zip(torch.split(flat, piece), torch.split(flat_targets, piece), strict=True)
     ]
     return torch.cat(losses).view_as(targets)
 

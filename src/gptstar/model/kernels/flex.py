@@ -47,7 +47,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor |
         return score - slopes[head] * (query_at - key_at)
 
     attend = flex_attention if torch.compiler.is_compiling() else _compiled()
-    return attend(query, key, value, score_mod=None if slopes is None else alibi, block_mask=mask)
+    return attend(query, key, value, score_mod=None if slopes is None else alibi, block_mask=mask)  # type: ignore[operator]
 
 
 @functools.cache

@@ -154,7 +154,9 @@ class _SummedLoss(torch.autograd.Function):
 def _sum_of_losses(logits: Tensor, targets: Tensor, *, to_gradient: bool) -> Tensor:
     """The sum of the losses of logits `(token, n_vocab)`, which where asked become their gradient in place."""
     losses = []
-    for row_logits, row_targets in zip(logits.split(SOFTMAX_ROWS), targets.split(SOFTMAX_ROWS), strict=True):
+    for row_logits, row_targets in zip(
+        torch.split(logits, SOFTMAX_ROWS), torch.split(targets, SOFTMAX_ROWS), strict=True
+    ):
         counted = (row_targets >= 0)[:, None]  # (token, 1)
         column = row_targets.clamp(min=0)[:, None]
         wide = torch.promote_types(logits.dtype, torch.float32)

@@ -2,6 +2,7 @@
 
     python benchmarks/evaluation.py DATA_DIR gpt2.json                          all five sets, gpt127
     python benchmarks/evaluation.py DATA_DIR gpt2.json --sets piqa --items 200 --model gpt2_small --rounds 5
+    python benchmarks/evaluation.py DATA_DIR gpt2.json --sets lambada_openai,piqa --items 5153 --device cuda
 
 `DATA_DIR` holds the tasks' files; `hellaswag` is a set of its shape made of WikiText, with four endings and contexts of
 about 58 tokens, as its own file may not be at hand. `hf` gets the best of its batch sizes, found before the rounds. Its
@@ -52,7 +53,8 @@ MODELS = {
     "tiny": {"n_layers": 2, "d_model": 64, "n_heads": 4},
 }
 ITEMS = {"lambada_openai": 120, "wikitext": 2, "piqa": 100, "hellaswag": 60, "winogrande": 120}
-BATCH_SIZES = (4, 8, 16, 32)
+BATCH_SIZES = {"cpu": (4, 8, 16, 32), "cuda": (64, 128, 256, 512)}
+WIKITEXT_BATCH_SIZES = {"cpu": (1, 2), "cuda": (4, 8, 16)}
 Tokens = tuple[list[int], list[int]]
 
 
@@ -113,12 +115,17 @@ def hf_scores(lm: Any, pairs: list[Tokens], batch_size: int) -> tuple[list[tuple
     return found, time.perf_counter() - start
 
 
-def our_scores(model: GPT, pairs: list[Tokens], length: int, batch_tokens: int) -> tuple[list[Any], float]:
+def our_scores(model: GPT, pairs: list[Tokens], length: int, batch_tokens: int | None) -> tuple[list[Any], float]:
     """Scores by ours, and seconds."""
     start = time.perf_counter()
     scorables = [Scorable.cut(*pair, length) for pair in pairs]
     found = Team(Worker(Scorer(model, batch_tokens=batch_tokens), SimpleNamespace())).all_results(scorables)
     return found, time.perf_counter() - start
+
+
+def where(device: str) -> str:
+    """Name what computes."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
 
 
 def main() -> None:
@@ -130,13 +137,14 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(SUITE))
     parser.add_argument("--items", type=int, help=f"of each set (default: {ITEMS})")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--batch-tokens", type=int, help="of ours (default: as an evaluation chooses them)")
+    parser.add_argument("--device", choices=BATCH_SIZES, default="cpu")
     options = parser.parse_args()
 
     tokenizer = Tokenizer.from_file(options.tokenizer)
     config = GPTConfig(n_vocab=tokenizer.n_vocab, **MODELS[options.model])
     torch.manual_seed(0)
-    model = GPT(config).eval()
+    model = GPT(config).to(options.device).eval()
     columns = (
         "set",
         "requests",
@@ -150,19 +158,22 @@ def main() -> None:
         "nats a token",
         "greedy",
     )
-    table = Table(*columns, title=f"{options.model}, float32, {torch.get_num_threads()} threads")
+    table = Table(*columns, title=f"{options.model}, float32, {where(options.device)}")
     with tempfile.TemporaryDirectory() as folder:
         os.environ.setdefault("HF_MODULES_CACHE", f"{folder}/modules")
         exported = Path(folder) / "exported"
-        export(Checkpoint(config, model.state_dict(), tokenizer.json_text), exported, context_length=2048)
-        lm = HFLM(pretrained=str(exported), trust_remote_code=True, dtype="float32", device="cpu", batch_size=1)
+        weights = {name: weight.cpu() for name, weight in model.state_dict().items()}
+        export(Checkpoint(config, weights, tokenizer.json_text), exported, context_length=2048)
+        lm = HFLM(
+            pretrained=str(exported), trust_remote_code=True, dtype="float32", device=options.device, batch_size=1
+        )
         for task in options.sets.split(","):
             length = min(LONGER_CONTEXTS.get(task, 1024), config.n_ctx or 4096)
             lm._max_length = length
             pairs = requests(task, options.items or ITEMS[task], options.data_dir, tokenizer, length)
             scorables = [Scorable.cut(*pair, length) for pair in pairs]
-            some = pairs[:: max(1, len(pairs) // 48)]
-            sizes = (1, 2) if task == "wikitext" else BATCH_SIZES
+            some = pairs[:: max(1, len(pairs) // (48 if options.device == "cpu" else 2048))]
+            sizes = (WIKITEXT_BATCH_SIZES if task == "wikitext" else BATCH_SIZES)[options.device]
             best = min(sizes, key=lambda size: hf_scores(lm, some, size)[1])
             theirs, ours = [], []
             for _ in range(options.rounds):

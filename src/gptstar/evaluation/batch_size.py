@@ -7,7 +7,7 @@ from gptstar.inference.memory import MASK_CELL, activation_bytes, cache_bytes, u
 from gptstar.model import GPT, GPTConfig
 
 FEWEST_TOKENS, MOST_TOKENS = 1024, 2**16
-"""A GPU that reads more at once is no faster, and ranks share fewer batches."""
+"""Limits on a GPU. By arithmetic 65,536 tokens fill one; the limit leaves several batches for ranks to share."""
 
 LOGIT = 16
 """Bytes of a logit: in the model's type, in float32, and two temporaries of its normalisation."""

@@ -28,17 +28,15 @@ class CudaGraph:
         if self._n_calls <= WARM_UP:
             current = torch.cuda.current_stream(self._device)
             self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self._stream), self._without_weight_cache():
                 result = self._function()
             current.wait_stream(self._stream)
             return result
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             # Other threads may use the device meanwhile, as those of a demo do.
-            with (
-                torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"),
-                self._without_weight_cache(),
-            ):
+            recording = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
+            with recording, self._without_weight_cache():
                 self._result = self._function()
         assert self._result is not None
         self._graph.replay()

@@ -32,6 +32,7 @@ OURS = {
     "enable_checkpointing": "checkpoint_every",
     "enable_model_summary": "the code",
     "barebones": "the code",
+    "inference_mode": "the code",
 }
 """Trainer options that follow from other keys."""
 

@@ -57,6 +57,7 @@ def build_trainer(
             default_root_dir=folder,
             use_distributed_sampler=False,
             enable_model_summary=False,
+            inference_mode=False,  # a validation after the last step is then the graph of those before it
             **options | steps_to_batches,
         )
     except (MisconfigurationException, AttributeError, RuntimeError, TypeError, ValueError) as error:

@@ -165,14 +165,16 @@ def test_flex_attention_reads_as_the_definition(d_head: int) -> None:
 
 def test_the_form_taken_follows_device_type_dropout_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert attention_form(cpu, torch.float32) == attention_form(cpu, torch.bfloat16) == "products"
-    assert attention_form(cpu, torch.float32, dropout=0.1) == "bias"  # as exact as its type
-    assert attention_form(cpu, torch.bfloat16, dropout=0.1) == "columns"
-    assert attention_form(gpu, torch.bfloat16) == "columns"  # FlexAttention outside a graph would be compiled anew
+    single, half = torch.float32, torch.bfloat16
+    assert attention_form(cpu, single, 64) == attention_form(cpu, half, 64) == "products"
+    assert attention_form(cpu, single, 64, dropout=0.1) == "bias"  # as exact as its type
+    assert attention_form(cpu, half, 64, dropout=0.1) == "columns"
+    assert attention_form(gpu, half, 64) == "columns"  # FlexAttention outside a graph would be compiled anew
     monkeypatch.setattr(choice.torch.compiler, "is_compiling", lambda: True)
-    assert attention_form(cpu, torch.float32) == attention_form(gpu, torch.float32) == "bias"
-    assert attention_form(gpu, torch.bfloat16) == "flex"
-    assert attention_form(gpu, torch.bfloat16, dropout=0.1) == "columns"
+    assert attention_form(cpu, single, 64) == attention_form(gpu, single, 64) == "bias"
+    assert attention_form(gpu, half, 64) == "flex"
+    assert attention_form(gpu, half, 8) == "columns"  # FlexAttention takes no narrower heads than 16
+    assert attention_form(gpu, half, 64, dropout=0.1) == "columns"
 
 
 def test_alibi_stays_exact_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from gptstar.inference.memory import activation_bytes, cache_bytes
 from gptstar.inference.packed import JoinedLinear, PackedGPT, packed
 from gptstar.inference.rows import Rows, piece_for
 from gptstar.inference.sampling import GREEDY, Sampling
+from gptstar.inference.static_cache import StaticCache
 from gptstar.inference.static_rows import BLOCK, StaticRows
 from gptstar.model import GPTConfig
-from gptstar.model.view import StaticCache
 
 EQUAL = [PROMPTS[1], PROMPTS[1][::-1], [2, 7, 1, 8, 2, 8, 1]]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -127,8 +127,6 @@ def test_rows_are_dropped_when_half_have_ended(static, monkeypatch):
     ids=["plain", "packed", "joined"],
 )
 def test_the_static_step_is_one_graph(kind, form):
-    if kind["positions"] == "learned":
-        pytest.skip("the check of the capacity reads positions off the device")
     model = form(build(kind))
     torch._dynamo.reset()
     with torch.inference_mode():

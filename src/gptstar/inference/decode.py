@@ -158,8 +158,7 @@ def _step(answer: HostCopy, going: Sequence[int | None]) -> Step:
 
 def _rows_for(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int, compiled: bool) -> Rows:
     capacity = max(map(len, prompts)) + n_new - 1  # the last token is not read
-    # Learned positions are checked against their capacity at each step, which waits for a GPU.
-    if model.token_embedding.weight.is_cuda and model.position_embedding is None:
+    if model.token_embedding.weight.is_cuda:
         return StaticRows(model, prompts, capacity, compiled=compiled)
     return Rows(model, prompts, capacity)
 

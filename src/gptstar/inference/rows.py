@@ -88,7 +88,7 @@ class Rows:
     def _read(self, tokens: Tensor, mask: Tensor | None, wanted: Tensor | None = None) -> Tensor:
         start, self._length = self._length, self._length + tokens.shape[1]
         keys = self._positions[:, : self._length]
-        return self._model.hidden(tokens, View(keys[:, start:], keys, mask, self._cache), wanted)
+        return self._model.hidden(tokens, View(keys[:, start:], keys, mask, self._cache, length=self._length), wanted)
 
     def is_worth_selecting(self, n_going: int, n_rows: int) -> bool:
         """Whether to drop the rows that have ended, where `n_going` of `n_rows` go on."""

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gptstar.inference.cuda_graph import CudaGraph
 from gptstar.inference.rows import Rows, Tokens
+from gptstar.inference.static_cache import StaticCache
 from gptstar.model import GPT
-from gptstar.model.attention import Attention
-from gptstar.model.view import StaticCache, View
+from gptstar.model.view import View
 
 BLOCK = 128
 """Columns are allocated in multiples of this, so that decodes of similar lengths have the same shapes."""
@@ -38,8 +38,7 @@ class StaticRows(Rows):
             compiled: compile the step, too.
         """
         super().__init__(model, prompts, -(-capacity // BLOCK) * BLOCK)
-        slopes = next(layer.slopes for layer in model.modules() if isinstance(layer, Attention))
-        self._slopes = None if slopes is None else torch.tensor(slopes, device=self.device)
+        self._longest = capacity
         self._compiled = compiled
 
     def _new_cache(self, capacity: int, dtype: torch.dtype | None) -> StaticCache:
@@ -68,7 +67,7 @@ class StaticRows(Rows):
         """Read the token of each row at the current column, move on to the next column, and return the logits."""
         here, written = self._positions.index_select(1, self._place), self._column <= self._place
         known = written if self._known is None else written & self._known
-        view = View(here, self._positions, known[:, None], self._cache, slopes=self._slopes)
+        view = View(here, self._positions, known[:, None], self._cache, length=self._longest)
         logits = self._model.logits(self._model.hidden(self._tokens[:, None], view)[:, -1])
         self._place.add_(1)
         return logits

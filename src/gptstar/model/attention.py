@@ -41,7 +41,7 @@ def causal_attention(
     Returns:
         `(batch, head, position, d_head)`.
     """
-    form = attention_form(query.device, query.dtype, dropout) if form == "auto" else form
+    form = attention_form(query.device, query.dtype, query.shape[3], dropout) if form == "auto" else form
     takes_mask = form == "flex" and not dropout and not (slopes is None and documents is None)
     if takes_mask and not isinstance(documents, BlockMask):
         documents = block_mask(query.shape[2], documents, query.device)
@@ -63,12 +63,14 @@ def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
     Keys and values may be of a wider type than queries, as a cache keeps them.
     """
-    dtype = query.dtype
-    if mask is not None and mask.dtype is not torch.bool:
+    dtype, compiling = query.dtype, torch.compiler.is_compiling()
+    # A compiler casts keys and values as it reads them; elsewhere PyTorch's kernel does not need float32 copies.
+    of_one = query.shape[2] == 1 and (compiling or (key.dtype is torch.float32 and not query.is_cuda))
+    if of_one or (mask is not None and mask.dtype is not torch.bool):
         query, key, value = query.float(), key.float(), value.float()
     with torch.autocast(query.device.type, enabled=False):
         query = query.to(key.dtype)
-        if query.shape[2] == 1 and key.dtype is torch.float32 and not query.is_cuda:
+        if of_one:
             return _attention_of_one(query, key, value, mask).to(dtype)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)
 
@@ -147,7 +149,8 @@ class Attention(nn.Module):
         plain = scope is None and self.slopes is None  # PyTorch's own causal kernel needs no mask
         if plain or isinstance(scope, View | BlockMask) or not torch.compiler.is_compiling():
             return scope
-        form = attention_form(x.device, compute_dtype(x), self._dropout) if self.form == "auto" else self.form
+        chosen = attention_form(x.device, compute_dtype(x), self.d_head, self._dropout)
+        form = chosen if self.form == "auto" else self.form
         return block_mask(x.shape[1], scope, x.device) if form == "flex" and not self._dropout else scope
 
     @property

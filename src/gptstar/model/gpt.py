@@ -282,7 +282,9 @@ class GPT(nn.Module):
         """`(position, d_model)`, with a batch before where a view tells rows apart."""
         assert self.position_embedding is not None
         queries = scope.queries if isinstance(scope, View) else None
-        length = n_positions if queries is None else int(queries.max()) + 1
+        length = scope.length if isinstance(scope, View) else n_positions
+        if length is None:
+            length = int(queries.max()) + 1  # type: ignore[union-attr]
         capacity = self.position_embedding.num_embeddings
         if length > capacity:
             raise ConfigError(f"{length} tokens exceed model.n_ctx={capacity}; learned positions can't extrapolate")

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from gptstar.model.positions import slopes_on
+
 
 class Cache:
     """Keys and values of each attention layer, for tokens that were read before. For inference only.
@@ -52,36 +54,6 @@ class Cache:
             self._memory[layer] = memory[0][: len(rows)], memory[1][: len(rows)]
 
 
-class StaticCache(Cache):
-    """A cache whose tensors never change shape or address, so that a CUDA graph can write to it.
-
-    It starts as a `Cache` does, and reads the prompts. After `fix` each layer adds one token at a time, at a place that
-    a tensor holds, and sees the whole capacity: the mask hides the places that are still empty.
-    """
-
-    def __init__(self, capacity: int, dtype: torch.dtype | None = None) -> None:
-        super().__init__(capacity, dtype)
-        self._place: Tensor | None = None
-
-    def fix(self, place: Tensor) -> None:
-        """Write from now on at `place`, `(1,)`, int64, on the device; the caller moves it on."""
-        self._place = place
-        self._lengths = dict.fromkeys(self._memory, self._capacity)
-
-    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a layer's keys and values, and return the filled part, or after `fix` the whole capacity."""
-        if self._place is None:
-            return super().extend(layer, key, value)
-        keys, values = self._memory[layer]
-        keys.index_copy_(2, self._place, key.to(keys.dtype))
-        values.index_copy_(2, self._place, value.to(values.dtype))
-        return keys, values
-
-    def _allocate(self, like: Tensor, n_tokens: int) -> Tensor:
-        assert n_tokens <= self._capacity
-        return super()._allocate(like, n_tokens).zero_()  # a hidden place has weight 0, and 0 times NaN is NaN
-
-
 @dataclass(frozen=True, eq=False)
 class View:
     """Positions of tokens, and the mask that says which keys each query attends to.
@@ -95,7 +67,7 @@ class View:
         cache: keys and values of the tokens read before; the layers add those read now.
         wanted: `(batch, wanted)`, int64: the tokens read now whose output is needed; None means all. With `wanted`,
             `seen` is `(batch, wanted, key)`.
-        slopes: ALiBi's slopes, `(head,)`, float32, if they are on the device already; a CUDA graph can't copy them.
+        length: positions that the queries need, if the caller knows it: to read it off a GPU is to wait for it.
     """
 
     queries: Tensor
@@ -103,7 +75,7 @@ class View:
     seen: Tensor | None = None
     cache: Cache | None = None
     wanted: Tensor | None = None
-    slopes: Tensor | None = None
+    length: int | None = None
     _masks: dict[tuple[float, ...] | None, Tensor | None] = field(default_factory=dict)
 
     @property
@@ -137,8 +109,8 @@ class View:
             if self.seen is None and (self.wanted is not None or self.queries.shape[1] > 1):
                 mask = asking >= keys  # a token that is read by itself stands after all others
             if slopes is not None:
-                by_head = torch.tensor(slopes, device=keys.device) if self.slopes is None else self.slopes
-                bias = -by_head[:, None, None] * (asking - keys)
+                by_head = slopes_on(keys.device, len(slopes))[:, None, None]
+                bias = -by_head * (asking - keys)
                 mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
             self._masks[slopes] = mask
         return self._masks[slopes]

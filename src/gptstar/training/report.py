@@ -15,10 +15,11 @@ from gptstar.checkpoint.identity import read_with_identity
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
+from gptstar.evaluation.batch_size import batch_size_for
 from gptstar.evaluation.bigram import bigram_loss
 from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.curve import Plan, read_curve
-from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, GPU_BATCH_TOKENS, Reader, losses_of
+from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.study import study
 from gptstar.evaluation.length.text import text_of_shards
 from gptstar.evaluation.plots import plot_context_length, plot_loss
@@ -68,7 +69,7 @@ def conclude(
         lengths = [length for length in asked.lengths(context_length) if length <= longest]
         plan = Plan(text, asked, lengths)
         losses = losses_of(model, device, torch.bfloat16 if bf16 else torch.float32)
-        reader = Reader(losses, device, GPU_BATCH_TOKENS if device.type == "cuda" else CPU_BATCH_TOKENS)
+        reader = Reader(losses, device, batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens)
         with console.status("reading at each context length"):
             curve = read_curve(reader, plan, name=name, trained_at=context_length)
         best = min((row["validation/loss"] for row in rows if "validation/loss" in row), default=math.nan)
@@ -98,7 +99,9 @@ def conclude(
                 output=folder / "length",
             )
         except DataError as error:
-            raise DataError(f"{error}; it is trained: the same with reading.multiples=[] ends here") from error
+            raise DataError(
+                f"{error}; training is complete; rerun with reading.multiples=[] to skip the length study"
+            ) from error
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
     console.print(f"next: gptstar generate {folder} --prompt The", highlight=False, soft_wrap=True)

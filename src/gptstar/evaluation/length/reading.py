@@ -18,7 +18,7 @@ from gptstar.evaluation.precision import computing_in
 from gptstar.model import GPT
 from gptstar.model.loss import token_losses
 
-CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2**13, 2**16
+CPU_BATCH_TOKENS = 2**13
 
 Losses = Callable[[Tensor, int], Tensor]
 """From tokens `(batch, position + 1)`, int64, and the first position that counts, the losses of the targets of that

@@ -13,7 +13,11 @@ AttentionForm = Literal["auto", "bias", "columns", "products", "flex"]
 """How causal attention is computed: `kernels/` has a file for each; `auto` is the fastest that is exact."""
 
 
-def attention_form(device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> AttentionForm:
+FLEX_WIDTH = 16
+"""The narrowest heads that FlexAttention takes on a GPU."""
+
+
+def attention_form(device: torch.device, dtype: torch.dtype, d_head: int, dropout: float = 0.0) -> AttentionForm:
     """Return the fastest form that is as exact as its type (docs/speed.md has the measurements).
 
     FlexAttention has no dropout, rounds float32 to TF32, and is fast only inside a compiled graph.
@@ -21,7 +25,8 @@ def attention_form(device: torch.device, dtype: torch.dtype, dropout: float = 0.
     compiling = torch.compiler.is_compiling()
     if device.type == "cpu" and not (dropout or compiling):
         return "products"
-    if device.type == "cuda" and compiling and not dropout and dtype is not torch.float32:
+    in_graph = device.type == "cuda" and compiling
+    if in_graph and not dropout and dtype is not torch.float32 and d_head >= FLEX_WIDTH:
         return "flex"
     return "columns" if dtype is torch.bfloat16 else "bias"
 

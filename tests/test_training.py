@@ -431,7 +431,7 @@ def test_what_can_not_be_read_at_the_end_is_left_out_by_the_same_command(
 ) -> None:
     few = ("total_steps=2", "schedule.warmup_steps=1")
     reading = ("reading.multiples=[4096]", "reading.protocol=fixed_targets", "reading.rotary_scaling=[none]")
-    assert "the same with reading.multiples=[] ends here" in refusal(run_here, overrides(*few, *reading))
+    assert "rerun with reading.multiples=[] to skip the length study" in refusal(run_here, overrides(*few, *reading))
     run_here(overrides(*few, "reading.multiples=[]"))
     assert "at step 2 of 2" in capsys.readouterr().out
 

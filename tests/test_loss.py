@@ -31,7 +31,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("chunk", [2**26, 20 * 256, 1])
 def test_losses_and_their_gradients_agree_with_cross_entropy(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(by_hand, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(by_hand, "LOGITS_AT_ONCE", chunk)
     monkeypatch.setattr(by_hand, "VOCABULARY_BLOCK", 64)
     hidden, weight, targets = inputs()
     logits = linear(hidden, weight).flatten(0, 1)
@@ -103,7 +103,7 @@ def test_a_second_backward_pass_is_refused() -> None:
 def test_without_gradients_recorded_none_are_made(
     without: Callable[[], AbstractContextManager[None]], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(by_hand, "CHUNK_LOGITS", chunk)
+    monkeypatch.setattr(by_hand, "LOGITS_AT_ONCE", chunk)
     hidden, weight, targets = inputs()
     expected = summed_loss(hidden, weight, targets)
     with without(), FlopCounterMode(display=False) as counter:

@@ -95,33 +95,72 @@ def test_a_cpu_takes_what_it_took() -> None:
     assert micro_batches(AUTO, workload(on_gpu=False), 6, cpu) == MicroBatches(6, 1, LOGITS_AT_ONCE)
 
 
-class Many(Ranks):
-    """Ranks of which each has its own GPU, and this one's is the largest."""
+class Two(Ranks):
+    """Ranks of which the other chose something else."""
+
+    other = MicroBatches(1, 1)
 
     def gathered(self, value: Any) -> list[Any]:
-        if isinstance(value, MicroBatches):
-            return [value, replace(value, size=value.size // 2, accumulate=2 * value.accumulate)]
-        return [value, value]
+        return [value, self.other if isinstance(value, MicroBatches) else value]
 
 
-def test_ranks_take_the_least_that_one_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(micro_batch, "free_device", lambda _: known_device("H100"))
-    found = agreed_micro_batches(AUTO, workload(), 1024, {}, Many(world_size=2))
-    assert (found.size, found.accumulate) == (32, 32)
+def agree(
+    saved: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    hardware: HardwareConfig = AUTO,
+    memory: float = 80e9,
+    ranks: Ranks | None = None,
+) -> tuple[MicroBatches, list[str]]:
+    """What a run on an H100 with so much free memory takes, and what it is warned of."""
+    warnings: list[str] = []
+    device = replace(known_device("H100"), memory=int(memory))
+    monkeypatch.setattr(micro_batch, "free_device", lambda _: device)
+    return agreed_micro_batches(hardware, workload(), 1024, saved, ranks or Ranks(), warnings.append), warnings
+
+
+def test_ranks_take_what_each_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = Two(world_size=2)
+    for other in (MicroBatches(32, 32, 32 * 512 * 50304), MicroBatches(128, 8, PIECE_LOGITS)):
+        ranks.__dict__["other"] = other
+        found, _ = agree({}, monkeypatch, ranks=ranks)
+        assert found.size == min(64, other.size)
+        assert found.size * found.accumulate == 1024
+        assert found.logits_at_once == min(64 * 512 * 50304, other.logits_at_once)
 
 
 def test_a_run_goes_on_with_what_it_kept_as_long_as_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    def go_on(saved: MicroBatches, hardware: HardwareConfig = AUTO, memory: float = 80e9, devices: int = 1) -> int:
-        device = replace(known_device("H100"), memory=int(memory))
-        monkeypatch.setattr(micro_batch, "free_device", lambda _: device)
-        return agreed_micro_batches(hardware, workload(), 1024, saved.as_dict(devices), Ranks()).size
-
     kept = MicroBatches(16, 64, PIECE_LOGITS)
-    assert go_on(kept) == 16  # though 64 would fill the card
-    assert go_on(kept, memory=6e9) < 16
-    assert go_on(kept, devices=2) == 64  # another number of devices rounds otherwise anyway
-    assert go_on(kept, replace(AUTO, micro_batch_size=32)) == 32
-    assert go_on(replace(kept, accumulate=32)) == 64  # of another batch
+    saved = kept.as_dict(1)
+    assert agree(saved, monkeypatch) == (kept, [])  # though 64 would fill the card
+    smaller, warnings = agree(saved, monkeypatch, memory=5e9)
+    assert smaller.size < 16
+    assert "the checkpoint's 16 sequences at once do not fit the memory that is free" in warnings[0]
+    assert agree(kept.as_dict(2), monkeypatch)[0].size == 64  # another number of devices rounds otherwise anyway
+    assert agree(replace(kept, accumulate=32).as_dict(1), monkeypatch)[0].size == 64  # of another batch
+
+
+@pytest.mark.parametrize(
+    ("keys", "goes_on"),
+    [
+        ({"micro_batch_size": 16}, True),
+        ({"micro_batch_size": 31}, True),
+        ({"micro_batch_size": 32}, False),
+        ({"logits": "pieces"}, True),
+        ({"logits": "whole"}, False),
+    ],
+)
+def test_keys_that_allow_what_was_kept_keep_it(
+    keys: dict[str, Any], goes_on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = MicroBatches(16, 64, PIECE_LOGITS)
+    found, _ = agree(kept.as_dict(1), monkeypatch, hardware=replace(AUTO, **keys))
+    assert (found == kept) == goes_on
+
+
+def test_without_a_compiler_whole_logits_are_counted_with_all_that_a_loss_makes_of_them() -> None:
+    compiled, eager = (workload(compiled=each).memory(64, 64 * 512 * 50304).logits for each in (True, False))
+    assert eager > 7 * compiled
+    assert micro_batches(AUTO, workload(compiled=False), 1024, replace(known_device("3090"), memory=10**10)).size >= 1
 
 
 @pytest.mark.parametrize("damage", [{}, {"size": 0}, {"size": "16"}, {"accumulate": None}])

@@ -14,6 +14,7 @@ from gptstar.errors import ConfigError, TrainingError
 from gptstar.ranks import joined
 from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
+from gptstar.training.compiling import NotCompiledError
 from gptstar.training.memory import keep_freed_memory, stay_within_own_part
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.micro_batch import agreed_micro_batches, out_of_memory
@@ -56,16 +57,16 @@ def train(config: TrainConfig, config_yaml: str) -> None:
             return
         shards = ranks.in_turn(lambda: ensure_prepared(config.data, config.model.n_vocab, console))
         sharded = config.hardware.sharded
+
+        def warn(text: str) -> None:
+            console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False)
+
         source = directory.start_from(
-            str(config.branch_from or config.resume),
-            read=lambda path: read_for(path, ranks, sharded=sharded),
-            warn=lambda text: console.print(f"warning: {text}", style="yellow", soft_wrap=True, highlight=False),
+            str(config.branch_from or config.resume), lambda path: read_for(path, ranks, sharded=sharded), warn
         )
         saved = source[1].training.machine if source and source[1].training else {}
-        on_gpu = device_type == "cuda"
-        batches = agreed_micro_batches(
-            config.hardware, config.workload(on_gpu=on_gpu), config.sequences_per_device, saved, ranks
-        )
+        workload = config.workload(on_gpu=device_type == "cuda")
+        batches = agreed_micro_batches(config.hardware, workload, config.sequences_per_device, saved, ranks, warn)
         data = WindowsDataModule(
             shards,
             config.data,
@@ -187,13 +188,15 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         try:
             fit(trainer, module, data, saver)
             writer.wait()
-        except torch.OutOfMemoryError as error:  # on this rank alone, so the others can't be waited for
-            raise out_of_memory(batches) from error
-        except TrainingError as error:
-            writer.wait()
+        except (TrainingError, torch.OutOfMemoryError) as error:
+            own = isinstance(error, NotCompiledError | torch.OutOfMemoryError)  # perhaps this rank's alone
+            if not own or ranks.world_size == 1:
+                writer.wait()
             last = directory.path / LAST
             kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
-            raise ranks.alike(TrainingError(f"{error}; {kept}")) from error
+            said = out_of_memory(batches) if isinstance(error, torch.OutOfMemoryError) else error
+            refusal = TrainingError(f"{said}; {kept}")
+            raise (refusal if own else ranks.alike(refusal)) from error
         finally:
             saver.stop_listening()
         saver.leave_if_asked(trainer)

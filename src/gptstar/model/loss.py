@@ -43,15 +43,19 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, at_once: int =
 
 
 def _losses(hidden: Tensor, rows: Tensor, n_vocab: int, targets: Tensor) -> Tensor:
-    logits = linear(hidden, rows)[:, :n_vocab]  # (token, n_vocab)
-    losses = cross_entropy(logits.float(), targets.clamp(min=0), reduction="none")
+    """`(token, d_model)`, the head's rows and targets `(token,)` → losses, `(token,)`."""
+    logits = linear(hidden, rows).float()  # (token, row)
+    if len(rows) > n_vocab:
+        added = torch.arange(len(rows), device=rows.device) >= n_vocab
+        logits = logits.masked_fill(added, -torch.inf)  # so the loss is that of n_vocab tokens
+    losses = cross_entropy(logits, targets.clamp(min=0), reduction="none")
     return losses.where(targets >= 0, 0.0)
 
 
 def aligned(weight: Tensor) -> Tensor:
-    """The rows of the output head, `(n_vocab, d_model)`, with rows of zeros added where a device wants an even number.
+    """The rows of the output head: `(n_vocab, d_model)` → `(row, d_model)`, `row` a multiple of `ALIGNED` if wanted.
 
-    Nothing outside a forward pass sees them: their logits are cut off, so the loss is that of `n_vocab` tokens.
+    `aligns_products` says whether a device wants it. Nothing outside a forward pass sees the added rows, which are 0.
     """
     missing = -len(weight) % ALIGNED
     return pad(weight, (0, 0, 0, missing)) if missing and aligns_products(weight.device) else weight

@@ -4,6 +4,7 @@ ALiBi and rotary are functions of the positions alone, so they hold no parameter
 the context length reaches the state dict.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -27,11 +28,25 @@ def alibi_slopes(n_heads: int) -> tuple[float, ...]:
 
 
 def slopes_on(device: torch.device, n_heads: int) -> Tensor:
-    """`alibi_slopes` as a tensor `(head,)`, float32, computed on the device: nothing has to be copied there."""
+    """`alibi_slopes` as a tensor `(head,)`, float32.
+
+    A CPU keeps it. Elsewhere it is computed on the device: a graph holds neither a constant nor a copy from the host.
+    """
+    compute = _kept_slopes if device.type == "cpu" and not torch.compiler.is_compiling() else _slopes
+    return compute(device, n_heads)
+
+
+def _slopes(device: torch.device, n_heads: int) -> Tensor:
     lower = 2 ** math.floor(math.log2(n_heads))
     head = torch.arange(n_heads, device=device, dtype=torch.float64)
     exponents = torch.where(head < lower, 8 * (head + 1) / lower, 4 * (2 * (head - lower) + 1) / lower)
     return torch.exp2(-exponents).float()
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_slopes(device: torch.device, n_heads: int) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode can't be used in training
+        return _slopes(device, n_heads)
 
 
 def alibi_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:

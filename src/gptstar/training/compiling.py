@@ -9,6 +9,10 @@ from gptstar.errors import TrainingError
 from gptstar.model import GPT
 
 
+class NotCompiledError(TrainingError):
+    """The compiler failed, perhaps on this rank alone."""
+
+
 def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
     """Compile a model in place; its state dict stays as it is.
 
@@ -30,21 +34,24 @@ def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
 
 @contextlib.contextmanager
 def compiled_call() -> Iterator[None]:
-    """Around a call of a compiled model: say in one line what the compiler can't do.
+    """Around a call of a compiled model, and its backward pass: say in one line what the compiler can't do.
 
     Raises:
-        TrainingError: PyTorch can't compile the model here, or met a shape more than were announced, which it would
+        NotCompiledError: PyTorch can't compile the model here, or met a shape more than were announced, which it would
             compute without the compiler, many times slower.
+        OutOfMemoryError: the compiler's own, as PyTorch raises it elsewhere.
     """
     try:
         yield
     except torch._dynamo.exc.FailOnRecompileLimitHit as error:
-        raise TrainingError(
+        raise NotCompiledError(
             f"the model met a shape more than the {torch._dynamo.config.recompile_limit} it was to be compiled for: "
             "run it with hardware.compile=never"
         ) from error
     except torch._dynamo.exc.BackendCompilerFailed as error:
+        if isinstance(error.inner_exception, torch.OutOfMemoryError):
+            raise error.inner_exception from error
         reason = str(error.inner_exception).strip().partition("\n")[0]
-        raise TrainingError(
+        raise NotCompiledError(
             f"PyTorch can't compile the model here ({reason}): run it with hardware.compile=never"
         ) from error

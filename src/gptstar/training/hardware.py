@@ -85,6 +85,11 @@ class HardwareConfig:
                 "hardware.attention=flex rounds float32 to TF32, an error of 1e-3: use hardware.attention=auto, which "
                 "is exact in float32, or hardware.precision=bf16"
             )
+        if self.attention == "flex" and not self.compiles():
+            raise ConfigError(
+                "hardware.attention=flex is a part of a compiled model, and hardware.compile=never: use "
+                "hardware.attention=auto"
+            )
         if self.attention == "products" and self.compiles():
             raise ConfigError(
                 "hardware.attention=products is written for a CPU that runs without a compiler: use "

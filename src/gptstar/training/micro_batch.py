@@ -1,6 +1,6 @@
 """How a step is split into micro-batches: what fills a device, and fits into its memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -14,8 +14,8 @@ CPU_SEQUENCES = 8
 """Sequences that fill a CPU."""
 
 FILLING_SECONDS = 0.025
-"""Work that fills a GPU, in seconds at its peak: smaller micro-batches leave a part of it idle. 64 sequences of 512
-tokens for GPT-127*, 32 for GPT-303*, on an H100."""
+"""Work that fills a GPU, in seconds at its peak: smaller micro-batches leave a part of it idle. By arithmetic, at an
+H100's data sheet, 64 sequences of 512 tokens for GPT-127* and 32 for GPT-303*."""
 
 SHARDED = 4
 """Times as much work where parameters are gathered for each micro-batch."""
@@ -70,7 +70,7 @@ def micro_batches(hardware: HardwareConfig, workload: Workload, sequences: int, 
         The largest that `hardware.micro_batch_size` allows; with `auto` the largest that fits, and no larger than
         needed to fill the device.
     """
-    sizes = [size for size in range(sequences, 0, -1) if sequences % size == 0]  # the largest first
+    sizes = _divisors(sequences)
     if hardware.micro_batch_size != "auto" or not workload.on_gpu:
         at_most = CPU_SEQUENCES if hardware.micro_batch_size == "auto" else hardware.micro_batch_size
         sizes = [next(size for size in sizes if size <= at_most)]
@@ -85,6 +85,11 @@ def micro_batches(hardware: HardwareConfig, workload: Workload, sequences: int, 
     return MicroBatches(size, sequences // size, logits_at_once)
 
 
+def _divisors(sequences: int) -> list[int]:
+    """Sizes that split a step into micro-batches of one size, the largest first."""
+    return [size for size in range(sequences, 0, -1) if sequences % size == 0]
+
+
 def _choices(hardware: HardwareConfig, workload: Workload, sizes: list[int]) -> Iterator[tuple[int, int]]:
     """Sizes, each with the logits to hold at once, the fastest first.
 
@@ -95,9 +100,54 @@ def _choices(hardware: HardwareConfig, workload: Workload, sizes: list[int]) -> 
         return
     for size in sizes:
         if hardware.logits == "whole" or (hardware.logits == "auto" and 4 * size >= sizes[0]):
-            yield size, size * workload.context_length * -(-workload.model.n_vocab // ALIGNED) * ALIGNED
+            yield size, whole_logits(workload, size)
     if hardware.logits != "whole":
         yield from ((size, PIECE_LOGITS) for size in sizes)
+
+
+def whole_logits(workload: Workload, size: int) -> int:
+    """Logits of a micro-batch, with those of added rows."""
+    return size * workload.context_length * -(-workload.model.n_vocab // ALIGNED) * ALIGNED
+
+
+def agreed_micro_batches(
+    hardware: HardwareConfig,
+    workload: Workload,
+    sequences: int,
+    saved: dict[str, Any],
+    ranks: Ranks,
+    warn: Callable[[str], None],
+) -> MicroBatches:
+    """The micro-batches of a run, alike on all ranks: what its checkpoint kept, or what every rank can hold.
+
+    Args:
+        sequences: of a step, on each device.
+        saved: what the checkpoint kept; empty for a run that begins.
+        warn: gets a line if the devices don't hold what was kept.
+    """
+    device = free_device(hardware)
+    each = ranks.gathered(micro_batches(hardware, workload, sequences, device))
+    agreed = min(found.size for found in each)
+    found = MicroBatches(agreed, sequences // agreed, min(found.logits_at_once for found in each))
+    kept = MicroBatches.kept(saved, sequences, ranks.world_size)
+    if kept is None or not device.is_gpu or not _allowed(kept, hardware, workload, sequences):
+        return found
+    if all(ranks.gathered(workload.memory(kept.size, kept.logits_at_once).total <= device.memory)):
+        return kept
+    warn(
+        f"the checkpoint's {kept.size} sequences at once do not fit the memory that is free: the run goes on with "
+        f"{found.size}, and its losses may differ in their last digits"
+    )
+    return found
+
+
+def _allowed(kept: MicroBatches, hardware: HardwareConfig, workload: Workload, sequences: int) -> bool:
+    """Whether the keys would allow what was kept."""
+    asked = hardware.micro_batch_size
+    if asked != "auto" and kept.size != next(size for size in _divisors(sequences) if size <= asked):
+        return False
+    whole = kept.logits_at_once >= whole_logits(workload, kept.size)
+    return hardware.logits == "auto" or whole == (hardware.logits == "whole")
 
 
 def out_of_memory(batches: MicroBatches) -> TrainingError:
@@ -107,24 +157,3 @@ def out_of_memory(batches: MicroBatches) -> TrainingError:
         f"the GPU's memory does not hold a step of {batches}: give {smaller}, hardware.logits=pieces or "
         "hardware.activation_checkpointing=true"
     )
-
-
-def agreed_micro_batches(
-    hardware: HardwareConfig, workload: Workload, sequences: int, saved: dict[str, Any], ranks: Ranks
-) -> MicroBatches:
-    """The micro-batches of a run, alike on all ranks: what the checkpoint kept, or the least that a rank can hold.
-
-    What was kept is a choice of `auto`, and goes on as long as the keys still say so and the devices hold it.
-
-    Args:
-        sequences: of a step, on each device.
-        saved: what the checkpoint kept; empty for a run that begins.
-    """
-    device = free_device(hardware)
-    kept = MicroBatches.kept(saved, sequences, ranks.world_size)
-    if kept is not None and workload.on_gpu and hardware.micro_batch_size == hardware.logits == "auto":
-        fits = workload.memory(kept.size, kept.logits_at_once).total <= device.memory
-        if all(ranks.gathered(fits)):
-            return kept
-    each = ranks.gathered(micro_batches(hardware, workload, sequences, device))
-    return min(each, key=lambda found: (found.size, found.logits_at_once))

@@ -164,8 +164,17 @@ class LanguageModelling(pl.LightningModule):
     def _loss(self, windows: Tensor, reduction: Literal["none", "sum"]) -> Tensor:
         """`(sequence, context_length + 1)` → the loss of each target, nats, 0 where there is none; or their sum."""
         inputs, targets = windows[:, :-1].clamp(min=0), windows[:, 1:]
-        with compiled_call() if self._n_graphs else contextlib.nullcontext():
-            return self._computing(inputs, targets, documents=self._documents(inputs), reduction=reduction)
+        documents = self._documents(inputs)
+        with self._compiled_call():
+            return self._computing(inputs, targets, documents=documents, reduction=reduction)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass, which a compiler may compile only now."""
+        with self._compiled_call():
+            super().backward(loss, *args, **kwargs)
+
+    def _compiled_call(self) -> contextlib.AbstractContextManager[None]:
+        return compiled_call() if self._n_graphs else contextlib.nullcontext()
 
     def _documents(self, inputs: Tensor) -> Tensor | None:
         """`(sequence, position)`: the number of end-of-text tokens before each position, or None."""

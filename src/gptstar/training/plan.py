@@ -31,6 +31,9 @@ GPU_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "H100 PCIe": 80, "A100": 80,
 TYPICAL_PEAK = 300e12
 """Floating-point operations a second of a GPU without a data sheet here; it decides how much work fills it."""
 
+EAGER_LOGIT = 12
+"""Bytes of a logit that a loss without a compiler makes in float32: itself, its softmax, and the gradient of both."""
+
 QUANTISED_BYTES = 2 + 8 / 256
 """Of a parameter's two moments in 8 bits: bitsandbytes keeps a float32 scale for each 256 of either."""
 
@@ -78,6 +81,7 @@ class Workload:
         shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
         on_gpu: attention keeps no weights.
         algorithm: of the optimizer.
+        compiled: of a GPU: the logits become their own gradient. Else each step of the loss makes a tensor.
     """
 
     model: GPTConfig
@@ -87,6 +91,7 @@ class Workload:
     shards: int = 1
     on_gpu: bool = True
     algorithm: Algorithm = "adamw"
+    compiled: bool = True
 
     @classmethod
     def planned(
@@ -102,6 +107,7 @@ class Workload:
             shards=hardware.world_size if hardware.sharded else 1,
             on_gpu=on_gpu,
             algorithm=algorithm,
+            compiled=hardware.compile != "never",
         )
 
     def memory(self, sequences: int, logits_at_once: int = LOGITS_AT_ONCE) -> Memory:
@@ -174,7 +180,10 @@ class Workload:
         padded = width * room * model.d_model if room > model.n_vocab else 0
         held = min(tokens * room, at_once)
         in_pieces = self.on_gpu and tokens * room > at_once  # a piece's gradient beside it, once it is computed again
-        return width * held * (2 if in_pieces else 1) + 4 * tokens * model.d_model + padded
+        a_logit = width * (2 if in_pieces else 1)
+        if self.on_gpu and not self.compiled:
+            a_logit = 2 * width + EAGER_LOGIT
+        return a_logit * held + 4 * tokens * model.d_model + padded
 
 
 @dataclass(frozen=True)

@@ -52,5 +52,5 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor |
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    """Uncompiled it would make all scores."""
-    return torch.compile(flex_attention)
+    """FlexAttention compiled by itself: uncompiled it would make all scores."""
+    return torch.compile(flex_attention, fullgraph=True)

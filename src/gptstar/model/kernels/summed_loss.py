@@ -7,14 +7,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptstar.model.kernels.choice import compute_dtype
-from gptstar.model.loss import ALIGNED
+from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
 
 if TYPE_CHECKING:
     from gptstar.model.gpt import GPT
     from gptstar.model.view import Scope
-
-CHUNK_LOGITS = 2**26
-"""Logits held at once (128 MiB in bfloat16)."""
 
 SOFTMAX_ROWS = 16
 """Tokens whose logits become probabilities at once, in float32: so many fit a CPU's cache."""
@@ -103,7 +100,7 @@ class _SummedLoss(torch.autograd.Function):
     ) -> Tensor:
         n_tokens, n_vocab = len(hidden), len(weight)
         room = -(-n_vocab // ALIGNED) * ALIGNED
-        chunk = max(1, CHUNK_LOGITS // room)
+        chunk = max(1, LOGITS_AT_ONCE // room)
         blocks = [slice(row, row + VOCABULARY_BLOCK) for row in range(0, n_vocab, VOCABULARY_BLOCK)]
         learns = records and any(ctx.needs_input_grad)
         wide = torch.promote_types(hidden.dtype, torch.float32)

@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import recipe_figures
-from gptstar.apart import Job, share_of_machine
 from gptstar.cli import one_line_errors
 from gptstar.errors import ConfigError, TrainingError
+from gptstar.job import Job, share_of_machine
 from recipe_study import STAGES, TUNING_SEED, Cell, Study
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def check_folder(study: Study) -> None:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}): remove it if the runs beside it are this study's") from error
-    if theirs != (ours := asked_of(study)):
+    if theirs != (ours := select_queries(study)):
         raise ConfigError(
             f"{study.output} holds another study, {theirs}, not {ours}: give the same, or another --output"
         )
@@ -78,10 +78,10 @@ def check_folder(study: Study) -> None:
 
 def claim_folder(study: Study) -> None:
     """Say beside what has run which study it is of."""
-    (study.output / STUDY_FILE).write_text(json.dumps(asked_of(study), indent=1) + "\n", encoding="utf-8")
+    (study.output / STUDY_FILE).write_text(json.dumps(select_queries(study), indent=1) + "\n", encoding="utf-8")
 
 
-def asked_of(study: Study) -> dict[str, object]:
+def select_queries(study: Study) -> dict[str, object]:
     """What all runs follow from; with more seeds they are the same runs and others."""
     return {"given": [*study.given], "tokens": study.tokens}
 

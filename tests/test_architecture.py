@@ -33,7 +33,7 @@ RANKS = [
     },
     {"cli"},
     {"launch"},
-    {"apart"},
+    {"job"},
     {"sweep"},
 ]
 """Imports point to an earlier line only."""

@@ -93,7 +93,7 @@ def test_a_number_is_written_once() -> None:
             "data.context_length=2048 exceeds model.n_ctx=1024; learned positions cannot extrapolate: shorten the "
             "context or use model.positions=alibi",
         ),
-        (["batch_tokens=1000"], "batch_tokens=1000 is no multiple of data.block_tokens=1024"),
+        (["batch_tokens=1000"], "batch_tokens=1000 is not a multiple of data.block_tokens=1024"),
         (["hardware.devices=3"], "32 sequences of 128, which 3 devices do not divide"),
         (["hardware.devices=0"], "hardware.devices=0 is below 1"),
         (["checkpoint_keep=0"], "checkpoint_keep=0 is below 1"),

@@ -12,11 +12,13 @@ from omegaconf import OmegaConf
 from gptstar.checkpoint.format import read
 from gptstar.composing import compose, conf_folder
 from gptstar.config import TrainConfig
+from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.loss import LOGITS_AT_ONCE
 from gptstar.ranks import Ranks
 from gptstar.training import micro_batch
 from gptstar.training.hardware import HardwareConfig
+from gptstar.training.memory import GPU_PART, own_part
 from gptstar.training.micro_batch import (
     PIECE_LOGITS,
     USABLE,
@@ -93,6 +95,23 @@ def test_a_cpu_takes_what_it_took() -> None:
     cpu = Device("cpu", 24 * 10**9, 1e12, 1.0, is_gpu=False)
     assert micro_batches(AUTO, workload(on_gpu=False), 1024, cpu) == MicroBatches(8, 128, LOGITS_AT_ONCE)
     assert micro_batches(AUTO, workload(on_gpu=False), 6, cpu) == MicroBatches(6, 1, LOGITS_AT_ONCE)
+
+
+def test_several_processes_of_a_cpu_take_what_they_took() -> None:
+    cpu, two = Device("cpu", 24 * 10**9, 1e12, 1.0, is_gpu=False), replace(AUTO, devices=2)
+    assert micro_batches(two, workload(on_gpu=False), 512, cpu).size == 64
+
+
+def test_a_huge_step_is_split_at_once() -> None:
+    found = micro_batches(AUTO, workload(), 2**45, known_device("H100"))
+    assert (found.size, found.accumulate) == (64, 2**39)
+
+
+@pytest.mark.parametrize("given", ["abc", "0", "-1", "5", "nan"])
+def test_a_stray_part_of_a_gpu_is_refused(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(GPU_PART, given)
+    with pytest.raises(ConfigError, match=f"GPTSTAR_GPU_PART={given} in the environment is not in"):
+        own_part()
 
 
 class Two(Ranks):

@@ -113,6 +113,15 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not fit: give hardware.micro_batch_size=" in capsys.readouterr().out
 
 
+def test_another_machines_gpu_is_planned_by_its_own_rules(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "experiment=gpt127", "hardware.attention=flex", "hardware=ddp", "--device", "NVIDIA H100 PCIe"])
+    said = capsys.readouterr().out
+    assert "micro-batches of 64 x 512 tokens, 16 a step (hardware.micro_batch_size=auto)" in said
+    assert "on 1 device (hardware.devices=auto: give how many there are)" in said
+    assert "at 40% of the peak (assumed), so" in said
+    assert "program (assumed)" in said
+
+
 def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", "hardware=cpu"])
     assert "GFLOP/s in all" in capsys.readouterr().out

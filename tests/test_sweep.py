@@ -12,11 +12,11 @@ import pytest
 import torch
 from conftest import ROOT, recorded, run_here, run_script
 
-from gptstar import apart
-from gptstar.apart import check_shared_gpu, share_of_machine
+from gptstar import job
 from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError
+from gptstar.job import check_shared_gpu, share_of_machine
 from gptstar.results.run import Run
 from gptstar.sweep import job_name
 from gptstar.training.hardware import HardwareConfig
@@ -208,7 +208,7 @@ def test_jobs_that_share_a_gpu_are_told_their_part(monkeypatch: pytest.MonkeyPat
 
 def test_jobs_that_do_not_fit_a_gpu_together_are_refused_before_they_begin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(apart, "this_device", lambda _: known_device("H100"))
+    monkeypatch.setattr(job, "this_device", lambda _: known_device("H100"))
     config = TrainConfig.parse(compose("train", ["experiment=gpt303", "data.shards=x", "hardware.precision=bf16"]))
     monkeypatch.setattr(HardwareConfig, "device", lambda _: torch.device("cuda"))
     for jobs in (1, 2, 5):  # five take smaller micro-batches

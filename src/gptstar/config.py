@@ -122,8 +122,8 @@ class TrainConfig:
             )
         if self.batch_tokens % self.data.block_tokens:
             raise ConfigError(
-                f"batch_tokens={self.batch_tokens} is no multiple of data.block_tokens={self.data.block_tokens}: "
-                "a step reads whole blocks"
+                f"batch_tokens={self.batch_tokens} is not a multiple of data.block_tokens={self.data.block_tokens}: "
+                "a step reads whole blocks; change one of them"
             )
         if self.sequences_per_step % self.hardware.world_size:
             raise ConfigError(

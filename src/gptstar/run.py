@@ -169,7 +169,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
         )
         evaluators = [evaluator] if config.evaluation.every_n_steps else []
         progress = StepProgress(console, config.total_steps, recorder, compiles=config.hardware.compiles())
-        profilers = [ProfileSteps(console)] if config.trainer.get("profiler") == TRACE else []
+        profilers = [ProfileSteps(console, recorder)] if config.trainer.get("profiler") == TRACE else []
         loggers = until_the_end.enter_context(tracked(config.tracker, directory.path, config.name, state.step, console))
         trainer = build_trainer(
             config.hardware,

@@ -1,10 +1,12 @@
 """`gptstar prepare`, `gptstar config` and `gptstar plan`: what takes the overrides of train.py without training."""
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptstar.config import TrainConfig
+    from gptstar.training.micro_batch import MicroBatches
     from gptstar.training.plan import Device
 
 
@@ -85,10 +87,13 @@ def _plan(options: argparse.Namespace) -> None:
     from gptstar.composing import compose
     from gptstar.config import TrainConfig
     from gptstar.errors import ConfigError
-    from gptstar.training.plan import known_device, step_seconds, this_device
+    from gptstar.training.plan import known_device, this_device
 
-    elsewhere = ["hardware.accelerator=cpu"] if options.device else []  # a GPU that need not be here
-    config = TrainConfig.parse(compose("train", [*options.overrides, *elsewhere, "data.shards=planned"]))
+    overrides = [*options.overrides, "data.shards=planned"]
+    if options.device:  # a GPU that need not be here; what this machine can compute does not count
+        overrides = [word for word in overrides if word != "hardware.compile=always"]
+        overrides += ["hardware.accelerator=cpu", "hardware.attention=auto"]
+    config = TrainConfig.parse(compose("train", overrides))
     device = known_device(options.device) if options.device else this_device(config.hardware)
     if options.share is not None:
         if not 0 < options.share <= 1:
@@ -107,30 +112,37 @@ def _plan(options: argparse.Namespace) -> None:
     table.add_row(device.name, f"{device.memory / 1e9:,.2f}")
     console = Console()
     console.print(table)
+    fits = needed.total <= device.memory
+    console.print("fits" if fits else f"does not fit: {_cure(config, device)}", soft_wrap=True, highlight=False)
+    source = "as given" if options.share is not None else device.source
+    for line in _facts(config, device, batches, source):
+        console.print(line, soft_wrap=True, highlight=False)
 
-    world_size, steps = config.hardware.world_size, config.total_steps
+
+def _facts(config: "TrainConfig", device: "Device", batches: "MicroBatches", source: str) -> Iterator[str]:
+    """How a step is split, how long the run takes, and what it leaves."""
+    from gptstar.training.plan import step_seconds
+
+    world_size, context_length = config.hardware.world_size, config.data.context_length
+    guessed = " (hardware.devices=auto: give how many there are)" if config.hardware.devices == "auto" else ""
+    yield f"{config.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}{guessed}"
+    auto = " (hardware.micro_batch_size=auto)" if config.hardware.micro_batch_size == "auto" else ""
+    yield f"micro-batches of {batches.size} x {context_length} tokens, {batches.accumulate} a step{auto}"
     seconds = step_seconds(
         config.model,
-        context_length=config.data.context_length,
+        context_length=context_length,
         batch_tokens=config.batch_tokens,
         device=device,
         devices=world_size,
         activation_checkpointing=config.hardware.activation_checkpointing,
     )
-    hours = steps * seconds / 3600
-    kept = (needed.parameters + needed.optimizer) * (world_size if config.hardware.sharded else 1)
+    hours = config.total_steps * seconds / 3600
     days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
-    lines = [
-        f"{config.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}, "
-        f"{batches.size} sequences of {config.data.context_length} at once, {batches.accumulate} times a step",
-        "fits" if needed.total <= device.memory else f"does not fit: {_cure(config, device)}",
-        f"{steps:,} steps of {config.batch_tokens:,} tokens, {seconds:,.2f} s each: "
-        f"{config.batch_tokens / seconds:,.0f} tokens/s, {hours:,.1f} hours{days} at {device.share:.0%} of the peak",
-        f"a checkpoint has {kept / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept",
-        f"{device.share:.0%} of the peak: {device.source if options.share is None else 'as given'}",
-    ]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False)
+    yield f"{config.batch_tokens / seconds:,.0f} tokens/s at {device.share:.0%} of the peak ({source}), so"
+    yield f"{config.total_steps:,} steps of {config.batch_tokens:,} tokens take {hours:,.1f} hours{days}"
+    saved = config.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once)
+    size = (saved.parameters + saved.optimizer) * (world_size if config.hardware.sharded else 1)
+    yield f"a checkpoint has {size / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept"
 
 
 def _cure(config: "TrainConfig", device: "Device") -> str:

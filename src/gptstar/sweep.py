@@ -19,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from gptstar.apart import Job, check_shared_gpu, share_of_machine, visible_gpus
 from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
+from gptstar.job import Job, check_shared_gpu, share_of_machine, visible_gpus
 from gptstar.launch import TOLD, words_of
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
@@ -207,17 +207,20 @@ class Sweep:
             raise Interrupted(f"{signal.Signals(number).name}: the jobs were told to save and end", 128 + number)
 
     def _conclude(self, name: str, going: Going) -> None:
+        stopped = False
         try:
             going.job.wait()
         except TrainingError as error:
-            if not self._told:
+            stopped = bool(self._told)
+            if not stopped:
                 self._failed[name] = str(error)
         else:
             if going.is_new:  # else it took less than others will
                 self._seconds.append(time.perf_counter() - going.began)
         del self._going[name]
         if self._at_once > 1:
-            state = f"failed: {self._failed[name]}" if name in self._failed else "ended"
+            failed = f"failed: {self._failed[name]}" if name in self._failed else "finished"
+            state = "stopped, and goes on with the same command" if stopped else failed
             self._console.print(f"{name} {state}", style="red" if name in self._failed else None, markup=False)
 
     def _hold(self, folder: Path) -> None:

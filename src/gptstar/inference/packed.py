@@ -10,7 +10,7 @@ from gptstar.errors import ConfigError
 from gptstar.model import GPT
 from gptstar.model.attention import Attention
 from gptstar.model.blocks import ParallelBlock
-from gptstar.model.view import Scope, asked_of
+from gptstar.model.view import Scope, select_queries
 
 Pack = Callable[[Tensor, Tensor | None], nn.Module]
 """Makes of a weight `(out, in)` and a bias `(out,)` a module that multiplies by it: `(…, in)` → `(…, out)`."""
@@ -63,9 +63,9 @@ class PackedBlock(nn.Module):
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """As `ParallelBlock.forward`."""
         query, key, value, up = self.both(self.norm(x)).split(self._widths, dim=-1)
-        attended = self.attention.out(self.attention.mixed(asked_of(query, scope), key, value, scope))
-        # A GELU is twice as fast where its numbers lie side by side.
-        return asked_of(x, scope) + attended + self.mlp.down(self.mlp.gelu(asked_of(up, scope).contiguous()))
+        attended = self.attention.out(self.attention.mixed(select_queries(query, scope), key, value, scope))
+        up = select_queries(up, scope).contiguous()  # a GELU is twice as fast where its numbers lie side by side
+        return select_queries(x, scope) + attended + self.mlp.down(self.mlp.gelu(up))
 
 
 class PackedGPT(GPT):

@@ -15,7 +15,7 @@ from gptstar.model.kernels.documents import attention_within_documents
 from gptstar.model.kernels.flex import block_mask, masked_attention
 from gptstar.model.kernels.products import products_attention
 from gptstar.model.positions import RotaryScaling, rotary_angles, rotate, slopes_on
-from gptstar.model.view import Scope, View, asked_of
+from gptstar.model.view import Scope, View, select_queries
 
 
 def causal_attention(
@@ -159,10 +159,10 @@ class Attention(nn.Module):
 
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
         """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens that are asked for."""
-        asked = asked_of(x, scope)
+        asked = select_queries(x, scope)
         if asked is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
             query, key, value = self.qkv(x).chunk(3, dim=-1)
-            return asked_of(query, scope), key, value
+            return select_queries(query, scope), key, value
         width = self.n_heads * self.d_head
         (of_query, of_seen), (bias, bias_of_seen) = (each.tensor_split([width]) for each in self.qkv.parameters())
         return nn.functional.linear(asked, of_query, bias), *nn.functional.linear(x, of_seen, bias_of_seen).chunk(2, -1)

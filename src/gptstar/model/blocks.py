@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from gptstar.model.attention import Attention
 from gptstar.model.kernels.choice import keep_attention
-from gptstar.model.view import Scope, asked_of
+from gptstar.model.view import Scope, select_queries
 
 LAYER_NORM_EPS = 1e-5
 
@@ -60,7 +60,7 @@ class ParallelBlock(nn.Module):
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
         normed = self.norm(x)
         attended = self.dropout(self.attention(normed, scope))
-        return asked_of(x, scope) + attended + self.dropout(self.mlp(asked_of(normed, scope)))
+        return select_queries(x, scope) + attended + self.dropout(self.mlp(select_queries(normed, scope)))
 
 
 class SequentialBlock(nn.Module):
@@ -80,5 +80,5 @@ class SequentialBlock(nn.Module):
     @_checkpointed
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
-        x = asked_of(x, scope) + self.dropout(self.attention(self.attention_norm(x), scope))
+        x = select_queries(x, scope) + self.dropout(self.attention(self.attention_norm(x), scope))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

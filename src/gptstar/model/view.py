@@ -130,7 +130,7 @@ def causal_view(n_positions: int, wanted: Tensor) -> View:
     return View(positions, positions, wanted=wanted)
 
 
-def asked_of(x: Tensor, scope: Scope | None) -> Tensor:
+def select_queries(x: Tensor, scope: Scope | None) -> Tensor:
     """Select the tokens of `(batch, position, …)` whose output is needed: all, unless a view says which."""
     if not isinstance(scope, View) or scope.wanted is None:
         return x

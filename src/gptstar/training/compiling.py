@@ -1,6 +1,9 @@
 """Compiling a run's model: one graph from tokens to loss for each shape, and an error instead of a slow fallback."""
 
 import contextlib
+import logging
+import os
+import tempfile
 from collections.abc import Iterator
 
 import torch
@@ -23,6 +26,8 @@ def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
     """
     torch._dynamo.reset()  # what was compiled before would count
     torch._dynamo.config.recompile_limit = n_shapes
+    # Selective checkpointing is announced as experimental, in four lines for each compilation.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     torch._dynamo.config.optimize_ddp = False  # its buckets can't be cut at FlexAttention
     if not by_block:
         model.compile(fullgraph=True, dynamic=False)
@@ -51,7 +56,20 @@ def compiled_call() -> Iterator[None]:
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if isinstance(error.inner_exception, torch.OutOfMemoryError):
             raise error.inner_exception from error
-        reason = str(error.inner_exception).strip().partition("\n")[0]
+        inner = error.inner_exception
+        if isinstance(inner, OSError):
+            raise _unwritable(inner) from error
+        reason = str(inner).strip().partition("\n")[0]
         raise NotCompiledError(
             f"PyTorch can't compile the model here ({reason}): run it with hardware.compile=never"
         ) from error
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> NotCompiledError:
+    folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
+    return NotCompiledError(
+        f"the compiler can't write to TORCHINDUCTOR_CACHE_DIR={folder} ({error.strerror}): give a folder with room, or "
+        "hardware.compile=never"
+    )

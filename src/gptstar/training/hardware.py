@@ -95,10 +95,10 @@ class HardwareConfig:
                 "hardware.attention=products is written for a CPU that runs without a compiler: use "
                 "hardware.attention=auto, or hardware.compile=never"
             )
-        if self.compiles() and not shutil.which(os.environ.get("CXX", "g++")):
-            raise ConfigError(
-                "hardware.compile=always needs a C++ compiler and finds no g++: install it, or name it in CXX"
-            )
+        compiler = os.environ.get("CXX", "g++")
+        if self.compiles() and not shutil.which(compiler):
+            how = f"CXX={compiler} is not a program: name one, or unset it" if "CXX" in os.environ else "install g++"
+            raise ConfigError(f"hardware.compile={self.compile} needs a C++ compiler: {how}")
 
     def device(self) -> torch.device:
         """Where a single process computes."""

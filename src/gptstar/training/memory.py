@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from gptstar.errors import ConfigError
+
 GPU_PART = "GPTSTAR_GPU_PART"
 """The variable that tells a job of a sweep which part of a GPU's memory is its own, such as 0.25."""
 
@@ -32,10 +34,28 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and mallopt(M_MMAP_MAX, 0) == 1 == mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def own_part() -> float:
+    """This process's part of a GPU's memory: 1, unless it is a job of a sweep that shares the GPU.
+
+    Raises:
+        ConfigError: the variable holds something else.
+    """
+    given = os.environ.get(GPU_PART, "1")
+    try:
+        part = float(given)
+    except ValueError:
+        part = 0.0
+    if not 0 < part <= 1:
+        raise ConfigError(
+            f"{GPU_PART}={given} in the environment is not in (0, 1]: unset it; sweeps set it by themselves"
+        )
+    return part
+
+
 def stay_within_own_part() -> None:
     """Keep this process to its part of a GPU that jobs of a sweep share, so that it can't take theirs."""
-    if GPU_PART in os.environ:
-        torch.cuda.set_per_process_memory_fraction(float(os.environ[GPU_PART]))
+    if (part := own_part()) < 1:
+        torch.cuda.set_per_process_memory_fraction(part)
 
 
 def peak_bytes(device: torch.device) -> int | None:

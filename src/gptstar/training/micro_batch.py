@@ -1,5 +1,6 @@
 """How a step is split into micro-batches: what fills a device, and fits into its memory."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -10,8 +11,8 @@ from gptstar.ranks import Ranks
 from gptstar.training.hardware import HardwareConfig
 from gptstar.training.plan import Device, Workload, free_device
 
-CPU_SEQUENCES = 8
-"""Sequences that fill a CPU."""
+CPU_SEQUENCES, SHARED_CPU_SEQUENCES = 8, 64
+"""Sequences that a CPU computes at once: as one process, and as each of several."""
 
 FILLING_SECONDS = 0.025
 """Work that fills a GPU, in seconds at its peak: smaller micro-batches leave a part of it idle. By arithmetic, at an
@@ -72,7 +73,8 @@ def micro_batches(hardware: HardwareConfig, workload: Workload, sequences: int, 
     """
     sizes = _divisors(sequences)
     if hardware.micro_batch_size != "auto" or not workload.on_gpu:
-        at_most = CPU_SEQUENCES if hardware.micro_batch_size == "auto" else hardware.micro_batch_size
+        on_cpu = CPU_SEQUENCES if hardware.world_size == 1 else SHARED_CPU_SEQUENCES
+        at_most = on_cpu if hardware.micro_batch_size == "auto" else hardware.micro_batch_size
         sizes = [next(size for size in sizes if size <= at_most)]
     else:
         work = FILLING_SECONDS * device.peak_flops * (SHARDED if workload.shards > 1 else 1)
@@ -87,7 +89,8 @@ def micro_batches(hardware: HardwareConfig, workload: Workload, sequences: int, 
 
 def _divisors(sequences: int) -> list[int]:
     """Sizes that split a step into micro-batches of one size, the largest first."""
-    return [size for size in range(sequences, 0, -1) if sequences % size == 0]
+    small = [size for size in range(1, math.isqrt(sequences) + 1) if sequences % size == 0]
+    return sorted({*small, *(sequences // size for size in small)}, reverse=True)
 
 
 def _choices(hardware: HardwareConfig, workload: Workload, sizes: list[int]) -> Iterator[tuple[int, int]]:

@@ -39,7 +39,7 @@ OURS = {
 TRACE = "trace"
 """The value of `trainer.profiler` that stands for our own profiler (`profile.py`)."""
 
-PROFILERS = (TRACE, "simple", "advanced", "pytorch", "xla")
+PROFILERS = (TRACE, "simple", "advanced", "pytorch")
 
 
 def lightning_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from gptstar.model import GPTConfig
 from gptstar.model.kernels.products import KEPT_UP_TO
 from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
 from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision
-from gptstar.training.memory import GPU_PART
+from gptstar.training.memory import own_part
 from gptstar.training.optimizer import Algorithm
 
 CPU_PROGRAM, GPU_PROGRAM = 600_000_000, 1_500_000_000
@@ -25,7 +25,7 @@ SHARES = {"H200": (0.48, "measured with a prototype of the same graph")}
 (docs/speed.md)."""
 CPU_SHARE = (0.7, "measured")
 
-GPU_MEMORY = {"B200": 180, "H200": 141, "H100": 80, "H100 PCIe": 80, "A100": 80, "L40S": 48, "4090": 24, "3090": 24}
+GPU_MEMORY = {"B200": 180, "H200": 141, "H100 PCIe": 80, "H100": 80, "A100": 80, "L40S": 48, "4090": 24, "3090": 24}
 """GB, by the names of `PEAK_BF16_FLOPS`."""
 
 TYPICAL_PEAK = 300e12
@@ -207,15 +207,16 @@ class Device:
 
 
 def known_device(name: str) -> Device:
-    """A GPU by a part of its name.
+    """A GPU by its name, or a part of it such as `H100`.
 
     Raises:
         ConfigError: we have no data sheet of it.
     """
-    if name not in GPU_MEMORY:
+    known = next((part for part in GPU_MEMORY if part in name), None)
+    if known is None:
         raise ConfigError(f"--device {name} is none of {', '.join(GPU_MEMORY)}")
-    share, source = SHARES.get(name, (ASSUMED_SHARE, ASSUMED))
-    return Device(name, GPU_MEMORY[name] * 10**9, PEAK_BF16_FLOPS[name], share, is_gpu=True, source=source)
+    share, source = SHARES.get(known, (ASSUMED_SHARE, ASSUMED))
+    return Device(known, GPU_MEMORY[known] * 10**9, PEAK_BF16_FLOPS[known], share, is_gpu=True, source=source)
 
 
 def this_device(hardware: HardwareConfig) -> Device:
@@ -239,9 +240,8 @@ def free_device(hardware: HardwareConfig) -> Device:
         return Device("cpu", _machine_memory(), 0.0, 1.0, is_gpu=False)
     free, total = torch.cuda.mem_get_info()
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    own = float(os.environ.get(GPU_PART, "1")) * total
     peak = next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in properties.name), TYPICAL_PEAK)
-    return Device(properties.name, int(min(free, own)), peak, ASSUMED_SHARE, is_gpu=True)
+    return Device(properties.name, int(min(free, own_part() * total)), peak, ASSUMED_SHARE, is_gpu=True)
 
 
 def _machine_memory() -> int:

@@ -1,5 +1,6 @@
 """Where the time of an optimizer step goes: a trace to look at, and the operations that take most of it."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 
 TRACE_FILE, TABLE_FILE = "trace.json.gz", "profile.txt"
@@ -36,8 +38,8 @@ class ProfileSteps(pl.Callback):
     Only the first rank does. A run that stops before the last of these steps leaves neither file.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, recorder: RecordMetrics) -> None:
+        self._console, self._recorder = console, recorder
         self._profiler: profile | None = None
         self._last_step = 0
 
@@ -45,6 +47,10 @@ class ProfileSteps(pl.Callback):
         """Start the profiler, if the run is long enough."""
         if not trainer.is_global_zero:
             return
+        folder = Path(trainer.default_root_dir)
+        for name in (TRACE_FILE, TABLE_FILE):  # of an earlier profile
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
         before = UNTOUCHED_STEPS + WARM_UP_STEPS
         left = trainer.max_steps - trainer.global_step
         if left <= before:
@@ -56,7 +62,7 @@ class ProfileSteps(pl.Callback):
         self._profiler = profile(
             activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])],
             schedule=schedule(wait=UNTOUCHED_STEPS, warmup=WARM_UP_STEPS, active=steps, repeat=1),
-            on_trace_ready=partial(self._conclude, folder=Path(trainer.default_root_dir), steps=steps, on_gpu=on_gpu),
+            on_trace_ready=partial(self._conclude, folder=folder, steps=steps, on_gpu=on_gpu),
         )
         self._last_step = before + steps
         self._profiler.start()
@@ -67,18 +73,29 @@ class ProfileSteps(pl.Callback):
         """Tell the profiler where a step ends."""
         assert isinstance(pl_module, LanguageModelling)
         if self._profiler is not None and pl_module.step_ended(batch_idx):
-            self._profiler.step()
+            with self._recorder.paused():  # to write a trace takes longer than a step
+                self._profiler.step()
             if self._profiler.step_num == self._last_step:
                 self._stop()
 
     def _conclude(self, profiler: profile, *, folder: Path, steps: int, on_gpu: bool) -> None:
-        profiler.export_chrome_trace(str(folder / TRACE_FILE))
         summary = summarise(profiler, steps, on_gpu=on_gpu)
-        with (folder / TABLE_FILE).open("w", encoding="utf-8") as file:
-            for console in (self._console, Console(file=file, width=160)):  # names of kernels are long
-                console.print(summary.headline(), highlight=False)
-                console.print(summary.table(ROWS))
-        self._say(f"trace in {folder / TRACE_FILE}: open it at https://ui.perfetto.dev or chrome://tracing")
+        self._console.print(summary.headline(), highlight=False)
+        self._console.print(summary.table(ROWS))
+        try:
+            profiler.export_chrome_trace(str(folder / TRACE_FILE))
+            with (folder / TABLE_FILE).open("w", encoding="utf-8") as file:
+                wide = Console(file=file, width=160)  # names of kernels are long
+                wide.print(summary.headline(), highlight=False)
+                wide.print(summary.table(ROWS))
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            self._say(f"warning: the profile can't be written ({reason}); the run goes on")
+            return
+        self._say(
+            f"trace in {folder / TRACE_FILE}: open it at https://ui.perfetto.dev or chrome://tracing; the table is in "
+            f"{TABLE_FILE}"
+        )
 
     def _say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, highlight=False)

@@ -45,6 +45,17 @@ def test_a_profile_leaves_a_trace_and_a_table(
     assert not any(row.split()[0].startswith(("ProfilerStep", "Optimizer.step")) for row in rows)
 
 
+def test_a_profile_that_can_not_be_written_ends_no_run(
+    overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    run_here(overrides("total_steps=3", "schedule.decay_until=24", "trainer.profiler=null"))
+    (folder / "trace.json.gz").mkdir()
+    run_here(overrides("total_steps=12", "schedule.decay_until=24", "trainer.profiler=trace"))
+    assert "warning: the profile can't be written (" in " ".join(capsys.readouterr().out.split())
+    assert (folder / "step-000012.ckpt").exists()
+
+
 def test_a_short_run_profiles_fewer_steps_or_none(
     overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,6 @@ def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
     torch._dynamo.config.recompile_limit = n_shapes
     # Selective checkpointing is announced as experimental, in four lines for each compilation.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
-    torch._dynamo.config.optimize_ddp = False  # its buckets can't be cut at FlexAttention
     if not by_block:
         model.compile(fullgraph=True, dynamic=False)
         return

@@ -106,7 +106,7 @@ def test_a_number_is_written_once() -> None:
         (["optimizer.weight_decay=nan"], "optimizer.weight_decay=nan is not 0 or above, and finite"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is neither auto, never, nor a checkpoint"),
         (["trainer.max_steps=3"], "trainer.max_steps is not passed through: it follows from total_steps"),
-        (["trainer.inference_mode=false"], "give it as +trainer.inference_mode=VALUE"),
+        (["trainer.sync_batchnorm=false"], "give it as +trainer.sync_batchnorm=VALUE"),
         (["trainer.limit_train_batches=0.5"], "it counts optimizer steps"),
         (["data.block_tokens=0"], "data.block_tokens=0 is below 1"),
         (["trainer.limit_train_batches=0"], "is not a whole number of 1 or more"),

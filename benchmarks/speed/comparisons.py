@@ -5,7 +5,7 @@ from typing import Any
 
 from gptstar.model import GPTConfig
 from speed.comparison import Claim, Comparison, Entry
-from speed.gpu_comparisons import gpu_comparisons
+from speed.gpu_comparisons import gpu_comparisons, prefill
 from speed.scale import Scale
 
 
@@ -16,7 +16,7 @@ def comparisons(device: str, scale: Scale) -> tuple[Comparison, ...]:
     return (
         *_training(device, scale),
         *_shapes(device, scale),
-        _prefill(device, scale),
+        replace(prefill(scale, device), rounds=11, quick=3),
         _decoding(device, scale),
         _loop(device, scale),
         *_long(device, scale),
@@ -156,23 +156,6 @@ def _shapes(device: str, scale: Scale) -> tuple[Comparison, ...]:
             rounds=5,
             claims=(Claim("speed", *pair),),
         ),
-    )
-
-
-def _prefill(device: str, scale: Scale) -> Comparison:
-    step = {"precision": "bf16", "prompt": scale.prefill, "device": device}
-    return Comparison(
-        "prefill",
-        f"A prompt of {scale.prefill:,} tokens read into a cache, with the last token's logits; bfloat16 weights.",
-        (
-            Entry("ours", "peers.ours.prefill", step | {"config": scale.gpt127}),
-            Entry("Hugging Face GPT-2", "peers.huggingface.prefill", step | {"config": scale.gpt2_small}),
-        ),
-        baseline="Hugging Face GPT-2",
-        limit="gemm_bf16",
-        rounds=11,
-        quick=3,
-        claims=(Claim("speed", "ours", "Hugging Face GPT-2", 1.25, 1.5),),
     )
 
 

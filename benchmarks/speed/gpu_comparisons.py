@@ -28,7 +28,7 @@ def gpu_comparisons(scale: Scale, device: str = "cuda") -> tuple[Comparison, ...
         _peers(scale, device),
         _shapes(scale, device),
         _batches(scale, device),
-        _prefill(scale, device),
+        prefill(scale, device),
         _compiled_decoding(scale, device),
     )
 
@@ -221,7 +221,8 @@ def _batches(scale: Scale, device: str) -> Comparison:
     )
 
 
-def _prefill(scale: Scale, device: str) -> Comparison:
+def prefill(scale: Scale, device: str) -> Comparison:
+    """Compare the reading of a prompt."""
     step = {"precision": "bf16", "prompt": scale.prefill, "device": device}
     return Comparison(
         "prefill",

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from gptstar.training.hardware import PEAK_BF16_FLOPS
+from gptstar.training.hardware import PEAK_BF16_FLOPS, data_sheet_name
 from speed.job import Job, synchronise
 
 GEMM_SHAPES = {  # (rows, inputs, outputs)
@@ -84,7 +84,8 @@ def data_sheet_peak(device: str) -> float | None:
     if device != "cuda":
         return None
     name = torch.cuda.get_device_name()
-    return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
+    known = data_sheet_name(name)
+    return PEAK_BF16_FLOPS[known] if known else None
 
 
 def describe(device: str) -> dict[str, str]:

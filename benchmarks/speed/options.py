@@ -13,10 +13,9 @@ from gptstar.model import GPTConfig
 from gptstar.model.blocks import ParallelBlock
 from gptstar.model.kernels import flex
 from gptstar.model.view import Scope, View
-from gptstar.training.optimizer import OptimizerConfig
 from speed.job import Job
-from speed.peers.ours import trainee
-from speed.steps import Precision, training_job
+from speed.peers import ours
+from speed.steps import Precision
 
 Joined = Literal["inputs", "both"]
 
@@ -47,19 +46,8 @@ def training(
         tune_flex_attention(flex_options)
     if compile_mode is not None:
         tune_compiler(compile_mode)
-    model, loss, optimizer = trainee(
-        config, OptimizerConfig(learning_rate=1e-4), precision, device, logits_at_once=logits_at_once
-    )
-    return training_job(
-        model,
-        loss,
-        optimizer,
-        autocast=precision == "bf16",
-        flops=config.training_flops(context),
-        n_vocab=config.n_vocab,
-        batch=batch,
-        context=context,
-        device=device,
+    return ours.training(
+        config, precision=precision, batch=batch, context=context, device=device, logits_at_once=logits_at_once
     )
 
 

@@ -26,7 +26,7 @@ from gptstar.training.hardware import HardwareConfig
 from gptstar.training.micro_batch import MicroBatches, micro_batches
 from gptstar.training.optimizer import OptimizerConfig
 from gptstar.training.options import check_trainer_options
-from gptstar.training.plan import Device, Workload
+from gptstar.training.plan import Device, Memory, Workload
 from gptstar.training.schedule import ScheduleConfig
 from gptstar.training.tracker import TrackerConfig
 
@@ -100,15 +100,8 @@ class TrainConfig:
         return _parse(cls, composed)
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_steps",
-            "batch_tokens",
-            "checkpoint_every",
-            "checkpoint_keep",
-            "validate_every",
-            "log_every",
-            "jobs_at_once",
-        ):
+        steps = ("total_steps", "checkpoint_every", "validate_every", "log_every")
+        for name in (*steps, "batch_tokens", "checkpoint_keep", "jobs_at_once"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is below 1")
         if not 0 <= self.seed < 2**63:
@@ -173,6 +166,11 @@ class TrainConfig:
     def micro_batches(self, device: Device) -> MicroBatches:
         """How a device splits its sequences of a step."""
         return micro_batches(self.hardware, self.workload(on_gpu=device.is_gpu), self.sequences_per_device, device)
+
+    def memory(self, device: Device) -> Memory:
+        """What a device holds at the height of a step."""
+        batches = self.micro_batches(device)
+        return self.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once)
 
     def settings(self) -> dict[str, Any]:
         """What shapes the result, as flat dotted keys: a run may only go on under the same."""

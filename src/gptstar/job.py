@@ -110,8 +110,7 @@ def check_shared_gpu(config: TrainConfig, at_once: int) -> None:
         return
     device = this_device(config.hardware)
     part = replace(device, memory=device.memory // sharing)
-    batches = config.micro_batches(part)
-    needed = config.workload(on_gpu=True).memory(batches.size, batches.logits_at_once).total
+    needed = config.memory(part).total
     if needed > part.memory:
         fitting = max(1, device.memory // needed) * len(gpus)
         raise ConfigError(

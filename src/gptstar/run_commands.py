@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptstar.config import TrainConfig
-    from gptstar.training.micro_batch import MicroBatches
-    from gptstar.training.plan import Device
+    from gptstar.training.plan import Device, Memory
 
 
 def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -100,8 +99,7 @@ def _plan(options: argparse.Namespace) -> None:
             raise ConfigError(f"--share {options.share:g} is not in (0, 1]")
         device = replace(device, share=options.share)
 
-    batches = config.micro_batches(device)
-    needed = config.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once)
+    needed = config.memory(device)
     table = Table("of each device", "GB", box=None)
     table.columns[1].justify = "right"
     for name, size in needed.parts().items():
@@ -115,15 +113,16 @@ def _plan(options: argparse.Namespace) -> None:
     fits = needed.total <= device.memory
     console.print("fits" if fits else f"does not fit: {_cure(config, device)}", soft_wrap=True, highlight=False)
     source = "as given" if options.share is not None else device.source
-    for line in _facts(config, device, batches, source):
+    for line in _facts(config, device, needed, source):
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _facts(config: "TrainConfig", device: "Device", batches: "MicroBatches", source: str) -> Iterator[str]:
+def _facts(config: "TrainConfig", device: "Device", needed: "Memory", source: str) -> Iterator[str]:
     """How a step is split, how long the run takes, and what it leaves."""
     from gptstar.training.plan import step_seconds
 
     world_size, context_length = config.hardware.world_size, config.data.context_length
+    batches = config.micro_batches(device)
     guessed = " (hardware.devices=auto: give how many there are)" if config.hardware.devices == "auto" else ""
     yield f"{config.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}{guessed}"
     auto = " (hardware.micro_batch_size=auto)" if config.hardware.micro_batch_size == "auto" else ""
@@ -140,8 +139,7 @@ def _facts(config: "TrainConfig", device: "Device", batches: "MicroBatches", sou
     days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
     yield f"{config.batch_tokens / seconds:,.0f} tokens/s at {device.share:.0%} of the peak ({source}), so"
     yield f"{config.total_steps:,} steps of {config.batch_tokens:,} tokens take {hours:,.1f} hours{days}"
-    saved = config.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once)
-    size = (saved.parameters + saved.optimizer) * (world_size if config.hardware.sharded else 1)
+    size = (needed.parameters + needed.optimizer) * (world_size if config.hardware.sharded else 1)
     yield f"a checkpoint has {size / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept"
 
 
@@ -161,8 +159,7 @@ def _cure(config: "TrainConfig", device: "Device") -> str:
             changed = replace(config, hardware=replace(hardware, **change))
         except ConfigError:  # such as parts of what can't be stepped in parts
             continue
-        batches = changed.micro_batches(device)
-        if changed.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once).total <= device.memory:
+        if changed.memory(device).total <= device.memory:
             return "give " + " ".join(f"hardware.{key}={str(value).lower()}" for key, value in change.items())
     whole = " and optimizer=adamw" if config.optimizer.algorithm == "adamw_8bit" else ""
     return f"give more devices with hardware=fsdp{whole}, or a smaller model"

@@ -58,11 +58,23 @@ def trainee(
 
 
 def training(
-    config: GPTConfig, *, precision: Precision, batch: int, context: int, device: str, checkpointing: bool = False
+    config: GPTConfig,
+    *,
+    precision: Precision,
+    batch: int,
+    context: int,
+    device: str,
+    checkpointing: bool = False,
+    logits_at_once: int | None = None,
 ) -> Job:
-    """A training step; `bf16` is autocast over float32 weights, `bf16_weights` a copy of them in bfloat16."""
+    """A training step; `bf16` is autocast over float32 weights, `bf16_weights` a copy of them in bfloat16.
+
+    Args:
+        checkpointing, logits_at_once: as `trainee` takes them.
+    """
+    optimizer_config = OptimizerConfig(learning_rate=1e-4)
     model, loss, optimizer = trainee(
-        config, OptimizerConfig(learning_rate=1e-4), precision, device, checkpointing=checkpointing
+        config, optimizer_config, precision, device, checkpointing=checkpointing, logits_at_once=logits_at_once
     )
     return training_job(
         model,

@@ -22,6 +22,12 @@ PEAK_BF16_FLOPS = {
 }
 """Dense bfloat16 tensor-core rates from NVIDIA's data sheets, by a part of the device's name."""
 
+
+def data_sheet_name(name: str) -> str | None:
+    """The name in `PEAK_BF16_FLOPS` of a GPU, given its full name; None if it is not there."""
+    return next((part for part in PEAK_BF16_FLOPS if part in name), None)
+
+
 Precision = Literal["float32", "bf16", "bf16_weights"]
 
 
@@ -156,5 +162,5 @@ class HardwareConfig:
         """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs and float32."""
         if self.device().type == "cpu" or self.resolved_precision() == "float32":
             return None
-        name = torch.cuda.get_device_name()
-        return next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in name), None)
+        known = data_sheet_name(torch.cuda.get_device_name())
+        return PEAK_BF16_FLOPS[known] if known else None

@@ -11,7 +11,7 @@ from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.kernels.products import KEPT_UP_TO
 from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
-from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision
+from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision, data_sheet_name
 from gptstar.training.memory import own_part
 from gptstar.training.optimizer import Algorithm
 
@@ -212,7 +212,7 @@ def known_device(name: str) -> Device:
     Raises:
         ConfigError: we have no data sheet of it.
     """
-    known = next((part for part in GPU_MEMORY if part in name), None)
+    known = data_sheet_name(name)
     if known is None:
         raise ConfigError(f"--device {name} is none of {', '.join(GPU_MEMORY)}")
     share, source = SHARES.get(known, (ASSUMED_SHARE, ASSUMED))
@@ -223,7 +223,7 @@ def this_device(hardware: HardwareConfig) -> Device:
     """What this machine has for each process; the rate of a device without a data sheet is measured, in a second."""
     if hardware.device().type == "cuda":
         properties = torch.cuda.get_device_properties(0)
-        known = next((part for part in PEAK_BF16_FLOPS if part in properties.name), None)
+        known = data_sheet_name(properties.name)
         share, source = SHARES.get(known or "", (ASSUMED_SHARE, ASSUMED))
         peak = PEAK_BF16_FLOPS[known] if known else _measured_flops(torch.device("cuda"), torch.bfloat16)
         return Device(properties.name, properties.total_memory, peak, share, is_gpu=True, source=source)
@@ -240,7 +240,8 @@ def free_device(hardware: HardwareConfig) -> Device:
         return Device("cpu", _machine_memory(), 0.0, 1.0, is_gpu=False)
     free, total = torch.cuda.mem_get_info()
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    peak = next((flops for part, flops in PEAK_BF16_FLOPS.items() if part in properties.name), TYPICAL_PEAK)
+    known = data_sheet_name(properties.name)
+    peak = PEAK_BF16_FLOPS[known] if known else TYPICAL_PEAK
     return Device(properties.name, int(min(free, own_part() * total)), peak, ASSUMED_SHARE, is_gpu=True)
 
 

@@ -34,7 +34,7 @@ from speed.scale import Scale
 from speed.worker import ROOT, Worker, WorkerError
 
 SECONDS = {"cpu": math.inf, "cuda": 280.0}
-"""What a run may take unless `--seconds` says it."""
+"""The default of `--seconds`, by device."""
 
 LEAST_SECONDS = 20.0
 """With less left no comparison is begun: its processes would only just have started."""

@@ -1,4 +1,4 @@
-"""Where the compiled kernels of a run go."""
+"""The folder for the compiled kernels of a run."""
 
 import contextlib
 import os

@@ -51,7 +51,7 @@ def paired(of: Measured, over: Measured) -> Figure | None:
 
 
 def share(outcome: Outcome, comparison: Comparison, measured: Measured) -> Figure | None:
-    """Of the limit, as it was measured before and after each round."""
+    """The share of the limit, which is measured before and after each round."""
     bound = comparison.limit == "read_bandwidth"
     used = measured.about.get("weight_bytes" if bound else "flops")
     if not used:

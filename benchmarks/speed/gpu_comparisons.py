@@ -40,7 +40,7 @@ def _entry(name: str, peer: str, config: GPTConfig, batch: int, context: int, de
 
 
 def _against_the_marks(gb: float | None = None) -> tuple[Claim, ...]:
-    """What our training steps have to reach beside the prototype and compiled nanoGPT."""
+    """Floors and aims of our training steps against the prototype and compiled nanoGPT."""
     return (
         Claim("speed", "ours", "prototype", 0.97, 1.12),
         Claim("speed", "ours", NANOGPT, 1.1, 1.25),

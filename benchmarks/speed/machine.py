@@ -19,7 +19,7 @@ GEMM_SHAPES = {  # (rows, inputs, outputs)
     "cuda": ((8192, 8192, 8192),),
 }
 BYTES = {"cpu": 2**29, "cuda": 2**31}
-"""What is read, or on a GPU copied: more than any cache holds."""
+"""Bytes to read, or on a GPU to copy: more than any cache holds."""
 IN_A_ROW = {"cpu": 1, "cuda": 20}
 """Products in one measurement: a GPU's clock falls under sustained load, and a training step is such a load."""
 REPEATS = 4

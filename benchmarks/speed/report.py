@@ -85,7 +85,7 @@ def entries_table(comparison: Comparison, outcome: Outcome) -> Table:
 
 
 def on_gpu(outcome: Outcome) -> bool:
-    """Whether it was measured on a GPU."""
+    """Whether an outcome was measured on a GPU."""
     return "device" in outcome.machine
 
 

@@ -18,7 +18,7 @@ ALIGNED = 128
 
 
 def causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """Whether a query sees a key."""
+    """The causal mask: whether a query attends to a key."""
     return query >= key
 
 

@@ -76,7 +76,7 @@ def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def _attention_of_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Of one query a row; a CPU reads keys times vector twice as fast as vector times keys (PyTorch's kernel)."""
+    """Attention of one query per row; a CPU reads keys times vector twice as fast as vector times keys."""
     scores = (key @ (query * query.shape[3] ** -0.5).transpose(2, 3)).transpose(2, 3)  # (batch, head, 1, key)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask

@@ -52,10 +52,15 @@ def _losses(hidden: Tensor, rows: Tensor, n_vocab: int, targets: Tensor) -> Tens
     return losses.where(targets >= 0, 0.0)
 
 
+def aligned_rows(n_vocab: int) -> int:
+    """Rows of the output head with those added: the next multiple of `ALIGNED`."""
+    return -(-n_vocab // ALIGNED) * ALIGNED
+
+
 def aligned(weight: Tensor) -> Tensor:
     """The rows of the output head: `(n_vocab, d_model)` → `(row, d_model)`, `row` a multiple of `ALIGNED` if wanted.
 
     `aligns_products` says whether a device wants it. Nothing outside a forward pass sees the added rows, which are 0.
     """
-    missing = -len(weight) % ALIGNED
+    missing = aligned_rows(len(weight)) - len(weight)
     return pad(weight, (0, 0, 0, missing)) if missing and aligns_products(weight.device) else weight

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from gptstar.errors import TrainingError
-from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
+from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
 from gptstar.ranks import Ranks
 from gptstar.training.hardware import HardwareConfig
 from gptstar.training.plan import Device, Workload, free_device
@@ -110,7 +110,7 @@ def _choices(hardware: HardwareConfig, workload: Workload, sizes: list[int]) -> 
 
 def whole_logits(workload: Workload, size: int) -> int:
     """Logits of a micro-batch, with those of added rows."""
-    return size * workload.context_length * -(-workload.model.n_vocab // ALIGNED) * ALIGNED
+    return size * workload.context_length * aligned_rows(workload.model.n_vocab)
 
 
 def agreed_micro_batches(

@@ -10,7 +10,7 @@ import torch
 from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.kernels.products import KEPT_UP_TO
-from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
+from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
 from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision, data_sheet_name
 from gptstar.training.memory import own_part
 from gptstar.training.optimizer import Algorithm
@@ -176,7 +176,7 @@ class Workload:
         Measured on a GPU: a compiled step of GPT-127* at 64 x 512 tokens peaks at 11.5 GB, of which this is 3.4.
         """
         model, width = self.model, self._width
-        room = -(-model.n_vocab // ALIGNED) * ALIGNED if self.on_gpu else model.n_vocab
+        room = aligned_rows(model.n_vocab) if self.on_gpu else model.n_vocab
         padded = width * room * model.d_model if room > model.n_vocab else 0
         held = min(tokens * room, at_once)
         in_pieces = self.on_gpu and tokens * room > at_once  # a piece's gradient beside it, once it is computed again

@@ -15,7 +15,7 @@ from gptstar.training.module import LanguageModelling
 SECONDS_BETWEEN_LINES = 15.0
 
 UPDATES_PER_SECOND = 2.0
-"""Of the bar. Drawing it takes the interpreter from the training loop for milliseconds."""
+"""Redraws of the bar. A redraw takes the interpreter from the training loop for milliseconds."""
 
 LONG_FIRST_STEP = 5.0
 """Seconds from which on a first step is reported in a line of its own."""

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gptstar.model.kernels.choice import compute_dtype
-from gptstar.model.loss import ALIGNED, LOGITS_AT_ONCE
+from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
 
 if TYPE_CHECKING:
     from gptstar.model.gpt import GPT
@@ -99,7 +99,7 @@ class _SummedLoss(torch.autograd.Function):
         records: bool,
     ) -> Tensor:
         n_tokens, n_vocab = len(hidden), len(weight)
-        room = -(-n_vocab // ALIGNED) * ALIGNED
+        room = aligned_rows(n_vocab)
         chunk = max(1, LOGITS_AT_ONCE // room)
         blocks = [slice(row, row + VOCABULARY_BLOCK) for row in range(0, n_vocab, VOCABULARY_BLOCK)]
         learns = records and any(ctx.needs_input_grad)

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from gptstar.checkpoint.format import find
 from gptstar.checkpoint.identity import read_with_identity
-from gptstar.cli import job, one_line_errors
 from gptstar.config import EvaluateConfig
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.entry import job, one_line_errors
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
 from gptstar.ranks import joined

@@ -1,15 +1,15 @@
 """Train a language model: compose, parse, run. `python train.py --help` shows every choice.
 
-What a run does, in order, is in `src/gptstar/run.py`; a sweep's jobs are in `src/gptstar/sweep.py`.
+What a run does, in order, is in `src/gptstar/run.py`; a sweep's jobs are in `src/gptstar/launch/sweep.py`.
 """
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from gptstar.cli import job, one_line_errors
 from gptstar.config import TrainConfig
-from gptstar.launch import launch, launches, requeued_if_preempted
-from gptstar.sweep import Sweep, announce_submission, register_job_names
+from gptstar.entry import job, one_line_errors
+from gptstar.launch.devices import launch, launches, requeued_if_preempted
+from gptstar.launch.sweep import Sweep, announce_submission, register_job_names
 
 sweep = Sweep()
 

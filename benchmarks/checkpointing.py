@@ -19,8 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState
-from gptstar.composing import compose
 from gptstar.config import TrainConfig
+from gptstar.entry import compose
 from gptstar.model import GPT
 from gptstar.ranks import Ranks
 from gptstar.training.memory import keep_freed_memory

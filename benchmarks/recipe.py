@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import recipe_figures
-from gptstar.cli import one_line_errors
+from gptstar.entry import one_line_errors
 from gptstar.errors import ConfigError, TrainingError
-from gptstar.job import Job, share_of_machine
+from gptstar.launch.job import Job, share_of_machine
 from recipe_study import STAGES, TUNING_SEED, Cell, Study
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from gptstar.composing import compose
+from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.results.run import Run
 

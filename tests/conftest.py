@@ -17,9 +17,8 @@ from moto.server import ThreadedMotoServer
 from omegaconf import OmegaConf
 
 from gptstar.checkpoint.format import Checkpoint, read
-from gptstar.cli import one_line_errors
-from gptstar.composing import compose
 from gptstar.config import TrainConfig
+from gptstar.entry import compose, one_line_errors
 from gptstar.run import train
 from gptstar.training.metrics_csv import read_metrics
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, run_here
 
-from gptstar.cli import main, one_line_errors
-from gptstar.composing import compose, conf_folder
+from gptstar.cli import main
 from gptstar.config import EvaluateConfig, TrainConfig, valid_keys
+from gptstar.entry import compose, conf_folder, one_line_errors
 from gptstar.errors import ConfigError
 from gptstar.training.plan import free_device
 

@@ -58,7 +58,7 @@ def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> It
         model = build_with(tokenizer, kind)
         write(folder / f"{name}.ckpt", Checkpoint(model.config, model.state_dict(), model.tokenizer))
     limits = ["--tokens", "3000", "--characters", "500", "--seconds", "20", "--waiting", "100"]
-    command = [sys.executable, "-m", "gptstar.cli", "demo", "one.ckpt", "<b>other.ckpt", *limits]
+    command = [sys.executable, "-m", "gptstar", "demo", "one.ckpt", "<b>other.ckpt", *limits]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = process.stdout.readline()

@@ -122,7 +122,7 @@ def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path) -> No
     command = [
         sys.executable,
         "-m",
-        "gptstar.cli",
+        "gptstar",
         "generate",
         str(tmp_path / "run"),
         "--prompt",
@@ -163,7 +163,7 @@ def test_the_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -
     assert "usage: gptstar" in run("--help")
     code = """
 import gptstar, pathlib
-from gptstar.composing import compose, conf_folder
+from gptstar.entry import compose, conf_folder
 from gptstar.config import TrainConfig
 assert conf_folder().parent == pathlib.Path(gptstar.__file__).parent
 for path in sorted((conf_folder() / "experiment").glob("*.yaml")):

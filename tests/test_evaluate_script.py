@@ -12,9 +12,9 @@ import pytest
 from conftest import ROOT, SMALL, run_here, run_script
 from test_harness import write_tasks_files
 
-from gptstar.cli import main, one_line_errors
-from gptstar.composing import compose
+from gptstar.cli import main
 from gptstar.config import EvaluateConfig
+from gptstar.entry import compose, one_line_errors
 from gptstar.evaluation.results import read_tasks
 from gptstar.training.metrics_csv import read_metrics
 

@@ -65,7 +65,7 @@ def prepare_hostile(folder: Path, n_lines: int, longest: int) -> tuple[Counter[s
     (folder / "c").mkdir()
     expected = write_hostile(folder / "c/a.jsonl", n_lines, longest)
     (folder / "t.json").write_text(Tokenizer.train(sentences(50, 100, seed=1), 300).json_text)
-    command = [sys.executable, "-m", "gptstar.cli", "prepare", "data=local", "data.clean=none", "data.workers=2"]
+    command = [sys.executable, "-m", "gptstar", "prepare", "data=local", "data.clean=none", "data.workers=2"]
     command += [f"data.files={folder}/c/*", f"data.tokenizer={folder}/t.json", "model.n_vocab=300"]
     subprocess.run([*command, f"data.shards={folder}/s", "data.shard_tokens=1000000"], check=True, capture_output=True)
     return expected, ShardFolder(folder / "s")

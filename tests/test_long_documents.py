@@ -13,7 +13,6 @@ from test_prepare import QUIET, write_corpus
 from torch.nn.functional import cross_entropy
 
 from gptstar.checkpoint.format import read
-from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.data.config import DataConfig
 from gptstar.data.order.aligned import DocumentBlocks
@@ -23,6 +22,7 @@ from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.documents import bounds, shards_of
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
+from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.model import GPT
 from gptstar.training.metrics_csv import read_metrics

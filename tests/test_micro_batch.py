@@ -10,8 +10,8 @@ from conftest import run_here
 from omegaconf import OmegaConf
 
 from gptstar.checkpoint.format import read
-from gptstar.composing import compose, conf_folder
 from gptstar.config import TrainConfig
+from gptstar.entry import compose, conf_folder
 from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.loss import LOGITS_AT_ONCE

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from gptstar.composing import compose
 from gptstar.config import TrainConfig
+from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.positions import alibi_bias, alibi_slopes, rotary_angles, rotate, slopes_on

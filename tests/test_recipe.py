@@ -14,8 +14,8 @@ from scipy import stats
 
 import recipe
 import recipe_figures
-from gptstar.composing import compose
 from gptstar.config import TrainConfig, flatten
+from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.training.status import Status
 from recipe_study import SCALES, STAGES, TUNING_SEED, Cell, Study, Try

@@ -13,12 +13,12 @@ import torch
 from conftest import ROOT, recorded, run_here, run_script
 
 from gptstar import job
-from gptstar.composing import compose
 from gptstar.config import TrainConfig
+from gptstar.entry import compose
 from gptstar.errors import ConfigError
-from gptstar.job import check_shared_gpu, share_of_machine
+from gptstar.launch.job import check_shared_gpu, share_of_machine
+from gptstar.launch.sweep import job_name
 from gptstar.results.run import Run
-from gptstar.sweep import job_name
 from gptstar.training.hardware import HardwareConfig
 from gptstar.training.memory import GPU_PART
 from gptstar.training.plan import known_device

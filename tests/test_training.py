@@ -18,9 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 import gptstar.run
 from gptstar.checkpoint.format import Checkpoint, read, write
-from gptstar.composing import compose
 from gptstar.config import TrainConfig
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.entry import compose
 from gptstar.errors import DataError
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from gptstar.composing import compose
 from gptstar.config import TrainConfig
+from gptstar.entry import compose
 from gptstar.run import train
 from gptstar.training.plan import free_device
 from speed.job import Job, seconds_a_step, synchronise

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from gptstar.cli import SHOW_ALL
 from gptstar.config import TrainConfig
+from gptstar.entry import SHOW_ALL
 from gptstar.errors import ConfigError, TrainingError
 from gptstar.ranks import LAUNCHER
 from gptstar.training.memory import GPU_PART

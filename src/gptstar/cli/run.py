@@ -44,11 +44,11 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 def _prepare(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from gptstar.composing import compose
     from gptstar.config import TrainConfig
     from gptstar.data.inspection.inspect import shard_table
     from gptstar.data.preparation.parts import Part
     from gptstar.data.preparation.prepare import ensure_prepared
+    from gptstar.entry import compose
 
     words = [word.removeprefix("part=") for word in options.overrides if word.startswith("part=")]
     part = Part.parse(words[-1]) if words else None
@@ -62,8 +62,8 @@ def _prepare(options: argparse.Namespace) -> None:
 def _config(options: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
-    from gptstar.composing import compose
     from gptstar.config import TrainConfig
+    from gptstar.entry import compose
     from gptstar.training.plan import free_device
 
     composed = compose("train", options.overrides)
@@ -83,8 +83,8 @@ def _plan(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from gptstar.composing import compose
     from gptstar.config import TrainConfig
+    from gptstar.entry import compose
     from gptstar.errors import ConfigError
     from gptstar.training.plan import known_device, this_device
 

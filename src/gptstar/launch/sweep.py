@@ -21,8 +21,8 @@ from rich.console import Console
 
 from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
-from gptstar.job import Job, check_shared_gpu, share_of_machine, visible_gpus
-from gptstar.launch import TOLD, words_of
+from gptstar.launch.devices import TOLD, words_of
+from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.training.status import is_finished

@@ -1,0 +1,145 @@
+"""The first steps of both scripts and of every command: compose, parse, refuse in one line."""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptstar.errors import ConfigError, Interrupted, RankLost, Refusal, RefusedElsewhere
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+SHOW_ALL = bool(os.environ.get("HYDRA_FULL_ERROR"))
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn a refusal, ours or Hydra's, into one line on stderr and a non-zero exit. `HYDRA_FULL_ERROR=1` shows all."""
+    if SHOW_ALL:
+        yield
+        return
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises what it would print
+    try:
+        yield
+    except RefusedElsewhere as error:
+        raise SystemExit(1) from error
+    except RankLost as error:  # one line a machine is enough
+        _refuse(str(error), 1, speaks=os.environ.get("LOCAL_RANK") == "0")
+    except Interrupted as error:
+        _refuse(str(error), error.exit_code, speaks=os.environ.get("RANK", "0") == "0")
+    except Refusal as error:
+        _refuse(str(error), 1)
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(explain(error), 1)
+    except ValueError as error:
+        if "Config group override must be" not in str(error):  # what Hydra raises for `model=3`
+            raise
+        _refuse(f"a group is chosen by the name of one of its files ({error})", 1)
+    except BrokenPipeError as error:  # whoever read our output has had enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # else Python complains when it flushes
+        raise SystemExit(128 + signal.SIGPIPE) from error
+    except OSError as error:
+        _refuse(": ".join(str(part) for part in (error.filename, error.strerror or error) if part), 1)
+    except KeyboardInterrupt:
+        _refuse("interrupted", 130)
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+@contextlib.contextmanager
+def job(composed: "DictConfig") -> Iterator[None]:
+    """Run one job that Hydra started, in the folder that Hydra made; a job that is refused does not leave it empty.
+
+    In a sweep a refusal passes, for Hydra to go on with the next job and raise it at the end.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra_config = HydraConfig.get()
+    composed.output = hydra_config.runtime.output_dir  # of a job in a sweep, a folder of its own
+    with contextlib.nullcontext() if hydra_config.mode is RunMode.MULTIRUN else one_line_errors():
+        try:
+            yield
+        except Interrupted as error:  # ends a sweep too
+            _refuse(str(error), error.exit_code, speaks=os.environ.get("RANK", "0") == "0")
+        except Refusal:
+            with contextlib.suppress(OSError):  # raised where it is not empty
+                Path(composed.output).rmdir()
+            raise
+
+
+def _refuse(message: str, exit_code: int, *, speaks: bool = True) -> None:
+    if speaks:
+        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+    raise SystemExit(exit_code)
+
+
+def conf_folder() -> Path:
+    """Where the configuration lies: in the package once it is installed, beside `src` in a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
+
+
+def compose(config_name: str, overrides: Sequence[str]) -> "DictConfig":
+    """The configuration that `train.py` or `evaluate.py` composes for these overrides."""
+    import hydra
+
+    with hydra.initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
+        return hydra.compose(config_name, list(overrides))
+
+
+def explain(error: Exception) -> str:
+    """One line for an error of Hydra's, with the nearest valid name."""
+    from hydra.errors import OverrideParseException
+
+    from gptstar.config import EvaluateConfig, TrainConfig, unknown_key, valid_keys
+
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override!r} is not KEY=VALUE as Hydra reads it: quote a value that holds more than letters, "
+            f"digits and /.:-+%@?| by two pairs of quotes, as in \"data.files='a (1).txt'\""
+        )
+    text = str(error)
+    first = text.strip().partition("\n")[0]
+    if found := re.search(r"Could not override '([^']+)'", first):
+        key = found[1].lstrip("+~").partition("@")[0]
+        if key.startswith("trainer."):
+            return _explain_trainer_option(key.removeprefix("trainer."))
+        group, _, leaf = key.partition(".")
+        if choices := [path.stem for path in sorted((conf_folder() / group).glob("*.yaml")) if _sets(path, leaf)]:
+            return f"{key} is a key of {' or '.join(f'{group}={choice}' for choice in choices)}: choose that too"
+        groups = [entry.name for entry in conf_folder().iterdir() if entry.is_dir()]
+        return unknown_key(key, list(dict.fromkeys([*valid_keys(TrainConfig), *valid_keys(EvaluateConfig), *groups])))
+    if found := re.search(r"Could not find '([^']+)'", first):
+        group, _, name = found[1].rpartition("/")
+        if found[1] == "hydra/launcher/submitit_slurm":
+            return "launcher=slurm needs the package hydra-submitit-launcher: pip install 'gptstar[slurm]'"
+        options = sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+        near = get_close_matches(name, options, 1)
+        hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(options)}"
+        return f"{group}={name} does not exist: {hint}"
+    return first
+
+
+def _sets(path: Path, key: str) -> bool:
+    """Whether a file of the configuration has this key."""
+    return bool(re.search(rf"^{re.escape(key)}:", path.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+def _explain_trainer_option(key: str) -> str:
+    from gptstar.training.options import check_trainer_options
+
+    try:
+        check_trainer_options({key: None})
+    except ConfigError as error:
+        return str(error)
+    return f"trainer.{key} is an option that train.yaml does not list: give it as +trainer.{key}=VALUE"

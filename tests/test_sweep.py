@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import ROOT, recorded, run_here, run_script
 
-from gptstar import job
 from gptstar.config import TrainConfig
 from gptstar.entry import compose
 from gptstar.errors import ConfigError
+from gptstar.launch import job
 from gptstar.launch.job import check_shared_gpu, share_of_machine
 from gptstar.launch.sweep import job_name
 from gptstar.results.run import Run

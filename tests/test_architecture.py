@@ -12,7 +12,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 RANKS = [
     {"errors"},
-    {"ranks"},
+    {"fields", "files", "ranks"},
+    {"choices"},
     {"model"},
     {"data"},
     {"checkpoint"},
@@ -46,10 +47,11 @@ THIRD_PARTIES = {
     "lm_eval": {"evaluation/harness", "evaluation/tasks"},
     "matplotlib": {"data/inspection/pictures", "evaluation/plots", "evaluation/tasks/pictures", "results"},
     "pandas": {"results"},
-    "pydantic": {"config", "data/storage/shards", "evaluation/results", "evaluation/tasks"},
+    "pydantic": {"config", "choices", "data/storage/shards", "evaluation/results", "evaluation/tasks"},
     "wandb": set(),
     "safetensors": {"checkpoint/huggingface"},
     "scipy": {"evaluation/statistics"},
+    "annotated_types": {"fields"},
     "statsmodels": {"evaluation/statistics"},
     "transformers": {"checkpoint/huggingface/modeling_gptstar"},
 }

@@ -20,6 +20,7 @@ from gptstar.data.config import DataConfig
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
 from gptstar.evaluation.tasks.config import TasksConfig
+from gptstar.fields import in_words
 from gptstar.model import GPTConfig
 from gptstar.training.curriculum import CurriculumConfig
 from gptstar.training.hardware import HardwareConfig
@@ -285,7 +286,7 @@ def _parse(cls: type[Config], composed: DictConfig) -> Config:
         )
         key = ".".join(parts)  # without the branches of unions that pydantic adds
         given = "" if first["type"] == "missing" else f"={first['input']}"
-        raise ConfigError(f"{key}{given}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise ConfigError(f"{key}{given}{in_words(first)}") from error
 
 
 def unknown_key(key: str, valid: Sequence[str]) -> str:

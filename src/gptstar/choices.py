@@ -1,0 +1,189 @@
+"""Choices by name: a class is registered under the word that stands for it in a configuration.
+
+A name is looked up among the classes registered so far, built in or from a module that the user named, and then among
+the entry points of installed packages. Nothing is imported because a checkpoint or a run directory says so.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic_core import core_schema
+
+from gptstar.errors import ConfigError, in_one_line
+from gptstar.fields import in_words
+
+Kind = TypeVar("Kind")
+
+
+class Choices(Generic[Kind]):
+    """The classes of one kind, such as optimizers, by name.
+
+    As an annotation, `Annotated[Optimizer, OPTIMIZERS]`, it also tells how a configuration becomes an object.
+
+    Args:
+        key: where the choice stands in a configuration, such as `model.positions`.
+        tag: the key that names the class, among the keys that the class has.
+        never_dropped: keys of other classes that are refused if they have a value. Other such keys are dropped: an
+            experiment may set them for the class that it chooses.
+    """
+
+    def __init__(self, key: str, *, tag: str, never_dropped: tuple[str, ...] = ()) -> None:
+        self.key, self.tag, self._never_dropped = key, tag, never_dropped
+        self._classes: dict[str, type[Kind]] = {}
+
+    def register(self, name: str) -> Callable[[type[Kind]], type[Kind]]:
+        """Register a dataclass under a name, as a decorator.
+
+        Raises:
+            ConfigError: another class has the name.
+        """
+
+        def registered(cls: type[Kind]) -> type[Kind]:
+            there = self._classes.get(name)
+            if there is not None and (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ConfigError(
+                    f"{self.key}={name} is {there.__module__}.{there.__qualname__} already: "
+                    f"register {cls.__module__}.{cls.__qualname__} under another name"
+                )
+            self._classes[name] = cls
+            return cls
+
+        return registered
+
+    def names(self) -> list[str]:
+        """The names that are registered, and those of installed packages."""
+        return list(dict.fromkeys([*self._classes, *(point.name for point in self._entry_points())]))
+
+    def classes(self) -> list[type[Kind]]:
+        """The classes that are registered."""
+        return list(self._classes.values())
+
+    def find(self, name: str, plugin: str | None = None) -> type[Kind]:
+        """The class that a name stands for.
+
+        Args:
+            plugin: the module that defined it where the name was recorded, if it was a user's.
+
+        Raises:
+            ConfigError: nothing has the name; says what does, and how to add one.
+        """
+        if name not in self._classes:
+            for point in self._entry_points():
+                if point.name == name:
+                    _imported(point.module, f"the entry point {name} of an installed package")
+        if name not in self._classes:
+            near = get_close_matches(name, self.names(), 1)
+            known = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names())}."
+            module = plugin or "YOUR.MODULE"
+            raise ConfigError(f"{self.key}={name} is not known: {known} If it is your own, add plugins=[{module}]")
+        return self._classes[name]
+
+    def name_of(self, choice: Kind) -> str:
+        """The name of an object's class."""
+        return next(name for name, cls in self._classes.items() if cls is type(choice))
+
+    def plugin_of(self, choice: Kind) -> str | None:
+        """The module that defines an object's class, where it is a user's."""
+        module = type(choice).__module__
+        return None if module.partition(".")[0] == "gptstar" else module
+
+    def parse(self, value: Any) -> Kind:
+        """An object from a configuration: a name, or a mapping of keys with the name under `tag`.
+
+        Raises:
+            ConfigError: the name is not known, or a key or value does not fit the class.
+        """
+        if not isinstance(value, str | dict):
+            raise ConfigError(f"{self.key}={value} is not a name: choose one of {', '.join(self.names())}")
+        tree: dict[str, Any] = {self.tag: value} if isinstance(value, str) else dict(value)
+        name, plugin = tree.pop(self.tag, None), tree.pop("plugin", None)
+        if not isinstance(name, str):
+            raise ConfigError(f"{self.key}.{self.tag}={name} is not a name: choose one of {', '.join(self.names())}")
+        cls = self.find(name, plugin)
+        return parse_fields(cls, self._own_keys(name, cls, tree), self.key)
+
+    def describe(self, choice: Kind) -> dict[str, Any]:
+        """A mapping that `parse` reads: the name, every field, and the module of a user's class."""
+        values = {field.name: getattr(choice, field.name) for field in fields(choice)}  # type: ignore[arg-type]
+        plugin = self.plugin_of(choice)
+        return {self.tag: self.name_of(choice)} | values | ({"plugin": plugin} if plugin else {})
+
+    def keys(self) -> Iterator[str]:
+        """The keys that the classes have, and that of the name."""
+        yield self.tag
+        yield from dict.fromkeys(field.name for cls in self._classes.values() for field in fields(cls))  # type: ignore[arg-type]
+
+    def _own_keys(self, name: str, cls: type[Kind], tree: dict[str, Any]) -> dict[str, Any]:
+        own = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        for key, value in tree.items():
+            if key in own:
+                continue
+            others = [other for other in self._classes if key in _field_names(self._classes[other])]
+            if not others:
+                near = get_close_matches(key, own, 1, cutoff=0.5)
+                hint = f": did you mean {self.key}.{near[0]}?" if near else ""
+                raise ConfigError(f"{self.key}.{key} is not a key of {self.key}={name}{hint}")
+            if value is not None and key in self._never_dropped:
+                raise ConfigError(
+                    f"{self.key}.{key}={value} is a key of {self.key}={' or '.join(others)}, not of {self.key}={name}: "
+                    f"leave it out, or give {self.key}.{key}=null where an experiment sets it"
+                )
+        return {key: value for key, value in tree.items() if key in own}
+
+    def _entry_points(self) -> Any:
+        return entry_points(group=f"gptstar.{self.key.rpartition('.')[2]}")
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        def validated(value: Any) -> Any:
+            return value if isinstance(value, tuple(self._classes.values())) else self.parse(value)
+
+        return core_schema.no_info_plain_validator_function(validated)
+
+
+def parse_fields(cls: type[Kind], tree: dict[str, Any], key: str) -> Kind:
+    """A dataclass from its fields, checked against their types.
+
+    Args:
+        key: what they stand under in the configuration.
+
+    Raises:
+        ConfigError: a value is missing, or of another type; names the key.
+    """
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in tree and field.default is MISSING and field.default_factory is MISSING:
+            raise ConfigError(f"{key}.{field.name} has no value: give {key}.{field.name}=VALUE")
+    try:
+        return TypeAdapter(cls).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([key, *(str(part) for part in first["loc"] if part in tree)])
+        raise ConfigError(f"{where}={first['input']}{in_words(first)}") from error
+
+
+def import_plugins(modules: tuple[str, ...]) -> None:
+    """Import the modules that the user named, which register their classes.
+
+    Raises:
+        ConfigError: a module can't be imported; says why.
+    """
+    for module in modules:
+        _imported(module, f"plugins=[{module}]")
+
+
+def _imported(module: str, asked: str) -> None:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a script's own folder stands there, and the user's is where they are
+    try:
+        import_module(module)
+    except Exception as error:
+        raise ConfigError(f"{asked} can't be imported: {type(error).__name__}: {in_one_line(error)}") from error
+
+
+def _field_names(cls: type) -> set[str]:
+    return {field.name for field in fields(cls)}

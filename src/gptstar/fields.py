@@ -1,0 +1,146 @@
+"""What a field of a configuration says about itself where it is declared: its range, and its role in a run."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from annotated_types import BaseMetadata, Ge, Gt, Le, Lt
+
+from gptstar.errors import ConfigError
+
+Count = Annotated[int, Ge(1)]
+NotNegative = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0), Lt(math.inf)]
+Share = Annotated[float, Ge(0), Le(1)]
+BelowOne = Annotated[float, Ge(0), Lt(1)]
+
+
+class Role(Enum):
+    """What a value means to a run. A field without a role has that of the group it stands in."""
+
+    RESULT = "shapes the result, and stays the same to the end of a run"
+    CHANGEABLE = "shapes the result, and may change when a run resumes"
+    MEASURE = "says what is measured"
+    MACHINE = "says where and how a run computes"
+    RECORD = "says what is kept of a run, and where"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a run can resume only under the same value."""
+        return self is Role.RESULT
+
+    @property
+    def reopens(self) -> bool:
+        """Whether a finished run is not finished under another value."""
+        return self in (Role.RESULT, Role.CHANGEABLE, Role.MEASURE)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether runs that differ in it are different arms of a comparison."""
+        return self in (Role.RESULT, Role.CHANGEABLE, Role.MACHINE)
+
+
+@dataclass(frozen=True)
+class Before:
+    """The value that checkpoints and runs meant which are older than the field.
+
+    It is stated beside the default, which may change later without changing what an old checkpoint meant.
+    """
+
+    value: Any
+
+
+class Shown(Enum):
+    """Where a setting is told to readers even if it is the same in all runs."""
+
+    ALWAYS = "in reports and model cards"
+
+
+def annotations(cls: type) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    """Each field of a dataclass: its name, its type without annotations, and the annotations."""
+    hints = get_type_hints(cls, include_extras=True)
+    for field in fields(cls):
+        hint, marks = hints[field.name], ()
+        if get_origin(hint) is Annotated:
+            hint, *rest = get_args(hint)
+            marks = tuple(rest)
+        yield field.name, hint, marks
+
+
+def check_ranges(config: Any, prefix: str) -> None:
+    """Check a configuration's fields against the ranges in their types.
+
+    Args:
+        prefix: what stands before a field's name in its key, such as `optimizer.`.
+
+    Raises:
+        ConfigError: a value is out of its range; names key, value and range.
+    """
+    for name, hint, marks in annotations(type(config)):
+        value = getattr(config, name)
+        if isinstance(value, int | float):
+            for bound in (*_bounds(hint), *_bounds_in(marks)):
+                if not _within(value, bound):
+                    raise ConfigError(f"{prefix}{name}={value}{_outside(bound)}")
+
+
+def in_words(error: Mapping[str, Any]) -> str:
+    """What pydantic found wrong with a value: the same words for a range as `check_ranges` has."""
+    for kind, (mark, name) in PYDANTIC.items():
+        if error["type"] == kind:
+            return _outside(mark(error["ctx"][name]))
+    return f": {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+PYDANTIC: dict[str, tuple[Callable[[Any], BaseMetadata], str]] = {
+    "greater_than_equal": (Ge, "ge"),
+    "greater_than": (Gt, "gt"),
+    "less_than_equal": (Le, "le"),
+    "less_than": (Lt, "lt"),
+}
+"""Pydantic's names of errors, and the bounds that they are about."""
+
+
+def _bounds(hint: Any) -> Iterator[BaseMetadata]:
+    """Bounds within a type, such as those of `Count | None`."""
+    if get_origin(hint) is Annotated:
+        inner, *marks = get_args(hint)
+        yield from _bounds(inner)
+        yield from _bounds_in(tuple(marks))
+    else:
+        for part in get_args(hint):
+            if get_origin(part) is Annotated:
+                yield from _bounds(part)
+
+
+def _bounds_in(marks: tuple[Any, ...]) -> Iterator[BaseMetadata]:
+    yield from (mark for mark in marks if isinstance(mark, Ge | Gt | Le | Lt))
+
+
+def _within(value: Any, bound: BaseMetadata) -> bool:
+    match bound:
+        case Ge(ge):
+            return bool(value >= ge)
+        case Gt(gt):
+            return bool(value > gt)
+        case Le(le):
+            return bool(value <= le)
+        case Lt(lt):
+            return bool(value < lt)
+    return True
+
+
+def _outside(bound: BaseMetadata) -> str:
+    """What to say of a value that a bound excludes."""
+    match bound:
+        case Ge(ge):
+            return f" is below {ge}" if ge else " is negative"
+        case Gt(gt):
+            return f" is not above {gt}"
+        case Le(le):
+            return f" is above {le}"
+        case Lt(lt):
+            return " is not finite" if lt == math.inf else f" is not below {lt}"
+    raise AssertionError(bound)

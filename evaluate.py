@@ -24,7 +24,7 @@ from gptstar.ranks import joined
 def main(composed: DictConfig) -> None:
     """On tasks of lm-evaluation-harness, or loss against context length: tables, pictures and `results.json`."""
     with job(composed):
-        evaluate(EvaluateConfig.parse(composed))
+        evaluate(EvaluateConfig.parse(composed).check_here())
 
 
 def evaluate(config: EvaluateConfig) -> None:

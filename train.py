@@ -1,6 +1,6 @@
 """Train a language model: compose, parse, run. `python train.py --help` shows every choice.
 
-What a run does, in order, is in `src/gptstar/run.py`; a sweep's jobs are in `src/gptstar/launch/sweep.py`.
+What a run does, in order, is in `src/gptstar/training/run.py`; a sweep's jobs are in `src/gptstar/launch/sweep.py`.
 """
 
 import hydra
@@ -26,14 +26,14 @@ def main(composed: DictConfig) -> None:
 
 def run(composed: DictConfig) -> None:
     """In this process, or in one for each device."""
-    config = TrainConfig.parse(composed)
+    config = TrainConfig.parse(composed).check_here()
     with requeued_if_preempted():
         if launches(config.hardware):
             launch(__file__, composed, config.hardware)
         else:
-            from gptstar.run import train  # Lightning takes seconds, which --help and a launcher need not wait
+            from gptstar.training.run import train  # Lightning takes seconds, which --help and a launcher need not wait
 
-            train(config, OmegaConf.to_yaml(composed, resolve=True))
+            train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
 
 
 if __name__ == "__main__":

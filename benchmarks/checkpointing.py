@@ -24,7 +24,7 @@ from gptstar.entry import compose
 from gptstar.model import GPT
 from gptstar.ranks import Ranks
 from gptstar.training.memory import keep_freed_memory
-from gptstar.training.optimizer import build_optimizer, state_by_name
+from gptstar.training.optimizers import state_by_name
 from gptstar.training.saving import BackgroundWriter
 
 SIZES = {
@@ -56,10 +56,10 @@ def main() -> None:
 def measure(config: TrainConfig, interval: int, steps: int, rounds: int) -> list[str]:
     """A row: seconds of a step, size, seconds waited, seconds added, the interval, the share."""
     torch.manual_seed(0)
-    model = GPT(config.model)
-    optimizer = build_optimizer(model, config.optimizer)
-    length = config.data.context_length
-    windows = torch.randint(config.model.n_vocab, (config.batch_tokens // length, length + 1))
+    model = GPT(config.recipe.model)
+    optimizer = config.recipe.optimizer.build(model)
+    length = config.recipe.data.context_length
+    windows = torch.randint(config.recipe.model.n_vocab, (config.recipe.batch_tokens // length, length + 1))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=config.hardware.resolved_precision() == "bf16"):
@@ -74,7 +74,7 @@ def measure(config: TrainConfig, interval: int, steps: int, rounds: int) -> list
     waited, number = [], 0
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         writer = BackgroundWriter(Path(folder), keep=2, ranks=Ranks(), sharded=False)
-        for saves in track([False, True] * rounds, config.name):
+        for saves in track([False, True] * rounds, config.record.name):
             began = time.perf_counter()
             for done in range(steps):
                 step()

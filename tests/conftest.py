@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from gptstar.checkpoint.format import Checkpoint, read
 from gptstar.config import TrainConfig
 from gptstar.entry import compose, one_line_errors
-from gptstar.run import train
 from gptstar.training.metrics_csv import read_metrics
+from gptstar.training.run import train
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -156,7 +156,8 @@ def run_here(overrides: Sequence[str]) -> None:
     """What `train.py` does, in this process."""
     with one_line_errors():
         composed = compose("train", overrides)
-        train(TrainConfig.parse(composed), OmegaConf.to_yaml(composed, resolve=True))
+        config = TrainConfig.parse(composed).check_here()
+        train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
 
 
 def assert_goes_on_bitwise(overrides: Callable[..., list[str]], tmp_path: Path, *words: str) -> Checkpoint:

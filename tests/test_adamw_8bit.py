@@ -8,8 +8,7 @@ import torch
 from conftest import assert_goes_on_bitwise, recorded, run_here
 
 from gptstar.model import GPT, GPTConfig
-from gptstar.training import optimizer as optimizers
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer
+from gptstar.training.optimizers import OPTIMIZERS, adamw_8bit
 
 pytest.importorskip("bitsandbytes")
 
@@ -25,7 +24,7 @@ def test_a_step_is_adamws_but_for_rounding() -> None:
         torch.manual_seed(0)
         model = GPT(GPTConfig(2, 64, 2, 97))
         before = model.blocks[0].mlp.up.weight.detach().clone()
-        optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.01, algorithm=algorithm))
+        optimizer = OPTIMIZERS.parse({"algorithm": algorithm, "learning_rate": 0.01}).build(model)
         for _ in range(5):
             tokens = torch.randint(0, 97, (2, 33))
             optimizer.zero_grad()
@@ -59,5 +58,5 @@ def test_parts_are_refused(overrides: Overrides, refusal: Callable[..., str]) ->
 def test_the_library_that_is_missing_is_named(
     overrides: Overrides, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    monkeypatch.setattr(adamw_8bit, "find_spec", lambda name: None)
     assert "pip install 'gptstar[8bit]'" in refusal(run_here, overrides(*IN_8_BITS))

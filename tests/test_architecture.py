@@ -14,6 +14,7 @@ RANKS = [
     {"errors"},
     {"fields", "files", "ranks"},
     {"choices"},
+    {"keys"},
     {"model"},
     {"data"},
     {"checkpoint"},
@@ -21,7 +22,6 @@ RANKS = [
     {"evaluation"},
     {"training"},
     {"config"},
-    {"run"},
     {"entry"},
     {"results"},
     {"launch"},
@@ -32,8 +32,8 @@ RANKS = [
 
 THIRD_PARTIES = {
     "hydra": {"entry", "launch"},
-    "bitsandbytes": {"training/optimizer"},
-    "omegaconf": {"config", "entry", "cli/run", "launch", "training/status"},
+    "bitsandbytes": {"training/optimizers/adamw_8bit"},
+    "omegaconf": {"config", "entry", "cli/run", "launch", "training/status", "training/settings"},
     "jinja2": {"results/report", "results/card", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},

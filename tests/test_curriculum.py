@@ -9,23 +9,23 @@ from conftest import recorded, run_here
 
 from gptstar.checkpoint.format import read
 from gptstar.errors import ConfigError
-from gptstar.training.curriculum import CurriculumConfig, folded
+from gptstar.training.curriculum import Curriculum, folded
 
 Overrides = Callable[..., list[str]]
 
 
 def test_stages_are_even_and_end_at_the_context() -> None:
-    curriculum = CurriculumConfig(first_length=128).resolved(1024, 60)
+    curriculum = Curriculum(first_length=128).resolved(1024, 60)
     assert curriculum.steps == 30
     lengths = [curriculum.length(step, 1024) for step in range(60)]
     assert lengths == [128] * 10 + [256] * 10 + [512] * 10 + [1024] * 30
-    assert CurriculumConfig().resolved(1024, 60).length(0, 1024) == 1024
+    assert Curriculum().resolved(1024, 60).length(0, 1024) == 1024
 
 
 @pytest.mark.parametrize("first", [96, 512, 1024, 384])
 def test_a_first_length_doubles_to_the_context(first: int) -> None:
     with pytest.raises(ConfigError, match=f"first_length={first} does not double to data.context_length=512"):
-        CurriculumConfig(first_length=first).resolved(512, 60)
+        Curriculum(first_length=first).resolved(512, 60)
 
 
 def test_folding_keeps_every_target_with_what_is_right_before_it() -> None:

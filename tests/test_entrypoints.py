@@ -167,7 +167,7 @@ from gptstar.entry import compose, conf_folder
 from gptstar.config import TrainConfig
 assert conf_folder().parent == pathlib.Path(gptstar.__file__).parent
 for path in sorted((conf_folder() / "experiment").glob("*.yaml")):
-    print(TrainConfig.parse(compose("train", [f"experiment={path.stem}", "data.shards=x"])).name)
+    print(TrainConfig.parse(compose("train", [f"experiment={path.stem}", "data.shards=x"])).record.name)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment

@@ -14,8 +14,8 @@ from conftest import run_here
 from gptstar.checkpoint.format import read
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
-from gptstar.training.curriculum import CurriculumConfig
-from gptstar.training.hardware import HardwareConfig
+from gptstar.training.curriculum import Curriculum
+from gptstar.training.hardware import Hardware
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.working_copy import WorkingCopy
 
@@ -105,22 +105,22 @@ def test_what_the_machine_can_not_do_is_refused_in_one_line(settings: dict[str, 
     if settings.get("accelerator") == "gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match=told):
-        HardwareConfig(**settings)  # type: ignore[arg-type]
+        Hardware(**settings)  # type: ignore[arg-type]
 
 
 def test_flex_attention_in_float32_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HardwareConfig, "device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(Hardware, "device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"hardware\.attention=flex rounds float32 to TF32, an error of 1e-3"):
-        HardwareConfig(attention="flex", precision="float32")
-    HardwareConfig(attention="flex", precision="bf16")
+        Hardware(attention="flex", precision="float32")
+    Hardware(attention="flex", precision="bf16")
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        HardwareConfig(accelerator="cpu", compile="always")
-    assert not HardwareConfig(accelerator="cpu").compiles()
+        Hardware(accelerator="cpu", compile="always")
+    assert not Hardware(accelerator="cpu").compiles()
 
 
 @pytest.mark.slow
@@ -164,10 +164,10 @@ def test_a_curriculum_is_compiled_once_for_each_length(overrides: Overrides, tmp
 def test_a_shape_more_than_announced_is_an_error(
     overrides: Overrides, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CurriculumConfig, "n_lengths", lambda *_: 1)
+    monkeypatch.setattr(Curriculum, "n_lengths", lambda *_: 1)
     words = ("curriculum.first_length=16", "curriculum.steps=2", "total_steps=4", "validate_every=1")
     with monkeypatch.context() as patched:
-        patched.setattr(CurriculumConfig, "length", lambda self, step, full: full // 2 if step < 2 else full)
+        patched.setattr(Curriculum, "length", lambda self, step, full: full // 2 if step < 2 else full)
         said = refusal(run_here, overrides(*words, "hardware.compile=always"))
     assert "met a shape more than the 2 it was to be compiled for: run it with hardware.compile=never" in said
 
@@ -177,12 +177,12 @@ STEPS = """
 import resource, sys, torch
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.memory import keep_freed_memory
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer
+from gptstar.training.optimizers.adamw import AdamW
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 torch.set_num_threads(1)
 model = GPT(GPTConfig(n_layers=1, d_model=192, n_heads=2, n_vocab=50257))
-optimizer = build_optimizer(model, OptimizerConfig(learning_rate=1e-3))
+optimizer = AdamW(learning_rate=1e-3).build(model)
 tokens = torch.randint(50257, (1, 17))
 for number in range(7):
     if number == 3:

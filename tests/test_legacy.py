@@ -10,7 +10,8 @@ from gptstar.cli import main
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT
 from gptstar.model.positions import alibi_slopes
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
+from gptstar.training.optimizers import state_by_name
+from gptstar.training.optimizers.adamw import AdamW
 
 
 @pytest.mark.parametrize("name", ["alibi-parallel-0", "alibi-parallel-full-1"])
@@ -32,8 +33,9 @@ def test_the_optimizers_state_comes_along(shared: Path) -> None:
     theirs = torch.load(path, weights_only=True)
     assert checkpoint.training.step == theirs["step"] == 3
     model = checkpoint.build()
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=6e-4))
-    load_state_by_name(optimizer, model, checkpoint.training.optimizer)
+    adamw = AdamW(learning_rate=6e-4)
+    optimizer = adamw.build(model)
+    adamw.restore(optimizer, model, checkpoint.training.optimizer)
     state = state_by_name(optimizer, model)
     names = [n for n in theirs["state_dict"] if not n.endswith(("slopes", "mask")) and n != "lm_head.weight"]
     by_name = {name: theirs["optimizer"]["state"][index] for index, name in enumerate(names)}

@@ -174,14 +174,14 @@ def test_a_step_is_the_mean_over_its_targets(overrides: Overrides, tmp_path: Pat
         assert [row[name] for row in one] == pytest.approx([row[name] for row in many], rel=1e-4)
 
     config = TrainConfig.parse(compose("train", overrides(*more)))
-    folder = ensure_prepared(config.data, 300, QUIET)
-    windows, mixture, _ = training_data(folder, config.data)
+    folder = ensure_prepared(config.recipe.data, 300, QUIET)
+    windows, mixture, _ = training_data(folder, config.recipe.data)
     order = {"micro_batch_size": 1, "start_step": 0, "total_steps": 1}
     batch = StepSampler(windows, mixture, seed=0, sequences_per_step=64, **order).global_batch(0)
     inputs, targets = windows.__getitems__(batch).split((16, 1), dim=1)[0], windows.__getitems__(batch)[:, 1:]
     assert not (targets >= 0).any(dim=1).all()  # one holds no target
     torch.manual_seed(0)
-    model = GPT(config.model)
+    model = GPT(config.recipe.model)
     inputs = inputs.clamp(min=0)
     ends = torch.tensor([[row[:at].count(folder.tokenizer.end_of_text) for at in range(16)] for row in inputs.tolist()])
     loss = cross_entropy(model(inputs, documents=ends)[targets >= 0], targets[targets >= 0])
@@ -196,7 +196,7 @@ def test_validation_counts_the_targets_of_each_document(overrides: Overrides, tm
     more = (*BOTH_OPTIONS, "data.validation_tokens=1048576", "validate_every=4")
     run_here(overrides(*more, "total_steps=4", "schedule.warmup_steps=1"))
     config = TrainConfig.parse(compose("train", overrides(*more)))
-    shards = ensure_prepared(config.data, 300, QUIET)
+    shards = ensure_prepared(config.recipe.data, 300, QUIET)
     model = read(tmp_path / "run/last.ckpt").build()
     tokenizer, nats, n_tokens, n_bytes = shards.tokenizer, 0.0, 0, 0
     for corpus in ("alpha", "beta"):
@@ -241,4 +241,4 @@ def test_other_words_are_refused(key: str) -> None:
 
 def test_the_defaults_are_as_ever() -> None:
     config = TrainConfig.parse(compose("train", [*SMALL, "data=local", "data.files=x"]))
-    assert (config.data.windows, config.data.attention) == ("stream", "across")
+    assert (config.recipe.data.windows, config.recipe.data.attention) == ("stream", "across")

@@ -17,7 +17,7 @@ from gptstar.model import GPTConfig
 from gptstar.model.loss import LOGITS_AT_ONCE
 from gptstar.ranks import Ranks
 from gptstar.training import micro_batch
-from gptstar.training.hardware import HardwareConfig
+from gptstar.training.hardware import Hardware
 from gptstar.training.memory import GPU_PART, own_part
 from gptstar.training.micro_batch import (
     PIECE_LOGITS,
@@ -30,7 +30,7 @@ from gptstar.training.plan import Device, Workload, known_device
 
 Overrides = Callable[..., list[str]]
 
-AUTO = HardwareConfig(accelerator="cpu")
+AUTO = Hardware(accelerator="cpu")
 
 
 def shape(name: str) -> GPTConfig:
@@ -126,7 +126,7 @@ class Two(Ranks):
 def agree(
     saved: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    hardware: HardwareConfig = AUTO,
+    hardware: Hardware = AUTO,
     memory: float = 80e9,
     ranks: Ranks | None = None,
 ) -> tuple[MicroBatches, list[str]]:

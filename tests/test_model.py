@@ -34,7 +34,7 @@ def build(**changes: object) -> GPT:
 )
 def test_published_sizes_have_their_exact_parameter_counts(size: str, n_params: int) -> None:
     overrides = [f"experiment={size}", "data.files=x"]
-    config = TrainConfig.parse(compose("train", overrides)).model
+    config = TrainConfig.parse(compose("train", overrides)).recipe.model
     with torch.device("meta"):
         built = sum(parameter.numel() for parameter in GPT(config).parameters())
     assert config.n_params == built == n_params
@@ -47,7 +47,7 @@ def test_arithmetic_counts_every_variant(variant: dict[str, object]) -> None:
 
 
 def test_gpt303_has_heads_of_192() -> None:
-    config = TrainConfig.parse(compose("train", ["experiment=gpt303", "data.files=x"])).model
+    config = TrainConfig.parse(compose("train", ["experiment=gpt303", "data.files=x"])).recipe.model
     assert (config.n_layers, config.d_model, config.head_width, config.mlp_width) == (8, 1536, 192, 6144)
 
 

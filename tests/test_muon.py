@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from gptstar.checkpoint.format import read, write
 from gptstar.model import GPT, GPTConfig
-from gptstar.training.muon import COEFFICIENTS, MuonAdamW, orthogonalised
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer
+from gptstar.training.optimizers.muon import Muon, MuonAdamW
+from gptstar.training.optimizers.newton_schulz import COEFFICIENTS, orthogonalised
 
 Overrides = Callable[..., list[str]]
 
@@ -101,10 +101,10 @@ def test_heads_apart_are_the_rows_that_a_head_computes_with() -> None:
     gradient = attention.qkv.weight.grad.view(3, 4, 6, 24)
     assert [not each.any() for each in gradient.transpose(0, 1)] == [False, False, True, False]
 
-    config = OptimizerConfig(learning_rate=0.01, algorithm="muon", heads_apart=True, newton_schulz="float32")
+    config = Muon(learning_rate=0.01, heads_apart=True, newton_schulz="float32")
     before, found = attention.qkv.weight.detach().clone(), []
     for times in (1.0, 10.0):
-        optimizer = build_optimizer(model, config)
+        optimizer = config.build(model)
         with torch.no_grad():
             attention.qkv.weight.copy_(before)
         scaled = gradient.clone()
@@ -124,8 +124,8 @@ def test_what_is_configured_gets_to_the_steps() -> None:
 
     def sizes(**given: Any) -> dict[str, float]:
         model.load_state_dict(start)
-        config = OptimizerConfig(learning_rate=0.01, algorithm="muon", weight_decay=0.0, **given)
-        optimizer = build_optimizer(model, config)
+        config = Muon(learning_rate=0.01, weight_decay=0.0, **given)
+        optimizer = config.build(model)
         for name, parameter in model.named_parameters():
             parameter.grad = gradients.get(name)
         optimizer.step()
@@ -184,7 +184,7 @@ def test_of_no_gradient_there_is_no_step(dtype: torch.dtype, iterations: int) ->
 
 def test_muon_has_the_matrices_in_blocks_and_adamw_the_rest() -> None:
     model = GPT(GPTConfig(2, 24, 2, 97, positions="learned", n_ctx=8))
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.01, algorithm="muon"))
+    optimizer = Muon(learning_rate=0.01).build(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
     single, fused, decaying, others = ([names[p] for p in group["params"]] for group in optimizer.param_groups)
     assert fused == [f"blocks.{block}.attention.qkv.weight" for block in (0, 1)]

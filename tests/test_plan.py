@@ -1,14 +1,13 @@
 """What a run is said to need, against what it needs."""
 
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
 from gptstar.cli import main
 from gptstar.model import GPT, GPTConfig
-from gptstar.training.optimizer import Algorithm, OptimizerConfig, build_optimizer
+from gptstar.training.optimizers import OPTIMIZERS
 from gptstar.training.plan import Device, Workload, step_seconds
 
 CONFIG = GPTConfig(n_layers=3, d_model=256, n_heads=4, n_vocab=1000)
@@ -65,12 +64,13 @@ def test_fsdp_divides_what_is_kept() -> None:
     assert part.gathered > 0 == whole.gathered
 
 
-@pytest.mark.parametrize("algorithm", get_args(Algorithm))
-def test_the_optimizer_keeps_what_is_planned(algorithm: Algorithm) -> None:
+@pytest.mark.parametrize("algorithm", OPTIMIZERS.names())
+def test_the_optimizer_keeps_what_is_planned(algorithm: str) -> None:
     if algorithm == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     model = GPT(CONFIG)
-    optimizer = build_optimizer(model, OptimizerConfig(learning_rate=0.01, algorithm=algorithm))
+    chosen = OPTIMIZERS.parse({"algorithm": algorithm, "learning_rate": 0.01})
+    optimizer = chosen.build(model)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -80,7 +80,7 @@ def test_the_optimizer_keeps_what_is_planned(algorithm: Algorithm) -> None:
         for key, value in state.items()
         if key != "step" and not key.startswith("qmap")  # all parameters share its tables of values
     )
-    planned = Workload(CONFIG, LENGTH, "float32", algorithm=algorithm).memory(BATCH).optimizer
+    planned = Workload(CONFIG, LENGTH, "float32", optimizer=chosen).memory(BATCH).optimizer
     assert planned == pytest.approx(kept, rel=0.02 if algorithm == "adamw_8bit" else 0)  # biases that are large
 
 

@@ -15,7 +15,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
 from gptstar.checkpoint.format import read, write
 from gptstar.errors import ConfigError
-from gptstar.training.schedule import ScheduleConfig
+from gptstar.training.schedules import SCHEDULES
+from gptstar.training.schedules.constant import Constant
+from gptstar.training.schedules.inverse_sqrt import InverseSqrt
+from gptstar.training.schedules.wsd import WSD
 
 Overrides = Callable[..., list[str]]
 
@@ -26,7 +29,7 @@ def test_cosine_and_linear_are_pytorchs(shape: Literal["cosine", "linear"]) -> N
     warm = LinearLR(optimizer, 1e-12, total_iters=5)
     down = CosineAnnealingLR(optimizer, 15, eta_min=0.1) if shape == "cosine" else LinearLR(optimizer, 1.0, 0.1, 15)
     theirs = SequentialLR(optimizer, [warm, down], milestones=[5])
-    ours = ScheduleConfig(warmup_steps=5, shape=shape).resolved(20)
+    ours = SCHEDULES.parse({"shape": shape, "warmup_steps": 5}).resolved(20)
     for step in range(20):
         assert ours.fraction(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
         optimizer.step()
@@ -35,18 +38,18 @@ def test_cosine_and_linear_are_pytorchs(shape: Literal["cosine", "linear"]) -> N
 
 
 def test_wsd_warms_up_stays_and_decays() -> None:
-    schedule = ScheduleConfig(warmup_steps=4, shape="wsd", final_fraction=0.2, decay_steps=16).resolved(100)
+    schedule = WSD(warmup_steps=4, final_fraction=0.2, decay_steps=16).resolved(100)
     assert [schedule.fraction(step) for step in (0, 2, 4, 50, 84)] == [0.0, 0.5, 1.0, 1.0, 1.0]
     assert schedule.fraction(88) == pytest.approx(0.2 + 0.8 * (1 - math.sqrt(4 / 16)))
     assert schedule.fraction(100) == schedule.fraction(200) == pytest.approx(0.2)
-    assert ScheduleConfig(warmup_steps=4, shape="wsd").resolved(100).decay_steps == 20
+    assert WSD(warmup_steps=4).resolved(100).decay_steps == 20
 
 
 def test_the_others_need_no_end() -> None:
-    inverse = ScheduleConfig(warmup_steps=100, shape="inverse_sqrt")
+    inverse = InverseSqrt(warmup_steps=100)
     assert [inverse.fraction(step) for step in (50, 100, 400, 10_000)] == pytest.approx([0.5, 1.0, 0.5, 0.1])
-    assert ScheduleConfig(warmup_steps=0, shape="inverse_sqrt").fraction(0) == 1.0
-    constant = ScheduleConfig(warmup_steps=2, shape="constant")
+    assert InverseSqrt(warmup_steps=0).fraction(0) == 1.0
+    constant = Constant(warmup_steps=2)
     assert [constant.fraction(step) for step in (0, 1, 2, 10**6)] == [0.0, 0.5, 1.0, 1.0]
     assert constant.resolved(10) == constant
 
@@ -56,23 +59,26 @@ def test_the_others_need_no_end() -> None:
     [
         ({"warmup_steps": 90, "shape": "wsd"}, "are more than the 100 steps until the decay ends"),
         ({"warmup_steps": 100}, "leaves nothing of total_steps=100 to decay in"),
-        ({"warmup_steps": 1, "decay_steps": 5}, "decay_steps is of schedule=wsd"),
+        ({"warmup_steps": 1, "decay_steps": 5}, "decay_steps=5 is a key of schedule=wsd, not of schedule=cosine"),
         ({"warmup_steps": 1, "decay_steps": 0, "shape": "wsd"}, "decay_steps=0 is below 1"),
-        ({"warmup_steps": 1, "decay_until": 5, "shape": "constant"}, "ends no decay"),
+        (
+            {"warmup_steps": 1, "decay_until": 5, "shape": "constant"},
+            "is a key of schedule=cosine or linear or wsd, not",
+        ),
     ],
 )
 def test_what_can_not_be_is_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        ScheduleConfig(**given).resolved(100)  # type: ignore[arg-type]
+        SCHEDULES.parse({"shape": "cosine"} | given).resolved(100)
 
 
-WSD = ("schedule=wsd", "schedule.warmup_steps=3", "schedule.decay_steps=6")
+DECAY_TWICE = ("schedule=wsd", "schedule.warmup_steps=3", "schedule.decay_steps=6")
 
 
 def test_one_long_run_ends_at_many_lengths(
     overrides: Overrides, refusal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = (*WSD, "checkpoint_every=7", "checkpoint_keep=9")
+    more = (*DECAY_TWICE, "checkpoint_every=7", "checkpoint_keep=9")
     run_here(overrides(*more, "total_steps=24", output="long"))
     at_7 = tmp_path / "long/step-000007.ckpt"
     assert at_7.exists(), sorted((tmp_path / "long").iterdir())
@@ -101,24 +107,24 @@ def test_one_long_run_ends_at_many_lengths(
 def test_what_can_not_be_branched_from_is_named(
     overrides: Overrides, refusal: Callable[..., str], tmp_path: Path
 ) -> None:
-    run_here(overrides(*WSD, "total_steps=16", output="long"))
+    run_here(overrides(*DECAY_TWICE, "total_steps=16", output="long"))
     whole = read(tmp_path / "long/last.ckpt")
     assert whole.training is not None
     write(tmp_path / "weights.ckpt", replace(whole, training=None))
-    weights = overrides(*WSD, f"branch_from={tmp_path / 'weights.ckpt'}", output="a")
+    weights = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'weights.ckpt'}", output="a")
     assert "holds weights alone" in refusal(run_here, weights)
     unknown = replace(whole.training, settings=whole.training.settings | {"schedule.later": 1})
     write(tmp_path / "unknown.ckpt", replace(whole, training=unknown))
-    later = overrides(*WSD, f"branch_from={tmp_path / 'unknown.ckpt'}", output="b")
-    assert "its schedule is none that this version knows" in refusal(run_here, later)
+    later = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'unknown.ckpt'}", output="b")
+    assert "schedule.later is not a key of schedule=wsd: use the version that made it" in refusal(run_here, later)
     (tmp_path / "empty").mkdir()
-    empty = overrides(*WSD, f"branch_from={tmp_path / 'empty'}", output="c")
+    empty = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'empty'}", output="c")
     assert "empty holds neither best.ckpt nor last.ckpt" in refusal(run_here, empty)
 
 
 def test_a_branch_goes_on_when_what_it_came_from_is_gone(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides(*WSD, "total_steps=24", "checkpoint_every=7", "checkpoint_keep=9", output="long"))
-    branch = (*WSD, "schedule.decay_until=20", f"branch_from={tmp_path / 'long/step-000007.ckpt'}")
+    run_here(overrides(*DECAY_TWICE, "total_steps=24", "checkpoint_every=7", "checkpoint_keep=9", output="long"))
+    branch = (*DECAY_TWICE, "schedule.decay_until=20", f"branch_from={tmp_path / 'long/step-000007.ckpt'}")
     run_here(overrides(*branch, "total_steps=12"))
     shutil.rmtree(tmp_path / "long")
     run_here(overrides(*branch, "total_steps=20"))

@@ -19,7 +19,7 @@ from gptstar.launch import job
 from gptstar.launch.job import check_shared_gpu, share_of_machine
 from gptstar.launch.sweep import job_name
 from gptstar.results.run import Run
-from gptstar.training.hardware import HardwareConfig
+from gptstar.training.hardware import Hardware
 from gptstar.training.memory import GPU_PART
 from gptstar.training.plan import known_device
 
@@ -210,7 +210,7 @@ def test_jobs_that_do_not_fit_a_gpu_together_are_refused_before_they_begin(monke
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setattr(job, "this_device", lambda _: known_device("H100"))
     config = TrainConfig.parse(compose("train", ["experiment=gpt303", "data.shards=x", "hardware.precision=bf16"]))
-    monkeypatch.setattr(HardwareConfig, "device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(Hardware, "device", lambda _: torch.device("cuda"))
     for jobs in (1, 2, 5):  # five take smaller micro-batches
         check_shared_gpu(config, jobs)
     with pytest.raises(

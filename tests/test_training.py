@@ -16,7 +16,7 @@ import torch
 from conftest import SMALL, recorded, run_here, sentences
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-import gptstar.run
+import gptstar.training.run
 from gptstar.checkpoint.format import Checkpoint, read, write
 from gptstar.config import TrainConfig
 from gptstar.data.tokenizer import Tokenizer
@@ -28,7 +28,8 @@ from gptstar.training.checkpoints import SaveCheckpoints
 from gptstar.training.metrics import MetricsCSV
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.module import LanguageModelling
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer, decays
+from gptstar.training.optimizers.adamw import AdamW
+from gptstar.training.optimizers.base import decays
 from gptstar.training.plan import free_device
 from gptstar.training.status import Status
 from gptstar.training.trainer import build_trainer
@@ -79,7 +80,7 @@ def test_bits_per_byte_are_those_of_the_text(overrides: Overrides, tmp_path: Pat
     from gptstar.data.preparation.prepare import ensure_prepared
 
     config = TrainConfig.parse(compose("train", overrides()))
-    shards = ensure_prepared(config.data, 300, QUIET)
+    shards = ensure_prepared(config.recipe.data, 300, QUIET)
     model = read(tmp_path / "run/last.ckpt").build()
     nats = n_bytes = 0.0
     for corpus in ("alpha", "beta"):
@@ -150,7 +151,7 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_never_stopped(
         def build(*args: object, callbacks: list[Callback], **options: object) -> Trainer:
             return build_trainer(*args, callbacks=[stop, *callbacks], **options)
 
-        patch.setattr(gptstar.run, "build_trainer", build)
+        patch.setattr(gptstar.training.run, "build_trainer", build)
         assert f"{signal.Signals(number).name} at step {step} of 24: saved" in refusal(run_here, overrides(*more))
     assert read(tmp_path / "run/last.ckpt").training.step == step
     run_here(overrides(*more))
@@ -235,7 +236,7 @@ def test_a_new_best_is_also_what_a_run_goes_on_from(
     def build(*args: object, callbacks: list[Callback], **options: object) -> Trainer:
         return build_trainer(*args, callbacks=[*callbacks, SeesLast(tmp_path / "run/last.ckpt", found)], **options)
 
-    monkeypatch.setattr(gptstar.run, "build_trainer", build)
+    monkeypatch.setattr(gptstar.training.run, "build_trainer", build)
     run_here(overrides(*more, "total_steps=7"))
     assert found == [5, 5]  # the two micro-batches of step 7
 
@@ -495,19 +496,20 @@ def test_decay_is_decided_by_owner_and_leaf() -> None:
         }
         legacy = {name for name, _, decays_ in decays(model, final_norm=True) if decays_}
         assert legacy - decayed == {"norm.weight", "norm.bias"}
-        groups = build_optimizer(model, OptimizerConfig(learning_rate=1.0)).param_groups
+        groups = AdamW(learning_rate=1.0).build(model).param_groups
         assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
         assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
 
 
 def test_the_published_learning_rates() -> None:
     config = TrainConfig.parse(compose("train", ["experiment=gpt127", "data.files=x"]))
-    peak = config.optimizer.learning_rate
-    schedule = config.schedule.resolved(config.total_steps)
+    recipe = config.recipe
+    peak = recipe.optimizer.learning_rate
+    schedule = recipe.schedule.resolved(recipe.total_steps)
     rates = {step: peak * schedule.fraction(step) for step in (0, 2000, 4000, 45000, 51000)}
     assert rates == pytest.approx({0: 0.0, 2000: 3e-4, 4000: 6e-4, 45000: 6e-5, 51000: 6e-5})
     assert schedule.fraction(24500) * peak == pytest.approx(3.3e-4)
-    assert (config.total_steps, config.batch_tokens, config.data.context_length) == (51000, 524288, 512)
+    assert (recipe.total_steps, recipe.batch_tokens, recipe.data.context_length) == (51000, 524288, 512)
 
 
 def test_metrics_survive_a_line_cut_short_and_new_columns(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from gptstar.config import TrainConfig
 from gptstar.entry import compose
-from gptstar.run import train
 from gptstar.training.plan import free_device
+from gptstar.training.run import train
 from speed.job import Job, seconds_a_step, synchronise
 from speed.peers.ours import trainee
 from speed.steps import n_params, prompt_of
@@ -82,31 +82,40 @@ def run(overrides: Sequence[str], steps: int, device: str) -> Job:
     config, text = parse(overrides, device)
     gate = Gate(steps, device)
     register_optimizer_step_post_hook(gate.stepped)
-    return Job(gate.round, config.batch_tokens, main=lambda: train(config, text), n_params=config.model.n_params)
+    recipe = config.recipe
+    return Job(
+        gate.round,
+        recipe.batch_tokens,
+        main=lambda: train(recipe, config.hardware, config.record, text),
+        n_params=recipe.model.n_params,
+    )
 
 
 def bare(overrides: Sequence[str], steps: int, device: str) -> Job:
     """As many micro-batches, of random tokens, with the same accumulation, clipping and optimizer, and nothing else."""
     config, _ = parse(overrides, device)
     precision = config.hardware.resolved_precision()
-    batches = config.micro_batches(free_device(config.hardware))
+    batches, recipe = config.micro_batches(free_device(config.hardware)), config.recipe
     model, mean_loss, optimizer = trainee(
-        config.model, config.optimizer, precision, device, logits_at_once=batches.logits_at_once
+        recipe.model, recipe.optimizer, precision, device, logits_at_once=batches.logits_at_once
     )
-    shape = batches.size, config.data.context_length + 1
+    shape = batches.size, recipe.data.context_length + 1
 
     def step() -> None:
         for _ in range(batches.accumulate):
-            windows = prompt_of(config.model.n_vocab, *shape, device)  # new ones: learnt by heart, they give denormals
+            windows = prompt_of(recipe.model.n_vocab, *shape, device)  # new ones: learnt by heart, they give denormals
             tokens, targets = windows[:, :-1], windows[:, 1:]
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 loss = mean_loss(tokens, targets) / batches.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
-        clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping or torch.inf)
+        clip_grad_norm_(model.parameters(), recipe.optimizer.gradient_clipping or torch.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     first, *_ = (seconds_a_step(step, 1, device) for _ in range(WARMUP))
     return Job(
-        lambda: seconds_a_step(step, steps, device), config.batch_tokens, n_params=n_params(model), first_step=first
+        lambda: seconds_a_step(step, steps, device),
+        config.recipe.batch_tokens,
+        n_params=n_params(model),
+        first_step=first,
     )

@@ -5,7 +5,7 @@ the entry points of installed packages. Nothing is imported because a checkpoint
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from importlib import import_module
@@ -29,12 +29,22 @@ class Choices(Generic[Kind]):
     Args:
         key: where the choice stands in a configuration, such as `model.positions`.
         tag: the key that names the class, among the keys that the class has.
+        before: the name that configurations meant which are older than the choice.
+        is_word: it is written as a name alone, or as a mapping where a class has keys of its own.
         never_dropped: keys of other classes that are refused if they have a value. Other such keys are dropped: an
             experiment may set them for the class that it chooses.
     """
 
-    def __init__(self, key: str, *, tag: str, never_dropped: tuple[str, ...] = ()) -> None:
-        self.key, self.tag, self._never_dropped = key, tag, never_dropped
+    def __init__(
+        self,
+        key: str,
+        *,
+        tag: str,
+        before: str | None = None,
+        is_word: bool = False,
+        never_dropped: tuple[str, ...] = (),
+    ) -> None:
+        self.key, self.tag, self.before, self.is_word, self._never_dropped = key, tag, before, is_word, never_dropped
         self._classes: dict[str, type[Kind]] = {}
 
     def register(self, name: str) -> Callable[[type[Kind]], type[Kind]]:
@@ -113,11 +123,6 @@ class Choices(Generic[Kind]):
         values = {field.name: getattr(choice, field.name) for field in fields(choice)}  # type: ignore[arg-type]
         plugin = self.plugin_of(choice)
         return {self.tag: self.name_of(choice)} | values | ({"plugin": plugin} if plugin else {})
-
-    def keys(self) -> Iterator[str]:
-        """The keys that the classes have, and that of the name."""
-        yield self.tag
-        yield from dict.fromkeys(field.name for cls in self._classes.values() for field in fields(cls))  # type: ignore[arg-type]
 
     def _own_keys(self, name: str, cls: type[Kind], tree: dict[str, Any]) -> dict[str, Any]:
         own = {field.name for field in fields(cls)}  # type: ignore[arg-type]

@@ -101,7 +101,8 @@ def explain(error: Exception) -> str:
     """One line for an error of Hydra's, with the nearest valid name."""
     from hydra.errors import OverrideParseException
 
-    from gptstar.config import EvaluateConfig, TrainConfig, unknown_key, valid_keys
+    from gptstar.config import EvaluateConfig, TrainConfig
+    from gptstar.keys import unknown_key, valid_keys
 
     if isinstance(error, OverrideParseException):
         return (

@@ -15,6 +15,10 @@ NotNegative = Annotated[int, Ge(0)]
 Positive = Annotated[float, Gt(0), Lt(math.inf)]
 Share = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]
+Within = Annotated[float, Gt(0), Lt(1)]
+AtLeastZero = Annotated[float, Ge(0), Lt(math.inf)]
+Seed = Annotated[int, Ge(0), Lt(2**63)]
+Seed32 = Annotated[int, Ge(0), Lt(2**32)]
 
 
 class Role(Enum):
@@ -23,6 +27,7 @@ class Role(Enum):
     RESULT = "shapes the result, and stays the same to the end of a run"
     CHANGEABLE = "shapes the result, and may change when a run resumes"
     MEASURE = "says what is measured"
+    SOURCE = "says where something is that a hash identifies"
     MACHINE = "says where and how a run computes"
     RECORD = "says what is kept of a run, and where"
 
@@ -34,7 +39,7 @@ class Role(Enum):
     @property
     def reopens(self) -> bool:
         """Whether a finished run is not finished under another value."""
-        return self in (Role.RESULT, Role.CHANGEABLE, Role.MEASURE)
+        return self in (Role.RESULT, Role.CHANGEABLE, Role.MEASURE, Role.SOURCE)
 
     @property
     def is_compared(self) -> bool:
@@ -136,7 +141,7 @@ def _outside(bound: BaseMetadata) -> str:
     """What to say of a value that a bound excludes."""
     match bound:
         case Ge(ge):
-            return f" is below {ge}" if ge else " is negative"
+            return f" is below {ge}" if ge else " is not 0 or above"
         case Gt(gt):
             return f" is not above {gt}"
         case Le(le):

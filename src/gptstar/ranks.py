@@ -66,11 +66,11 @@ class Ranks:
             outcome = action()
         except Refusal as error:
             refusal = error
-        refused = self.gathered(refusal is not None)
+        refused = self.gathered(refusal and str(refusal))
         if refusal is not None:
-            raise refusal
+            raise self.alike(refusal) if refused[0] == str(refusal) else refusal
         if any(refused):
-            raise RefusedElsewhere(f"rank {refused.index(True)} refused")
+            raise RefusedElsewhere(f"rank {next(rank for rank, said in enumerate(refused) if said)} refused")
         return outcome  # type: ignore[return-value]
 
     def gathered(self, value: Result) -> list[Result]:

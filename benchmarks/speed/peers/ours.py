@@ -12,7 +12,8 @@ from gptstar.inference.int8 import quantised
 from gptstar.inference.packed import packed
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.loss import LOGITS_AT_ONCE
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer
+from gptstar.training.optimizers import Optimizer
+from gptstar.training.optimizers.adamw import AdamW
 from gptstar.training.working_copy import WorkingCopy
 from speed.job import Job, timed
 from speed.steps import Precision, prompt_of, training_job
@@ -29,7 +30,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def trainee(
     config: GPTConfig,
-    optimizer_config: OptimizerConfig,
+    optimizer_config: Optimizer,
     precision: Precision,
     device: str,
     *,
@@ -46,7 +47,7 @@ def trainee(
         logits_at_once = WHOLE_LOGITS if device == "cuda" else LOGITS_AT_ONCE
     model = GPT(config).to(device).train()
     model.use(activation_checkpointing=checkpointing, logits_at_once=logits_at_once)
-    optimizer = build_optimizer(model, optimizer_config)
+    optimizer = optimizer_config.build(model)
     computing = model
     if precision == "bf16_weights":
         copy = WorkingCopy(model)
@@ -72,7 +73,7 @@ def training(
     Args:
         checkpointing, logits_at_once: as `trainee` takes them.
     """
-    optimizer_config = OptimizerConfig(learning_rate=1e-4)
+    optimizer_config = AdamW(learning_rate=1e-4)
     model, loss, optimizer = trainee(
         config, optimizer_config, precision, device, checkpointing=checkpointing, logits_at_once=logits_at_once
     )

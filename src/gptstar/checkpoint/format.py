@@ -43,6 +43,7 @@ class TrainingState:
             for each its source, licence, documents, tokens and bytes of text.
         optimizer: its state.
         machine: how the devices split a step, so that a run goes on bit by bit on as many of them.
+        callbacks: the state of the user's callbacks, by Lightning's key of each; plain values.
     """
 
     step: int
@@ -52,6 +53,7 @@ class TrainingState:
     data: dict[str, Any]
     optimizer: OptimizerState
     machine: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def read(path: Path) -> Checkpoint:
     try:
         training = tree["training"] and TrainingState(**tree["training"])
         if training:
-            for name in ("settings", "data", "optimizer", "machine"):
+            for name in ("settings", "data", "optimizer", "machine", "callbacks"):
                 if not isinstance(getattr(training, name), dict):
                     raise TypeError(f"training.{name} is no dict")
             if not isinstance(training.step, int) or training.step < 0:

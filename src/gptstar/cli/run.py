@@ -54,7 +54,7 @@ def _prepare(options: argparse.Namespace) -> None:
     part = Part.parse(words[-1]) if words else None
     overrides = [word for word in options.overrides if not word.startswith("part=")]
     config = TrainConfig.parse(compose("train", overrides))
-    shards = ensure_prepared(config.data, config.model.n_vocab, console := Console(), part)
+    shards = ensure_prepared(config.recipe.data, config.recipe.model.n_vocab, console := Console(), part)
     console.print(shard_table(shards.manifest))
     console.print(f"shards in {shards.folder}", soft_wrap=True, highlight=False)
 
@@ -67,12 +67,13 @@ def _config(options: argparse.Namespace) -> None:
     from gptstar.training.plan import free_device
 
     composed = compose("train", options.overrides)
-    config = TrainConfig.parse(composed)
+    config = TrainConfig.parse(composed).check_here()
+    recipe = config.recipe
     batches = config.micro_batches(free_device(config.hardware))
     print(OmegaConf.to_yaml(composed, resolve=True), end="")
     print(
-        f"# {config.model.n_params:,} parameters; {config.total_steps * config.batch_tokens:,} tokens in all; "
-        f"a step is {config.sequences_per_step} sequences; a device computes {batches}; "
+        f"# {recipe.model.n_params:,} parameters; {recipe.total_steps * recipe.batch_tokens:,} tokens in all; "
+        f"a step is {recipe.sequences_per_step} sequences; a device computes {batches}; "
         f"precision here: {config.hardware.resolved_precision()}"
     )
 
@@ -121,26 +122,26 @@ def _facts(config: "TrainConfig", device: "Device", needed: "Memory", source: st
     """How a step is split, how long the run takes, and what it leaves."""
     from gptstar.training.plan import step_seconds
 
-    world_size, context_length = config.hardware.world_size, config.data.context_length
+    world_size, context_length = config.hardware.world_size, config.recipe.data.context_length
     batches = config.micro_batches(device)
     guessed = " (hardware.devices=auto: give how many there are)" if config.hardware.devices == "auto" else ""
-    yield f"{config.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}{guessed}"
+    yield f"{config.recipe.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}{guessed}"
     auto = " (hardware.micro_batch_size=auto)" if config.hardware.micro_batch_size == "auto" else ""
     yield f"micro-batches of {batches.size} x {context_length} tokens, {batches.accumulate} a step{auto}"
     seconds = step_seconds(
-        config.model,
+        config.recipe.model,
         context_length=context_length,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=config.recipe.batch_tokens,
         device=device,
         devices=world_size,
         activation_checkpointing=config.hardware.activation_checkpointing,
     )
-    hours = config.total_steps * seconds / 3600
+    hours = config.recipe.total_steps * seconds / 3600
     days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
-    yield f"{config.batch_tokens / seconds:,.0f} tokens/s at {device.share:.0%} of the peak ({source}), so"
-    yield f"{config.total_steps:,} steps of {config.batch_tokens:,} tokens take {hours:,.1f} hours{days}"
+    yield f"{config.recipe.batch_tokens / seconds:,.0f} tokens/s at {device.share:.0%} of the peak ({source}), so"
+    yield f"{config.recipe.total_steps:,} steps of {config.recipe.batch_tokens:,} tokens take {hours:,.1f} hours{days}"
     size = (needed.parameters + needed.optimizer) * (world_size if config.hardware.sharded else 1)
-    yield f"a checkpoint has {size / 1e9:,.2f} GB; {config.checkpoint_keep} and the best are kept"
+    yield f"a checkpoint has {size / 1e9:,.2f} GB; {config.record.checkpoint_keep} and the best are kept"
 
 
 def _cure(config: "TrainConfig", device: "Device") -> str:
@@ -161,5 +162,5 @@ def _cure(config: "TrainConfig", device: "Device") -> str:
             continue
         if changed.memory(device).total <= device.memory:
             return "give " + " ".join(f"hardware.{key}={str(value).lower()}" for key, value in change.items())
-    whole = " and optimizer=adamw" if config.optimizer.algorithm == "adamw_8bit" else ""
+    whole = " and optimizer=adamw" if not config.recipe.optimizer.is_shardable else ""
     return f"give more devices with hardware=fsdp{whole}, or a smaller model"

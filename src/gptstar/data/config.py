@@ -5,9 +5,10 @@ import re
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from gptstar.errors import ConfigError
+from gptstar.fields import Before, Count, NotNegative, Role, Shown, Within, check_ranges
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -42,13 +43,12 @@ class CorpusConfig:
     date_column: str | None = None
     epochs: float = 1.0
     weight: float | None = None
-    max_tokens: int | None = None
+    max_tokens: Count | None = None
     licence: str = "not stated"
     note: str | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise ConfigError(f"data.corpora.*.max_tokens={self.max_tokens} is below 1")
+        check_ranges(self, "data.corpora.*.")
         if not 1e-6 <= self.epochs <= 1e4:
             raise ConfigError(f"data.corpora.*.epochs={self.epochs} is not between 0.000001 and 10,000")
         if self.weight is not None and not 0.0 < self.weight < math.inf:
@@ -95,50 +95,41 @@ class DataConfig:
     """
 
     source: Literal["bundled", "local", "corpora"]
-    context_length: int
-    block_tokens: int = 1024
-    windows: Literal["stream", "documents"] = "stream"
-    attention: Literal["across", "within"] = "across"
+    context_length: Annotated[Count, Role.RESULT, Shown.ALWAYS]
+    block_tokens: Annotated[Count, Role.RESULT] = 1024
+    windows: Annotated[Literal["stream", "documents"], Role.RESULT, Before("stream")] = "stream"
+    attention: Annotated[Literal["across", "within"], Role.RESULT, Before("across")] = "across"
     files: str | tuple[str, ...] | None = None
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     tokenizer: Path | None = None
-    shards: str | None = None
+    shards: Annotated[str | None, Role.SOURCE] = None
     clean: Literal["ftfy", "none"] = "ftfy"
     end_of_text: Literal["between", "both"] = "between"
     deduplicate: bool = False
     exclude: str | tuple[str, ...] = ()
-    max_tokens: int | None = None
-    workers: int | None = None
-    shard_tokens: int = 2**26
-    validation_fraction: float = 0.05
+    max_tokens: Count | None = None
+    workers: Annotated[Count | None, Role.RECORD] = None
+    shard_tokens: Count = 2**26
+    validation_fraction: Within = 0.05
     validation_tokens: int = 2**20
-    mixture_tokens: int | None = None
-    shuffle_tokens: int | None = None
-    cache_bytes: int = 2**34
-    loader_workers: int = 0
+    mixture_tokens: Count | None = None
+    shuffle_tokens: Annotated[Count | None, Role.RESULT, Before(None)] = None
+    cache_bytes: Annotated[Count, Role.RECORD] = 2**34
+    loader_workers: Annotated[NotNegative, Role.MACHINE] = 0
 
     def __post_init__(self) -> None:
+        check_ranges(self, "data.")
         self._check_text()
-        if self.block_tokens < 1:
-            raise ConfigError(f"data.block_tokens={self.block_tokens} is below 1")
-        if self.context_length < 1 or self.block_tokens % self.context_length:
+        if self.block_tokens % self.context_length:
             raise ConfigError(
                 f"data.context_length={self.context_length} does not divide data.block_tokens={self.block_tokens}, the "
                 "unit of order: choose a divisor, or a larger block"
             )
-        if not 0.0 < self.validation_fraction < 1.0:
-            raise ConfigError(f"data.validation_fraction={self.validation_fraction} is not between 0 and 1")
         if self.validation_tokens < self.block_tokens:
             raise ConfigError(
                 f"data.validation_tokens={self.validation_tokens} is less than a block (data.block_tokens="
                 f"{self.block_tokens}): nothing would be validated"
             )
-        if self.loader_workers < 0:
-            raise ConfigError(f"data.loader_workers={self.loader_workers} is negative")
-        for name in ("max_tokens", "workers", "shard_tokens", "mixture_tokens", "shuffle_tokens", "cache_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name}={value} is below 1")
         if self.shuffle_tokens is not None and self.shuffle_tokens < self.block_tokens:
             raise ConfigError(
                 f"data.shuffle_tokens={self.shuffle_tokens} is less than a block (data.block_tokens="

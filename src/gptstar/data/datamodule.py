@@ -27,9 +27,9 @@ class WindowsDataModule(pl.LightningDataModule):
         sequences_per_step: windows of a global batch.
         micro_batch_size: windows a rank reads at once.
         total_steps: the run's last step.
-        whole_batches: fill the last batch of a validation up with blank windows: a compiled model knows one shape.
 
     Attributes:
+        whole_batches: fill the last batch of a validation up with blank windows: a compiled model knows one shape.
         start_step: the step a run begins or goes on at; with the seed, the whole state of the data.
         mixed_blocks: blocks of each corpus in one pass through the mixture.
     """
@@ -43,10 +43,9 @@ class WindowsDataModule(pl.LightningDataModule):
         sequences_per_step: int,
         micro_batch_size: int,
         total_steps: int,
-        whole_batches: bool = False,
     ) -> None:
         super().__init__()
-        self._whole_batches = whole_batches
+        self.whole_batches = False
         self._config, self._seed = config, seed
         self._sequences_per_step, self._micro_batch_size = sequences_per_step, micro_batch_size
         self.start_step, self._total_steps = 0, total_steps
@@ -89,7 +88,7 @@ class WindowsDataModule(pl.LightningDataModule):
             numbers = np.arange(blocks * windows.windows_per_block)
             size = self._micro_batch_size
             # Every rank computes as often as the others, who may wait for it.
-            padding = -len(numbers) % (world_size * (size if self._whole_batches else 1))
+            padding = -len(numbers) % (world_size * (size if self.whole_batches else 1))
             numbers = np.append(numbers, np.full(padding, BLANK))[rank::world_size].tolist()
             loaders.append(self._loader(windows, [numbers[i : i + size] for i in range(0, len(numbers), size)]))
         return loaders

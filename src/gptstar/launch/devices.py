@@ -20,7 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from gptstar.entry import SHOW_ALL
 from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
 from gptstar.ranks import LAUNCHER, end_with_the_launcher
-from gptstar.training.hardware import HardwareConfig
+from gptstar.training.hardware import Hardware
 
 EXPLAINED = 1
 """What a process exits with that has said in one line why."""
@@ -64,7 +64,7 @@ class Node:
         return None
 
 
-def launches(hardware: HardwareConfig) -> bool:
+def launches(hardware: Hardware) -> bool:
     """Whether this process is to start those of the run, as nobody has started them yet.
 
     Raises:
@@ -80,7 +80,7 @@ def launches(hardware: HardwareConfig) -> bool:
     return True
 
 
-def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
+def launch(script: str, composed: DictConfig, hardware: Hardware) -> None:
     """Run a script's job again in a process for each device, and wait. Where one fails, all end.
 
     Args:
@@ -123,7 +123,7 @@ def launch(script: str, composed: DictConfig, hardware: HardwareConfig) -> None:
             signal.signal(number, handler)
 
 
-def _how(hardware: HardwareConfig) -> LaunchConfig:
+def _how(hardware: Hardware) -> LaunchConfig:
     node = Node.this() if hardware.nodes > 1 else None
     meeting: dict[str, Any] = {
         "run_id": uuid.uuid4().hex,

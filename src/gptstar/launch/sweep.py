@@ -25,7 +25,7 @@ from gptstar.launch.devices import TOLD, words_of
 from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
-from gptstar.training.status import is_finished
+from gptstar.training.settings import is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from gptstar.config import flatten
 from gptstar.errors import ConfigError
+from gptstar.keys import flatten
 from gptstar.results.run import Run, find_runs, labels
 
 FIGURES = (

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from gptstar.checkpoint.format import Checkpoint, TrainingState
 from gptstar.errors import PREEMPTED, Interrupted
 from gptstar.training.module import LanguageModelling
+from gptstar.training.record import Record
 from gptstar.training.saving import BackgroundWriter
 
 
@@ -29,13 +29,12 @@ class SaveCheckpoints(LightningCheckpoint):
     best is also the last, so a run goes on from there at the latest.
 
     Args:
-        folder: the run directory.
-        writer: of its checkpoints.
-        every: steps between saves; the last step is always saved.
-        validate_every: steps between validations.
+        writer: writes the run directory's checkpoints.
+        record: how often to save and to validate.
+        total_steps: the last step is always saved.
         tokenizer: JSON to store with the model.
         describe: settings and data to store for a step.
-        validated_step, best_loss: where the run goes on from.
+        state: what the run goes on from.
 
     Raises:
         Interrupted: from within the loop, after SIGINT, SIGTERM or SIGUSR2, once the run is saved.
@@ -43,21 +42,16 @@ class SaveCheckpoints(LightningCheckpoint):
 
     def __init__(
         self,
-        folder: Path,
         writer: BackgroundWriter,
-        *,
-        every: int,
-        validate_every: int,
+        record: Record,
         total_steps: int,
         tokenizer: str,
         describe: Callable[[int], dict[str, dict[str, Any]]],
-        validated_step: int,
-        best_loss: float | None,
+        state: TrainingState,
     ) -> None:
-        self._writer = writer
-        self._folder, self._every, self._validate_every, self._total_steps = folder, every, validate_every, total_steps
+        self._writer, self._record, self._total_steps = writer, record, total_steps
         self._tokenizer, self._describe = tokenizer, describe
-        self.validated_step, self.best_loss = validated_step, best_loss
+        self.validated_step, self.best_loss = state.validated_step, state.best_loss
         self._saved_step = 0
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -125,11 +119,11 @@ class SaveCheckpoints(LightningCheckpoint):
             self._save(trainer, pl_module)
 
     def _due(self, step: int) -> bool:
-        return step % self._every == 0 or step == self._total_steps
+        return step % self._record.checkpoint_every == 0 or step == self._total_steps
 
     def validation_due(self, step: int) -> bool:
         """Whether a step is validated: at intervals, and the last."""
-        return step % self._validate_every == 0 or step == self._total_steps
+        return step % self._record.validate_every == 0 or step == self._total_steps
 
     def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ends = self._signal is not None or self._writer.failed
@@ -151,7 +145,7 @@ class SaveCheckpoints(LightningCheckpoint):
             return
         raise Interrupted(
             f"{signal.Signals(number).name} at step {trainer.global_step} of {self._total_steps}: saved; "
-            f"to go on, give the same command with output={self._folder}",
+            f"to go on, give the same command with output={self._record.output}",
             128 + number,
         )
 

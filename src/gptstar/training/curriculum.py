@@ -1,15 +1,16 @@
 """Short windows first: a context that doubles in stages, over the same tokens in the same order."""
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Self
 
 from torch import Tensor
 
 from gptstar.errors import ConfigError
+from gptstar.fields import Before, Count, check_ranges
 
 
 @dataclass(frozen=True)
-class CurriculumConfig:
+class Curriculum:
     """How the training context grows.
 
     A step reads the same tokens at any length: a window of `data.context_length` is folded into shorter ones. So the
@@ -24,19 +25,16 @@ class CurriculumConfig:
     "Shortformer", 2021, section 4.
     """
 
-    first_length: int | None = None
-    steps: int | None = None
+    first_length: Annotated[Count | None, Before(None)] = None
+    steps: Annotated[Count | None, Before(None)] = None
 
     def __post_init__(self) -> None:
-        if self.first_length is not None and self.first_length < 1:
-            raise ConfigError(f"curriculum.first_length={self.first_length} is below 1")
+        check_ranges(self, "curriculum.")
         if self.steps is not None and self.first_length is None:
             raise ConfigError(
                 f"curriculum.steps={self.steps} without curriculum.first_length: give the length to begin at, or "
                 "curriculum.steps=null"
             )
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"curriculum.steps={self.steps} is below 1")
 
     def resolved(self, context_length: int, total_steps: int) -> Self:
         """The same for a run, with nothing left to derive.

@@ -3,11 +3,12 @@
 import os
 import shutil
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from gptstar.errors import ConfigError
+from gptstar.fields import Count, Role, Shown, check_ranges
 from gptstar.model.kernels.choice import AttentionForm
 
 PEAK_BF16_FLOPS = {
@@ -32,7 +33,7 @@ Precision = Literal["float32", "bf16", "bf16_weights"]
 
 
 @dataclass(frozen=True)
-class HardwareConfig:
+class Hardware:
     """Where a run computes, and how.
 
     Attributes:
@@ -53,27 +54,29 @@ class HardwareConfig:
     """
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    precision: Literal["auto", "float32", "bf16", "bf16_weights"] = "auto"
-    micro_batch_size: int | Literal["auto"] = "auto"
+    precision: Annotated[Literal["auto", "float32", "bf16", "bf16_weights"], Role.RESULT, Shown.ALWAYS] = "auto"
+    micro_batch_size: Count | Literal["auto"] = "auto"
     attention: AttentionForm = "auto"
     logits: Literal["auto", "whole", "pieces"] = "auto"
     activation_checkpointing: bool = False
     compile: Literal["auto", "always", "never"] = "auto"
-    devices: int | Literal["auto"] = 1
-    nodes: int = 1
+    devices: Count | Literal["auto"] = 1
+    nodes: Count = 1
     strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
-        if self.micro_batch_size != "auto" and self.micro_batch_size < 1:
-            raise ConfigError(f"hardware.micro_batch_size={self.micro_batch_size} is below 1")
+        check_ranges(self, "hardware.")
+
+    def check_here(self) -> None:
+        """See that this machine has the devices and the compiler, and that they can do what is asked for.
+
+        Raises:
+            ConfigError: it has not, or they can't; names the key and what to give instead.
+        """
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError(
                 "hardware.accelerator=gpu but PyTorch sees no GPU here: use hardware=cpu, or a CUDA build"
             )
-        for name in ("devices", "nodes"):
-            value = getattr(self, name)
-            if value != "auto" and value < 1:
-                raise ConfigError(f"hardware.{name}={value} is below 1")
         if self.device().type == "cuda" and self.n_devices > torch.cuda.device_count():
             raise ConfigError(
                 f"hardware.devices={self.devices} but PyTorch sees {torch.cuda.device_count()} GPUs here: give fewer"

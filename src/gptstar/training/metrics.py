@@ -4,7 +4,7 @@ import contextlib
 import csv
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gptstar.errors import TrainingError
 from gptstar.training.memory import peak_bytes
 from gptstar.training.metrics_csv import METRICS_FILE, read_rows
 from gptstar.training.module import LanguageModelling
+from gptstar.training.recipe import Recipe
 from gptstar.training.throughput import Throughput
 
 
@@ -88,27 +89,17 @@ class RecordMetrics(pl.Callback):
     - `peak_memory_gib` is the most memory that the process has held.
 
     Args:
+        recipe: the model and the size of a step, from which its floating-point operations follow.
         log_every: steps between rows; the first and the last step are always logged, and those that were skipped.
-        batch_tokens: tokens per step, over all ranks.
-        flops_per_token: floating-point operations of a training token at a context length.
         peak_flops: floating-point operations per second of one device by its data sheet, or None where unknown.
 
     Attributes:
         first_step_seconds: time of the last step if it was the first at its context length, else None.
     """
 
-    def __init__(
-        self,
-        *,
-        log_every: int,
-        batch_tokens: int,
-        total_steps: int,
-        flops_per_token: Callable[[int], int],
-        peak_flops: float | None,
-    ) -> None:
-        self._log_every, self._batch_tokens, self._total_steps = log_every, batch_tokens, total_steps
-        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
-        self._throughput = Throughput(batch_tokens, peak_flops)
+    def __init__(self, recipe: Recipe, *, log_every: int, peak_flops: float | None) -> None:
+        self._recipe, self._log_every, self._peak_flops = recipe, log_every, peak_flops
+        self._throughput = Throughput(recipe.batch_tokens, peak_flops)
         self._last_rates: dict[str, float] = {}
         self.first_step_seconds: float | None = None
 
@@ -119,7 +110,7 @@ class RecordMetrics(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         peak_flops = self._peak_flops and self._peak_flops * trainer.world_size
-        self._throughput = Throughput(self._batch_tokens, peak_flops)
+        self._throughput = Throughput(self._recipe.batch_tokens, peak_flops)
         self._throughput.start(self._waited(trainer))
 
     def _waited(self, trainer: pl.Trainer) -> float:
@@ -133,17 +124,19 @@ class RecordMetrics(pl.Callback):
         if not pl_module.step_ended(batch_idx):
             return
         step, length = trainer.global_step, pl_module.length
-        due = step % self._log_every == 0 or step in (1, self._total_steps) or "skipped" in pl_module.step_metrics
+        due = (
+            step % self._log_every == 0 or step in (1, self._recipe.total_steps) or "skipped" in pl_module.step_metrics
+        )
         first = self._throughput.is_first(length)
         if (due or first) and trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize()
-        flops = self._flops_per_token(length) * self._batch_tokens
+        flops = self._recipe.model.training_flops(length) * self._recipe.batch_tokens
         seconds = self._throughput.end_step(length, flops, self._waited(trainer))
         self.first_step_seconds = seconds if first else None
         if not due:
             return
         speed = self._throughput.end_interval()
-        metrics = pl_module.step_metrics | {"tokens": step * self._batch_tokens} | speed
+        metrics = pl_module.step_metrics | {"tokens": step * self._recipe.batch_tokens} | speed
         if "tokens_per_second" in speed:
             self._last_rates = speed
         if peak := peak_bytes(trainer.strategy.root_device):

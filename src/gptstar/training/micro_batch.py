@@ -8,7 +8,7 @@ from typing import Any, Self
 from gptstar.errors import TrainingError
 from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
 from gptstar.ranks import Ranks
-from gptstar.training.hardware import HardwareConfig
+from gptstar.training.hardware import Hardware
 from gptstar.training.plan import Device, Workload, free_device
 
 CPU_SEQUENCES, SHARED_CPU_SEQUENCES = 8, 64
@@ -60,7 +60,7 @@ class MicroBatches:
         return cls(size, accumulate, logits_at_once) if fits else None
 
 
-def micro_batches(hardware: HardwareConfig, workload: Workload, sequences: int, device: Device) -> MicroBatches:
+def micro_batches(hardware: Hardware, workload: Workload, sequences: int, device: Device) -> MicroBatches:
     """Split a device's sequences of a step.
 
     Args:
@@ -93,7 +93,7 @@ def _divisors(sequences: int) -> list[int]:
     return sorted({*small, *(sequences // size for size in small)}, reverse=True)
 
 
-def _choices(hardware: HardwareConfig, workload: Workload, sizes: list[int]) -> Iterator[tuple[int, int]]:
+def _choices(hardware: Hardware, workload: Workload, sizes: list[int]) -> Iterator[tuple[int, int]]:
     """Sizes, each with the logits to hold at once, the fastest first.
 
     Whole logits save a third of the head's work: rather a quarter of the size with them than all of it without.
@@ -114,7 +114,7 @@ def whole_logits(workload: Workload, size: int) -> int:
 
 
 def agreed_micro_batches(
-    hardware: HardwareConfig,
+    hardware: Hardware,
     workload: Workload,
     sequences: int,
     saved: dict[str, Any],
@@ -138,13 +138,13 @@ def agreed_micro_batches(
     if all(ranks.gathered(workload.memory(kept.size, kept.logits_at_once).total <= device.memory)):
         return kept
     warn(
-        f"the checkpoint's {kept.size} sequences at once do not fit the memory that is free: the run goes on with "
-        f"{found.size}, and its losses may differ in their last digits"
+        f"warning: the checkpoint's {kept.size} sequences at once do not fit the memory that is free: the run goes on "
+        f"with {found.size}, and its losses may differ in their last digits"
     )
     return found
 
 
-def _allowed(kept: MicroBatches, hardware: HardwareConfig, workload: Workload, sequences: int) -> bool:
+def _allowed(kept: MicroBatches, hardware: Hardware, workload: Workload, sequences: int) -> bool:
     """Whether the keys would allow what was kept."""
     asked = hardware.micro_batch_size
     if asked != "auto" and kept.size != next(size for size in _divisors(sequences) if size <= asked):

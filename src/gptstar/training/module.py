@@ -12,17 +12,18 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
 from gptstar.training.compiling import compile_model, compiled_call
-from gptstar.training.curriculum import CurriculumConfig, folded
-from gptstar.training.optimizer import OptimizerConfig, build_optimizer, load_state_by_name, state_by_name
-from gptstar.training.resume import Materialise
-from gptstar.training.schedule import ScheduleConfig
+from gptstar.training.curriculum import folded
+from gptstar.training.hardware import Hardware
+from gptstar.training.optimizers import state_by_name
+from gptstar.training.recipe import Recipe
+from gptstar.training.resume import Beginning
 from gptstar.training.sharding import full_tensor, shard
 from gptstar.training.working_copy import WorkingCopy
 
-ALL_ALIKE = CurriculumConfig()
 STEADIER = "try a lower optimizer.learning_rate, hardware.precision=float32"
 MOST_SKIPPED = 10
 """Steps in a row."""
@@ -35,23 +36,15 @@ class LanguageModelling(pl.LightningModule):
     stopped.
 
     Args:
-        schedule: resolved.
-        curriculum: resolved.
-        seed: of dropout; initial weights are the caller's.
-        token_bytes: `(n_vocab,)`, bytes of text behind each token.
+        beginning: the model, and the state of its optimizer.
+        recipe: resolved. With `data.attention` within documents, a position belongs to the document whose number is
+            that of the end-of-text tokens before it. With `data.windows` that start at documents, windows may hold -1
+            where there is no token: no loss is counted there, and a step's loss and gradient are the means over the
+            targets that all its micro-batches on all ranks hold together.
+        hardware: whether to compile, what to compute in, and whether each rank has a part of the model.
+        tokenizer: of the text: end-of-text, and the bytes of text behind each token.
         corpora: names of the validation loaders, in order.
         gradient_norms: `total`, or `layers` for one a block as well.
-        optimizer_state: to go on from, by parameter name.
-        end_of_text: the token that ends a document, where attention stays within documents: a position belongs to the
-            document whose number is that of the end-of-text tokens before it, so one that opens a document stands by
-            itself. None where attention goes across.
-        fill: windows may hold -1 where there is no token. No loss is counted there: a step's loss and gradient are the
-            means over the targets that all its micro-batches on all ranks hold together.
-        bf16_weights: compute with a bfloat16 copy of the model.
-        n_graphs: compile the model into so many graphs: one for each context length in training, and one for
-            validation; 0 does not compile it.
-        skips_nonfinite: leave out a step whose loss or gradient is not finite.
-        materialise: of a model without tensors, of which each rank is to have a part, by FSDP2.
 
     Attributes:
         length: tokens of context in the last optimizer step.
@@ -63,34 +56,26 @@ class LanguageModelling(pl.LightningModule):
 
     def __init__(
         self,
-        model: GPT,
-        *,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
-        curriculum: CurriculumConfig = ALL_ALIKE,
-        seed: int,
-        token_bytes: np.ndarray,
+        beginning: Beginning,
+        recipe: Recipe,
+        hardware: Hardware,
+        tokenizer: Tokenizer,
         corpora: list[str],
-        gradient_norms: str = "total",
-        optimizer_state: dict[str, dict[str, Tensor]] | None = None,
-        end_of_text: int | None = None,
-        fill: bool = False,
-        bf16_weights: bool = False,
-        n_graphs: int = 0,
-        skips_nonfinite: bool = False,
-        materialise: Materialise | None = None,
+        gradient_norms: Literal["total", "layers"] = "total",
     ) -> None:
         super().__init__()
-        self.model = model
-        self._optimizer, self._schedule, self._seed = optimizer, schedule, seed
-        self._curriculum, self.length = curriculum, 0
-        self._gradient_norms, self._optimizer_state = gradient_norms, optimizer_state or {}
-        self.corpora = corpora
-        self._end_of_text, self._fill = end_of_text, fill
-        self._bf16_weights, self._n_graphs, self._materialise = bf16_weights, n_graphs, materialise
+        self.model, self.recipe, self.corpora = beginning.model, recipe, corpora
+        self.length = 0
+        self._gradient_norms, self._optimizer_state = gradient_norms, dict(beginning.state.optimizer)
+        self._materialise = beginning.materialise
+        self._end_of_text = tokenizer.end_of_text if recipe.data.attention == "within" else None
+        self._fill = recipe.data.windows == "documents"
+        self._bf16_weights = hardware.resolved_precision() == "bf16_weights"
+        lengths = recipe.curriculum.n_lengths(recipe.data.context_length)
+        self._n_graphs = lengths + 1 if hardware.compiles() else 0  # one for each length, and one for validation
         self._working_copy: WorkingCopy | None = None
-        self._skips_nonfinite, self._skipped_in_a_row = skips_nonfinite, 0
-        self.register_buffer("_token_bytes", torch.from_numpy(token_bytes), persistent=False)
+        self._skipped_in_a_row = 0
+        self.register_buffer("_token_bytes", torch.from_numpy(tokenizer.token_bytes), persistent=False)
         self._step_loss = torch.zeros(())
         self._step_share = torch.zeros(())
         self._validation = torch.zeros(())
@@ -111,8 +96,8 @@ class LanguageModelling(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Its state restored where the run goes on."""
-        optimizer = build_optimizer(self.model, self._optimizer)
-        load_state_by_name(optimizer, self.model, self._optimizer_state)
+        optimizer = self.recipe.optimizer.build(self.model)
+        self.recipe.optimizer.restore(optimizer, self.model, self._optimizer_state)
         self._optimizer_state = {}
         return optimizer
 
@@ -156,7 +141,7 @@ class LanguageModelling(pl.LightningModule):
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Begin a step: dropout's seed is a function of seed, step and rank, so there is no state of it to save."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
-            sequence = np.random.SeedSequence((self._seed, self.global_step, self.global_rank))
+            sequence = np.random.SeedSequence((self.recipe.seed, self.global_step, self.global_rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
             self._step_loss = torch.zeros((), device=self.device)
             self._step_share = torch.zeros((), device=self.device)
@@ -188,7 +173,7 @@ class LanguageModelling(pl.LightningModule):
 
         Positions without a target count as 0 here; the mean over those with one is made when the step ends.
         """
-        self.length = self._curriculum.length(self.global_step, windows.shape[1] - 1)
+        self.length = self.recipe.curriculum.length(self.global_step, windows.shape[1] - 1)
         windows = folded(windows, self.length)
         loss = self._loss(windows, "sum") / windows[:, 1:].numel()
         self._step_loss += loss.detach() / self.trainer.accumulate_grad_batches
@@ -204,7 +189,7 @@ class LanguageModelling(pl.LightningModule):
                 still those of the step before.
         """
         step = self.global_step
-        rate = self._optimizer.learning_rate * self._schedule.fraction(step)
+        rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.fraction(step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         mean_loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
@@ -214,7 +199,7 @@ class LanguageModelling(pl.LightningModule):
             mean_loss = mean_loss / share
             torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], share)
         layers = self._layer_norms() if self._gradient_norms == "layers" else {}
-        norm = clip_grad_norm_(self.model.parameters(), self._optimizer.gradient_clipping or math.inf)
+        norm = clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.gradient_clipping or math.inf)
         loss, gradient_norm = torch.stack((mean_loss, full_tensor(norm))).tolist()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             self._skip(step + 1, loss, gradient_norm)
@@ -225,7 +210,7 @@ class LanguageModelling(pl.LightningModule):
             "train/perplexity": math.exp(min(loss, 700.0)),
             "learning_rate": rate,
             "gradient_norm": gradient_norm,
-            **({"context_length": float(self.length)} if self._curriculum.first_length else {}),
+            **({"context_length": float(self.length)} if self.recipe.curriculum.first_length else {}),
             **layers,
         }
 
@@ -233,7 +218,7 @@ class LanguageModelling(pl.LightningModule):
         """All ranks see the same loss and norm, so all do the same."""
         self._skipped_in_a_row += 1
         said = f"step {step}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}"
-        if not self._skips_nonfinite:
+        if self.recipe.on_nonfinite == "stop":
             raise TrainingError(f"{said}: {STEADIER}, or on_nonfinite=skip")
         if self._skipped_in_a_row == MOST_SKIPPED:
             raise TrainingError(f"{said}, and {MOST_SKIPPED} steps in a row were skipped: nothing is learned any more")

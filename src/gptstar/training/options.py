@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from gptstar.errors import ConfigError
+from gptstar.training.named import check_specs
 
 OURS = {
     "accelerator": "hardware.accelerator",
@@ -22,7 +23,6 @@ OURS = {
     "log_every_n_steps": "log_every",
     "logger": "tracker",
     "default_root_dir": "output",
-    "callbacks": "the code",
     "plugins": "the code",
     "strategy": "hardware.strategy",
     "num_nodes": "hardware.nodes",
@@ -43,8 +43,8 @@ PROFILERS = (TRACE, "simple", "advanced", "pytorch")
 
 
 def lightning_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without our own profiler, which Lightning does not know."""
-    return {key: value for key, value in options.items() if (key, value) != ("profiler", TRACE)}
+    """The options that are passed on as they are: without callbacks, which are built, and our own profiler."""
+    return {key: value for key, value in options.items() if key != "callbacks" and (key, value) != ("profiler", TRACE)}
 
 
 def check_trainer_options(options: dict[str, Any]) -> None:
@@ -60,6 +60,7 @@ def check_trainer_options(options: dict[str, Any]) -> None:
     profiler = options.get("profiler")
     if profiler is not None and profiler not in PROFILERS:
         raise ConfigError(f"trainer.profiler={profiler} is not a profiler: choose one of {', '.join(PROFILERS)}")
+    check_specs("trainer.callbacks", options.get("callbacks", ()))
     if not options:
         return
     import lightning.pytorch as pl  # takes seconds, and a configuration is read by those who don't train, too

@@ -11,9 +11,11 @@ from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.kernels.products import KEPT_UP_TO
 from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
-from gptstar.training.hardware import PEAK_BF16_FLOPS, HardwareConfig, Precision, data_sheet_name
+from gptstar.training.hardware import PEAK_BF16_FLOPS, Hardware, Precision, data_sheet_name
 from gptstar.training.memory import own_part
-from gptstar.training.optimizer import Algorithm
+from gptstar.training.optimizers import Optimizer
+from gptstar.training.optimizers.adamw import AdamW
+from gptstar.training.recipe import Recipe
 
 CPU_PROGRAM, GPU_PROGRAM = 600_000_000, 1_500_000_000
 """Bytes of Python, PyTorch and its libraries; of a GPU its context and libraries, assumed."""
@@ -33,9 +35,6 @@ TYPICAL_PEAK = 300e12
 
 EAGER_LOGIT = 12
 """Bytes of a logit that a loss without a compiler makes in float32: itself, its softmax, and the gradient of both."""
-
-QUANTISED_BYTES = 2 + 8 / 256
-"""Of a parameter's two moments in 8 bits: bitsandbytes keeps a float32 scale for each 256 of either."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,9 @@ class Memory:
         return {each.name: size for each in fields(self) if (size := getattr(self, each.name))}
 
 
+ADAMW = AdamW(learning_rate=1e-3)
+
+
 @dataclass(frozen=True)
 class Workload:
     """What a device computes, as far as its memory depends on it.
@@ -80,7 +82,7 @@ class Workload:
     Attributes:
         shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
         on_gpu: attention keeps no weights.
-        algorithm: of the optimizer.
+        optimizer: whose state is held.
         compiled: of a GPU: the logits become their own gradient. Else each step of the loss makes a tensor.
     """
 
@@ -90,23 +92,21 @@ class Workload:
     activation_checkpointing: bool = False
     shards: int = 1
     on_gpu: bool = True
-    algorithm: Algorithm = "adamw"
+    optimizer: Optimizer = ADAMW
     compiled: bool = True
 
     @classmethod
-    def planned(
-        cls, model: GPTConfig, context_length: int, hardware: HardwareConfig, algorithm: Algorithm, on_gpu: bool
-    ) -> Self:
+    def planned(cls, recipe: Recipe, hardware: Hardware, *, on_gpu: bool) -> Self:
         """The workload of a configuration; a GPU that is not here computes in bf16."""
         elsewhere = on_gpu and hardware.device().type == "cpu" and hardware.precision == "auto"
         return cls(
-            model,
-            context_length,
+            recipe.model,
+            recipe.data.context_length,
             "bf16" if elsewhere else hardware.resolved_precision(),
             hardware.activation_checkpointing,
             shards=hardware.world_size if hardware.sharded else 1,
             on_gpu=on_gpu,
-            algorithm=algorithm,
+            optimizer=recipe.optimizer,
             compiled=hardware.compile != "never",
         )
 
@@ -128,12 +128,12 @@ class Workload:
         return Memory(
             parameters=4 * model.n_params // shards,
             gradients=4 * model.n_params // shards,
-            optimizer=self._moments // shards,
+            optimizer=self.optimizer.state_bytes(self.model) // shards,
             casts=casts,
             gathered=gathered,
             activations=self._activations(sequences * self.context_length),
             logits=self._logits(sequences * self.context_length, logits_at_once),
-            saving=0 if self.on_gpu else (4 * model.n_params + self._moments) // shards,
+            saving=0 if self.on_gpu else (4 * model.n_params + self.optimizer.state_bytes(self.model)) // shards,
             program=GPU_PROGRAM if self.on_gpu else CPU_PROGRAM,
         )
 
@@ -144,14 +144,6 @@ class Workload:
     @property
     def _block_params(self) -> int:
         return (self.model.n_params - self.model.n_vocab * self.model.d_model) // self.model.n_layers
-
-    @property
-    def _moments(self) -> int:
-        model = self.model
-        A = model.n_heads * model.head_width
-        matrices = model.n_layers * (4 * A * model.d_model + 2 * model.mlp_width * model.d_model)
-        in_8_bits = int((8 - QUANTISED_BYTES) * (model.n_vocab * model.d_model + matrices))
-        return 8 * model.n_params - {"adamw": 0, "muon": 4 * matrices, "adamw_8bit": in_8_bits}[self.algorithm]
 
     def _activations(self, tokens: int) -> int:
         """What autograd keeps of a token in a block.
@@ -219,7 +211,7 @@ def known_device(name: str) -> Device:
     return Device(known, GPU_MEMORY[known] * 10**9, PEAK_BF16_FLOPS[known], share, is_gpu=True, source=source)
 
 
-def this_device(hardware: HardwareConfig) -> Device:
+def this_device(hardware: Hardware) -> Device:
     """What this machine has for each process; the rate of a device without a data sheet is measured, in a second."""
     if hardware.device().type == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -234,7 +226,7 @@ def this_device(hardware: HardwareConfig) -> Device:
     return Device(name, memory, peak, CPU_SHARE[0], is_gpu=False, source=CPU_SHARE[1])
 
 
-def free_device(hardware: HardwareConfig) -> Device:
+def free_device(hardware: Hardware) -> Device:
     """This process's device, with the memory that is free now; of a GPU that jobs share, this job's part."""
     if hardware.device().type == "cpu":
         return Device("cpu", _machine_memory(), 0.0, 1.0, is_gpu=False)

@@ -1,12 +1,10 @@
 """What a finished run shows: a bigram to beat, loss beyond the training context, samples, and two pictures."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
+import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 from rich.markup import escape
 
@@ -28,26 +26,17 @@ from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
 from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
+from gptstar.training.hardware import Hardware
 from gptstar.training.metrics_csv import read_metrics
+from gptstar.training.recipe import Recipe
+from gptstar.training.record import Record
 from gptstar.training.tracker import log_texts
 
 PROMPTS = ("The", "If the", "Return a")
 
 
 def conclude(
-    folder: Path,
-    shards: ShardFolder,
-    *,
-    name: str,
-    report: bool,
-    reading: LengthConfig,
-    context_length: int,
-    extrapolates: bool,
-    validation_tokens: int,
-    device: torch.device,
-    bf16: bool,
-    console: Console,
-    loggers: Sequence[Logger],
+    trainer: pl.Trainer, shards: ShardFolder, recipe: Recipe, hardware: Hardware, record: Record, console: Console
 ) -> None:
     """Draw the loss; with `report` also print what the best checkpoint can do, and write it down.
 
@@ -55,11 +44,13 @@ def conclude(
     `length`.
 
     Args:
-        reading: a study of context length to make of the best checkpoint, where it names lengths.
-        extrapolates: whether the model takes more tokens than it was trained with.
+        trainer: of the run that has ended.
     """
+    folder, name, device = record.output, record.name, trainer.strategy.root_device
+    context_length, validation_tokens = recipe.data.context_length, recipe.data.validation_tokens
+    extrapolates = recipe.model.n_ctx is None
     rows = read_metrics(folder)
-    bigram = bigram_loss(shards, validation_tokens) if report else None
+    bigram = bigram_loss(shards, validation_tokens) if record.report else None
     plot_loss(rows, folder / "loss.png", name, bigram)
     if bigram is not None:
         model = load(folder).to(device)
@@ -68,7 +59,9 @@ def conclude(
         asked = LengthConfig(max_tokens=validation_tokens)
         lengths = [length for length in asked.lengths(context_length) if length <= longest]
         plan = Plan(text, asked, lengths)
-        losses = losses_of(model, device, torch.bfloat16 if bf16 else torch.float32)
+        losses = losses_of(
+            model, device, torch.float32 if hardware.resolved_precision() == "float32" else torch.bfloat16
+        )
         reader = Reader(losses, device, batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens)
         with console.status("reading at each context length"):
             curve = read_curve(reader, plan, name=name, trained_at=context_length)
@@ -86,14 +79,14 @@ def conclude(
             "bigram_loss": bigram,
             "lengths": [asdict(result) for result in curve.lengths],
         }
-        log_texts(loggers, {f"sample {number}": sample for number, sample in enumerate(samples, start=1)})
+        log_texts(trainer.loggers, {f"sample {number}": sample for number, sample in enumerate(samples, start=1)})
         (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
-    if reading.reads:
+    if record.reading.reads:
         try:
             study(
                 [read_with_identity(find(folder))],
-                reading,
-                shards=None if reading.text else str(shards.folder),
+                record.reading,
+                shards=None if record.reading.text else str(shards.folder),
                 device=device,
                 console=console,
                 output=folder / "length",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,13 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks
-from gptstar.training.curriculum import CurriculumConfig
-from gptstar.training.optimizer import OptimizerConfig
-from gptstar.training.schedule import ScheduleConfig
+from gptstar.training.recipe import Recipe
+from gptstar.training.record import Record
+from gptstar.training.schedules import SCHEDULES, Schedule
+from gptstar.training.settings import differing
 from gptstar.training.sharding import fill, load_sharded, parts_of
 
 OF_SCHEDULE = "schedule."
-START_ONLY = {"model.residual_init"}
-"""Settings that matter to a run's first step alone."""
-
-LATER_OPTIONS: dict[str, Any] = {
-    f"{section}.{field.name}": field.default
-    for section, kind in (("optimizer", OptimizerConfig), ("curriculum", CurriculumConfig))
-    for field in fields(kind)
-    if field.default is not MISSING
-}
-"""What a checkpoint was made under that knows nothing of an option, because it is older."""
-
 
 Materialise = Callable[[GPT], OptimizerState]
 """Gives a model in parts, whose tensors are empty, its weights; returns the optimizer's state, in parts too."""
@@ -67,51 +57,55 @@ def read_for(path: Path, ranks: Ranks, *, sharded: bool) -> Checkpoint:
 
 def begin(
     source: tuple[Path, Checkpoint] | None,
-    config: GPTConfig,
-    *,
-    seed: int,
+    recipe: Recipe,
     settings: dict[str, Any],
     shards: ShardFolder,
-    folder: Path,
-    sharded: bool = False,
-    branches: bool = False,
+    record: Record,
+    *,
+    sharded: bool,
 ) -> Beginning:
     """A model and its state, new or those of a checkpoint.
 
     Args:
         source: what to go on from; None begins with new weights. One without training state lends its weights to a run
             that begins at step 0.
-        settings: what shapes the result, as flat dotted keys.
-        folder: the run directory.
+        recipe: resolved.
+        settings: of this run, by dotted key.
         sharded: each rank is to have a part of the model.
-        branches: a checkpoint from elsewhere may be of another schedule, if this one gave all its steps the same rate.
 
     Raises:
         CheckpointError: the checkpoint is of another tokenizer, or its weights don't fit.
-        ConfigError: it was made under other settings or from other data; names the keys.
+        ConfigError: it was made under other settings or from other data, or is beyond the run's last step; names the
+            keys.
     """
     new = TrainingState(0, 0, None, settings, data={}, optimizer={})
     if source is None:
         if not sharded:
-            torch.manual_seed(seed)
-            return Beginning(GPT(config), new)
+            torch.manual_seed(recipe.seed)
+            return Beginning(GPT(recipe.model), new)
 
         def draw(model: GPT) -> OptimizerState:
-            torch.manual_seed(seed)
+            torch.manual_seed(recipe.seed)
             fill(model, model.initial_weights())
             return {}
 
-        return Beginning(_shape_of(config), new, draw)
+        return Beginning(_shape_of(recipe.model), new, draw)
     path, checkpoint = source
-    elsewhere = path.resolve().parent != folder.resolve()
-    if branches and elsewhere:
+    elsewhere = path.resolve().parent != record.output.resolve()
+    if record.branch_from is not None and elsewhere:
         if checkpoint.training is None:
             raise ConfigError(
                 f"branch_from={path} holds weights alone, so there is no step to branch at: begin a run with them by "
                 f"resume={path}"
             )
         checkpoint = replace(checkpoint, training=_branched(path, checkpoint.training, settings))
-    state = _checked_state(path, checkpoint, config, settings, shards) or new
+    _check_source(path, checkpoint, settings, shards)
+    state = checkpoint.training or new
+    if state.step > recipe.total_steps:
+        raise ConfigError(
+            f"total_steps={recipe.total_steps} is behind {path}, which is at step {state.step}: give more steps, or "
+            "another output"
+        )
     if elsewhere:
         state = replace(state, best_loss=None)  # a run's best is its own
     if not sharded:
@@ -126,7 +120,7 @@ def begin(
         state.optimizer.clear()
         return states
 
-    return Beginning(_shape_of(config), state, restore)
+    return Beginning(_shape_of(recipe.model), state, restore)
 
 
 def _shape_of(config: GPTConfig) -> GPT:
@@ -137,15 +131,10 @@ def _shape_of(config: GPTConfig) -> GPT:
 def _branched(path: Path, state: TrainingState, settings: dict[str, Any]) -> TrainingState:
     """The state under our schedule, to which theirs was equal till now."""
     try:
-        theirs, ours = (
-            ScheduleConfig(**{key.removeprefix(OF_SCHEDULE): at[key] for key in at if key.startswith(OF_SCHEDULE)})
-            for at in (state.settings, settings)
-        )
-    except TypeError as error:
-        raise ConfigError(
-            f"{path} can't be branched from: its schedule is none that this version knows ({error}): use the version "
-            "that made it"
-        ) from error
+        theirs = _schedule(state.settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path} can't be branched from: {error}: use the version that made it") from error
+    ours = _schedule(settings)
     for step in range(state.step):
         there, here = theirs.fraction(step), ours.fraction(step)
         if not math.isclose(there, here, abs_tol=1e-12):
@@ -154,34 +143,36 @@ def _branched(path: Path, state: TrainingState, settings: dict[str, Any]) -> Tra
                 f"the peak, which this schedule puts at {here:.3g}: branch from an earlier checkpoint, or with a later "
                 "or shorter decay"
             )
-    return replace(state, settings={key: at for key, at in state.settings.items() if not key.startswith(OF_SCHEDULE)})
+    ours_alone = {key: value for key, value in settings.items() if key.startswith(OF_SCHEDULE)}
+    others = {key: value for key, value in state.settings.items() if not key.startswith(OF_SCHEDULE)}
+    return replace(state, settings=others | ours_alone)
 
 
-def _checked_state(
-    path: Path, checkpoint: Checkpoint, config: GPTConfig, settings: dict[str, Any], shards: ShardFolder
-) -> TrainingState | None:
+def _schedule(settings: dict[str, Any]) -> Schedule:
+    own = {key.removeprefix(OF_SCHEDULE): settings[key] for key in settings if key.startswith(OF_SCHEDULE)}
+    return SCHEDULES.parse({SCHEDULES.tag: SCHEDULES.before} | own)
+
+
+def _check_source(path: Path, checkpoint: Checkpoint, settings: dict[str, Any], shards: ShardFolder) -> None:
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != shards.manifest.tokenizer:
         raise CheckpointError(
             f"{path} was made with another tokenizer than the shards in {shards.folder}: prepare the text with its own"
         )
-    seen = checkpoint.training.data.get("fingerprint") if checkpoint.training else None
-    if checkpoint.training and seen not in (None, shards.manifest.fingerprint):
+    training = checkpoint.training
+    fingerprint = training.data.get("fingerprint") if training else None
+    if training and fingerprint not in (None, shards.manifest.fingerprint):
         raise ConfigError(
-            f"{path} has read the shards in {checkpoint.training.data['shards']}, and those in {shards.folder} hold "
-            "other tokens: give the same data, or choose another output to begin anew"
+            f"{path} has read the shards in {training.data['shards']}, and those in {shards.folder} hold other tokens: "
+            "give the same data, or choose another output to begin anew"
         )
-    _check_settings(path, checkpoint, config, settings)
-    return checkpoint.training
-
-
-def _check_settings(path: Path, checkpoint: Checkpoint, config: GPTConfig, settings: dict[str, Any]) -> None:
     theirs = {f"model.{key}": value for key, value in checkpoint.model.as_dict().items()}
-    if checkpoint.training and checkpoint.training.settings:
-        theirs |= LATER_OPTIONS | checkpoint.training.settings
-    ours = {f"model.{key}": value for key, value in config.as_dict().items()} | settings
-    differing = [key for key in theirs if key not in START_ONLY and theirs[key] != ours.get(key)]
-    if differing:
-        listed = ", ".join(f"{key} (there {theirs[key]}, here {ours.get(key)})" for key in differing)
-        only = all(key.startswith(OF_SCHEDULE) for key in differing)
+    if training and training.settings:
+        theirs |= training.settings
+        ours = settings
+    else:  # weights alone, which fit any settings but the model's
+        ours = {key: value for key, value in settings.items() if key.startswith("model.")}
+    if found := list(differing(theirs, ours)):
+        listed = ", ".join(f"{key} (there {there}, here {here})" for key, there, here in found)
+        only = all(key.startswith(OF_SCHEDULE) for key, _, _ in found)
         cure = "the same, or another output" + (", with branch_from for another schedule" if only else "")
         raise ConfigError(f"can't go on from {path} under other settings: {listed}: give {cure}")

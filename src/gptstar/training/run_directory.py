@@ -72,9 +72,13 @@ class RunDirectory:
         self._lock.release()
         _remove_unused(self.path)
 
-    def finished(self) -> None:
-        """Take note that the run has come to its end."""
-        self._status = Status("finished")
+    def finished(self, reason: str = "") -> None:
+        """Take note that the run has come to its end.
+
+        Args:
+            reason: why it ended before its last step.
+        """
+        self._status = Status("finished", reason)
 
     def start_from(
         self, resume: str, read: Callable[[Path], Checkpoint], warn: Callable[[str], None]
@@ -102,7 +106,7 @@ class RunDirectory:
                 return path, checkpoint
             if number == len(paths):
                 raise self._ranks.alike(CheckpointError(problems[0]))
-            warn(f"{problems[0]}; trying {paths[number].name}")
+            warn(f"warning: {problems[0]}; trying {paths[number].name}")
         return None
 
     def _candidates(self, resume: str) -> list[Path]:

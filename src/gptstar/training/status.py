@@ -11,25 +11,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gptstar.checkpoint.kept import LAST
-
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
 
 State = Literal["running", "finished", "stopped", "failed"]
 """`stopped` had saved and can go on; what was killed is left as `running`, without a lock."""
-
-FREE = (
-    "output",
-    "hardware",
-    "tracker",
-    "trainer",
-    "log_every",
-    "checkpoint_every",
-    "checkpoint_keep",
-    "resume",
-    "jobs_at_once",
-)
-"""Keys that a finished run need not be run again for, but for `hardware.precision`."""
 
 
 @dataclass(frozen=True)
@@ -91,27 +76,3 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError("config.yaml holds no configuration")
     return {str(key): value for key, value in tree.items()}
-
-
-def is_finished(folder: Path, config_yaml: str) -> bool:
-    """Whether a run has come to its end under this configuration, but for what does not shape the result.
-
-    One whose checkpoints were removed is not: what would it be evaluated by?
-    """
-    status = Status.read(folder)
-    if status is None or status.state != "finished" or not (folder / LAST).exists():
-        return False
-    try:
-        before = read_config(folder)
-    except (OSError, ValueError):
-        return False
-    now = OmegaConf.to_container(OmegaConf.create(config_yaml))
-    assert isinstance(now, dict)
-    differing = {key for key in {*before, *now} - {*FREE} if before.get(key) != now.get(key)}
-    return not differing and _precision(before) == _precision(now)
-
-
-def _precision(config: dict[Any, Any]) -> Any:
-    """Of all that a run computes on, what shapes the result."""
-    hardware = config.get("hardware")
-    return hardware.get("precision") if isinstance(hardware, dict) else None

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,63 +14,91 @@ from rich.console import Console
 
 from gptstar.data.storage.shards import Manifest
 from gptstar.errors import ConfigError
+from gptstar.training.named import build_named, check_specs
 from gptstar.training.status import read_config
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers.logger import Logger
 
+    from gptstar.training.record import Record
+
 
 @dataclass(frozen=True)
-class TrackerConfig:
+class Tracker:
     """Where metrics go beside `metrics.csv`.
 
     Attributes:
-        kind: `csv` (nothing more), `tensorboard` or `wandb`.
+        kind: one tracker, `tensorboard` or `wandb`; `csv` stands for none.
+        to: trackers by name, `{wandb: true}`: a choice of several, `tracker=[wandb,tensorboard]`, puts each here.
         project, mode: of wandb; offline needs no account.
+        loggers: loggers of Lightning's, or of the same kind: `{use: "package.module:Class", argument: value}`.
         gradient_norms: `total`, or `layers` for one a block as well.
     """
 
     kind: Literal["csv", "tensorboard", "wandb"] = "csv"
+    to: dict[Literal["tensorboard", "wandb"], bool] = field(default_factory=dict)
     project: str = "gptstar"
     mode: Literal["offline", "online"] = "offline"
+    loggers: tuple[dict[str, Any], ...] = ()
     gradient_norms: Literal["total", "layers"] = "total"
 
     def __post_init__(self) -> None:
-        if self.kind != "csv" and find_spec(self.kind) is None:
-            raise ConfigError(f"tracker={self.kind} needs the package {self.kind}: pip install 'gptstar[{self.kind}]'")
+        check_specs("tracker.loggers", self.loggers)
+
+    def check_here(self) -> None:
+        """See that the packages are installed.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        for name in self.names:
+            if find_spec(name) is None:
+                raise ConfigError(f"tracker={name} needs the package {name}: pip install 'gptstar[{name}]'")
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers that are asked for by name."""
+        return sorted({name for name, on in self.to.items() if on} | ({self.kind} - {"csv"}))
 
 
 @contextlib.contextmanager
-def tracked(
-    tracker: TrackerConfig, folder: Path, name: str, start_step: int, console: Console
-) -> Iterator[list["Logger"]]:
-    """The CSV, and what `tracker` asks for beside it; finished at the end, as wandb's run would go on into another.
+def tracked(record: "Record", start_step: int, console: Console) -> Iterator[list["Logger"]]:
+    """The CSV, and the trackers that are asked for; finished at the end, so that wandb's run does not last longer.
 
     Args:
-        folder: the run directory.
-        start_step: that the run goes on from.
+        record: `output` is the run directory.
+        start_step: the step that the run goes on from.
+
+    Raises:
+        ConfigError: a logger can't be built.
     """
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger  # takes seconds
+    from lightning.pytorch.loggers.logger import Logger
 
     from gptstar.training.metrics import MetricsCSV
 
+    folder, tracker = record.output, record.tracker
     loggers: list[Logger] = [MetricsCSV(folder, start_step)]
-    if tracker.kind == "tensorboard":
+    if "tensorboard" in tracker.names:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
     own_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on stays one run
     run_id = os.environ.get("WANDB_RUN_ID", own_id)  # an agent of wandb's sweeps gives it
     offline = tracker.mode == "offline"
-    if tracker.kind == "wandb":
+    if "wandb" in tracker.names:
         where: dict[str, Any] = {"project": tracker.project, "offline": offline}
         where["resume"] = None if offline else "allow"
-        loggers.append(WandbLogger(name=name, save_dir=folder, id=run_id, **where))
+        loggers.append(WandbLogger(name=record.name, save_dir=folder, id=run_id, **where))
+    loggers += [
+        build_named("tracker.loggers", spec, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
+        for spec in tracker.loggers
+    ]
     try:
         yield loggers
     finally:
         for logger in loggers:
             if isinstance(logger, WandbLogger):
                 logger.experiment.finish()
-    if tracker.kind == "wandb" and offline:
+    if "wandb" in tracker.names and offline:
         parts = "".join(f" '{part}'" for part in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}")))
         console.print(f"to send it to wandb, in one piece: wandb sync{parts}", highlight=False, soft_wrap=True)
 

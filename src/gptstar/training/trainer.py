@@ -3,8 +3,6 @@
 import logging
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -15,25 +13,30 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from gptstar.errors import ConfigError
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
-from gptstar.training.hardware import HardwareConfig
+from gptstar.training.hardware import Hardware
+from gptstar.training.options import lightning_options
+from gptstar.training.recipe import Recipe
+from gptstar.training.record import Record
 
 
 def build_trainer(
-    hardware: HardwareConfig,
+    recipe: Recipe,
+    hardware: Hardware,
+    record: Record,
     *,
-    folder: Path,
-    total_steps: int,
     accumulate: int,
-    validate_every: int,
     loggers: Sequence[Logger],
     callbacks: Sequence[pl.Callback],
-    options: dict[str, Any],
 ) -> pl.Trainer:
     """A Trainer whose counters count what ours do.
+
+    Args:
+        accumulate: micro-batches of a step.
 
     Raises:
         ConfigError: an option has a value that the Trainer refuses.
     """
+    options = lightning_options(record.trainer)
     _quieten(profiling="profiler" in options)
     steps_to_batches = {
         key: options[key] * accumulate for key in ("overfit_batches", "limit_train_batches") if key in options
@@ -46,15 +49,15 @@ def build_trainer(
             strategy=_strategy(hardware),
             plugins=[LightningEnvironment() if hardware.world_size == 1 else TorchElasticEnvironment()],
             precision="bf16-mixed" if hardware.resolved_precision() == "bf16" else "32-true",
-            max_steps=total_steps,
+            max_steps=recipe.total_steps,
             max_epochs=-1,
             accumulate_grad_batches=accumulate,
-            val_check_interval=validate_every * accumulate,
+            val_check_interval=record.validate_every * accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             logger=list(loggers),
             callbacks=list(callbacks),
-            default_root_dir=folder,
+            default_root_dir=record.output,
             use_distributed_sampler=False,
             enable_model_summary=False,
             inference_mode=False,  # a validation after the last step is then the graph of those before it
@@ -65,7 +68,7 @@ def build_trainer(
         raise ConfigError(f"Lightning refuses {given}: {str(error).strip().partition(chr(10))[0]}") from error
 
 
-def _strategy(hardware: HardwareConfig) -> str | DDPStrategy | ModelParallelStrategy:
+def _strategy(hardware: Hardware) -> str | DDPStrategy | ModelParallelStrategy:
     if hardware.world_size == 1:
         return "auto"
     backend = "gloo" if hardware.device().type == "cpu" else "nccl"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gptstar.errors import ConfigError
+from gptstar.fields import Count, Seed32, check_ranges
 
 CONTROL = 512
 """The context that longer ones are measured against where the same targets are read at each."""
@@ -49,28 +50,23 @@ class LengthConfig:
     context_lengths: tuple[int, ...] | None = None
     multiples: tuple[int, ...] = (1, 2, 4, 8)
     protocol: Protocol = "disjoint"
-    stride: int | None = None
-    targets: int | None = None
-    room: int | None = None
+    stride: Count | None = None
+    targets: Count | None = None
+    room: Count | None = None
     text: str | tuple[str, ...] | None = None
     column: str | None = None
     documents: Literal["apart", "joined"] | None = None
-    last_bytes: int | None = None
+    last_bytes: Count | None = None
     legacy_metric: Literal["perplexity", "bits_per_byte"] = "perplexity"
-    max_tokens: int | None = None
-    trained_at: int | None = None
+    max_tokens: Count | None = None
+    trained_at: Count | None = None
     rotary_scaling: tuple[Scaling, ...] = ("none", "ntk", "yarn")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_tokens: int | None = None
-    seed: int = 1234
+    batch_tokens: Count | None = None
+    seed: Seed32 = 1234
 
     def __post_init__(self) -> None:
-        for name in ("stride", "targets", "room", "last_bytes", "max_tokens", "trained_at", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"evaluation.{name}={value} is below 1")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"evaluation.seed={self.seed} is negative or beyond 2**32")
+        check_ranges(self, "evaluation.")
         if self.text is not None and not self.text:
             raise ConfigError("evaluation.text is empty: name files, or leave it out")
         if not self.rotary_scaling or len(set(self.rotary_scaling)) < len(self.rotary_scaling):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from gptstar.errors import ConfigError
+from gptstar.fields import Count, NotNegative, Seed32, check_ranges
 
 SUITE = ("lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande")
 """What GPT* was published with."""
@@ -37,32 +38,32 @@ class TasksConfig:
 
     study: Literal["harness"] = "harness"
     tasks: tuple[str, ...] = SUITE
-    limit: int | None = None
+    limit: Count | None = None
     data_dir: Path | None = None
-    context_length: int | None = None
-    num_fewshot: int | None = None
+    context_length: Count | None = None
+    num_fewshot: NotNegative | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    batch_tokens: int | None = None
-    batch_size: int | None = None
-    seed: int = 1234
+    batch_tokens: Count | None = None
+    batch_size: Count | None = None
+    seed: Seed32 = 1234
     cache: Path | None = None
     overlap: Path | None = None
-    every_n_steps: int | None = None
+    every_n_steps: Count | None = None
 
     def __post_init__(self) -> None:
-        for name in ("limit", "context_length", "batch_tokens", "batch_size", "every_n_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"evaluation.{name}={value} is below 1")
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise ConfigError(f"evaluation.num_fewshot={self.num_fewshot} is below 0")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(f"evaluation.seed={self.seed} is negative or beyond 2**32")
+        check_ranges(self, "evaluation.")
         if not self.tasks:
             raise ConfigError("evaluation.tasks is empty: name some, such as [piqa,winogrande]")
+
+    def check_here(self) -> None:
+        """See that the files exist.
+
+        Raises:
+            ConfigError: one does not.
+        """
         for path, what in ((self.data_dir, "folder"), (self.overlap, "file")):
             if path is not None and not (path.is_dir() if what == "folder" else path.is_file()):
-                raise ConfigError(f"evaluation.{'data_dir' if what == 'folder' else 'overlap'}={path} is no {what}")
+                raise ConfigError(f"evaluation.{'data_dir' if what == 'folder' else 'overlap'}={path} is not a {what}")
 
     def length_for(self, task: str, n_ctx: int | None) -> int:
         """Tokens read at most in a task.

@@ -1,0 +1,51 @@
+"""Lightning's callbacks and loggers, and any others of their kind, from the words of a configuration."""
+
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, TypeVar
+
+from gptstar.errors import ConfigError, in_one_line
+
+Part = TypeVar("Part")
+
+
+def check_specs(key: str, specs: Any) -> None:
+    """See that a value is a list of parts, each with the class to `use`.
+
+    Raises:
+        ConfigError: it is not; says how to write it.
+    """
+    example = f'{key}=[{{use: "PACKAGE.MODULE:CLASS", ARGUMENT: VALUE}}]'
+    if not isinstance(specs, list | tuple):
+        raise ConfigError(f"{key}={specs} is not a list: give {example}")
+    for spec in specs:
+        use = spec.get("use") if isinstance(spec, Mapping) else None
+        if not isinstance(use, str) or use.count(":") != 1:
+            raise ConfigError(f"{key}: {spec} does not name a class: give {example}")
+
+
+def build_named(key: str, spec: Mapping[str, Any], kind: type[Part], **defaults: Any) -> Part:
+    """Build the part that `{use: "package.module:Class", argument: value}` stands for.
+
+    Args:
+        key: of the configuration, for refusals.
+        kind: what the class has to be a subclass of.
+        defaults: arguments that are given unless the spec has them, and only if the class takes them.
+
+    Raises:
+        ConfigError: the class can't be imported, is of another kind, or refuses its arguments; names it.
+    """
+    module, _, name = spec["use"].partition(":")
+    arguments = {str(argument): value for argument, value in spec.items() if argument != "use"}
+    try:
+        cls = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}: {spec['use']} can't be imported: {in_one_line(error)}") from error
+    if not (isinstance(cls, type) and issubclass(cls, kind)):
+        raise ConfigError(f"{key}: {spec['use']} is not a {kind.__name__} of Lightning's")
+    taken = inspect.signature(cls).parameters
+    try:
+        return cls(**{name: value for name, value in defaults.items() if name in taken} | arguments)
+    except Exception as error:
+        raise ConfigError(f"{key}: {spec['use']} refuses its arguments: {in_one_line(error)}") from error

@@ -1,0 +1,42 @@
+"""AdamW, as in the GPT-3 paper."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptstar.fields import BelowOne, Positive
+from gptstar.model import GPT
+from gptstar.training.optimizers.base import OPTIMIZERS, Optimizer
+
+
+@OPTIMIZERS.register("adamw")
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """AdamW with small moments.
+
+    Attributes:
+        beta1, beta2: the decay of the gradient's mean and of its square's.
+        epsilon: added to the root of the second.
+
+    Source: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019; values: Brown et al., "Language Models
+    are Few-Shot Learners", 2020, appendix B.
+    """
+
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.95
+    epsilon: Positive = 1e-8
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of PyTorch's class."""
+        return {"lr": self.learning_rate, "betas": (self.beta1, self.beta2), "eps": self.epsilon}
+
+    def build(self, model: GPT) -> torch.optim.Optimizer:
+        """Build PyTorch's own, fused."""
+        return torch.optim.AdamW(self.groups(model), fused=True, **self.options)
+
+    def moments(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
+        """Two of every parameter."""
+        return {name: ("exp_avg", "exp_avg_sq") for name, _ in model.named_parameters()}

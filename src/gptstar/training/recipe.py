@@ -1,0 +1,80 @@
+"""What shapes the result of a run."""
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self
+
+from gptstar.data.config import DataConfig
+from gptstar.errors import ConfigError
+from gptstar.fields import Count, Role, Seed, Shown, check_ranges
+from gptstar.model import GPTConfig
+from gptstar.training.curriculum import Curriculum
+from gptstar.training.optimizers import OPTIMIZERS, Optimizer
+from gptstar.training.schedules import SCHEDULES, Schedule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What shapes the result of a run; its precision, which does so too, is a key of `hardware`.
+
+    Attributes:
+        seed: of initial weights, data order and dropout.
+        total_steps: optimizer steps in all.
+        batch_tokens: tokens per optimizer step.
+        on_nonfinite: `stop`, or `skip` a step whose loss or gradient is not finite.
+    """
+
+    seed: Annotated[Seed, Shown.ALWAYS]
+    total_steps: Annotated[Count, Role.CHANGEABLE, Shown.ALWAYS]
+    batch_tokens: Annotated[Count, Shown.ALWAYS]
+    on_nonfinite: Annotated[Literal["stop", "skip"], Role.CHANGEABLE]
+    model: GPTConfig
+    data: DataConfig
+    optimizer: Annotated[Optimizer, OPTIMIZERS]
+    schedule: Annotated[Schedule, SCHEDULES]
+    curriculum: Curriculum
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "")
+        if self.total_steps * self.batch_tokens >= 2**62:
+            raise ConfigError(f"total_steps={self.total_steps} is more than can be counted")
+        if self.batch_tokens % self.data.block_tokens:
+            raise ConfigError(
+                f"batch_tokens={self.batch_tokens} is not a multiple of data.block_tokens={self.data.block_tokens}: "
+                "a step reads whole blocks; change one of them"
+            )
+        if self.model.n_ctx is not None and self.data.context_length > self.model.n_ctx:
+            raise ConfigError(
+                f"data.context_length={self.data.context_length} exceeds model.n_ctx={self.model.n_ctx}; learned "
+                "positions cannot extrapolate: shorten the context or use model.positions=alibi"
+            )
+        self.schedule.resolved(self.total_steps)
+        self.curriculum.resolved(self.data.context_length, self.total_steps)
+        self.curriculum.check_end(max(self.total_steps, self.schedule.end or 0))
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Sequences of an optimizer step, on all devices together."""
+        return self.batch_tokens // self.data.context_length
+
+    def resolved(self, precision: str) -> Self:
+        """Return the same for a run that computes in `precision`, with nothing left to derive."""
+        return replace(
+            self,
+            optimizer=self.optimizer.resolved(precision),
+            schedule=self.schedule.resolved(self.total_steps),
+            curriculum=self.curriculum.resolved(self.data.context_length, self.total_steps),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every value, nested as in a configuration, and choices with their names."""
+        return {
+            "seed": self.seed,
+            "total_steps": self.total_steps,
+            "batch_tokens": self.batch_tokens,
+            "on_nonfinite": self.on_nonfinite,
+            "model": self.model.as_dict(),
+            "data": vars(self.data),
+            "optimizer": OPTIMIZERS.describe(self.optimizer),
+            "schedule": SCHEDULES.describe(self.schedule),
+            "curriculum": vars(self.curriculum),
+        }

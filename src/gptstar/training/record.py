@@ -1,0 +1,79 @@
+"""What is kept of a run, and where; and from where a run starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from gptstar.checkpoint.kept import LAST
+from gptstar.errors import ConfigError
+from gptstar.evaluation.length.config import LengthConfig
+from gptstar.evaluation.tasks.config import TasksConfig
+from gptstar.fields import Count, Role, check_ranges
+from gptstar.training.options import check_trainer_options
+from gptstar.training.tracker import Tracker
+
+RESUME_WORDS = ("auto", "never")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a run, and where.
+
+    Attributes:
+        name: the run's.
+        output: the run directory.
+        resume: `auto` continues from the run directory's last checkpoint if there is one; a path starts from that
+            checkpoint; `never` refuses a directory that holds a run.
+        branch_from: a checkpoint to start from, whose schedule must match this run's up to that step.
+        checkpoint_every, validate_every, log_every: in steps.
+        checkpoint_keep: how many of the newest checkpoints to keep; the best is kept too.
+        report: at the end, compare with a bigram model, read beyond the training context, and sample.
+        reading: at the end, a study of context length, if it names lengths.
+        evaluation: on tasks of the harness, every so many steps.
+        jobs_at_once: how many jobs of a sweep run at a time on one machine.
+        trainer: options passed through to Lightning's Trainer.
+        plugins: modules to import, which register choices of the user's own.
+    """
+
+    name: str
+    output: Path
+    resume: str
+    branch_from: Annotated[Path | None, Role.CHANGEABLE]
+    checkpoint_every: Count
+    checkpoint_keep: Count
+    validate_every: Annotated[Count, Role.MEASURE]
+    log_every: Count
+    report: Annotated[bool, Role.MEASURE]
+    reading: Annotated[LengthConfig, Role.MEASURE]
+    evaluation: Annotated[TasksConfig, Role.MEASURE]
+    tracker: Tracker
+    jobs_at_once: Count
+    trainer: Annotated[dict[str, Any], Role.MACHINE]
+    plugins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "")
+        if self.branch_from is not None and self.resume != "auto":
+            raise ConfigError(f"branch_from={self.branch_from} and resume={self.resume}: give one of them")
+        if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
+            raise ConfigError("evaluation.cache can't be used during training: leave it out")
+        check_trainer_options(self.trainer)
+
+    def check_here(self) -> None:
+        """See that this machine has the files and packages that are named.
+
+        Raises:
+            ConfigError: one is missing.
+        """
+        began = (self.output / LAST).exists()  # then the run continues from its own
+        if self.branch_from is not None and not self.branch_from.exists() and not began:
+            raise ConfigError(f"branch_from={self.branch_from} is not a checkpoint that exists")
+        if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
+            raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
+        self.tracker.check_here()
+        self.evaluation.check_here()
+
+    @property
+    def source(self) -> str:
+        """What to start from: `auto`, `never`, or the path of a checkpoint."""
+        return str(self.branch_from or self.resume)

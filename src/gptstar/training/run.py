@@ -1,0 +1,206 @@
+"""A training run, from its configuration to its results, in the order in which things happen."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+
+from gptstar.checkpoint.kept import LAST
+from gptstar.data.datamodule import WindowsDataModule
+from gptstar.data.preparation.prepare import ensure_prepared
+from gptstar.data.storage.shards import ShardFolder
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.errors import Refusal, TrainingError
+from gptstar.ranks import Ranks, joined
+from gptstar.training.benchmarks import EvaluateTasks
+from gptstar.training.callbacks import ended_by, restore_states, states_of, user_callbacks
+from gptstar.training.checkpoints import SaveCheckpoints, is_trial
+from gptstar.training.compiling import NotCompiledError
+from gptstar.training.hardware import Hardware
+from gptstar.training.memory import keep_freed_memory, stay_within_own_part
+from gptstar.training.metrics import RecordMetrics
+from gptstar.training.micro_batch import MicroBatches, agreed_micro_batches, out_of_memory
+from gptstar.training.module import LanguageModelling
+from gptstar.training.options import TRACE
+from gptstar.training.plan import Workload
+from gptstar.training.profile import ProfileSteps
+from gptstar.training.progress import StepProgress
+from gptstar.training.recipe import Recipe
+from gptstar.training.record import Record
+from gptstar.training.report import conclude
+from gptstar.training.resume import begin, read_for
+from gptstar.training.run_directory import RunDirectory
+from gptstar.training.saving import BackgroundWriter
+from gptstar.training.settings import is_finished, settings_of
+from gptstar.training.tracker import describe_run, tracked
+from gptstar.training.trainer import build_trainer, fast_forward, fit
+
+
+def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) -> None:
+    """Run to the last step, or go on to it, and conclude.
+
+    Args:
+        config_yaml: the composed configuration as text, for the run directory.
+
+    Raises:
+        Refusal: whatever the user can put right; what was saved before stands.
+    """
+    device_type = hardware.device().type
+    if device_type == "cpu":
+        keep_freed_memory()
+    with joined(device_type) as ranks, RunDirectory(record.output, ranks) as directory, ExitStack() as until_the_end:
+        hardware.check_world(ranks.world_size)
+        if device_type == "cuda":
+            stay_within_own_part()
+        console = Console(quiet=not ranks.first)
+        say = partial(console.print, soft_wrap=True, highlight=False)
+        record, recipe = replace(record, output=directory.path), recipe.resolved(hardware.resolved_precision())
+        if record.resume == "auto" and ranks.agreed(lambda: is_finished(record.output, config_yaml)):
+            say(f"{record.output} is finished already")
+            return
+        warn = partial(say, style="yellow")
+        callbacks = user_callbacks(record.trainer)
+        shards = ranks.in_turn(lambda: ensure_prepared(recipe.data, recipe.model.n_vocab, console))
+        source = directory.start_from(record.source, lambda path: read_for(path, ranks, sharded=hardware.sharded), warn)
+        saved = source[1].training.machine if source and source[1].training else {}
+        batches = _agreed_batches(recipe, hardware, saved, ranks, warn)
+        data = _data(recipe, hardware, shards, batches)
+        settings = settings_of(recipe, hardware) | {f"data.mixture.{name}": n for name, n in data.mixed_blocks.items()}
+        beginning = ranks.together(lambda: begin(source, recipe, settings, shards, record, sharded=hardware.sharded))
+        restore_states(callbacks, beginning.state.callbacks)
+        data.start_step = step = beginning.state.step
+        if source is not None:
+            say(f"going on from {source[0]} at step {step:,} of {recipe.total_steps:,}")
+        say(_headline(recipe, record, batches))
+
+        def describe(step: int) -> dict[str, dict[str, Any]]:
+            about = {"settings": settings, "data": _data_read(step, recipe, data, shards)}
+            return about | {"machine": batches.as_dict(ranks.world_size), "callbacks": states_of(callbacks)}
+
+        writer = BackgroundWriter(record.output, keep=record.checkpoint_keep, ranks=ranks, sharded=hardware.sharded)
+        tokenizer = shards.tokenizer
+        saver = SaveCheckpoints(writer, record, recipe.total_steps, tokenizer.json_text, describe, beginning.state)
+        trainer = build_trainer(
+            recipe,
+            hardware,
+            record,
+            accumulate=batches.accumulate,
+            loggers=until_the_end.enter_context(tracked(record, step, console)),
+            callbacks=[*_observers(recipe, hardware, record, tokenizer, console), *callbacks, saver],
+        )
+        norms = record.tracker.gradient_norms
+        module = LanguageModelling(beginning, recipe, hardware, tokenizer, list(data.validation), norms)
+        beginning.model.use(
+            attention=hardware.attention,
+            activation_checkpointing=hardware.activation_checkpointing,
+            logits_at_once=batches.logits_at_once,
+        )
+        if not hardware.sharded:
+            beginning.state.optimizer.clear()  # twice the model's size
+        directory.describe(config_yaml, shards.manifest.fingerprint)
+        if ranks.first:
+            describe_run(trainer.loggers, record.output, shards.manifest)
+        fast_forward(trainer, step)
+        try:
+            fit(trainer, module, data, saver)
+            writer.wait()
+        except (TrainingError, torch.OutOfMemoryError) as error:
+            raise _what_stands(error, batches, writer, record, ranks) from error
+        finally:
+            saver.stop_listening()
+        saver.leave_if_asked(trainer)
+        ended = ended_by(trainer, callbacks)
+        if trainer.global_step < recipe.total_steps and ended is None and not is_trial(trainer):
+            say(f"stopped at step {trainer.global_step:,}; output={record.output} goes on")
+        elif trainer.is_global_zero and not is_trial(trainer):
+            if ended is not None:
+                say(f"ended at step {trainer.global_step:,} by {ended}")
+            conclude(trainer, shards, recipe, hardware, record, console)
+            directory.finished(ended or "")
+
+
+def _agreed_batches(
+    recipe: Recipe, hardware: Hardware, saved: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]
+) -> MicroBatches:
+    """How every rank splits its sequences of a step."""
+    workload = Workload.planned(recipe, hardware, on_gpu=hardware.device().type == "cuda")
+    sequences = recipe.sequences_per_step // hardware.world_size
+    return agreed_micro_batches(hardware, workload, sequences, saved, ranks, warn)
+
+
+def _data(recipe: Recipe, hardware: Hardware, shards: ShardFolder, batches: MicroBatches) -> WindowsDataModule:
+    data = WindowsDataModule(
+        shards,
+        recipe.data,
+        seed=recipe.seed,
+        sequences_per_step=recipe.sequences_per_step,
+        micro_batch_size=batches.size,
+        total_steps=recipe.total_steps,
+    )
+    data.whole_batches = hardware.compiles()
+    return data
+
+
+def _headline(recipe: Recipe, record: Record, batches: MicroBatches) -> str:
+    return (
+        f"{record.name}: {recipe.model.n_params:,} parameters, {recipe.total_steps:,} steps of "
+        f"{recipe.batch_tokens:,} tokens, context {recipe.data.context_length}, {batches}, in {record.output}"
+    )
+
+
+def _data_read(step: int, recipe: Recipe, data: WindowsDataModule, shards: ShardFolder) -> dict[str, Any]:
+    """What a checkpoint says of its text: which tokens they are, and how much of them was read."""
+    blocks = step * recipe.batch_tokens // recipe.data.block_tokens
+    return {
+        "blocks": blocks,
+        "epochs": blocks / data.mixture.n_blocks,
+        "mixture": data.mixed_blocks,
+        "fingerprint": shards.manifest.fingerprint,
+        "shards": shards.address,
+        "corpora": shards.manifest.training_corpora(),
+    }
+
+
+def _observers(
+    recipe: Recipe, hardware: Hardware, record: Record, tokenizer: Tokenizer, console: Console
+) -> list[pl.Callback]:
+    """Our own callbacks that look on, in the order in which they have to look."""
+    recorder = RecordMetrics(recipe, log_every=record.log_every, peak_flops=hardware.peak_flops())
+    observers = [recorder, StepProgress(console, recipe.total_steps, recorder, compiles=hardware.compiles())]
+    if record.trainer.get("profiler") == TRACE:
+        observers.append(ProfileSteps(console, recorder))
+    if record.evaluation.every_n_steps:
+        observers.append(
+            EvaluateTasks(
+                record.evaluation,
+                tokenizer,
+                name=record.name,
+                total_steps=recipe.total_steps,
+                recorder=recorder,
+                console=console,
+            )
+        )
+    return observers
+
+
+def _what_stands(
+    error: TrainingError | torch.OutOfMemoryError,
+    batches: MicroBatches,
+    writer: BackgroundWriter,
+    record: Record,
+    ranks: Ranks,
+) -> Refusal:
+    """The refusal of a run that can't go on, with the checkpoint that is left of it."""
+    own = isinstance(error, NotCompiledError | torch.OutOfMemoryError)  # perhaps this rank's alone
+    if not own or ranks.world_size == 1:
+        writer.wait()
+    last = record.output / LAST
+    kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
+    said = out_of_memory(batches) if isinstance(error, torch.OutOfMemoryError) else error
+    refusal = TrainingError(f"{said}; {kept}")
+    return refusal if own else ranks.alike(refusal)

@@ -1,0 +1,76 @@
+"""The settings of a run that a checkpoint and a run directory hold, and whether two runs agree on them."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from gptstar.checkpoint.kept import LAST
+from gptstar.fields import Role
+from gptstar.keys import UNSTATED, Declared, about, declared, flatten
+from gptstar.training.hardware import Hardware
+from gptstar.training.recipe import Recipe
+from gptstar.training.record import Record
+from gptstar.training.status import Status, read_config
+
+
+def run_keys() -> dict[str, Declared]:
+    """Every key of a run's configuration, with what its declaration says."""
+    return declared(Recipe, role=Role.RESULT) | declared(Hardware, "hardware.", Role.MACHINE) | declared(Record)
+
+
+def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:
+    """The settings that a checkpoint holds, by dotted key: what is fixed to a run's end, and what readers are told.
+
+    Args:
+        recipe: resolved.
+    """
+    known = run_keys()
+    flat = flatten(recipe.as_dict() | {"hardware": {"precision": hardware.resolved_precision()}})
+    return {key: value for key, value in flat.items() if (it := about(key, known)).role.is_fixed or it.is_shown}
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the fixed settings that two runs have different values of: the key, their value and ours.
+
+    A setting that an older checkpoint lacks has the value that its declaration states for that case. Keys that one of
+    the two does not have, as another optimizer's, say nothing.
+    """
+    known = run_keys()
+    for key, value in ours.items():
+        it = about(key, known)
+        there = theirs.get(key, it.before)
+        if it.role.is_fixed and there is not UNSTATED and there != value:
+            yield key, there, value
+
+
+def reopened_by(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the keys for whose values a finished run has to be run again.
+
+    Args:
+        before: the configuration that it was run under, nested, as composed; `now` likewise.
+    """
+    known, old, new = run_keys(), flatten(before), flatten(now)
+    for key in {**old, **new}:
+        it = about(key, known)
+        missing = None if it.before is UNSTATED else it.before
+        if it.role.reopens and old.get(key, missing) != new.get(key, missing):
+            yield key
+
+
+def is_finished(folder: Path, config_yaml: str) -> bool:
+    """Whether a run has come to its end under this configuration, but for what does not shape the result.
+
+    One whose checkpoints were removed is not: what would it be evaluated by?
+    """
+    status = Status.read(folder)
+    if status is None or status.state != "finished" or not (folder / LAST).exists():
+        return False
+    try:
+        before = read_config(folder)
+    except (OSError, ValueError):
+        return False
+    now = OmegaConf.to_container(OmegaConf.create(config_yaml))
+    assert isinstance(now, dict)
+    return not any(reopened_by(before, {str(key): value for key, value in now.items()}))

@@ -1,57 +1,6 @@
-"""Evaluate a checkpoint: compose, parse, run. `python evaluate.py --help` shows every choice.
+"""Evaluate a checkpoint. `python evaluate.py --help` shows every choice; `gptstar evaluate` is the same, installed."""
 
-The checkpoint explains itself: architecture, tokenizer, training context and text are read from it.
-"""
-
-import contextlib
-from dataclasses import replace
-
-import hydra
-from omegaconf import DictConfig
-from rich.console import Console
-
-from gptstar.checkpoint.format import find
-from gptstar.checkpoint.identity import read_with_identity
-from gptstar.config import EvaluateConfig
-from gptstar.data.tokenizer import Tokenizer
-from gptstar.entry import job, one_line_errors
-from gptstar.errors import ConfigError
-from gptstar.evaluation.length.config import LengthConfig
-from gptstar.ranks import joined
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
-def main(composed: DictConfig) -> None:
-    """On tasks of lm-evaluation-harness, or loss against context length: tables, pictures and `results.json`."""
-    with job(composed):
-        evaluate(EvaluateConfig.parse(composed).check_here())
-
-
-def evaluate(config: EvaluateConfig) -> None:
-    """Read, score, and write what was found."""
-    if (config.output / "results.json").exists():
-        raise ConfigError(f"output={config.output} holds results already: choose another folder")
-    console, paths = Console(), [find(path) for path in config.checkpoints]
-    named = [read_with_identity(path) for path in paths]
-    if config.tokenizer is not None:
-        given = Tokenizer.from_file(config.tokenizer).json_text
-        named = [(who, replace(checkpoint, tokenizer=given)) for who, checkpoint in named]
-    device, asked, output = config.hardware.device(), config.evaluation, config.output
-    with joined(device.type) as ranks:
-        if not ranks.first:
-            with contextlib.suppress(OSError):  # the folder that Hydra made for this rank; results make their own
-                output.rmdir()
-        if isinstance(asked, LengthConfig):
-            from gptstar.evaluation.length.study import study
-
-            if ranks.first:
-                study(named, asked, shards=config.shards, device=device, console=console, output=output)
-        else:
-            from gptstar.evaluation.tasks.report import evaluate_and_report
-
-            evaluate_and_report(*named[0], asked, device, output, console)
-
+from gptstar.launch.evaluate import main
 
 if __name__ == "__main__":
-    with one_line_errors():
-        main()
+    main()

@@ -1,43 +1,6 @@
-"""Train a language model: compose, parse, run. `python train.py --help` shows every choice.
+"""Train a language model. `python train.py --help` shows every choice; `gptstar train` is the same, installed."""
 
-What a run does, in order, is in `src/gptstar/training/run.py`; a sweep's jobs are in `src/gptstar/launch/sweep.py`.
-"""
-
-import hydra
-from omegaconf import DictConfig, OmegaConf
-
-from gptstar.config import TrainConfig
-from gptstar.entry import job, one_line_errors
-from gptstar.launch.devices import launch, launches, requeued_if_preempted
-from gptstar.launch.sweep import Sweep, announce_submission, register_job_names
-
-sweep = Sweep()
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(composed: DictConfig) -> None:
-    """One run, or one job of a sweep."""
-    with job(composed):
-        if sweep.takes():
-            sweep.run(__file__, composed)
-        else:
-            run(composed)
-
-
-def run(composed: DictConfig) -> None:
-    """In this process, or in one for each device."""
-    config = TrainConfig.parse(composed).check_here()
-    with requeued_if_preempted():
-        if launches(config.hardware):
-            launch(__file__, composed, config.hardware)
-        else:
-            from gptstar.training.run import train  # Lightning takes seconds, which --help and a launcher need not wait
-
-            train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
-
+from gptstar.launch.train import main
 
 if __name__ == "__main__":
-    register_job_names()
-    announce_submission()
-    with one_line_errors(), sweep.concluded():
-        main()
+    main()

@@ -104,7 +104,7 @@ def test_a_number_is_written_once() -> None:
         (["optimizer.beta2=1"], "optimizer.beta2=1 is not below 1"),
         (["optimizer.learning_rate=0"], "optimizer.learning_rate=0 is not above 0"),
         (["optimizer.epsilon=inf"], "optimizer.epsilon=inf is not finite"),
-        (["optimizer.weight_decay=nan"], "optimizer.weight_decay=nan is not 0 or above"),
+        (["optimizer.weight_decay=nan"], "optimizer.weight_decay=nan is not finite"),
         (["resume=nowhere.ckpt"], "resume=nowhere.ckpt is neither auto, never, nor a checkpoint"),
         (["trainer.max_steps=3"], "trainer.max_steps is not passed through: it follows from total_steps"),
         (["trainer.sync_batchnorm=false"], "give it as +trainer.sync_batchnorm=VALUE"),

@@ -22,11 +22,14 @@ from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
 from gptstar.ranks import LAUNCHER, end_with_the_launcher
 from gptstar.training.hardware import Hardware
 
+TRAIN = ("-m", "gptstar", "train")
+"""What Python is given to train; overrides follow."""
+
 EXPLAINED = 1
 """What a process exits with that has said in one line why."""
 
-TOLD = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
-"""Signals that the ranks are told of."""
+FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
+"""Signals that the launcher hands on to the ranks."""
 
 SECONDS_TO_SAVE = 600
 """Given to ranks that were told to end."""
@@ -80,8 +83,8 @@ def launches(hardware: Hardware) -> bool:
     return True
 
 
-def launch(script: str, composed: DictConfig, hardware: Hardware) -> None:
-    """Run a script's job again in a process for each device, and wait. Where one fails, all end.
+def launch(composed: DictConfig, hardware: Hardware) -> None:
+    """Run a job again in a process for each device, and wait. Where one fails, all end.
 
     Args:
         composed: the job's configuration.
@@ -99,9 +102,11 @@ def launch(script: str, composed: DictConfig, hardware: Hardware) -> None:
     if not SHOW_ALL:
         os.environ.pop("HYDRA_FULL_ERROR", None)  # set by us, and not meant for the ranks
     os.environ[LAUNCHER] = str(os.getpid())
-    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, TOLD.split(","))}
+    handlers = {
+        number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, FORWARDED_SIGNALS.split(","))
+    }
     try:
-        elastic_launch(_how(hardware), sys.executable)(script, *words_of(composed))
+        elastic_launch(_how(hardware), sys.executable)(*TRAIN, *words_of(composed))
     except SignalException as error:
         number = int(error.sigval)
         raise Interrupted(
@@ -144,7 +149,7 @@ def _how(hardware: Hardware) -> LaunchConfig:
         nproc_per_node=hardware.n_devices,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
-        signals_to_handle=TOLD,
+        signals_to_handle=FORWARDED_SIGNALS,
         shutdown_timeout=SECONDS_TO_SAVE,
         **meeting,
     )

@@ -13,6 +13,7 @@ import torch
 from gptstar.config import TrainConfig
 from gptstar.entry import SHOW_ALL
 from gptstar.errors import ConfigError, TrainingError
+from gptstar.launch.devices import TRAIN
 from gptstar.ranks import LAUNCHER
 from gptstar.training.memory import GPU_PART
 from gptstar.training.plan import this_device
@@ -28,13 +29,13 @@ class Job:
     """
 
     def __init__(
-        self, script: str, words: Sequence[str], *, log: Path | None = None, environment: dict[str, str] | None = None
+        self, words: Sequence[str], *, log: Path | None = None, environment: dict[str, str] | None = None
     ) -> None:
         inherited = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR" or SHOW_ALL}
         self._log = log
         with open(log or os.devnull, "ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, script, *words],
+                [sys.executable, *TRAIN, *words],
                 env=inherited | (environment or {}) | {LAUNCHER: str(os.getpid())},
                 stdout=file if log else None,
                 stderr=file if log else subprocess.PIPE,

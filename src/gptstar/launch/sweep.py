@@ -21,7 +21,7 @@ from rich.console import Console
 
 from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
-from gptstar.launch.devices import TOLD, words_of
+from gptstar.launch.devices import FORWARDED_SIGNALS, words_of
 from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
@@ -114,7 +114,7 @@ class Sweep:
         hydra_config = HydraConfig.get()
         return hydra_config.mode is RunMode.MULTIRUN and hydra_config.runtime.choices.get("hydra/launcher") == "basic"
 
-    def run(self, script: str, composed: DictConfig) -> None:
+    def run(self, composed: DictConfig) -> None:
         """Run the job, unless it is finished; what is wrong with it is told at the end of the sweep.
 
         It comes back when there is room for another.
@@ -142,13 +142,12 @@ class Sweep:
                 check_shared_gpu(TrainConfig.parse(composed), self._at_once)
             free = min(set(range(self._at_once)) - {going.place for going in self._going.values()})
             job = Job(
-                script,
                 words_of(composed),
                 log=path.with_name(f"{path.name}.txt"),
                 environment=share_of_machine(free, self._at_once),
             )
         else:
-            free, job = 0, Job(script, words_of(composed))
+            free, job = 0, Job(words_of(composed))
         self._going[path.name] = Going(job, free, time.perf_counter(), is_new)
         for number in self._told:  # while it was started
             job.tell(number)
@@ -186,7 +185,7 @@ class Sweep:
                 f"jobs_at_once={self._at_once} is for sweeps over given values: a search waits for what each job finds"
             )
         self._hold(folder)
-        for name in TOLD.split(","):
+        for name in FORWARDED_SIGNALS.split(","):
             signal.signal(signal.Signals[name], self._tell)
 
     def _tell(self, number: int, _: object) -> None:

@@ -139,7 +139,7 @@ class RunDirectory:
             "data": data_fingerprint,
             "began": began,
             "packages": dict(_versions()),
-            "command": shlex.join(["python", *sys.argv]),
+            "command": _command(),
         }
         for name, text in (("config.yaml", config_yaml), ("versions.json", json.dumps(about, indent=2) + "\n")):
             temporary = self.path / f".{name}.partial"
@@ -147,6 +147,12 @@ class RunDirectory:
             temporary.replace(self.path / name)
         Status("running").write(self.path)
         self._status = Status("stopped")
+
+
+def _command() -> str:
+    """The command that was typed: `gptstar train …`, or a script."""
+    typed = sys.argv[0] if sys.argv[0].startswith("gptstar ") else shlex.join(["python", sys.argv[0]])
+    return " ".join([typed, *([shlex.join(sys.argv[1:])] if sys.argv[1:] else [])])
 
 
 def _versions() -> Iterator[tuple[str, str]]:

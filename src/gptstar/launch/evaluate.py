@@ -1,0 +1,58 @@
+"""`evaluate.py` and `gptstar evaluate`: compose, parse, run.
+
+The checkpoint explains itself: architecture, tokenizer, training context and text are read from it.
+"""
+
+import contextlib
+from dataclasses import replace
+
+import hydra
+from omegaconf import DictConfig
+from rich.console import Console
+
+from gptstar.checkpoint.format import find
+from gptstar.checkpoint.identity import read_with_identity
+from gptstar.config import EvaluateConfig
+from gptstar.data.tokenizer import Tokenizer
+from gptstar.entry import conf_folder, job, one_line_errors
+from gptstar.errors import ConfigError
+from gptstar.evaluation.length.config import LengthConfig
+from gptstar.ranks import joined
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="evaluate")
+def evaluate(composed: DictConfig) -> None:
+    """On tasks of lm-evaluation-harness, or loss against context length: tables, pictures and `results.json`."""
+    with job(composed):
+        run(EvaluateConfig.parse(composed).check_here())
+
+
+def run(config: EvaluateConfig) -> None:
+    """Read, score, and write what was found."""
+    if (config.output / "results.json").exists():
+        raise ConfigError(f"output={config.output} holds results already: choose another folder")
+    console, paths = Console(), [find(path) for path in config.checkpoints]
+    named = [read_with_identity(path) for path in paths]
+    if config.tokenizer is not None:
+        given = Tokenizer.from_file(config.tokenizer).json_text
+        named = [(who, replace(checkpoint, tokenizer=given)) for who, checkpoint in named]
+    device, asked, output = config.hardware.device(), config.evaluation, config.output
+    with joined(device.type) as ranks:
+        if not ranks.first:
+            with contextlib.suppress(OSError):  # the folder that Hydra made for this rank; results make their own
+                output.rmdir()
+        if isinstance(asked, LengthConfig):
+            from gptstar.evaluation.length.study import study
+
+            if ranks.first:
+                study(named, asked, shards=config.shards, device=device, console=console, output=output)
+        else:
+            from gptstar.evaluation.tasks.report import evaluate_and_report
+
+            evaluate_and_report(*named[0], asked, device, output, console)
+
+
+def main() -> None:
+    """Do what the words of the command line say."""
+    with one_line_errors():
+        evaluate()

@@ -1,0 +1,44 @@
+"""`train.py` and `gptstar train`: compose, parse, run.
+
+What a run does, in order, is in `training/run.py`; a sweep's jobs are in `sweep.py`, a run's processes in `devices.py`.
+"""
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from gptstar.config import TrainConfig
+from gptstar.entry import conf_folder, job, one_line_errors
+from gptstar.launch.devices import launch, launches, requeued_if_preempted
+from gptstar.launch.sweep import Sweep, announce_submission, register_job_names
+
+sweep = Sweep()
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="train")
+def train(composed: DictConfig) -> None:
+    """One run, or one job of a sweep."""
+    with job(composed):
+        if sweep.takes():
+            sweep.run(composed)
+        else:
+            run(composed)
+
+
+def run(composed: DictConfig) -> None:
+    """In this process, or in one for each device."""
+    config = TrainConfig.parse(composed).check_here()
+    with requeued_if_preempted():
+        if launches(config.hardware):
+            launch(composed, config.hardware)
+        else:
+            from gptstar.training.run import train  # Lightning takes seconds, which --help and a launcher need not wait
+
+            train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
+
+
+def main() -> None:
+    """Do what the words of the command line say."""
+    register_job_names()
+    announce_submission()
+    with one_line_errors(), sweep.concluded():
+        train()

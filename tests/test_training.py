@@ -546,7 +546,7 @@ def test_metrics_that_are_a_folder_are_refused(tmp_path: Path) -> None:
 def test_small_runs_are_small() -> None:
     """The settings that the tests share are what they say."""
     config = TrainConfig.parse(compose("train", [*SMALL, "data=local", "data.files=x"]))
-    assert (config.sequences_per_step, config.micro_batches(free_device(config.hardware)).accumulate) == (8, 2)
+    assert (config.recipe.sequences_per_step, config.micro_batches(free_device(config.hardware)).accumulate) == (8, 2)
     assert shutil.which("git")
 
 

@@ -213,6 +213,7 @@ class LanguageModelling(pl.LightningModule):
             **({"context_length": float(self.length)} if self.recipe.curriculum.first_length else {}),
             **layers,
         }
+        self._show(self.step_metrics)
 
     def _skip(self, step: int, loss: float, gradient_norm: float) -> None:
         """All ranks see the same loss and norm, so all do the same."""
@@ -225,6 +226,11 @@ class LanguageModelling(pl.LightningModule):
         for parameter in self.model.parameters():
             parameter.grad = None  # what has no gradient, AdamW leaves alone
         self.step_metrics = {"skipped": 1.0}
+
+    def _show(self, metrics: dict[str, float]) -> None:
+        """Let callbacks see metrics under Lightning's own roof; `RecordMetrics` is what sends them to loggers."""
+        for name, value in metrics.items():
+            self.log(name, value, logger=False)
 
     def _layer_norms(self) -> dict[str, float]:
         return {
@@ -261,6 +267,7 @@ class LanguageModelling(pl.LightningModule):
         if len(self.corpora) > 1:
             for corpus, row in zip(self.corpora, sums.tolist(), strict=True):
                 self.validation_metrics |= validation_metrics(f"validation/{corpus}", *row)
+        self._show(self.validation_metrics)
 
 
 def validation_metrics(name: str, nats: float, tokens: float, n_bytes: float) -> dict[str, float]:

@@ -28,7 +28,7 @@ class Recipe:
     batch_tokens: Annotated[Count, Shown.ALWAYS]
     on_nonfinite: Annotated[Literal["stop", "skip"], Role.CHANGEABLE]
     model: GPTConfig
-    data: DataConfig
+    data: Annotated[DataConfig, Role.CHANGEABLE]
     optimizer: Annotated[Optimizer, OPTIMIZERS]
     schedule: Annotated[Schedule, SCHEDULES]
     curriculum: Curriculum

@@ -17,7 +17,11 @@ from gptstar.training.status import Status, read_config
 
 def run_keys() -> dict[str, Declared]:
     """Every key of a run's configuration, with what its declaration says."""
-    return declared(Recipe, role=Role.RESULT) | declared(Hardware, "hardware.", Role.MACHINE) | declared(Record)
+    mixture = {
+        "data.mixture": Declared(Role.RESULT, is_group=True)
+    }  # blocks of each corpus, which follow from the text
+    recipe, hardware = declared(Recipe, role=Role.RESULT), declared(Hardware, "hardware.", Role.MACHINE)
+    return recipe | mixture | hardware | declared(Record)
 
 
 def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def _quieten(*, profiling: bool) -> None:
         "smaller than the logging interval",  # we log by ourselves
         "srun",  # one process a node, which starts the others, is what we ask SLURM for
         "LeafSpec",  # a deprecation between Lightning and torch
+        "recommended to use `self.log",  # what we log is the mean over ranks already
         "overfit_batches",  # our sampler gives the same batch again without being replaced
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 import pandas as pd
 import pytest
+from conftest import run_script
 from scipy import stats
 
 from gptstar.cli import main
@@ -15,6 +16,7 @@ from gptstar.results import frames
 from gptstar.results.budgets import costs, reached, recipes
 from gptstar.results.effects import RATE, rates_tried
 from gptstar.results.lengths import between_arms
+from gptstar.results.pictures import plot_budgets
 from gptstar.training.status import Status
 
 REFERENCES, RECIPES, WORSE = (5.0, 5.2, 5.1), (4.9, 5.05, 5.05), (5.1, 5.2, 5.3)
@@ -142,12 +144,21 @@ def test_a_recipe_with_one_budget_is_read_along_the_way(tmp_path: Path) -> None:
         write_run(tmp_path, "fast", seed, 40, [5.5, 4.9, 4.7, 4.5], speed=200, beta1=0.7)
     found = recipes(frames.runs(tmp_path), "experiment", ["experiment", "seed"])
     slow = next(each for each in found if each.name == "slow")
+    assert plot_budgets(found) is None
     (cost,) = costs(found, slow, frames.curves(tmp_path))
     tokens = math.exp(math.log(1000) + math.log(2) * (0.5 / 0.6))
     assert cost.tokens.share is not None
     assert math.exp(cost.tokens.share.value) == pytest.approx(tokens / 10_000)
     assert cost.hours.share is not None
     assert math.exp(cost.hours.share.value) == pytest.approx(tokens / 20_000)
+
+
+def test_runs_without_a_speed_are_compared_by_their_tokens(tmp_path: Path) -> None:
+    for seed in SEEDS:
+        write_run(tmp_path / "study", "slow", seed, 100, [5.5, 5.0], speed=0)
+        write_run(tmp_path / "study", "fast", seed, 40, [5.5, 4.9], speed=0, beta1=0.7)
+    tokens = math.exp(math.log(2000) + math.log(2) * (0.5 / 0.6)) / 10_000
+    assert f"| fast | 0.004 | × {tokens:.3f} [{tokens:.3f}, {tokens:.3f}] |  | 3 |" in report(tmp_path / "study")
 
 
 def test_a_seed_that_lacks_a_budget_is_left_out(study: Path) -> None:
@@ -160,6 +171,7 @@ def test_a_seed_that_lacks_a_budget_is_left_out(study: Path) -> None:
 def test_the_report_says_what_the_runs_do(study: Path) -> None:
     said = report(study)
     assert "## Tokens and hours to the loss of reference\n" in said
+    assert "![Tokens and hours to the loss of reference](report-" in said
     value, low, high = known_shares()
     hours = " ".join(f"{1.25 * each:.3f}" for each in (value, low, high)).split()
     row = "| short, recipe | 0.002, 0.004 | × {:.3f} [{:.3f}, {:.3f}] | × {} [{}, {}] | 3 | preliminary |"
@@ -265,3 +277,25 @@ def test_losses_beyond_the_training_context_are_compared_by_seed(study: Path) ->
     said = report(study)
     assert said.index("## Does it hold?") < said.index("## Arms at each length")
     assert "| 8 × | experiment | recipe | reference |" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_over_experiments_makes_such_a_report(text: str, tmp_path: Path) -> None:
+    small = ("model.n_layers=1", "model.d_model=16", "model.n_heads=2", "model.n_vocab=300", "hardware=cpu")
+    short = ("data.context_length=64", "batch_tokens=512", "hardware.micro_batch_size=8", "reading.multiples=[]")
+    arms = ("seed=0,1", "experiment=recipe/reference_2048,recipe/without_muon", "optimizer.learning_rate=1e-3,1e-2")
+    steps = ("total_steps=4", "schedule.warmup_steps=1", "curriculum.first_length=null", "curriculum.steps=null")
+    words = ["-m", *arms, *small, *short, *steps, "optimizer.beta1=0.9", "data.validation_tokens=1024"]
+    folder = tmp_path / "study"
+    done = run_script("train.py", [*words, f"data.files={text}", "validate_every=2", f"output={folder}"], timeout=800)
+    assert done.returncode == 0, done.stderr
+    assert len(frames.runs(folder)) == 8
+    assert (folder / "seed-0_experiment-recipe-without_muon_learning_rate-0.001").is_dir()
+    said = report(folder)
+    assert (
+        "Varied: experiment (recipe-reference_2048, recipe-without_muon); optimizer.learning_rate (0.001, 0.01)" in said
+    )
+    # With the same steps and no short windows, the two are one recipe: no arm gains on the other.
+    assert "| experiment | recipe-without_muon | recipe-reference_2048 | +0.0000 [+0.0000, +0.0000] | 1 | 2 |" in said
+    assert "## Tokens and hours" not in said

@@ -1,7 +1,7 @@
 """Recipes at several budgets: the tokens, or hours, until one reaches the final loss of another, paired by seed."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ class Recipe:
     """Arms that differ in their budget alone.
 
     Attributes:
-        arms: the levels of the factor that are of it, the least budget first.
+        arms: its levels of the factor, the smallest budget first.
         runs: the finished ones, as lines of `frames.runs`.
     """
 
@@ -129,8 +129,8 @@ def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, f
     """Compare, seed by seed, where a curve reaches the reference's loss with what the reference took.
 
     Args:
-        curves: by seed.
-        references: cost and final loss by seed; seeds without a curve are left out.
+        curves: the curve of each seed.
+        references: the cost and final loss of each seed; seeds without a curve are left out.
     """
     shares: dict[Any, float] = {}
     before = never = 0
@@ -161,33 +161,35 @@ class Cost:
 def costs(found: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame) -> list[Cost]:
     """Find the tokens and hours after which every recipe but the reference reaches the reference's final loss.
 
-    The curve of a recipe is its final loss at each of its budgets, of seeds that ran them all. A recipe with one budget
-    has the validations along the way instead, as if each token had taken the same time.
+    A recipe's curve is its final loss at each of its budgets, for the seeds that ran them all. A recipe with one budget
+    has its validations instead, and hours in proportion to tokens.
 
     Args:
         found: all recipes.
-        reference: of which the largest budget counts.
-        curves: of `frames.curves`.
+        reference: one of them, at its largest budget.
+        curves: what `frames.curves` returns for the runs; those without a recorded speed have no hours.
     """
     ends = reference.at(reference.budgets[-1])
 
     def compare(recipe: Recipe, measure: str) -> Reached:
-        final = {seed: (line[measure], line[OUTCOME]) for seed, line in ends.items()}
-        return reached(_curves(recipe, curves, lambda line: line[measure]), final)
+        final = {seed: (line[measure], line[OUTCOME]) for seed, line in ends.items() if line[measure] > 0}
+        found = _curves(recipe, curves, measure)
+        return reached({seed: curve for seed, curve in found.items() if all(cost > 0 for cost, _ in curve)}, final)
 
     return [Cost(each, compare(each, "tokens"), compare(each, "hours")) for each in found if each is not reference]
 
 
-def _curves(recipe: Recipe, curves: pd.DataFrame, measure: Callable[[Mapping[str, Any]], float]) -> dict[Any, Curve]:
+def _curves(recipe: Recipe, curves: pd.DataFrame, measure: str) -> dict[Any, Curve]:
+    """Find the cost and loss of a recipe at its points, by seed."""
     by_budget = [recipe.at(tokens) for tokens in recipe.budgets]
     seeds = [seed for seed in by_budget[0] if all(seed in runs for runs in by_budget)]
     if len(by_budget) > 1:
-        return {seed: [(measure(runs[seed]), runs[seed][OUTCOME]) for runs in by_budget] for seed in seeds}
+        return {seed: [(runs[seed][measure], runs[seed][OUTCOME]) for runs in by_budget] for seed in seeds}
     validated = curves[curves["metric"] == "validation/loss"]
     found: dict[Any, Curve] = {}
     for seed, line in by_budget[0].items():
         mine = validated[validated["run"] == line["run"]].sort_values("tokens")
-        each = measure(line) / line["tokens"]
+        each = line[measure] / line["tokens"]
         found[seed] = [(tokens * each, loss) for tokens, loss in zip(mine["tokens"], mine["value"], strict=True)]
     return found
 

@@ -87,7 +87,9 @@ def plot_effects(found: Sequence[LevelEffect]) -> Figure | None:
     """A line for each effect, with its 95 % interval; None where there is none."""
     if not found:
         return None
-    figure = Figure(figsize=(7.2, 1.2 + 0.34 * len(found)), dpi=150, layout="constrained")
+    names = [f"{each.factor}: {each.level} against {each.against}" for each in reversed(found)]
+    width = max(7.2, 4 + 0.085 * max(map(len, names)))  # inches; what is below the axis needs four
+    figure = Figure(figsize=(width, 1.2 + 0.34 * len(found)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place, each in enumerate(reversed(found)):
@@ -104,9 +106,7 @@ def plot_effects(found: Sequence[LevelEffect]) -> Figure | None:
             mfc=BLUE if filled else "white",
         )
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(
-        range(len(found)), [f"{each.factor}: {each.level} against {each.against}" for each in reversed(found)]
-    )
+    axes.set_yticks(range(len(found)), names)
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.margins(x=0.1)
     axes.set_xlabel(
@@ -169,7 +169,8 @@ def _styles() -> Iterator[dict[str, Any]]:
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
-        columns = 2 if max(map(len, names)) > 24 else 4
+        longest = max(map(len, names))
+        columns = 2 if longest > 24 else 3 if longest > 14 else 4
         legend = figure.legend(
             handles, names, title=title, frameon=False, loc="outside lower center", ncols=columns, fontsize=8
         )

@@ -284,18 +284,18 @@ def test_losses_beyond_the_training_context_are_compared_by_seed(study: Path) ->
 def test_a_sweep_over_experiments_makes_such_a_report(text: str, tmp_path: Path) -> None:
     small = ("model.n_layers=1", "model.d_model=16", "model.n_heads=2", "model.n_vocab=300", "hardware=cpu")
     short = ("data.context_length=64", "batch_tokens=512", "hardware.micro_batch_size=8", "reading.multiples=[]")
-    arms = ("seed=0,1", "experiment=recipe/reference_2048,recipe/without_muon", "optimizer.learning_rate=1e-3,1e-2")
+    arms = ("seed=0", "experiment=recipe/reference_2048,recipe/without_muon", "optimizer.learning_rate=1e-3,1e-2")
     steps = ("total_steps=4", "schedule.warmup_steps=1", "curriculum.first_length=null", "curriculum.steps=null")
     words = ["-m", *arms, *small, *short, *steps, "optimizer.beta1=0.9", "data.validation_tokens=1024"]
     folder = tmp_path / "study"
     done = run_script("train.py", [*words, f"data.files={text}", "validate_every=2", f"output={folder}"], timeout=800)
     assert done.returncode == 0, done.stderr
-    assert len(frames.runs(folder)) == 8
-    assert (folder / "seed-0_experiment-recipe-without_muon_learning_rate-0.001").is_dir()
+    assert len(frames.runs(folder)) == 4
+    assert (folder / "experiment-recipe-without_muon_learning_rate-0.001").is_dir()
     said = report(folder)
     assert (
         "Varied: experiment (recipe-reference_2048, recipe-without_muon); optimizer.learning_rate (0.001, 0.01)" in said
     )
     # With the same steps and no short windows, the two are one recipe: no arm gains on the other.
-    assert "| experiment | recipe-without_muon | recipe-reference_2048 | +0.0000 [+0.0000, +0.0000] | 1 | 2 |" in said
+    assert "| experiment | recipe-without_muon | recipe-reference_2048 | +0.0000 |  | 1 | 1 |" in said
     assert "## Tokens and hours" not in said

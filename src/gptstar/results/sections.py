@@ -98,7 +98,7 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     states = ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
     lines = [f"{len(runs)} runs: {states}; {runs['hours'].sum():.1f} hours of training."]
     if factors:
-        lines.append("Varied: " + "; ".join(f"{each} ({_listed(runs[each])})" for each in factors) + ".")
+        lines.append("Varied: " + "; ".join(f"{each} ({_listed(levels_of(runs, each))})" for each in factors) + ".")
     alike = [f"{key} {runs[key].iloc[0]}" for key in TOLD if key in runs and runs[key].nunique() == 1]
     if alike:
         lines.append("Alike in all: " + ", ".join(alike) + ".")
@@ -262,5 +262,5 @@ def _repeat(paths: Sequence[Path]) -> Section:
     return Section("To repeat it", text, commands=tuple(dict.fromkeys(commands.values())))
 
 
-def _listed(values: pd.Series) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.drop_duplicates())
+def _listed(levels: Sequence[object]) -> str:
+    return ", ".join(f"{level:g}" if isinstance(level, float) else str(level) for level in levels)

@@ -37,8 +37,8 @@ def test_intervals_cover_whether_or_not_a_seed_moves_all_its_cells(shared: float
 
 def test_a_claim_takes_five_seeds_and_a_small_p() -> None:
     clear = {seed: {"": 1.0 + 0.01 * seed} for seed in range(5)}
-    assert blocked_effect(clear).verdict == "shown"
-    assert blocked_effect({seed: clear[seed] for seed in range(4)}).verdict == "an indication"
+    assert blocked_effect(clear).verdict == "significant"
+    assert blocked_effect({seed: clear[seed] for seed in range(4)}).verdict == "preliminary"
     assert blocked_effect({0: {"": 1.0}}).verdict == "one seed: says nothing"
     assert math.isnan(blocked_effect({0: {"": 1.0}}).low)
     assert (

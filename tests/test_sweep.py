@@ -55,6 +55,8 @@ def test_jobs_are_named_by_what_differs() -> None:
     ]
     overrides = ["data.context_length=64", "seed=1", "total_steps=5", "model=tiny", "data.files=a/*"]
     assert job_name(overrides, None, words) == "context_length-64_seed-1_model-tiny"
+    arms = ["-m", "seed=2,3", "experiment=fast_small,recipe/budget_35"]
+    assert job_name(["seed=2", "experiment=recipe/budget_35"], None, arms) == "seed-2_experiment-recipe-budget_35"
     assert job_name(["data.files=a/b c.txt"], None, ["data.files=a/b c.txt,d.txt"]) == "files-a-b-c.txt"
     assert job_name(["seed=1"], None, ["-m", "seed=1"]) == "only"
     params = {"model.positions": "alibi,none", "seed": "0,1"}

@@ -25,6 +25,11 @@ def add_results_commands(commands: "argparse._SubParsersAction[argparse.Argument
     command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of such")
     command.add_argument("--output", type=Path, metavar="DIR", help="(default: report, in the first folder)")
     command.add_argument("--title", metavar="TEXT", help="(default: the folders' names)")
+    command.add_argument(
+        "--against",
+        metavar="LEVEL",
+        help="compare arms with this one, such as an experiment's name (default: the first of each factor)",
+    )
     command.set_defaults(run=_report)
 
 
@@ -54,5 +59,5 @@ def _report(options: argparse.Namespace) -> None:
 
     output = options.output or options.folders[0] / "report"
     with Console().status("reading the runs"):
-        written = write_report(options.folders, output, options.title)
+        written = write_report(options.folders, output, options.title, options.against)
     print("\n".join(map(str, written)))

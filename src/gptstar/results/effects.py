@@ -37,12 +37,16 @@ class LevelEffect:
     @property
     def text(self) -> str:
         """The value with its interval."""
-        low, high = self.effect.low, self.effect.high
-        if math.isnan(low):
-            return self.value
         if self.is_ratio:
-            return f"{self.value} [{math.exp(low):.3f}, {math.exp(high):.3f}]"
-        return f"{self.value} [{low:+.4f}, {high:+.4f}]"
+            return ratio_text(self.effect)
+        low, high = self.effect.low, self.effect.high
+        return self.value if math.isnan(low) else f"{self.value} [{low:+.4f}, {high:+.4f}]"
+
+
+def ratio_text(effect: Effect) -> str:
+    """An effect on a logarithm, as a ratio with its interval."""
+    interval = "" if math.isnan(effect.low) else f" [{math.exp(effect.low):.3f}, {math.exp(effect.high):.3f}]"
+    return f"× {math.exp(effect.value):.3f}{interval}"
 
 
 def effect(
@@ -93,18 +97,49 @@ def effects(
     factors: Sequence[str],
     outcome: str = OUTCOME,
     *,
+    against: str | None = None,
     ratio: bool = False,
 ) -> list[LevelEffect]:
-    """Of every level of every factor but the seed, against the factor's first; those without a pair are left out."""
+    """Compare every level of every factor but the seed with one of the factor's; levels without a pair are left out.
+
+    Args:
+        against: the level to compare with, in factors that have it; else the first.
+    """
     found = []
     for factor in (each for each in factors if each != SEED):
         levels = levels_of(frame, factor)
-        for level in levels[1:]:
+        reference = reference_of(levels, against)
+        for level in (each for each in levels if each != reference):
             try:
-                found.append(effect(frame, factor, level, levels[0], factors=factors, outcome=outcome, ratio=ratio))
+                found.append(effect(frame, factor, level, reference, factors=factors, outcome=outcome, ratio=ratio))
             except ValueError:
                 continue
     return found
+
+
+def reference_of(levels: Sequence[Any], against: str | None) -> Any:
+    """The level that others are compared with: the one called so, else the first; None where there is none."""
+    return next((each for each in levels if str(each) == against), next(iter(levels), None))
+
+
+def effect_table(found: Sequence[LevelEffect], *, intervals: bool = True) -> pd.DataFrame:
+    """Make a line for each effect."""
+    return pd.DataFrame(
+        [
+            {
+                "factor": each.factor,
+                "level": each.level,
+                "against": each.against,
+                "effect": each.text if intervals else each.value,
+                "p": "" if math.isnan(each.effect.p) else f"{each.effect.p:.2g}",
+                "seeds": each.effect.n_seeds,
+                "cells": each.effect.n_cells,
+                "left out": each.left_out,
+                "": each.effect.verdict,
+            }
+            for each in found
+        ]
+    )
 
 
 def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -119,17 +154,37 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
         The runs that are left, and the factors without the learning rate; all as it was where no rate was varied, or
         nothing but the rate.
     """
-    validated = frame[frame[OUTCOME].notna()]
     others = [each for each in factors if each != RATE]
     arms = [each for each in others if each != SEED]
-    if RATE not in factors or not arms or validated.empty:
+    tried = rates_tried(frame, factors)
+    if not arms or tried.empty:
         return frame, list(factors)
-    grouped = validated.groupby([*arms, RATE], dropna=False)
+    return frame.merge(tried.loc[tried["is_best"], [*arms, RATE]], on=[*arms, RATE]), others
+
+
+def rates_tried(frame: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """Every learning rate of every arm; empty where no rate was varied.
+
+    Args:
+        frame: of finished runs.
+
+    Returns:
+        The arms' factors, the learning rate, `seeds`, the mean `loss`, `is_best`, and `is_edge`: the arm's lowest or
+        highest rate of several.
+    """
+    validated = frame[frame[OUTCOME].notna()]
+    if RATE not in factors or validated.empty:
+        return pd.DataFrame()
+    arms = [each for each in factors if each not in (RATE, SEED)]
+    grouped = validated.groupby([*arms, RATE], dropna=False, sort=False)
     rates = grouped.agg(seeds=(SEED if SEED in frame else RATE, "nunique"), loss=(OUTCOME, "mean")).reset_index()
-    most = rates.groupby(arms, dropna=False)["seeds"].transform("max")
-    rates = rates[rates["seeds"] == most]
-    best = rates.loc[rates.groupby(arms, dropna=False)["loss"].idxmin()]
-    return frame.merge(best[[*arms, RATE]], on=[*arms, RATE]), others
+    rates["is_best"] = rates["is_edge"] = False
+    for _, of_arm in rates.groupby(arms, dropna=False) if arms else [((), rates)]:
+        complete = of_arm[of_arm["seeds"] == of_arm["seeds"].max()]
+        rates.loc[complete["loss"].idxmin(), "is_best"] = True
+        if len(of_arm) > 1:
+            rates.loc[[of_arm[RATE].idxmin(), of_arm[RATE].idxmax()], "is_edge"] = True
+    return rates
 
 
 def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:

@@ -19,6 +19,9 @@ FIGURES = (
 )
 """Columns of `runs` that are no setting."""
 
+EXPERIMENT = "experiment"
+"""The column of `runs` for arms that differ in whole experiments: bundles of settings."""
+
 LENGTH_FIGURES = (
     *("study", "run", "trained_at", "rotary_scaling", "context_length", "multiple"),
     *("loss", "low", "high", "perplexity", "bits_per_byte", "targets"),
@@ -39,7 +42,8 @@ def runs(*paths: Path | str) -> pd.DataFrame:
     Returns:
         The columns of `FIGURES`, losses in nats a token; then every setting by its dotted key, such as `model.d_model`,
         with the word `null` where there is none, and `data.fingerprint` for the tokens; and a group that was chosen on
-        every command line, such as `model`, by its choice.
+        every command line, such as `model`, by its choice. `experiment` has the experiments' names where runs of one
+        folder, as of a sweep over `experiment=a,b`, differ in them.
 
     Raises:
         ConfigError: there is none; or one is damaged.
@@ -60,6 +64,10 @@ def runs(*paths: Path | str) -> pd.DataFrame:
     for key in dict.fromkeys(key for _, chosen in lines for key in chosen):
         if all(key in chosen for _, chosen in lines):  # else it was left at its default in some
             frame[key] = [chosen[key] for _, chosen in lines]
+    folders = pd.Series([run.path.resolve().parent for run in found])
+    names = pd.Series([str(run.config.get("name")) for run in found])
+    if (names.groupby(folders).nunique() > 1).any():
+        frame[EXPERIMENT] = names
     return frame
 
 
@@ -138,10 +146,11 @@ def overrides(run: Run) -> dict[str, str]:
 def varied(frame: pd.DataFrame) -> list[str]:
     """Settings that differ between the runs of a frame, but for those that say the same as an earlier one.
 
-    A group that was chosen, such as `model`, comes before the keys in it, and the seed at the end.
+    The experiment comes before all that follows from it, a group that was chosen, such as `model`, before the keys in
+    it, and the seed at the end.
     """
-    settings = [key for key in frame.columns if key not in FIGURES and not _is_of(key, NOT_VARIED)]
-    settings.sort(key=lambda key: (key == "seed", "." in key))
+    settings = [key for key in frame.columns if is_setting(key)]
+    settings.sort(key=lambda key: (key == "seed", "." in key, key != EXPERIMENT))
     found: list[str] = []
     for key in settings:
         values = frame[key].map(str)
@@ -152,6 +161,11 @@ def varied(frame: pd.DataFrame) -> list[str]:
             continue  # follows from what is there
         found.append(key)
     return found
+
+
+def is_setting(key: str) -> bool:
+    """Whether a column of `runs` is a setting that shapes an outcome."""
+    return key not in FIGURES and not _is_of(key, NOT_VARIED)
 
 
 def _is_of(key: str, branches: Sequence[str]) -> bool:

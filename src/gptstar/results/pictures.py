@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from gptstar.evaluation.plots import BLUE, COLOURS, DASHES, GREY, MARKERS
+from gptstar.results.budgets import Recipe
 from gptstar.results.effects import SEED, LevelEffect
 
 
@@ -86,33 +87,54 @@ def plot_effects(found: Sequence[LevelEffect]) -> Figure | None:
     """A line for each effect, with its 95 % interval; None where there is none."""
     if not found:
         return None
-    figure = Figure(figsize=(7.2, 1.2 + 0.34 * len(found)), dpi=150, layout="constrained")
+    names = [f"{each.factor}: {each.level} against {each.against}" for each in reversed(found)]
+    width = max(7.2, 4 + 0.085 * max(map(len, names)))  # inches; what is below the axis needs four
+    figure = Figure(figsize=(width, 1.2 + 0.34 * len(found)), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place, each in enumerate(reversed(found)):
         value, low, high = each.effect.value, each.effect.low, each.effect.high
         reach = [[0], [0]] if math.isnan(low) else [[value - low], [high - value]]
-        shown = each.effect.is_shown
+        filled = each.effect.is_significant
         axes.errorbar(
             [value],
             [place],
             xerr=reach,
             fmt="o",
-            color=BLUE if shown else GREY,
+            color=BLUE if filled else GREY,
             capsize=3,
-            mfc=BLUE if shown else "white",
+            mfc=BLUE if filled else "white",
         )
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(
-        range(len(found)), [f"{each.factor}: {each.level} against {each.against}" for each in reversed(found)]
-    )
+    axes.set_yticks(range(len(found)), names)
     axes.set_ylim(-0.6, len(found) - 0.4)
     axes.margins(x=0.1)
     axes.set_xlabel(
-        f"change of {found[0].outcome.replace('_', ' ')}\n95 % intervals over seeds; filled: shown, open: not"
+        f"change of {found[0].outcome.replace('_', ' ')}\n95 % intervals over seeds; filled: significant, open: not"
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def plot_budgets(found: Sequence[Recipe]) -> Figure | None:
+    """Final loss against tokens: a line for each recipe with several budgets, a level for each with one, a dot a run.
+
+    Returns:
+        None where no recipe has several.
+    """
+    if all(len(recipe.budgets) < 2 for recipe in found):
+        return None
+    figure, (axes,) = _figure(1)
+    for recipe, style in zip(found, _styles(), strict=False):
+        means = recipe.runs.groupby("tokens")["validation_loss"].mean()
+        axes.plot(means.index, means, label=recipe.name, linewidth=1.3, **style)
+        axes.plot(recipe.runs["tokens"], recipe.runs["validation_loss"], ".", color=style["color"], alpha=0.5)
+        if len(means) == 1:
+            axes.axhline(means.iloc[0], color=style["color"], linestyle=":", linewidth=1)
+    axes.set(xlabel="tokens", ylabel="final validation loss (nats a token)", xlim=(0, None))
+    axes.xaxis.set_major_formatter(_thousands)
+    _legend(figure, axes, "")
     return figure
 
 
@@ -147,11 +169,12 @@ def _styles() -> Iterator[dict[str, Any]]:
 def _legend(figure: Figure, axes: Axes, title: str) -> None:
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
-        columns = 2 if max(map(len, names)) > 24 else 4
-        shown = figure.legend(
+        longest = max(map(len, names))
+        columns = 2 if longest > 24 else 3 if longest > 14 else 4
+        legend = figure.legend(
             handles, names, title=title, frameon=False, loc="outside lower center", ncols=columns, fontsize=8
         )
-        for text in shown.get_texts():
+        for text in legend.get_texts():
             text.set_parse_math(False)
 
 

@@ -15,20 +15,23 @@ from gptstar import __version__
 from gptstar.results.sections import Section, sections
 
 
-def write_report(paths: Sequence[Path], output: Path, title: str | None = None) -> list[Path]:
+def write_report(
+    paths: Sequence[Path], output: Path, title: str | None = None, against: str | None = None
+) -> list[Path]:
     """Write `report.html`, and `report.md` with its pictures beside it.
 
     Args:
         paths: run directories, or folders of such.
         output: a folder, made if it is not there.
+        against: the level that others are compared with, in factors that have it; else each factor's first.
 
     Returns:
         The two files.
 
     Raises:
-        ConfigError: there is no run.
+        ConfigError: there is no run; or no factor has the level.
     """
-    found = list(sections(paths))
+    found = list(sections(paths, against))
     output.mkdir(parents=True, exist_ok=True)
     title = title or ", ".join(path.resolve().name for path in paths)
     environment = Environment(

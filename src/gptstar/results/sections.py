@@ -1,23 +1,38 @@
 """What a report says of a set of runs: tables and pictures under headings, whatever they are printed as."""
 
-import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, blocked_effect
+from gptstar.errors import ConfigError
+from gptstar.evaluation.statistics.effects import LEVEL, SEEDS
 from gptstar.results import frames
-from gptstar.results.effects import OUTCOME, RATE, SEED, LevelEffect, at_best_rate, effects, tokens_to
-from gptstar.results.pictures import plot_curves, plot_effects, plot_lengths
+from gptstar.results.budgets import STEPS, cost_table, costs, recipes
+from gptstar.results.effects import (
+    OUTCOME,
+    RATE,
+    SEED,
+    at_best_rate,
+    effect_table,
+    effects,
+    levels_of,
+    rates_tried,
+    reference_of,
+    tokens_to,
+)
+from gptstar.results.lengths import CONTEXT, against_training, between_arms
+from gptstar.results.pictures import plot_budgets, plot_curves, plot_effects, plot_lengths
 from gptstar.results.run import find_runs
 
 EXPLAINED = (
     "Intervals are of 95 %, by Student's t over seeds: pairs of runs that differ in this alone, averaged over all "
-    f"other settings, are what varies. With {SEEDS} seeds and p < {LEVEL} a claim is shown; less is an indication."
+    f"other settings, are what varies. With {SEEDS} seeds and p < {LEVEL} an effect is significant, else preliminary."
 )
+
+TURNS = "Times can be compared where the arms took turns, `seed=` before the arms in the sweep, and nothing else ran."
 
 TOLD = (
     *("model.n_layers", "model.d_model", "model.n_heads", "model.n_vocab", "data.context_length", "batch_tokens"),
@@ -37,29 +52,35 @@ class Section:
     commands: tuple[str, ...] = ()
 
 
-def sections(paths: Sequence[Path]) -> Iterator[Section]:
-    """What is to be said of the runs in some folders, in order.
+def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Section]:
+    """Describe the runs in some folders, section by section.
+
+    Args:
+        against: the level that others are compared with, in factors that have it; else each factor's first.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no run; or no factor has the level.
     """
     runs = frames.runs(*paths)
     factors = frames.varied(runs)
+    _check_level(runs, factors, against)
     yield _overview(runs, factors)
     curves = frames.curves(*paths)
     if (picture := plot_curves(runs, curves, factors)) is not None:
         text = "Validation loss; the mean over seeds, and a band from the best to the worst."
         yield Section("Loss as it fell", text, _tokens_to(runs, curves, factors), picture)
     finished = runs[runs["state"] == "finished"]
-    yield from _effects(finished, factors)
-    if speed := effects(finished, factors, "tokens_per_second", ratio=True):
+    yield from _rates(finished, factors)
+    yield from _effects(finished, factors, against)
+    yield from _costs(finished, curves, factors, against)
+    if speed := effects(finished, factors, "tokens_per_second", against=against, ratio=True):
         text = (
             "Ratios of tokens a second, without intervals: the runs came one after another, so what else the machine "
             "did meanwhile is in them, and more seeds don't take it out. For a claim: `benchmarks/run.py`, interleaved."
         )
         columns = ["factor", "level", "against", "effect", "seeds", "cells"]
         yield Section("Speed", text, effect_table(speed, intervals=False)[columns])
-    yield from _lengths(runs, frames.lengths(*paths), factors)
+    yield from _lengths(runs, frames.lengths(*paths), factors, against)
     tasks = frames.tasks(*paths)
     if not tasks.empty:
         yield Section("Benchmarks", "With 95 % intervals over items.", _scores(tasks))
@@ -67,45 +88,86 @@ def sections(paths: Sequence[Path]) -> Iterator[Section]:
     yield _repeat(paths)
 
 
+def _check_level(runs: pd.DataFrame, factors: Sequence[str], against: str | None) -> None:
+    levels = [str(level) for factor in factors if factor != SEED for level in levels_of(runs, factor)]
+    if against is not None and against not in levels:
+        raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
+
+
 def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     states = ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
     lines = [f"{len(runs)} runs: {states}; {runs['hours'].sum():.1f} hours of training."]
     if factors:
-        lines.append("Varied: " + "; ".join(f"{each} ({_listed(runs[each])})" for each in factors) + ".")
+        lines.append("Varied: " + "; ".join(f"{each} ({_listed(levels_of(runs, each))})" for each in factors) + ".")
     alike = [f"{key} {runs[key].iloc[0]}" for key in TOLD if key in runs and runs[key].nunique() == 1]
     if alike:
         lines.append("Alike in all: " + ", ".join(alike) + ".")
     return Section("What was run", "\n\n".join(lines))
 
 
-def _effects(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
+def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
+    tried = rates_tried(finished, factors)
+    if tried.empty:
+        return
+    arms = [each for each in factors if each not in (RATE, SEED)]
+    losses = tried.assign(arm="all") if not arms else tried
+    keys = arms or ["arm"]
+    table = losses.pivot_table("loss", keys, RATE, sort=False).sort_index(axis="columns")
+    best = losses[losses["is_best"]].set_index(keys)
+    table.columns = [f"{rate:g}" for rate in table.columns]
+    table["best"] = [f"{rate:g}" for rate in best.loc[table.index, RATE]]
+    table[""] = ["at the end of its rates" if edge else "" for edge in best.loc[table.index, "is_edge"]]
+    text = "Validation loss, means over seeds."
+    if best["is_edge"].any():
+        text += " Where the best is at the end of the rates tried, a rate beyond may be better."
+    yield Section("Learning rates", text, table.reset_index())
+
+
+def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None) -> Iterator[Section]:
     tuned, left = at_best_rate(finished, factors)
-    other_tokens = any(finished[key].nunique() > 1 for key in ("model.n_vocab", "data.fingerprint") if key in finished)
-    outcome = "validation_bits_per_byte" if other_tokens else OUTCOME
-    found = effects(tuned, left, outcome)
+    outcome = "validation_bits_per_byte" if _other_tokens(finished) else OUTCOME
+    found = effects(tuned, left, outcome, against=against)
     if not found:
         return
     text = [EXPLAINED]
-    if other_tokens:
+    if _other_tokens(finished):
         text.append("The runs read other tokens, so losses a token can't be compared: these are bits a byte.")
     if "data.context_length" in factors:
         text.append("Each run is validated at its own context length.")
     if len(left) < len(factors):
         text.append(
-            f"Each arm is at its best learning rate: {_rates(tuned, left)}. It was chosen by the same seeds, which "
-            "favours an arm with more rates that are nearly as good, by up to half a standard error."
+            "Each arm is at its best learning rate, as above. It was chosen by the same seeds, which favours an arm "
+            "with more rates that are nearly as good, by up to half a standard error."
         )
-        tried, taken = finished[RATE], tuned[RATE]
-        if taken.isin((tried.min(), tried.max())).any():
-            text.append("Some are at the end of what was tried: a rate beyond may be better for them.")
     yield Section(f"Effects on {outcome.replace('_', ' ')}", " ".join(text), effect_table(found), plot_effects(found))
+    if tuned["tokens"].nunique() > 1 and (hours := effects(tuned, left, "hours", against=against, ratio=True)):
+        yield Section("Effects on hours of training", f"Ratios. {TURNS} {EXPLAINED}", effect_table(hours))
 
 
-def _rates(tuned: pd.DataFrame, factors: Sequence[str]) -> str:
-    arms = [each for each in factors if each != SEED]
-    rates = tuned.groupby(arms, sort=False, dropna=False)[RATE].first()
-    names = [", ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in rates.index]
-    return "; ".join(f"{name}: {rate:g}" for name, rate in zip(names, rates, strict=True))
+def _other_tokens(finished: pd.DataFrame) -> bool:
+    return any(finished[key].nunique() > 1 for key in ("model.n_vocab", "data.fingerprint") if key in finished)
+
+
+def _costs(
+    finished: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str], against: str | None
+) -> Iterator[Section]:
+    """Where one factor varies: what each recipe needs for the final loss of the first."""
+    tuned, left = at_best_rate(finished[finished[OUTCOME].notna()], factors)
+    by_themselves = [each for each in left if each not in (SEED, STEPS)]
+    if len(by_themselves) != 1 or _other_tokens(finished):
+        return
+    found = recipes(tuned, by_themselves[0], factors)
+    level = reference_of(levels_of(tuned, by_themselves[0]), against)
+    reference = next((each for each in found if level in each.arms), None)
+    if reference is None or len(found) < 2:
+        return
+    text = (
+        f"What each recipe needs for the final loss of {level}, as a ratio to what that took: seed by seed, by a line "
+        "over the logarithm between final losses at the budgets of the recipe, or, where it has one budget, between "
+        f"its validations. {TURNS} Intervals are of 95 %, by Student's t over seeds."
+    )
+    table = cost_table(costs(found, reference, curves))
+    yield Section(f"Tokens and hours to the loss of {level}", text, table, plot_budgets(found))
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:
@@ -118,6 +180,9 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
     grouped = finished.groupby(arms, sort=False, dropna=False)
     table = grouped.agg(
         **{
+            "million tokens": ("tokens", lambda tokens: tokens.mean() / 1e6),
+            "minutes": ("hours", lambda hours: 60 * hours.mean()),
+            "± minutes": ("hours", lambda hours: 60 * hours.std()),
             "validation loss": (OUTCOME, "mean"),
             "± over seeds": (OUTCOME, "std"),
             "seeds": ("run", "size"),
@@ -133,23 +198,36 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
     return table.reset_index()
 
 
-def _lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
+def _lengths(
+    runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], against: str | None
+) -> Iterator[Section]:
     studies = list(lengths.groupby("study", sort=False))
     for study, of_study in studies:
-        yield from _study(runs, of_study, factors, f" ({study})" if len(studies) > 1 else "")
+        which = f" ({study})" if len(studies) > 1 else ""
+        yield from _study(runs, of_study, factors, which)
+        if _same_targets(of_study):
+            tuned, left = at_best_rate(runs[runs["state"] == "finished"], factors)
+            if not (table := between_arms(tuned, of_study, left, against)).empty:
+                text = f"Loss at each multiple of the training context, on the same targets. {EXPLAINED}"
+                yield Section(f"Arms at each length{which}", text, table)
+
+
+def _same_targets(lengths: pd.DataFrame) -> bool:
+    """Whether all runs scored the same targets, at every length or at each multiple."""
+    study = lengths["study"].iloc[0]
+    return "fixed_targets" in study and ("room" in study or lengths["trained_at"].nunique() == 1)
 
 
 def _study(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], which: str) -> Iterator[Section]:
-    arms = [each for each in factors if each not in (SEED, "data.context_length")]
+    arms = [each for each in factors if each not in (SEED, CONTEXT)]
     keys = [*arms, "rotary_scaling", "trained_at"]
     merged = lengths.merge(runs[["run", *arms, *([SEED] if SEED in runs else [])]], on="run")
     table = merged.groupby([*keys, "multiple"], sort=False, dropna=False)["loss"].mean().unstack("multiple")
     table.columns = [f"{multiple:g} ×" for multiple in table.columns]
-    same = "fixed_targets" in lengths["study"].iloc[0] and "room" in lengths["study"].iloc[0]
+    same = "The targets are the same for all runs. " if _same_targets(lengths) else "Targets differ between runs. "
     text = (
-        "Loss by the context read, as multiples of the training context; nats a token, means over seeds. "
-        + ("The targets are the same for all runs and lengths. " if same else "Targets differ between runs. ")
-        + "The shade ends where training did; bars go from the best seed to the worst."
+        f"Loss by the context read, as multiples of the training context; nats a token, means over seeds. {same}"
+        "The shade ends where training did; bars go from the best seed to the worst."
     )
     yield Section(
         f"Beyond the training context{which}", text, table.reset_index(), plot_lengths(runs, lengths, factors)
@@ -158,62 +236,6 @@ def _study(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], wh
     if not against.empty:
         text = f"Loss at a multiple of the training context, less that at the training context itself. {EXPLAINED}"
         yield Section(f"Does it hold?{which}", text, against)
-
-
-def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """For each arm and multiple the change against the training context: paired within runs, over cells and seeds.
-
-    Args:
-        lengths: of `lengths`.
-    """
-    arms = [each for each in factors if each not in (SEED, "data.context_length")]
-    merged = lengths.merge(runs[["run", *arms, *([SEED] if SEED in runs else [])]], on="run")
-    lines = []
-    for name, group in merged.groupby([*arms, "rotary_scaling"], sort=False, dropna=False):
-        lines += [dict(zip([*arms, "rotary_scaling"], name, strict=True)) | each for each in _changes(group)]
-    return pd.DataFrame(lines)
-
-
-def _changes(group: pd.DataFrame) -> Iterator[dict[str, object]]:
-    at_training = group[group["multiple"] == 1].set_index("run")["loss"]
-    for multiple in sorted(each for each in group["multiple"].unique() if each > 1):
-        here = group[group["multiple"] == multiple]
-        here = here.assign(change=here["loss"] - here["run"].map(at_training)).dropna(subset=["change"])
-        if here.empty:
-            continue
-        by_seed: dict[Hashable, dict[Hashable, float]] = {}
-        for line in here.to_dict("records"):
-            by_seed.setdefault(line.get(SEED, 0), {})[line["trained_at"]] = line["change"]
-        found = blocked_effect(by_seed)
-        yield {
-            "context": f"{multiple:g} ×",
-            "change": f"{found.value:+.4f}",
-            "95 % interval": "" if math.isnan(found.low) else f"{found.low:+.4f} to {found.high:+.4f}",
-            "p": "" if math.isnan(found.p) else f"{found.p:.2g}",
-            "seeds": found.n_seeds,
-            "cells": found.n_cells,
-            "": found.verdict,
-        }
-
-
-def effect_table(found: Sequence[LevelEffect], *, intervals: bool = True) -> pd.DataFrame:
-    """A line for each effect."""
-    return pd.DataFrame(
-        [
-            {
-                "factor": each.factor,
-                "level": each.level,
-                "against": each.against,
-                "effect": each.text if intervals else each.value,
-                "p": "" if math.isnan(each.effect.p) else f"{each.effect.p:.2g}",
-                "seeds": each.effect.n_seeds,
-                "cells": each.effect.n_cells,
-                "left out": each.left_out,
-                "": each.effect.verdict,
-            }
-            for each in found
-        ]
-    )
 
 
 def _scores(tasks: pd.DataFrame) -> pd.DataFrame:
@@ -240,5 +262,5 @@ def _repeat(paths: Sequence[Path]) -> Section:
     return Section("To repeat it", text, commands=tuple(dict.fromkeys(commands.values())))
 
 
-def _listed(values: pd.Series) -> str:
-    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values.drop_duplicates())
+def _listed(levels: Sequence[object]) -> str:
+    return ", ".join(f"{level:g}" if isinstance(level, float) else str(level) for level in levels)

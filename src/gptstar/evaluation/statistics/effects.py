@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 SEEDS, LEVEL = 5, 0.01
-"""What a claim takes: so many seeds, and a smaller p. Anything less is an indication."""
+"""A significant effect takes so many seeds, and a smaller p. Anything less is preliminary."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,17 @@ class Effect:
     n_cells: int
 
     @property
-    def is_shown(self) -> bool:
-        """Whether it is more than an indication."""
+    def is_significant(self) -> bool:
+        """Whether it has enough seeds and a small enough p."""
         return self.n_seeds >= SEEDS and self.p < LEVEL
 
     @property
     def verdict(self) -> str:
         """In words."""
-        if self.is_shown:
-            return "shown"
+        if self.is_significant:
+            return "significant"
         if not self.low <= 0 <= self.high and not math.isnan(self.p):
-            return "an indication"
+            return "preliminary"
         return "not told apart from chance" if self.n_seeds > 1 else "one seed: says nothing"
 
 

@@ -3,29 +3,35 @@
 import pytest
 from conftest import ROOT
 
-from gptstar.config import TrainConfig, flatten
+from gptstar.config import TrainConfig
 from gptstar.entry import compose
+from gptstar.training.recipe import Recipe
+from gptstar.training.settings import settings_of
 
 ARMS = sorted(path.stem for path in (ROOT / "conf/experiment/recipe").glob("*.yaml"))
 REFERENCE_TOKENS = 819_200
 STEP = {"batch_tokens", "hardware.micro_batch_size", "total_steps", "schedule.warmup_steps", "schedule.decay_until"}
 
 
-def parsed(experiment: str, *words: str) -> TrainConfig:
+def composed(experiment: str, *words: str) -> TrainConfig:
     return TrainConfig.parse(compose("train", [f"experiment={experiment}", "data.files=x", "output=y", *words]))
 
 
 def changed(experiment: str, against: str) -> set[str]:
     """Keys that shape a run in which two experiments differ."""
-    one, two = (flatten(parsed(each).settings()) for each in (experiment, against))
-    return {key for key in one if one[key] != two[key]}
+    one, two = (settings_of(parsed(each).resolved("bf16"), composed(each).hardware) for each in (experiment, against))
+    return {key for key in one if one[key] != two.get(key)}
+
+
+def parsed(experiment: str) -> Recipe:
+    return composed(experiment).recipe
 
 
 @pytest.mark.parametrize("experiment", ["fast_small", "fast_small_reference", *(f"recipe/{arm}" for arm in ARMS)])
 def test_every_arm_warms_up_for_a_tenth_and_reads_a_step_in_one_pass(experiment: str) -> None:
     config = parsed(experiment)
     assert config.schedule.warmup_steps * 10 == config.total_steps
-    assert config.hardware.micro_batch_size * config.data.context_length == config.batch_tokens
+    assert composed(experiment).hardware.micro_batch_size * config.data.context_length == config.batch_tokens
     if config.curriculum.first_length is not None:
         assert config.curriculum.steps == 0.75 * config.total_steps
 
@@ -78,5 +84,5 @@ def test_without_muon_there_is_the_references_adamw() -> None:
     )
     assert without.optimizer == reference.optimizer
     assert without.optimizer.learning_rate == 2.8e-3
-    for key in ("batch_tokens", "total_steps", "schedule", "curriculum", "model", "data", "reading"):
+    for key in ("batch_tokens", "total_steps", "schedule", "curriculum", "model", "data"):
         assert getattr(without, key) == getattr(recipe, key)

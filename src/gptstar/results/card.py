@@ -14,9 +14,7 @@ from gptstar.checkpoint.huggingface.gpt2 import is_gpt2
 from gptstar.checkpoint.identity import identity
 from gptstar.errors import ConfigError
 from gptstar.evaluation.results import TaskResults, read_tasks
-
-TOLD = ("seed", "batch_tokens", "total_steps", "optimizer.name", "optimizer.learning_rate", "schedule.name")
-"""Settings of the training that a card lists, where the checkpoint knows them."""
+from gptstar.training.settings import shown_keys
 
 
 def model_card(
@@ -55,7 +53,7 @@ def model_card(
         needs_trust=not is_gpt2(checkpoint.model),
         context_length=context_length,
         who=who,
-        settings={key: settings[key] for key in TOLD if key in settings},
+        settings={key: settings[key] for key in shown_keys() if key in settings and not key.startswith("model.")},
         best_loss=training.best_loss if training else None,
         perplexity=float(np.exp(training.best_loss)) if training and training.best_loss else None,
         corpora=training.data.get("corpora", {}) if training else {},

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from gptstar.errors import ConfigError
-from gptstar.keys import flatten
+from gptstar.keys import about, flatten
 from gptstar.results.run import Run, find_runs, labels
+from gptstar.training.settings import run_keys
 
 FIGURES = (
     *("run", "path", "state", "step", "tokens", "validation_loss", "validation_bits_per_byte", "train_loss"),
@@ -28,12 +29,6 @@ LENGTH_FIGURES = (
 )
 
 TASK_FIGURES = ("run", "checkpoint", "task", "metric", "subset", "value", "low", "high", "items")
-
-NOT_VARIED = (
-    *("output", "name", "hydra", "launcher", "resume", "report", "reading", "tracker", "data.shards", "jobs_at_once"),
-    *("log_every", "validate_every", "checkpoint_every", "checkpoint_keep"),
-)
-"""Keys, and all below them, that shape no outcome."""
 
 
 def runs(*paths: Path | str) -> pd.DataFrame:
@@ -164,12 +159,8 @@ def varied(frame: pd.DataFrame) -> list[str]:
 
 
 def is_setting(key: str) -> bool:
-    """Whether a column of `runs` is a setting that shapes an outcome."""
-    return key not in FIGURES and not _is_of(key, NOT_VARIED)
-
-
-def _is_of(key: str, branches: Sequence[str]) -> bool:
-    return any(key == branch or key.startswith(f"{branch}.") for branch in branches)
+    """Whether a column of `runs` is a setting in which arms of a comparison may differ."""
+    return key not in FIGURES and (key == EXPERIMENT or about(key, run_keys()).role.is_compared)
 
 
 def _find(paths: Sequence[Path | str]) -> list[Run]:

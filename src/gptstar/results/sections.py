@@ -26,6 +26,7 @@ from gptstar.results.effects import (
 from gptstar.results.lengths import CONTEXT, against_training, between_arms
 from gptstar.results.pictures import plot_budgets, plot_curves, plot_effects, plot_lengths
 from gptstar.results.run import find_runs
+from gptstar.training.settings import shown_keys
 
 EXPLAINED = (
     "Intervals are of 95 %, by Student's t over seeds: pairs of runs that differ in this alone, averaged over all "
@@ -33,12 +34,6 @@ EXPLAINED = (
 )
 
 TURNS = "Times can be compared where the arms took turns, `seed=` before the arms in the sweep, and nothing else ran."
-
-TOLD = (
-    *("model.n_layers", "model.d_model", "model.n_heads", "model.n_vocab", "data.context_length", "batch_tokens"),
-    *("total_steps", "optimizer.learning_rate", "hardware.precision"),
-)
-"""Settings that a reader asks for even where they are alike in all runs."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     lines = [f"{len(runs)} runs: {states}; {runs['hours'].sum():.1f} hours of training."]
     if factors:
         lines.append("Varied: " + "; ".join(f"{each} ({_listed(levels_of(runs, each))})" for each in factors) + ".")
-    alike = [f"{key} {runs[key].iloc[0]}" for key in TOLD if key in runs and runs[key].nunique() == 1]
+    alike = [f"{key} {runs[key].iloc[0]}" for key in shown_keys() if key in runs and runs[key].nunique() == 1]
     if alike:
         lines.append("Alike in all: " + ", ".join(alike) + ".")
     return Section("What was run", "\n\n".join(lines))

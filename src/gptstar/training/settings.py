@@ -21,7 +21,12 @@ def run_keys() -> dict[str, Declared]:
         "data.mixture": Declared(Role.RESULT, is_group=True)
     }  # blocks of each corpus, which follow from the text
     recipe, hardware = declared(Recipe, role=Role.RESULT), declared(Hardware, "hardware.", Role.MACHINE)
-    return recipe | mixture | hardware | declared(Record)
+    return recipe | mixture | {"hardware": Declared(Role.MACHINE, is_group=True)} | hardware | declared(Record)
+
+
+def shown_keys() -> list[str]:
+    """The keys that readers are told even if they are the same everywhere."""
+    return [key for key, it in run_keys().items() if it.is_shown]
 
 
 def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:

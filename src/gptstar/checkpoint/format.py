@@ -4,7 +4,6 @@ A checkpoint is a `torch.save` archive of tensors and plain dicts: `torch.load(p
 without this package. It appears under its name complete or not at all, and its checksums are verified when it is read.
 """
 
-import contextlib
 import os
 import re
 import zipfile
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from gptstar.checkpoint.kept import BEST, LAST
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.files import whole_file
 from gptstar.model import GPT, GPTConfig
 
 FORMAT = "gptstar"
@@ -168,17 +168,11 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "tokenizer": checkpoint.tokenizer,
         "training": checkpoint.training and vars(checkpoint.training),
     }
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             torch.save(tree, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         # torch turns a full disk into a RuntimeError about positions in the file
         cause = error.strerror or str(error) if isinstance(error, OSError) else "not all of it fits: is the disk full?"
         raise CheckpointError(f"can't write {path} ({cause}); what was there before is untouched") from error

@@ -26,6 +26,7 @@ from gptstar.data.text.corpora import Corpus, bundled_corpora, local_corpora, na
 from gptstar.data.text.records import Piece
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
+from gptstar.files import partial_path
 
 JOURNAL = "journal.sqlite"
 WORTH_PROCESSES_BYTES = 2**23
@@ -159,7 +160,7 @@ def prepare(request: Request, path: Path, console: Console) -> None:
     Raises:
         DataError: the text can't be read, is too short, or the folder can't be written.
     """
-    work = path.with_name(f".{path.name}.partial")
+    work = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):

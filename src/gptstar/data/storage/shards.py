@@ -18,6 +18,7 @@ from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 from gptstar.data.storage.stream import Tokens, TokenStream
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
+from gptstar.files import file_sha256, write_json, write_text
 
 if TYPE_CHECKING:
     from gptstar.data.storage.remote import SegmentCache
@@ -112,12 +113,6 @@ class Manifest:
         return sum(getattr(s, what) for s in self.shards if s.split == split and corpus in (None, s.corpus))
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def damaged(folder: Path, files: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Those of some files, given with their SHA-256, that are missing or whose content has another."""
     return (name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256)
@@ -139,11 +134,8 @@ def segment_hash(segment: bytes) -> int:
 
 def write_manifest(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
     """Write what makes a folder of shards complete; the manifest last."""
-    contents = {"tokenizer.json": tokenizer.json_text, "manifest.json": json.dumps(asdict(manifest), indent=2) + "\n"}
-    for name, content in contents.items():
-        unfinished = folder / f".{name}.partial"
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(folder / name)
+    write_text(folder / "tokenizer.json", tokenizer.json_text)
+    write_json(folder / "manifest.json", asdict(manifest))
 
 
 class ShardFolder:

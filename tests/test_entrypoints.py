@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, run_here, run_script
 from test_training import assert_same_run
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 
 Overrides = Callable[..., list[str]]
 

@@ -20,7 +20,8 @@ from gptstar.data.inspection.overlap import overlap_of_shards
 from gptstar.data.inspection.pictures import outline
 from gptstar.data.preparation.writer import ShardWriter
 from gptstar.data.storage.documents import bounds, document_beginning, documents
-from gptstar.data.storage.shards import Manifest, Shard, ShardFolder, Source, write_manifest
+from gptstar.data.storage.manifest import Manifest, Shard, Source, write_manifest
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
 from gptstar.files import file_sha256

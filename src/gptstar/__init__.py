@@ -4,14 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptstar.checkpoint.format import load
+    from gptstar.checkpoint.read import load
     from gptstar.inference.generate import generate, stream
     from gptstar.inference.sampling import Sampling
 
 __version__ = "0.1.0"
 __all__ = ["Sampling", "generate", "load", "stream"]
 
-_ROOMS = {"load": "checkpoint.format", "Sampling": "inference.sampling"} | dict.fromkeys(
+_ROOMS = {"load": "checkpoint.read", "Sampling": "inference.sampling"} | dict.fromkeys(
     ("generate", "stream"), "inference.generate"
 )
 

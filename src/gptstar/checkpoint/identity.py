@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gptstar.checkpoint.format import DESCRIPTION, Checkpoint, in_parts, read
+from gptstar.checkpoint.format import DESCRIPTION, Checkpoint, in_parts
+from gptstar.checkpoint.read import read
 from gptstar.errors import CheckpointError
 from gptstar.files import file_sha256
 

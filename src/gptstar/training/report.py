@@ -10,8 +10,8 @@ from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 from rich.markup import escape
 
-from gptstar.checkpoint.format import find, load
 from gptstar.checkpoint.identity import read_with_identity
+from gptstar.checkpoint.read import find, load
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError

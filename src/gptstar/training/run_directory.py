@@ -15,8 +15,9 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from gptstar import __version__
-from gptstar.checkpoint.format import Checkpoint, find
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.kept import LAST, call, newest_first
+from gptstar.checkpoint.read import find
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, in_one_line
 from gptstar.files import write_json, write_text
 from gptstar.ranks import Ranks

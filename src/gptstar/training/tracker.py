@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from gptstar.data.storage.shards import Manifest
+from gptstar.data.storage.manifest import Manifest
 from gptstar.errors import ConfigError
 from gptstar.training.status import read_config
 

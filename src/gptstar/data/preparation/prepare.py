@@ -20,7 +20,8 @@ from gptstar.data.preparation.packing import CorpusPacker, CorpusState, Packing
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.progress import PackingProgress
 from gptstar.data.preparation.request import Request
-from gptstar.data.storage.shards import Manifest, ShardFolder, Source, write_manifest
+from gptstar.data.storage.manifest import Manifest, Source, write_manifest
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.text.clean import clean
 from gptstar.data.text.corpora import Corpus, bundled_corpora, local_corpora, named_corpora
 from gptstar.data.text.records import Piece

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import numpy as np
 
 from gptstar.data.storage.documents import bounds, shards_of
-from gptstar.data.storage.shards import ShardFolder, Stratum
+from gptstar.data.storage.manifest import Stratum
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.data.text.pieces import pieces
 from gptstar.data.text.readers import File, form_of

@@ -52,7 +52,6 @@ THIRD_PARTIES = {
     "safetensors": {"checkpoint/huggingface"},
     "scipy": {"evaluation/statistics"},
     "annotated_types": {"fields"},
-    "statsmodels": {"evaluation/statistics"},
     "transformers": {"checkpoint/huggingface/modeling_gptstar"},
 }
 """Where each library may be imported: files or folders of the package."""

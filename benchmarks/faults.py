@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 from gptstar.training.metrics_csv import read_metrics
 
 ROOT = Path(__file__).parents[1]

@@ -16,7 +16,8 @@ import torch
 from moto.server import ThreadedMotoServer
 from omegaconf import OmegaConf
 
-from gptstar.checkpoint.format import Checkpoint, read
+from gptstar.checkpoint.format import Checkpoint
+from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
 from gptstar.entry import compose, one_line_errors
 from gptstar.training.metrics_csv import read_metrics

@@ -10,7 +10,7 @@ from conftest import run_here
 from huggingface_hub import ModelCard
 
 import gptstar
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 from gptstar.cli import main
 from gptstar.evaluation.results import Metric, Sample, TaskResult, TaskResults, write_tasks
 

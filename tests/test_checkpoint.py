@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import gptstar
-from gptstar.checkpoint.format import Checkpoint, TrainingState, find, read, write
+from gptstar.checkpoint.format import Checkpoint, TrainingState, write
 from gptstar.checkpoint.identity import read_with_identity
 from gptstar.checkpoint.kept import BEST, LAST, call, newest_first, of_step, prune
 from gptstar.checkpoint.parts import verify_parts, write_parts
+from gptstar.checkpoint.read import find, read
 from gptstar.cli import main
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT, GPTConfig
@@ -203,7 +204,8 @@ def test_a_write_that_fails_leaves_the_old_file(checkpoint: Checkpoint, tmp_path
     code = f"""
 import resource, signal
 from pathlib import Path
-from gptstar.checkpoint.format import read, write
+from gptstar.checkpoint.format import write
+from gptstar.checkpoint.read import read
 from gptstar.errors import CheckpointError
 checkpoint = read(Path({str(path)!r}))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

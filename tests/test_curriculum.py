@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import recorded, run_here
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 from gptstar.errors import ConfigError
 from gptstar.training.curriculum import Curriculum, folded
 

@@ -9,7 +9,7 @@ from conftest import SMALL, sentences
 from test_prepare import write_corpus
 
 from gptstar.cli import main
-from gptstar.data.storage.shards import read_manifest
+from gptstar.data.storage.manifest import read_manifest
 from gptstar.data.tokenizer import Tokenizer
 
 

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, run_here, run_script
 from test_training import assert_same_run
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 
 Overrides = Callable[..., list[str]]
 
@@ -142,6 +142,42 @@ def test_the_full_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
     assert "ConfigError" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "waits_for", "does_without"),
+    [
+        (["train.py", "--help"], "torch", {"torch._dynamo", "torch.distributed.tensor", "lightning", "lm_eval"}),
+        (["-m", "gptstar", "--help"], "argparse", {"torch", "numpy", "hydra"}),
+        (["-m", "gptstar", "runs", "--help"], "argparse", {"torch", "numpy", "hydra"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_help_does_not_wait_for_what_it_does_not_show(
+    arguments: list[str], waits_for: str, does_without: set[str]
+) -> None:
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert waits_for in imported
+    assert not does_without & imported
+    assert "usage: gptstar" in done.stdout or "train" in done.stdout
+
+
+def test_the_package_shows_what_it_imports_on_first_use() -> None:
+    code = """
+import sys, gptstar
+names = {"Sampling", "generate", "lm", "load", "results", "stream"}
+assert names <= set(dir(gptstar))
+assert "torch" not in sys.modules
+assert gptstar.results.__name__ == "gptstar.results"
+assert "pandas" not in sys.modules
+import pydoc
+shown = pydoc.plain(pydoc.render_doc(gptstar))
+for name in ("class Sampling", "generate(", "lm(", "load(", "stream(", "results (package)"):
+    assert name in shown, name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built and unpacked far from the checkout."""
@@ -160,6 +196,7 @@ def test_the_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -
         command = [sys.executable, str(installed / "bin/gptstar"), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
 
+    assert (installed / "gptstar/py.typed").is_file()
     assert "usage: gptstar" in run("--help")
     code = """
 import gptstar, pathlib

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import run_here
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 from gptstar.evaluation.bigram import Bigram
 
 

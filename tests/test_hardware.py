@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import run_here
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.curriculum import Curriculum

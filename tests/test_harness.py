@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lm_eval
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,8 @@ from lm_eval.evaluator import evaluate
 from rich.console import Console
 from test_prepare import QUIET
 
-from gptstar.checkpoint.format import Checkpoint
+import gptstar
+from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
@@ -315,6 +317,33 @@ def test_what_loses_its_beginning_is_counted(bpe, task_files):
     requests = [bpe.encode([f"Question: {row['goal']}\nAnswer: {row[choice]}"])[0] for row in map(json.loads, (
         task_files / "piqa.jsonl").read_text().splitlines()) for choice in ("sol1", "sol2")]  # fmt: skip
     assert n_cut(40) == sum(len(tokens) > 41 for tokens in requests) > n_cut(999) == 0
+
+
+@pytest.mark.parametrize("task", ["lambada_openai", "piqa"])
+def test_a_checkpoint_evaluates_within_the_harness(task, bpe, task_files, tmp_path):
+    model = build(300)
+    write(tmp_path / "a.ckpt", Checkpoint(model.config, model.state_dict(), bpe.json_text))
+    found = lm_eval.simple_evaluate(
+        gptstar.lm(tmp_path / "a.ckpt", context_length=48, device="cpu"),
+        tasks=load_tasks([task], task_files),
+        num_fewshot=0,
+        limit=9,
+    )
+    expected = suite(model, bpe, task_files, tasks=(task,), limit=9).tasks[0]
+    accuracy = next(metric for metric in expected.metrics if metric.name == "acc")
+    assert found["results"][task]["acc,none"] == pytest.approx(accuracy.value)
+    assert found["n-samples"][task]["effective"] == 9
+
+
+def test_what_the_harness_can_not_evaluate_is_refused(bpe, tmp_path):
+    model = build(300, **GPT_2)
+    write(tmp_path / "mute.ckpt", Checkpoint(model.config, model.state_dict()))
+    with pytest.raises(CheckpointError, match=r"mute\.ckpt holds no tokenizer"):
+        gptstar.lm(tmp_path / "mute.ckpt")
+    write(tmp_path / "a.ckpt", Checkpoint(model.config, model.state_dict(), bpe.json_text))
+    assert gptstar.lm(tmp_path / "a.ckpt", device="cpu").context_length == 64
+    with pytest.raises(ConfigError, match="exceeds the learned positions' n_ctx=64"):
+        gptstar.lm(tmp_path / "a.ckpt", context_length=65)
 
 
 def test_a_diverged_model_is_one_line(bpe, task_files):

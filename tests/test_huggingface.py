@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gptstar.checkpoint.huggingface.export as exporting
-from gptstar.checkpoint.format import Checkpoint, TrainingState, find, load, read
+from gptstar.checkpoint.format import Checkpoint, TrainingState
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.checkpoint.legacy import read_legacy
+from gptstar.checkpoint.read import find, load, read
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT, GPTConfig

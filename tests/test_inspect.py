@@ -20,9 +20,11 @@ from gptstar.data.inspection.overlap import overlap_of_shards
 from gptstar.data.inspection.pictures import outline
 from gptstar.data.preparation.writer import ShardWriter
 from gptstar.data.storage.documents import bounds, document_beginning, documents
-from gptstar.data.storage.shards import Manifest, Shard, ShardFolder, Source, file_sha256, write_manifest
+from gptstar.data.storage.manifest import Manifest, Shard, Source, write_manifest
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
+from gptstar.files import file_sha256
 
 WORDS = re.findall("[a-z]+", "the quick brown fox jumps over a lazy dog and runs far away from there")
 NASTY = "escape \x1b[31mred\x07 and [bold]markup[/bold] :smile: \u202eright to left"

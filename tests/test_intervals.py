@@ -53,6 +53,25 @@ def test_wilson_is_as_published(right: int, n: int, low: float, high: float) -> 
     assert (1 - mirrored.high, 1 - mirrored.low) == pytest.approx((found.low, found.high), abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("right", "n", "confidence", "low", "high"),
+    [(81, 263, 0.95, 0.2552885198782742, 0.3662095769828), (0, 20, 0.99, 0.0, 0.24910540109875348)],
+)
+def test_wilson_is_statsmodels(right: int, n: int, confidence: float, low: float, high: float) -> None:
+    """By `proportion_confint(right, n, 1 - confidence, method="wilson")` of statsmodels 0.15.0."""
+    found = accuracy_interval(np.arange(n) < right, confidence=confidence)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.sampled_from([0.8, 0.95, 0.999]))
+def test_wilson_ends_where_the_score_test_rejects(n: int, share: float, confidence: float) -> None:
+    found = accuracy_interval(np.arange(n) < round(share * n), confidence=confidence)
+    z = stats.norm.ppf((1 + confidence) / 2)
+    for end in (found.low, found.high):
+        if 0 < end < 1:
+            assert (found.value - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / n, rel=1e-9)
+
+
 @pytest.mark.parametrize("n", [23, 101, 760])
 def test_wilson_covers_95_percent_of_all_accuracies(n: int) -> None:
     """Not simulated: the binomial distribution is known. At a single accuracy coverage jumps up and down with n."""

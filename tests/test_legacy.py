@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import gptstar
-from gptstar.checkpoint.format import read, write
+from gptstar.checkpoint.format import write
 from gptstar.checkpoint.legacy import read_legacy
+from gptstar.checkpoint.read import read
 from gptstar.cli import main
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT

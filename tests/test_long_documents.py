@@ -12,7 +12,7 @@ from conftest import SMALL, recorded, run_here, sentences
 from test_prepare import QUIET, write_corpus
 from torch.nn.functional import cross_entropy
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
 from gptstar.data.config import DataConfig
 from gptstar.data.order.aligned import DocumentBlocks

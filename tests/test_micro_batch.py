@@ -9,7 +9,7 @@ import pytest
 from conftest import run_here
 from omegaconf import OmegaConf
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
 from gptstar.entry import compose, conf_folder
 from gptstar.errors import ConfigError

@@ -11,7 +11,8 @@ import torch
 from conftest import assert_goes_on_bitwise, run_here
 from torch import Tensor, nn
 
-from gptstar.checkpoint.format import read, write
+from gptstar.checkpoint.format import write
+from gptstar.checkpoint.read import read
 from gptstar.model import GPT, GPTConfig
 from gptstar.training.optimizers.muon import Muon, MuonAdamW
 from gptstar.training.optimizers.newton_schulz import COEFFICIENTS, orthogonalised

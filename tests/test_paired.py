@@ -1,12 +1,12 @@
-"""Two models on the same items: tests and intervals against statsmodels and scipy, and their coverage."""
+"""Two models on the same items: tests and intervals against other programs and brute force, and their coverage."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
 
@@ -44,19 +44,40 @@ def outcome(found: Sequence[Paired], truth: float) -> tuple[float, float]:
     return float(np.mean(holds)), float(np.mean([each.p < 0.05 for each in found]))
 
 
-@pytest.mark.parametrize(("only_a", "only_b"), [(0, 0), (1, 7), (9, 2), (11, 13), (12, 13), (40, 71), (130, 88)])
-def test_mcnemar_is_statsmodels(only_a: int, only_b: int) -> None:
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [
+        (0, 0, 1),
+        (1, 7, 0.0703125),
+        (9, 2, 0.0654296875),
+        (12, 12, 1),
+        (11, 13, 0.8388197422027588),
+        (12, 13, 0.841480581121794),
+        (40, 71, 0.003256896947392942),
+        (130, 88, 0.004446737355735963),
+    ],
+)
+def test_mcnemar_is_statsmodels(only_a: int, only_b: int, p: float) -> None:
+    """By `mcnemar(table, exact=only_a + only_b < 25, correction=False)` of statsmodels 0.15.0."""
     found = paired_accuracy(*answers(301, only_a, only_b, 211))
     few = only_a + only_b < 25
     assert found.difference == pytest.approx((only_b - only_a) / (512 + only_a + only_b))
     assert found.test == ("McNemar, exact" if few else "McNemar")
     assert found.low < found.difference + 1e-12
     assert found.high > found.difference - 1e-12
-    if only_a + only_b:
-        reference = mcnemar([[301, only_a], [only_b, 211]], exact=few, correction=False)
-        assert found.p == pytest.approx(reference.pvalue)
-    else:
-        assert found.p == 1
+    assert found.p == pytest.approx(p, rel=1e-12)
+
+
+def test_mcnemar_is_as_defined() -> None:
+    """Exact: all ways in which coins may fall. Asymptotic: the square of a standard normal variable."""
+    for only_a, only_b in itertools.product(range(26), repeat=2):
+        n = only_a + only_b
+        if 0 < n < 25:
+            as_far = sum(math.comb(n, k) for k in range(n + 1) if abs(2 * k - n) >= abs(only_a - only_b))
+            p = as_far / 2**n
+        else:
+            p = math.erfc(abs(only_a - only_b) / math.sqrt(2 * n)) if n else 1.0
+        assert paired_accuracy(*answers(3, only_a, only_b, 2)).p == pytest.approx(p, rel=1e-12)
 
 
 def test_the_interval_is_bonett_and_prices() -> None:
@@ -91,7 +112,7 @@ def test_clusters_that_hold_one_change_each_are_as_items() -> None:
     same = np.repeat(1, len(a))
     doubled = np.stack([a, same], axis=1).ravel(), np.stack([b, same], axis=1).ravel()
     found = paired_accuracy(*doubled, np.repeat(np.arange(len(a)), 2))
-    assert found.p == pytest.approx(mcnemar([[31, 9], [4, 23]], exact=True).pvalue)
+    assert (found.p, paired_accuracy(a, b).p) == pytest.approx((0.266845703125, 0.266845703125))
     assert paired_accuracy(a, b, np.arange(len(a))) == paired_accuracy(a, b)
 
 
@@ -201,3 +222,14 @@ def test_holm_is_as_defined() -> None:
     """Smallest times 4, the next times 3 …, never falling, at most 1; one that is not known does not count."""
     assert holm([0.01, math.nan, 0.04, 0.03, 0.9]) == pytest.approx([0.04, math.nan, 0.09, 0.09, 0.9], nan_ok=True)
     assert holm([]) == []
+    assert holm([0.04, 0.01, 0.03, 0.2, 0.01, 0.6]) == pytest.approx([0.12, 0.06, 0.12, 0.4, 0.06, 0.6], rel=1e-12)
+
+
+def test_holm_is_the_closure_of_bonferroni() -> None:
+    """What Holm proved: a hypothesis falls just where Bonferroni rejects every set that it is in."""
+    random = np.random.default_rng(5)
+    for n in (1, 2, 3, 7):
+        p = np.round(random.random(n) ** 3, 2)  # rounded: some are equal
+        sets = [list(each) for size in range(1, n + 1) for each in itertools.combinations(range(n), size)]
+        closed = [max(min(1, len(each) * p[each].min()) for each in sets if number in each) for number in range(n)]
+        assert holm(list(p)) == pytest.approx(closed, rel=1e-12)

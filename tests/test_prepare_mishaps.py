@@ -19,7 +19,8 @@ from gptstar.data.config import CorpusConfig
 from gptstar.data.preparation import packing
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.prepare import ensure_prepared
-from gptstar.data.storage.shards import ShardFolder, read_manifest
+from gptstar.data.storage.manifest import read_manifest
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
 

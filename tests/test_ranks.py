@@ -15,8 +15,8 @@ import torch
 from conftest import ROOT, recorded, run_here, run_script
 from test_training import assert_same_run, damage
 
-from gptstar.checkpoint.format import read
 from gptstar.checkpoint.kept import newest_first
+from gptstar.checkpoint.read import read
 
 Overrides = Callable[..., list[str]]
 

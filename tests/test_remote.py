@@ -19,10 +19,11 @@ from conftest import Server
 from torch.utils.data import DataLoader, Dataset
 
 from gptstar.data.preparation.writer import ShardWriter
+from gptstar.data.storage.manifest import SEGMENT_BYTES, Manifest, Source, write_manifest
 from gptstar.data.storage.prefetch import BatchesAhead, Prefetcher, Span
 from gptstar.data.storage.remote import SegmentCache, open_shards
 from gptstar.data.storage.remote_files import RemoteFiles
-from gptstar.data.storage.shards import SEGMENT_BYTES, Manifest, ShardFolder, Source, write_manifest
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError

@@ -13,7 +13,8 @@ from conftest import recorded, run_here
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 
-from gptstar.checkpoint.format import read, write
+from gptstar.checkpoint.format import write
+from gptstar.checkpoint.read import read
 from gptstar.errors import ConfigError
 from gptstar.training.schedules import SCHEDULES
 from gptstar.training.schedules.constant import Constant

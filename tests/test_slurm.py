@@ -13,7 +13,7 @@ from conftest import ROOT, run_script
 from test_ranks import on
 from test_training import assert_same_run
 
-from gptstar.checkpoint.format import read
+from gptstar.checkpoint.read import read
 
 Overrides = Callable[..., list[str]]
 

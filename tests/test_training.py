@@ -17,7 +17,8 @@ from conftest import SMALL, recorded, run_here, sentences
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import gptstar.training.run
-from gptstar.checkpoint.format import Checkpoint, read, write
+from gptstar.checkpoint.format import Checkpoint, write
+from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.entry import compose

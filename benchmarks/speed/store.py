@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from gptstar.errors import DataError
+from gptstar.files import write_text
 from speed.engine import Outcome
 
 FILE = "results.json"
@@ -60,9 +61,7 @@ def save(results: Results, path: Path) -> None:
     """Write it whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tree = {device: {name: asdict(each) for name, each in of.items()} for device, of in results.items()}
-    temporary = path.with_name(f".{path.name}.partial")
     text = re.sub(
         r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), json.dumps(tree, indent=1)
     )  # a list, a line
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text + "\n")

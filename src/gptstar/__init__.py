@@ -4,20 +4,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gptstar.checkpoint.format import load
+    from gptstar import results
+    from gptstar.checkpoint.read import load
+    from gptstar.evaluation.harness import lm
     from gptstar.inference.generate import generate, stream
     from gptstar.inference.sampling import Sampling
 
 __version__ = "0.1.0"
-__all__ = ["Sampling", "generate", "load", "stream"]
+__all__ = ["Sampling", "generate", "lm", "load", "results", "stream"]
 
-_ROOMS = {"load": "checkpoint.format", "Sampling": "inference.sampling"} | dict.fromkeys(
-    ("generate", "stream"), "inference.generate"
-)
+_ROOMS = {
+    "Sampling": "inference.sampling",
+    "generate": "inference.generate",
+    "lm": "evaluation.harness",
+    "load": "checkpoint.read",
+    "stream": "inference.generate",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `gptstar --help` need not wait for torch."""
+    if name == "results":
+        return import_module("gptstar.results")
     if name in _ROOMS:
         return getattr(import_module(f"gptstar.{_ROOMS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what is imported on first use, too."""
+    return sorted({*globals(), *__all__})

@@ -4,8 +4,6 @@ A checkpoint is a `torch.save` archive of tensors and plain dicts: `torch.load(p
 without this package. It appears under its name complete or not at all, and its checksums are verified when it is read.
 """
 
-import contextlib
-import os
 import re
 import zipfile
 from dataclasses import dataclass, field
@@ -16,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptstar.checkpoint.kept import BEST, LAST
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.files import whole_file
 from gptstar.model import GPT, GPTConfig
 
 FORMAT = "gptstar"
@@ -81,59 +79,17 @@ class Checkpoint:
         return model.eval()
 
 
-def load(path: str | os.PathLike[str]) -> GPT:
-    """Load any checkpoint, trained here or imported, as the plain torch model in eval mode.
-
-    `model(tokens)` gives logits `(batch, position, n_vocab)` for tokens `(batch, position)`, and
-    `gptstar.generate(model, "a prompt")` texts.
-
-    Args:
-        path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.
-
-    Raises:
-        CheckpointError: missing, damaged or unsafe; names the file.
-    """
-    return read(find(Path(path))).build()
-
-
-def find(path: Path) -> Path:
-    """The checkpoint meant by a path: itself, a run directory's best or its last, or an exported Hugging Face folder.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if not path.is_dir():
-        return path
-    for name in (BEST, LAST):
-        if (path / name).exists():
-            return path / name
-    if in_parts(path) or (path / "config.json").exists():
-        return path
-    raise CheckpointError(
-        f"{path} holds neither best.ckpt nor last.ckpt, nor the config.json of an exported model: give a run directory "
-        "or a checkpoint"
-    )
-
-
 def in_parts(path: Path) -> bool:
     """Whether a path is a folder that the ranks of a sharded run wrote."""
     return (path / DESCRIPTION).is_file()
 
 
-def read(path: Path) -> Checkpoint:
-    """Read and verify a checkpoint, or an exported Hugging Face folder.
+def read_file(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint file.
 
     Raises:
         CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
     """
-    if in_parts(path):
-        from gptstar.checkpoint.parts import read_parts
-
-        return read_parts(path)
-    if path.is_dir():
-        from gptstar.checkpoint.huggingface.read import read_huggingface
-
-        return read_huggingface(path)
     tree = read_tensors(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT")
@@ -170,17 +126,11 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "tokenizer": checkpoint.tokenizer,
         "training": checkpoint.training and vars(checkpoint.training),
     }
-    temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             torch.save(tree, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         # torch turns a full disk into a RuntimeError about positions in the file
         cause = error.strerror or str(error) if isinstance(error, OSError) else "not all of it fits: is the disk full?"
         raise CheckpointError(f"can't write {path} ({cause}); what was there before is untouched") from error

@@ -4,8 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from gptstar.checkpoint.format import DESCRIPTION, Checkpoint, in_parts, read
+from gptstar.checkpoint.format import DESCRIPTION, Checkpoint, in_parts
+from gptstar.checkpoint.read import read
 from gptstar.errors import CheckpointError
+from gptstar.files import file_sha256
 
 
 def read_with_identity(path: Path) -> tuple[dict[str, Any], Checkpoint]:
@@ -58,10 +60,9 @@ def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _sha256(path: Path) -> str:
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     if in_parts(path):
-        return _sha256(path / DESCRIPTION)  # it holds the hash of every other file
+        return file_sha256(path / DESCRIPTION)  # it holds the hash of every other file
     names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
     files = sorted(file for name in names for file in path.glob(name))
-    return hashlib.sha256("".join(f"{file.name} {_sha256(file)}\n" for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()

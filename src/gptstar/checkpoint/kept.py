@@ -2,10 +2,10 @@
 
 import contextlib
 import re
-import shutil
 from pathlib import Path
 
 from gptstar.errors import CheckpointError
+from gptstar.files import remove, whole_file
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Links to the newest checkpoint, and to that with the lowest validation loss."""
@@ -31,11 +31,9 @@ def call(path: Path, name: str) -> None:
     Raises:
         CheckpointError: the file system knows no links, or is full.
     """
-    temporary = path.with_name(f".{name}.partial")
     try:
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(path.name)
-        temporary.replace(path.with_name(name))
+        with whole_file(path.with_name(name)) as temporary:
+            temporary.symlink_to(path.name)
     except OSError as error:
         raise CheckpointError(f"{path} is written, but can't be called {name} ({error.strerror})") from error
 
@@ -49,4 +47,5 @@ def prune(folder: Path, keep: int) -> None:
             with contextlib.suppress(OSError):  # one that can't be removed does no harm
                 path.rename(removed)  # a folder half removed must not look like a checkpoint
     for left in folder.glob(".*.ckpt.*"):
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove(left)

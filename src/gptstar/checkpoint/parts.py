@@ -5,10 +5,8 @@ The tensors lie as PyTorch's distributed checkpoints do (DCP), so any number of 
 not at all.
 """
 
-import hashlib
 import json
 import logging
-import os
 import pickle
 import shutil
 import warnings
@@ -27,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from gptstar.checkpoint.format import DESCRIPTION, FORMAT, FORMAT_VERSION, Checkpoint, TrainingState
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.files import file_sha256, partial_path, remove, write_json
 from gptstar.model import GPTConfig
 from gptstar.ranks import Ranks
 
@@ -54,7 +53,7 @@ def write_parts(path: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
         CheckpointError: it can't be written, as on a full disk; names the cause.
         RefusedElsewhere: another rank could not.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_path(path)
     try:
         ranks.agreed(lambda: _written(path, ranks, lambda: _anew(partial)))
         ranks.together(lambda: _written(path, ranks, lambda: _write_tensors(partial, checkpoint, ranks)))
@@ -87,8 +86,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _anew(partial: Path) -> None:
-    if partial.exists():  # of a run that was killed while it wrote
-        shutil.rmtree(partial)
+    remove(partial)  # left by a run that was killed while it wrote
     partial.mkdir(parents=True)
 
 
@@ -121,20 +119,14 @@ def _description(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _hashes(folder: Path, pattern: str) -> dict[str, dict[str, Any]]:
-    return {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(folder.glob(pattern))}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for file in sorted(folder.glob(pattern))
+    }
 
 
 def _finish(partial: Path, path: Path, described: str, hashes: list[dict[str, dict[str, Any]]]) -> None:
     files = {name: about for each in hashes for name, about in each.items()} | _hashes(partial, ".metadata")
-    with (partial / DESCRIPTION).open("w", encoding="utf-8") as file:
-        json.dump(json.loads(described) | {"files": files}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    write_json(partial / DESCRIPTION, json.loads(described) | {"files": files})
     replaced = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if path.is_dir() and not path.is_symlink():  # one of the same step, damaged or of a run that went on from before
@@ -159,7 +151,7 @@ def verify_parts(path: Path, share: tuple[int, int] = (0, 1)) -> None:
             raise CheckpointError(f"{path} has lost {name}: use another checkpoint")
         if file.stat().st_size != about["bytes"]:
             raise CheckpointError(f"{path}: {name} was cut short or grew: use another checkpoint")
-        if _sha256(file) != about["sha256"]:
+        if file_sha256(file) != about["sha256"]:
             raise CheckpointError(f"{path}: {name} is damaged (its sha256 differs): use another checkpoint")
 
 

@@ -54,7 +54,8 @@ def _verify(options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import track
 
-    from gptstar.data.storage.shards import AGAIN, damaged, read_manifest
+    from gptstar.data.storage.manifest import AGAIN, read_manifest
+    from gptstar.data.storage.shards import damaged
     from gptstar.data.tokenizer import Tokenizer
 
     folder, console = Path(options.shards), Console()

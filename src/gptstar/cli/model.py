@@ -121,8 +121,8 @@ def _import_to(source: Path, out: Path, *, n_heads: int | None, tokenizer: Path 
 
 
 def _export(options: argparse.Namespace) -> None:
-    from gptstar.checkpoint.format import find, read
     from gptstar.checkpoint.huggingface.export import export
+    from gptstar.checkpoint.read import find, read
     from gptstar.results.card import model_card
 
     path = find(options.checkpoint)
@@ -191,7 +191,8 @@ def _with_a_bar(file: "File", path: Path, otherwise: str | None = None) -> str:
 def _consolidate(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
-    from gptstar.checkpoint.format import find, read, write
+    from gptstar.checkpoint.format import write
+    from gptstar.checkpoint.read import find, read
 
     _refuse_existing(options.out)
     checkpoint = read(path := find(options.checkpoint))

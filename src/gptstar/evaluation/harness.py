@@ -1,23 +1,61 @@
 """lm-evaluation-harness's view of our model: it hands over texts, and gets log-likelihoods and continuations."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from gptstar.checkpoint.read import load
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import ConfigError
-from gptstar.evaluation.tasks.scoring import Scorable, Score
-from gptstar.evaluation.tasks.team import Settled, Team
-from gptstar.evaluation.tasks.worker import Prompt
+from gptstar.errors import CheckpointError, ConfigError
+from gptstar.evaluation.tasks.config import TasksConfig
+from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Score, Scorer
+from gptstar.evaluation.tasks.team import Settled, Team, no_progress
+from gptstar.evaluation.tasks.worker import Prompt, Worker
 
 MAX_NEW = 256
 """Tokens written where a task does not say how many, as for the harness's own models."""
+
+
+def lm(
+    path: str | os.PathLike[str],
+    *,
+    context_length: int | None = None,
+    device: str = "auto",
+    dtype: Dtype = "float32",
+    batch_tokens: int | None = None,
+) -> "HarnessModel":
+    """Load a checkpoint as lm-evaluation-harness takes it: `lm_eval.simple_evaluate(gptstar.lm(path), tasks=["piqa"])`.
+
+    Scores are those of `evaluate.py`, which gives WikiText a longer context than other tasks: 2,048 tokens.
+
+    Args:
+        path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.
+        context_length: tokens read at most; 1,024, or what learned positions hold, unless given.
+        device: as PyTorch calls it; `auto` takes a GPU where there is one.
+        dtype: the type of products: `float32`, `bfloat16` or `float16`.
+        batch_tokens: tokens to read at once; by default 1,024 on a CPU, and on a GPU what its memory holds.
+
+    Raises:
+        CheckpointError: missing, damaged, unsafe, or without a tokenizer; names the file.
+        ConfigError: `context_length` exceeds what learned positions hold.
+    """
+    model = load(path)
+    if model.tokenizer is None:
+        raise CheckpointError(f"{Path(path)} holds no tokenizer, and tasks are text: import it with --tokenizer FILE")
+    tokenizer = Tokenizer(model.tokenizer)
+    length = TasksConfig(context_length=context_length).length_for("any", model.config.n_ctx)
+    model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    worker = Worker(Scorer(model, dtype=dtype, batch_tokens=batch_tokens), tokenizer)
+    return HarnessModel(Team(worker), tokenizer, lambda _: no_progress, length)
 
 
 def n_to_write(task: Task) -> int:

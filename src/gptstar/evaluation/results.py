@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from gptstar import __version__
 from gptstar.errors import ConfigError
+from gptstar.files import write_text
 
 FORMAT = "gptstar results"
 FORMAT_VERSION = 1
@@ -121,17 +122,15 @@ def to_json(figures: dict[str, Any]) -> str:
 
 
 def write_tasks(results: TaskResults, folder: Path) -> Path:
-    """Write `results.json` into a folder, whole or not at all."""
+    """Write `results.json` into a folder, whole or not at all.
+
+    Raises:
+        OSError: it can't be written; an older one stands.
+    """
     path = folder / FILE_NAME
-    partial = path.with_name(f".{path.name}.partial")
     tree = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": "tasks"} | asdict(results)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        partial.write_text(to_json(tree), encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_text(path, to_json(tree))
     return path
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from gptstar.checkpoint.format import load
+from gptstar.checkpoint.read import load
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.inference.int8 import quantised
 from gptstar.inference.packed import packed

@@ -10,8 +10,8 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from gptstar.checkpoint.format import find
 from gptstar.checkpoint.identity import read_with_identity
+from gptstar.checkpoint.read import find
 from gptstar.config import EvaluateConfig
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.entry import conf_folder, job, one_line_errors

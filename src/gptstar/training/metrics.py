@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from gptstar.errors import TrainingError
+from gptstar.files import whole_file
 from gptstar.training.memory import peak_bytes
 from gptstar.training.metrics_csv import METRICS_FILE, read_rows
 from gptstar.training.module import LanguageModelling
@@ -67,15 +68,12 @@ class MetricsCSV(Logger):
         if not rows and not self._columns:
             self._path.unlink(missing_ok=True)  # of a run that had not saved yet
             return
-        temporary = self._path.with_name(f".{METRICS_FILE}.partial")
         try:
-            with temporary.open("w", newline="") as file:
+            with whole_file(self._path) as temporary, temporary.open("w", newline="") as file:
                 writer = csv.DictWriter(file, self._columns)
                 writer.writeheader()
                 writer.writerows(rows)
-            temporary.replace(self._path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise TrainingError(f"can't write {self._path}: {error.strerror}; it is as it was") from error
 
 

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from gptstar.checkpoint.format import find, load
 from gptstar.checkpoint.identity import read_with_identity
+from gptstar.checkpoint.read import find, load
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
@@ -27,10 +27,10 @@ from gptstar.inference.generate import generate
 from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
 from gptstar.training.hardware import Hardware
+from gptstar.training.loggers import log_texts
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
-from gptstar.training.tracker import log_texts
 
 PROMPTS = ("The", "If the", "Return a")
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, in_parts, read
+from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, in_parts
+from gptstar.checkpoint.read import read
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError

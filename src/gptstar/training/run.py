@@ -22,6 +22,7 @@ from gptstar.training.callbacks import ended_by, restore_states, states_of, user
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.compiling import NotCompiledError
 from gptstar.training.hardware import Hardware
+from gptstar.training.loggers import describe_run, tracked
 from gptstar.training.memory import keep_freed_memory, stay_within_own_part
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.micro_batch import MicroBatches, agreed_micro_batches, out_of_memory
@@ -37,7 +38,6 @@ from gptstar.training.resume import begin, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter
 from gptstar.training.settings import is_finished, settings_of
-from gptstar.training.tracker import describe_run, tracked
 from gptstar.training.trainer import build_trainer, fast_forward, fit
 
 

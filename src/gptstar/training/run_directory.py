@@ -15,9 +15,11 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from gptstar import __version__
-from gptstar.checkpoint.format import Checkpoint, find
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.kept import LAST, call, newest_first
+from gptstar.checkpoint.read import find
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, in_one_line
+from gptstar.files import write_json, write_text
 from gptstar.ranks import Ranks
 from gptstar.training.status import LOCK_NAME, State, Status
 
@@ -141,10 +143,8 @@ class RunDirectory:
             "packages": dict(_versions()),
             "command": _command(),
         }
-        for name, text in (("config.yaml", config_yaml), ("versions.json", json.dumps(about, indent=2) + "\n")):
-            temporary = self.path / f".{name}.partial"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.path / name)
+        write_text(self.path / "config.yaml", config_yaml)
+        write_json(self.path / "versions.json", about)
         Status("running").write(self.path)
         self._status = Status("stopped")
 

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from gptstar.checkpoint.format import OptimizerState
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT
 
+if TYPE_CHECKING:  # half a second, which `--help` and the parsing of a configuration need not wait
+    from torch.distributed.device_mesh import DeviceMesh
 
-def shard(model: GPT, mesh: DeviceMesh, *, bf16_weights: bool = False) -> None:
+
+def shard(model: GPT, mesh: "DeviceMesh", *, bf16_weights: bool = False) -> None:
     """Leave this rank its part of every parameter; a block's are gathered when it computes, and given up after it.
 
     Args:
@@ -24,6 +25,8 @@ def shard(model: GPT, mesh: DeviceMesh, *, bf16_weights: bool = False) -> None:
 
     Source: Zhao et al., "PyTorch FSDP", 2023.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     policy = (
         MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32) if bf16_weights else MixedPrecisionPolicy()
     )
@@ -34,11 +37,15 @@ def shard(model: GPT, mesh: DeviceMesh, *, bf16_weights: bool = False) -> None:
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """A tensor whose parts all ranks have; all have to ask."""
+    from torch.distributed.tensor import DTensor
+
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(parameter: Tensor, value: Tensor) -> Tensor:
     """This rank's part of a whole tensor as large as a parameter; any other as it is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         return distribute_tensor(
             value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None

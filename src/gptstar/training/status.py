@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from gptstar.files import write_json
+
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -43,9 +45,7 @@ class Status:
     def write(self, folder: Path) -> None:
         """Put it on record, as of now."""
         now = Status(self.state, self.reason, datetime.now(UTC).isoformat(timespec="seconds"))
-        temporary = folder / f".{FILE_NAME}.partial"
-        temporary.write_text(json.dumps(asdict(now), indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / FILE_NAME)
+        write_json(folder / FILE_NAME, asdict(now))
 
 
 def in_use(folder: Path) -> bool:

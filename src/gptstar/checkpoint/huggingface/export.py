@@ -14,6 +14,7 @@ from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.huggingface.gpt2 import gpt2_config, is_gpt2, to_gpt2
 from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
 from gptstar.errors import CheckpointError, in_one_line
+from gptstar.files import partial_path, remove, write_json, write_text
 
 MODELLING = "modeling_gptstar.py"
 DRAWING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
@@ -61,20 +62,20 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         weights = checkpoint.weights
     config |= {"dtype": "float32", "tie_word_embeddings": is_gpt2(model), "gptstar_version": __version__} | ends
     config |= _trained(checkpoint)
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_path(folder)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove(partial)  # left by a process that was killed
         partial.mkdir(parents=True)
-        _write_json(partial / "config.json", config)
-        _write_json(partial / "generation_config.json", ends | DRAWING)
+        write_json(partial / "config.json", config)
+        write_json(partial / "generation_config.json", ends | DRAWING)
         if card is not None:
-            (partial / "README.md").write_text(card, encoding="utf-8")
+            write_text(partial / "README.md", card)
         save_file(_apart(weights), partial / "model.safetensors", metadata={"format": "pt"})
         if not is_gpt2(model):
             shutil.copyfile(Path(__file__).with_name(MODELLING), partial / MODELLING)
         if tokenizer:
-            (partial / "tokenizer.json").write_text(_without_additions(tokenizer.json_text), encoding="utf-8")
-            _write_json(partial / "tokenizer_config.json", _tokenizer_config(context_length))
+            write_text(partial / "tokenizer.json", _without_additions(tokenizer.json_text))
+            write_json(partial / "tokenizer_config.json", _tokenizer_config(context_length))
         partial.rename(folder)  # an empty folder is replaced
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -118,7 +119,3 @@ def _without_additions(json_text: str) -> str:
 def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that share no memory, as the format wants them."""
     return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

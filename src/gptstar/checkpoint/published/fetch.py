@@ -1,6 +1,5 @@
 """One file from the web: resumed where it was cut, verified, and under its name only when it is whole."""
 
-import hashlib
 import json
 import shutil
 import time
@@ -12,6 +11,7 @@ from filelock import FileLock, Timeout
 
 from gptstar.checkpoint.published.registry import File
 from gptstar.errors import CheckpointError
+from gptstar.files import file_sha256, partial_path
 
 PAUSES = (1, 2, 4, 8, 16)
 """Seconds before each new try; whatever comes begins the count anew."""
@@ -48,11 +48,11 @@ def fetch(
     except Timeout as error:
         raise CheckpointError(f"{path} is being downloaded by another process: wait for it") from error
     try:
-        partial = path.with_name(f".{path.name}.partial")
+        partial = partial_path(path)  # kept when the connection breaks, for the next try
         if not path.exists():
             _complete(file, partial, progress, otherwise, pauses)
         whole = path if path.exists() else partial
-        found = _sha256(whole)
+        found = file_sha256(whole)
         if file.sha256 not in (None, found):
             if whole is path:
                 raise CheckpointError(f"{path} exists, and is not the published file (sha256 {found}): move it away")
@@ -154,8 +154,3 @@ def _size(headers: Mapping[str, str]) -> int | None:
 def _tag_of(partial: Path) -> Path:
     """Where it is kept which version of the file the part is of."""
     return partial.with_name(f"{partial.name}.tag")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from gptstar.data.inspection.lengths import Lengths
 from gptstar.data.storage.documents import bounds, document_beginning, shards_of
-from gptstar.data.storage.shards import Manifest, ShardFolder, Split
+from gptstar.data.storage.manifest import Manifest, Split
+from gptstar.data.storage.shards import ShardFolder
 
 SAMPLE_CHARACTERS = 300
 SAMPLE_TOKENS = 4 * SAMPLE_CHARACTERS

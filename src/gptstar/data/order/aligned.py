@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptstar.data.storage.documents import bounds, shards_of
-from gptstar.data.storage.shards import ShardFolder, Split, Stratum
+from gptstar.data.storage.manifest import Split, Stratum
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from gptstar.data.order.permutation import Grouping, blocks_at, permute_runs
-from gptstar.data.storage.shards import Stratum
+from gptstar.data.storage.manifest import Stratum
 from gptstar.errors import ConfigError, DataError
 
 

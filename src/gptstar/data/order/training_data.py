@@ -7,7 +7,8 @@ from gptstar.data.order.aligned import document_blocks
 from gptstar.data.order.mixture import Mixture
 from gptstar.data.order.permutation import Grouping
 from gptstar.data.order.windows import Windows
-from gptstar.data.storage.shards import ShardFolder, Split, Stratum
+from gptstar.data.storage.manifest import Split, Stratum
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError, DataError
 

@@ -10,7 +10,7 @@ from gptstar.data.preparation.encoding import Encoded, EncodingPool
 from gptstar.data.preparation.holdout import is_held_out, is_in_share
 from gptstar.data.preparation.journal import Journal
 from gptstar.data.preparation.writer import ShardWriter
-from gptstar.data.storage.shards import Shard, Split, Stratum
+from gptstar.data.storage.manifest import Shard, Split, Stratum
 from gptstar.data.text.corpora import Corpus
 from gptstar.data.text.found import DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS, Found
 from gptstar.data.text.records import Piece, Record, Skipped

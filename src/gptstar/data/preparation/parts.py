@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from gptstar.data.storage.shards import Manifest, Source, read_manifest, write_manifest
+from gptstar.data.storage.manifest import Manifest, Source, read_manifest, write_manifest
 from gptstar.data.text.corpora import Corpus
 from gptstar.data.text.found import EXAMPLES
 from gptstar.data.tokenizer import Tokenizer

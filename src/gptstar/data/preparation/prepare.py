@@ -20,12 +20,14 @@ from gptstar.data.preparation.packing import CorpusPacker, CorpusState, Packing
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.progress import PackingProgress
 from gptstar.data.preparation.request import Request
-from gptstar.data.storage.shards import Manifest, ShardFolder, Source, write_manifest
+from gptstar.data.storage.manifest import Manifest, Source, write_manifest
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.text.clean import clean
 from gptstar.data.text.corpora import Corpus, bundled_corpora, local_corpora, named_corpora
 from gptstar.data.text.records import Piece
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
+from gptstar.files import partial_path
 
 JOURNAL = "journal.sqlite"
 WORTH_PROCESSES_BYTES = 2**23
@@ -159,7 +161,7 @@ def prepare(request: Request, path: Path, console: Console) -> None:
     Raises:
         DataError: the text can't be read, is too short, or the folder can't be written.
     """
-    work = path.with_name(f".{path.name}.partial")
+    work = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):

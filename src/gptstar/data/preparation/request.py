@@ -7,10 +7,11 @@ from pathlib import Path
 
 from gptstar.data.config import DataConfig
 from gptstar.data.preparation.parts import Part
-from gptstar.data.storage.shards import FORMAT_VERSION, file_sha256
+from gptstar.data.storage.manifest import FORMAT_VERSION
 from gptstar.data.text.clean import CLEANER
 from gptstar.data.text.corpora import Corpus, find_files
 from gptstar.data.tokenizer import Tokenizer
+from gptstar.files import file_sha256
 
 
 @dataclass(frozen=True)

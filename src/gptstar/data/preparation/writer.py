@@ -8,14 +8,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from gptstar.data.storage.shards import Shard, Split, Stratum, file_sha256, segment_hashes
+from gptstar.data.storage.manifest import HEADER_BYTES, Shard, Split, Stratum, segment_hashes
 from gptstar.errors import DataError
+from gptstar.files import file_sha256
 
 SHARD_TOKENS = 2**26
 PENDING_TOKENS = 2**22
 """Tokens held in memory before they are appended to the file."""
-HEADER_BYTES = 128
-"""Of a one-dimensional `.npy`: numpy leaves room in it for any length."""
 STARTS = np.dtype("<u8")
 
 

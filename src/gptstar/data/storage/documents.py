@@ -8,7 +8,8 @@ from typing import get_args
 
 import numpy as np
 
-from gptstar.data.storage.shards import AGAIN, Shard, ShardFolder, Split, Stratum
+from gptstar.data.storage.manifest import AGAIN, Shard, Split, Stratum
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import DataError
 
 

@@ -10,8 +10,8 @@ from typing import Self
 from torch.utils.data import Sampler
 
 from gptstar.data.storage.limited_folder import Plan
+from gptstar.data.storage.manifest import SEGMENT_BYTES
 from gptstar.data.storage.remote import Key, RemoteTokens, SegmentCache, item
-from gptstar.data.storage.shards import SEGMENT_BYTES
 from gptstar.data.storage.stream import Tokens
 from gptstar.errors import DataError
 

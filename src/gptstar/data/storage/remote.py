@@ -11,10 +11,9 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from gptstar.data.config import NAME
-from gptstar.data.preparation.writer import HEADER_BYTES
 from gptstar.data.storage.limited_folder import LimitedFolder
+from gptstar.data.storage.manifest import HEADER_BYTES, SEGMENT_BYTES, Manifest, Shard, parse_manifest, segment_hash
 from gptstar.data.storage.remote_files import RemoteFiles
-from gptstar.data.storage.shards import SEGMENT_BYTES, Manifest, Shard, parse_manifest, segment_hash
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
 

@@ -1,149 +1,19 @@
-"""Token shards and their manifest: ordinary `.npy` files that explain themselves.
+"""Folders of token shards, opened and checked: ordinary `.npy` files here, or at an address behind a cache."""
 
-A folder of shards holds `manifest.json`, `tokenizer.json`, and for each shard `NAME.npy` (the tokens, memory-mapped),
-`NAME.documents.npy` (where each document starts) and `NAME.segments.npy` (a hash of each 64 KiB of the token file, so
-that a part of it can be fetched from afar and checked). `preparation/writer.py` writes them.
-"""
-
-import hashlib
-import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
+from gptstar.data.storage.manifest import AGAIN, Manifest, Shard, Split, Stratum, read_manifest
+from gptstar.data.storage.remote import SegmentCache, open_shards
 from gptstar.data.storage.stream import Tokens, TokenStream
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
+from gptstar.files import file_sha256
 
-if TYPE_CHECKING:
-    from gptstar.data.storage.remote import SegmentCache
-
-FORMAT_VERSION = 2
-SEGMENT_BYTES = 2**16
 VERIFY_BELOW_BYTES = 2**30
 """Folders smaller than this are verified by hash whenever they are opened; larger ones by size alone."""
-
-Split = Literal["train", "validation"]
-Stratum = Literal["first", "rest"]
-"""Of a corpus read for 2.5 epochs, `first` is the half of its documents that is read a third time."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A line of the manifest: `bytes` is of text; the hashes are SHA-256 of the shard's three files."""
-
-    name: str
-    corpus: str
-    split: Split
-    stratum: Stratum
-    tokens: NonNegativeInt
-    documents: NonNegativeInt
-    bytes: NonNegativeInt
-    sha256: str
-    documents_sha256: str
-    segments_sha256: str
-
-    @property
-    def files(self) -> dict[str, str]:
-        """The shard's files and their hashes."""
-        names = f"{self.name}.npy", f"{self.name}.documents.npy", f"{self.name}.segments.npy"
-        return dict(zip(names, (self.sha256, self.documents_sha256, self.segments_sha256), strict=True))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a corpus came from and what became of its documents.
-
-    Attributes:
-        epochs: how often a run reads it, as it was asked for when the corpus was prepared.
-        weight: its share of a run's tokens instead.
-        counts: documents read, cleaned, held out, left out by reason.
-        examples: for each reason to leave something out, the first places where it was met.
-    """
-
-    source: str
-    licence: str
-    epochs: PositiveFloat = 1.0
-    weight: PositiveFloat | None = None
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a folder of shards holds and how it came to be.
-
-    Attributes:
-        identity: hash of the sources and the options; the same request gives the same identity.
-        whole: the identity of what this is a part of, or its own.
-        options: how the text was cleaned, separated and held out, in words.
-    """
-
-    identity: str
-    whole: str
-    tokenizer: str
-    n_vocab: int
-    sources: dict[str, Source]
-    shards: tuple[Shard, ...]
-    options: dict[str, str] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over every shard's hash and the tokenizer's: two folders with it equal hold equal tokens."""
-        parts = [self.tokenizer] + [f"{shard.split}/{shard.corpus}/{shard.sha256}" for shard in self.shards]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    def training_corpora(self) -> dict[str, dict[str, Any]]:
-        """What a model was trained on, for those who only have the model: by corpus."""
-        sizes: tuple[Literal["tokens", "documents", "bytes"], ...] = ("documents", "tokens", "bytes")
-        return {
-            name: {"source": source.source, "licence": source.licence}
-            | {size: self.total("train", size, name) for size in sizes}
-            for name, source in self.sources.items()
-        }
-
-    def total(self, split: Split, what: Literal["tokens", "documents", "bytes"], corpus: str | None = None) -> int:
-        """Sum over the shards of a split, or of one corpus of it."""
-        return sum(getattr(s, what) for s in self.shards if s.split == split and corpus in (None, s.corpus))
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def damaged(folder: Path, files: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Those of some files, given with their SHA-256, that are missing or whose content has another."""
-    return (name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256)
-
-
-def segment_hashes(path: Path) -> np.ndarray:
-    """`(segment,)`, uint64: a hash of each 64 KiB of a file, against damage on the way and not against an enemy."""
-    hashes = []
-    with path.open("rb") as file:
-        while segment := file.read(SEGMENT_BYTES):
-            hashes.append(segment_hash(segment))
-    return np.asarray(hashes, dtype=np.uint64)
-
-
-def segment_hash(segment: bytes) -> int:
-    """The first 64 bits of SHA-256."""
-    return int.from_bytes(hashlib.sha256(segment).digest()[:8], "big")
-
-
-def write_manifest(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """Write what makes a folder of shards complete; the manifest last."""
-    contents = {"tokenizer.json": tokenizer.json_text, "manifest.json": json.dumps(asdict(manifest), indent=2) + "\n"}
-    for name, content in contents.items():
-        unfinished = folder / f".{name}.partial"
-        unfinished.write_text(content, encoding="utf-8")
-        unfinished.replace(folder / name)
 
 
 class ShardFolder:
@@ -166,8 +36,6 @@ class ShardFolder:
         self.folder = folder
         self.cache: SegmentCache | None = None
         if isinstance(folder, str) and "://" in folder:
-            from gptstar.data.storage.remote import open_shards  # it imports this module
-
             self.manifest, self.tokenizer, self.cache = open_shards(folder, cache_bytes)
         else:
             self.folder = Path(folder)
@@ -196,7 +64,9 @@ class ShardFolder:
         return TokenStream([self._open(s) for s in self.manifest.shards if (s.split, s.corpus, s.stratum) == wanted])
 
 
-AGAIN = "delete the folder to have it prepared again"
+def damaged(folder: Path, files: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Those of some files, given with their SHA-256, that are missing or whose content has another."""
+    return (name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256)
 
 
 def _check(folder: Path, manifest: Manifest) -> None:
@@ -218,42 +88,3 @@ def _map(folder: Path, shard: Shard) -> np.ndarray:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} can't be mapped ({error}): {AGAIN}") from error
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file.
-
-    Raises:
-        DataError: it is missing, damaged, or of another version.
-    """
-    try:
-        return parse_manifest(path.read_bytes(), path, AGAIN)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}: not a folder of shards") from error
-
-
-def parse_manifest(content: bytes, where: Path | str, cure: str) -> Manifest:
-    """The manifest that a file holds.
-
-    Args:
-        where: for the error.
-        cure: for the error.
-
-    Raises:
-        DataError: it is damaged, or of another version.
-    """
-    try:
-        tree = json.loads(content)
-        if tree["format_version"] != FORMAT_VERSION:
-            raise DataError(f"{where} has format {tree['format_version']}, this version reads {FORMAT_VERSION}: {cure}")
-        manifest = TypeAdapter(Manifest).validate_python(tree)
-        strays = {shard.corpus for shard in manifest.shards} - set(manifest.sources)
-        if strays:
-            raise DataError(f"{where} names shards of {', '.join(strays)} but no such source: {cure}")
-        return manifest
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise DataError(f"{where} is no manifest ({key}={first['input']!r}: {first['msg']}): {cure}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{where} is no manifest ({error!r}): {cure}") from error

@@ -18,6 +18,7 @@ from gptstar.evaluation.length.source import Named, Part, parts_of
 from gptstar.evaluation.plots import plot_context_length, plot_positions
 from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
 from gptstar.evaluation.tables import comparison_table, cost_line, length_markdown, length_table
+from gptstar.files import write_text
 from gptstar.model import GPT
 from gptstar.model.attention import scaled_rotary
 from gptstar.model.positions import RotaryScaling
@@ -141,7 +142,5 @@ def _write(curves: Sequence[Curve], parts: Sequence[Part], config: LengthConfig,
         "versions": versions_of("torch", "numpy", "tokenizers"),
         "curves": [asdict(curve) for curve in curves],
     }
-    partial = output / f".{FILE_NAME}.partial"
-    partial.write_text(to_json(tree), encoding="utf-8")
-    partial.replace(output / FILE_NAME)
+    write_text(output / FILE_NAME, to_json(tree))
     return [*written, "results.md", FILE_NAME]

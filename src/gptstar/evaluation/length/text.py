@@ -11,13 +11,15 @@ from typing import Any, get_args
 import numpy as np
 
 from gptstar.data.storage.documents import bounds, shards_of
-from gptstar.data.storage.shards import ShardFolder, Stratum, file_sha256
+from gptstar.data.storage.manifest import Stratum
+from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.data.text.pieces import pieces
 from gptstar.data.text.readers import File, form_of
 from gptstar.data.text.records import Fields, Piece, Skipped
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError, in_one_line
+from gptstar.files import file_sha256
 
 COLUMNS = ("text", "page")
 """Of the text, unless named: The Pile's, and the harness's of WikiText."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 
 from gptstar.evaluation.statistics.bootstrap import Ratio, Studentised, cluster_numbers
 
@@ -60,10 +59,18 @@ def accuracy_interval(
     if n == 0 or (numbers is not None and numbers.max() == 0):
         return Interval(value, math.nan, math.nan, "none")
     size = float(n) if numbers is None else _effective_size(right, numbers, confidence)
-    low, high = proportion_confint(value * size, size, 1 - confidence, method="wilson")
+    low, high = _wilson(value, size, confidence)
     # At 0 and 1 one end is the value itself, but for rounding.
     low, high = max(0.0, min(low, value)), min(1.0, max(high, value))
-    return Interval(value, float(low), float(high), "Wilson" if numbers is None else "Wilson, clustered")
+    return Interval(value, low, high, "Wilson" if numbers is None else "Wilson, clustered")
+
+
+def _wilson(share: float, size: float, confidence: float) -> tuple[float, float]:
+    """Wilson's score interval of a share of so many items, which need not be a whole number."""
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    centre = share + z**2 / (2 * size)
+    reach = z * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
+    return (centre - reach) / (1 + z**2 / size), (centre + reach) / (1 + z**2 / size)
 
 
 def _effective_size(right: np.ndarray, numbers: np.ndarray, confidence: float) -> float:

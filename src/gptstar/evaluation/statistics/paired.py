@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from gptstar.evaluation.statistics.bootstrap import Ratio, Studentised, cluster_numbers
 from gptstar.evaluation.statistics.intervals import RESAMPLES
@@ -87,11 +85,12 @@ def _interval(changes: np.ndarray, sizes: np.ndarray, confidence: float) -> tupl
 
 
 def _mcnemar(gained: int, lost: int) -> tuple[float, str]:
-    if gained + lost == 0:
+    changed = gained + lost
+    if changed == 0:
         return 1.0, "McNemar, exact"
-    exact = gained + lost < EXACT_BELOW
-    found = mcnemar([[0, gained], [lost, 0]], exact=exact, correction=False)
-    return float(found.pvalue), "McNemar, exact" if exact else "McNemar"
+    if changed < EXACT_BELOW:
+        return float(stats.binomtest(gained, changed).pvalue), "McNemar, exact"
+    return float(stats.chi2.sf((gained - lost) ** 2 / changed, df=1)), "McNemar"
 
 
 def _flips(changes: np.ndarray) -> float:
@@ -154,9 +153,9 @@ def paired_ratio(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted for being several (Holm 1979). NaN stays NaN and does not count."""
+    """Adjust p values for being several (Holm 1979). NaN stays NaN and does not count."""
     adjusted = np.asarray(p_values, dtype=float).copy()
-    known = ~np.isnan(adjusted)
-    if known.any():
-        adjusted[known] = multipletests(adjusted[known], method="holm")[1]
+    rising = np.argsort(adjusted)[: np.count_nonzero(~np.isnan(adjusted))]  # NaN is sorted last
+    steps = adjusted[rising] * np.arange(len(rising), 0, -1)
+    adjusted[rising] = np.minimum(1, np.maximum.accumulate(steps))
     return [float(p) for p in adjusted]

@@ -25,6 +25,7 @@ from gptstar.evaluation.tasks.manifest import (
 )
 from gptstar.evaluation.tasks.offline import load_tasks, splits_of
 from gptstar.evaluation.tasks.registry import leaves, manager_for
+from gptstar.files import file_sha256, whole_file
 
 
 def bundle(
@@ -105,25 +106,24 @@ def _gather(
             loaded = loaded or _from_hub(task)
             rows, taken_from = loaded.dataset[split], None
             revision, named = revision_of(loaded.dataset[split]), split
-        partial = path.with_name(f".{path.name}.partial")
-        n_rows = _write(partial, rows)
-        manifest[name] = Entry(
-            task=task,
-            split=named,
-            stands_for=split,
-            rows=n_rows,
-            bytes=partial.stat().st_size,
-            sha256=sha256_of(partial),
-            dataset=config.get("dataset_path"),
-            config=config.get("dataset_name"),
-            revision=revision,
-            licence=origin.licence,
-            homepage=origin.homepage,
-            citation=origin.citation,
-            taken_from=taken_from,
-        )
-        write_manifest(folder, manifest)  # before the file: one that is in no manifest would be somebody else's
-        partial.replace(path)
+        with whole_file(path) as temporary:
+            n_rows = _write(temporary, rows, path.name)
+            manifest[name] = Entry(
+                task=task,
+                split=named,
+                stands_for=split,
+                rows=n_rows,
+                bytes=temporary.stat().st_size,
+                sha256=file_sha256(temporary),
+                dataset=config.get("dataset_path"),
+                config=config.get("dataset_name"),
+                revision=revision,
+                licence=origin.licence,
+                homepage=origin.homepage,
+                citation=origin.citation,
+                taken_from=taken_from,
+            )
+            write_manifest(folder, manifest)  # before the file: one that is in no manifest would be somebody else's
 
 
 def _found(source: Path, task: str, split: str, *, evaluated: bool) -> Path:
@@ -141,8 +141,8 @@ def _from_hub(task: str) -> Any:
     return loaded
 
 
-def _write(path: Path, rows: Iterable[Any]) -> int:
-    """Write items, one a line; how many."""
+def _write(path: Path, rows: Iterable[Any], name: str) -> int:
+    """Write items, one a line, and count them; errors speak of the file as `name`."""
     n_rows = 0
     try:
         path.parent.mkdir(exist_ok=True)
@@ -151,9 +151,7 @@ def _write(path: Path, rows: Iterable[Any]) -> int:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 n_rows += 1
     except TypeError as error:
-        raise ConfigError(
-            f"{path.name}: items hold more than text and numbers ({error}): leave the task out"
-        ) from error
+        raise ConfigError(f"{name}: items hold more than text and numbers ({error}): leave the task out") from error
     except OSError as error:
-        raise ConfigError(f"{path}: can't be written ({error.strerror})") from error
+        raise ConfigError(f"{path.with_name(name)}: can't be written ({error.strerror})") from error
     return n_rows

@@ -1,6 +1,5 @@
 """`manifest.json` of a folder of benchmark items: where each file is from, under which licence, and its hash."""
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -9,6 +8,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from gptstar.errors import DataError
+from gptstar.files import file_sha256, write_text
 
 FILE_NAME = "manifest.json"
 FORMAT = "gptstar evaluation bundle"
@@ -105,23 +105,24 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 
 def write_manifest(folder: Path, files: dict[str, Entry]) -> None:
-    """Write it, whole or not at all."""
+    """Write the manifest of a bundle, whole or not at all.
+
+    Raises:
+        OSError: it can't be written; the old one stands.
+    """
     tree = {"format": FORMAT, "format_version": FORMAT_VERSION, "harness": version("lm-eval")}
     tree |= {"files": {name: asdict(files[name]) for name in sorted(files)}}
-    partial = folder / f".{FILE_NAME}.partial"
-    partial.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / FILE_NAME)
+    write_text(folder / FILE_NAME, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes.
+    """Hash a file's bytes.
 
     Raises:
         DataError: it can't be read.
     """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
 

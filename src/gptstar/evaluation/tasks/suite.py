@@ -31,7 +31,7 @@ from gptstar.evaluation.tasks.team import Settled, Team
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 from gptstar.model import GPT
 
-PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy", "statsmodels")
+PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
 
 
 def evaluate_tasks(

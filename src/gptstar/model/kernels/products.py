@@ -21,7 +21,6 @@ KEPT_UP_TO = 2048
 """Positions to which weights are kept for the backward pass; beyond they are computed again there."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # for CPUs, where compiling does not pay
 def products_attention(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = None, documents: Tensor | None = None
 ) -> Tensor:

@@ -1,0 +1,75 @@
+"""The loggers of a run: the CSV, the trackers that are asked for, and what they are told."""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import Logger
+from rich.console import Console
+
+from gptstar.data.storage.manifest import Manifest
+from gptstar.training.metrics import MetricsCSV
+from gptstar.training.named import build_named
+from gptstar.training.record import Record
+from gptstar.training.status import read_config
+
+
+@contextlib.contextmanager
+def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[Logger]]:
+    """The CSV, and the trackers that are asked for; finished at the end, so that wandb's run does not last longer.
+
+    Args:
+        record: `output` is the run directory.
+        start_step: the step that the run goes on from.
+
+    Raises:
+        ConfigError: a logger can't be built.
+    """
+    folder, tracker = record.output, record.tracker
+    loggers: list[Logger] = [MetricsCSV(folder, start_step)]
+    if "tensorboard" in tracker.names:
+        loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+    own_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on stays one run
+    run_id = os.environ.get("WANDB_RUN_ID", own_id)  # an agent of wandb's sweeps gives it
+    offline = tracker.mode == "offline"
+    if "wandb" in tracker.names:
+        where: dict[str, Any] = {"project": tracker.project, "offline": offline}
+        where["resume"] = None if offline else "allow"
+        loggers.append(WandbLogger(name=record.name, save_dir=folder, id=run_id, **where))
+    loggers += [
+        build_named("tracker.loggers", spec, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
+        for spec in tracker.loggers
+    ]
+    try:
+        yield loggers
+    finally:
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.finish()
+    if "wandb" in tracker.names and offline:
+        parts = "".join(f" '{part}'" for part in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}")))
+        console.print(f"to send it to wandb, in one piece: wandb sync{parts}", highlight=False, soft_wrap=True)
+
+
+def describe_run(loggers: Sequence[Logger], folder: Path, manifest: Manifest) -> None:
+    """Tell trackers what is run: the configuration, versions and code, as the run directory has them, and what text."""
+    about = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    corpora = {corpus: manifest.total("train", "tokens", corpus) for corpus in manifest.sources}
+    data = {"fingerprint": manifest.fingerprint, "tokenizer": manifest.tokenizer, "train_tokens": corpora}
+    for logger in loggers:
+        logger.log_hyperparams({**read_config(folder), "versions": about, "manifest": data})
+
+
+def log_texts(loggers: Sequence[Logger], texts: dict[str, str]) -> None:
+    """Show texts by name, such as samples, where a tracker can."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_text("texts", columns=["name", "text"], data=[[name, text] for name, text in texts.items()])
+        if isinstance(logger, TensorBoardLogger):
+            for name, text in texts.items():
+                logger.experiment.add_text(name, "    " + text.replace("\n", "\n    "))  # as it is, in Markdown

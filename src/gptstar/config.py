@@ -4,7 +4,7 @@ Each part's own rules are beside the code that it configures; here are those tha
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,8 +20,9 @@ from gptstar.data.config import DataConfig
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.fields import in_words
+from gptstar.fields import annotations, in_words
 from gptstar.model import GPTConfig
+from gptstar.model.positions import POSITIONS
 from gptstar.training.curriculum import CurriculumConfig
 from gptstar.training.hardware import HardwareConfig
 from gptstar.training.micro_batch import MicroBatches, micro_batches
@@ -94,8 +95,8 @@ class TrainConfig:
         Raises:
             ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
         """
-        learned = OmegaConf.select(composed, "model.positions") == "learned"
-        if learned and OmegaConf.select(composed, "model.n_ctx") is None:
+        positions = POSITIONS.parse(OmegaConf.to_container(composed.model)["positions"])
+        if positions.needs_capacity and OmegaConf.select(composed, "model.n_ctx") is None:
             capacity = OmegaConf.select(composed, "data.context_length")
             composed = OmegaConf.merge(composed, {"model": {"n_ctx": capacity}})  # type: ignore[assignment]
         return _parse(cls, composed)
@@ -109,11 +110,7 @@ class TrainConfig:
             raise ConfigError(f"seed={self.seed} is negative or beyond 2**63")
         if self.total_steps * self.batch_tokens >= 2**62:
             raise ConfigError(f"total_steps={self.total_steps} is more than can be counted")
-        if self.model.n_ctx is not None and self.data.context_length > self.model.n_ctx:
-            raise ConfigError(
-                f"data.context_length={self.data.context_length} exceeds model.n_ctx={self.model.n_ctx}; learned "
-                "positions cannot extrapolate: shorten the context or use model.positions=alibi"
-            )
+        self.model.check_length("data.context_length", self.data.context_length)
         if self.batch_tokens % self.data.block_tokens:
             raise ConfigError(
                 f"batch_tokens={self.batch_tokens} is not a multiple of data.block_tokens={self.data.block_tokens}: "
@@ -243,10 +240,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def valid_keys(cls: type, prefix: str = "") -> list[str]:
     """Every dotted key of a configuration; `*` stands for a name that the user gives."""
-    hints, keys = get_type_hints(cls), []
-    for field in fields(cls):
-        nested = hints[field.name]
-        key = f"{prefix}{field.name}"
+    keys: list[str] = []
+    for name, nested, marks in annotations(cls):
+        key = f"{prefix}{name}"
+        if POSITIONS in marks:  # which knows what keys a kind has
+            keys.append(f"{key}.*")
         if get_origin(nested) is dict and is_dataclass(get_args(nested)[1]):
             nested, key = get_args(nested)[1], f"{key}.*"
         options = get_args(nested) if get_origin(nested) in (Union, UnionType) else (nested,)

@@ -210,7 +210,7 @@ def train(config: TrainConfig, config_yaml: str) -> None:
                 report=config.report,
                 reading=config.reading,
                 context_length=config.data.context_length,
-                extrapolates=config.model.positions != "learned",
+                extrapolates=config.model.positions.extrapolates,
                 validation_tokens=config.data.validation_tokens,
                 device=trainer.strategy.root_device,
                 bf16=config.hardware.resolved_precision() != "float32",

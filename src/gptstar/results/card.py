@@ -14,6 +14,7 @@ from gptstar.checkpoint.huggingface.gpt2 import is_gpt2
 from gptstar.checkpoint.identity import identity
 from gptstar.errors import ConfigError
 from gptstar.evaluation.results import TaskResults, read_tasks
+from gptstar.model.positions import POSITIONS
 
 TOLD = ("seed", "batch_tokens", "total_steps", "optimizer.name", "optimizer.learning_rate", "schedule.name")
 """Settings of the training that a card lists, where the checkpoint knows them."""
@@ -51,6 +52,7 @@ def model_card(
         header=_header(name, licence, found),
         name=name,
         model=checkpoint.model,
+        positions=POSITIONS.name_of(checkpoint.model.positions),
         n_params=checkpoint.model.n_params,
         needs_trust=not is_gpt2(checkpoint.model),
         context_length=context_length,

@@ -191,7 +191,7 @@ class Attention(nn.Module):
         if not self.positions.adds_bias:
             mask = view.mask()
             return None if mask is None else mask[:, None]
-        is_shared = per_token is None and not self.positions.per_layer
+        is_shared = not (self.positions.per_layer or self.positions.reads_input)
         return view.biased(self._bias_of(per_token), self.positions if is_shared else None)
 
     def shared_scope(self, x: Tensor, scope: Scope | None) -> Scope | None:

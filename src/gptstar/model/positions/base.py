@@ -84,16 +84,19 @@ class Positions:
             `blocks.0.attention.NAME.…`.
         per_layer: whether each layer has parameters of its own.
         scalings: methods of `Scaling` that the kind knows.
-        adds_bias: whether the kind adds to scores; follows from the methods that a class overrides.
+        adds_bias, reads_input: whether the kind adds to scores, and reads the input of layers (`per_token`); both
+            follow from the methods that a class overrides.
     """
 
     name_in_model: ClassVar[str] = "position_parameters"
     per_layer: ClassVar[bool] = False
     scalings: ClassVar[tuple[str, ...]] = ()
     adds_bias: ClassVar[bool] = False
+    reads_input: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         cls.adds_bias = cls.slopes is not Positions.slopes or cls.bias is not Positions.bias
+        cls.reads_input = cls.per_token is not Positions.per_token
 
     @property
     def capacity(self) -> int | None:
@@ -190,7 +193,7 @@ class Positions:
         return None
 
     def bias(self, pairs: Pairs, n_heads: int, parameters: nn.Module | None, per_token: Tensor | None) -> Tensor:
-        """Return what is added to scores, for kinds without `slopes`. Where `pairs` has no mask it does not matter.
+        """Return what is added to scores, for kinds without `slopes`. The attention mask is applied afterwards.
 
         Args:
             pairs: some queries and their keys; called for blocks of queries where a text is long.

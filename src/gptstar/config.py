@@ -95,8 +95,8 @@ class TrainConfig:
         Raises:
             ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
         """
-        positions = POSITIONS.parse(OmegaConf.to_container(composed.model)["positions"])
-        if positions.needs_capacity and OmegaConf.select(composed, "model.n_ctx") is None:
+        model: Any = OmegaConf.to_container(composed.model)
+        if POSITIONS.parse(model["positions"]).needs_capacity and OmegaConf.select(composed, "model.n_ctx") is None:
             capacity = OmegaConf.select(composed, "data.context_length")
             composed = OmegaConf.merge(composed, {"model": {"n_ctx": capacity}})  # type: ignore[assignment]
         return _parse(cls, composed)

@@ -149,6 +149,18 @@ def test_text_read_in_pieces_through_a_cache_has_the_logits_of_the_whole(kind):
         torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens), atol=1e-5, rtol=1e-5)
 
 
+@by_kind
+def test_a_bfloat16_model_reads_a_prompt_into_a_float32_cache(kind):
+    model, tokens = build(kind).bfloat16(), torch.randint(31, (3, 11))
+    cache, at = Cache(11, torch.float32), torch.arange(11)[None]
+    with torch.inference_mode():
+        found = model.hidden(tokens, View(at, at, cache=cache))
+        assert torch.equal(found, model.hidden(tokens))
+        last = model.hidden(tokens[:, :1], View(at[:, :1] + 11, torch.arange(12)[None], cache=cache))
+    assert last.dtype is torch.bfloat16
+    assert last.isfinite().all()
+
+
 def greedily(model: GPT, prompt: list[int], n_new: int) -> list[int]:
     tokens = list(prompt)
     for _ in range(n_new):

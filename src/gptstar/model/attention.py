@@ -161,12 +161,12 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`(batch, head, position, d_head)` of each → the same of the queries."""
         if isinstance(scope, View):
+            known: Sequence[Tensor] = (key, value) if per_token is None else (key, value, per_token)
             if scope.cache is not None:
-                parts = (key, value) if per_token is None else (key, value, per_token)
-                key, value, *more = scope.cache.extend(self, *parts)
-                per_token = more[0] if more else None
+                known = scope.cache.extend(self, *known)
             if not scope.is_causal:
-                return viewed_attention(query, key, value, self._view_mask(scope, per_token))
+                mask = self._view_mask(scope, None if per_token is None else known[2])
+                return viewed_attention(query, known[0], known[1], mask)
             scope = None
         return causal_attention(query, key, value, self._bias(query.device, per_token), self._dropout, self.form, scope)
 

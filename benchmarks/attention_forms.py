@@ -18,8 +18,9 @@ from rich.table import Table
 from torch import Tensor
 
 from gptstar.model.attention import AttentionForm, causal_attention
+from gptstar.model.kernels.bias import linear_bias
 from gptstar.model.kernels.reference import reference_attention
-from gptstar.model.positions import alibi_bias, alibi_slopes
+from gptstar.model.positions import alibi_slopes
 
 N_HEADS, D_HEAD = 8, 192
 TOKENS = 1024  # a batch, where a window is no longer
@@ -50,7 +51,7 @@ def error(x: Tensor, form: AttentionForm, slopes: Tensor) -> float:
     n_positions = x.shape[1]
     first = max(0, n_positions - CHECKED)
     query, key, value = (part.unflatten(2, (N_HEADS, D_HEAD)).transpose(1, 2).float() for part in x.chunk(3, dim=-1))
-    bias = alibi_bias(slopes, range(first, n_positions), range(n_positions))
+    bias = linear_bias(slopes, range(first, n_positions), range(n_positions))
     with torch.no_grad():
         expected = reference_attention(query[:, :, first:], key, value, bias)
         return float((attend(x, form, slopes)[:, :, first:].float() - expected).abs().max())

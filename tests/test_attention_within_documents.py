@@ -10,11 +10,12 @@ from torch import Tensor
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.kernels import documents as documents_kernel
 from gptstar.model.kernels import products
+from gptstar.model.kernels.bias import linear_bias
 from gptstar.model.kernels.choice import AttentionForm
 from gptstar.model.kernels.documents import attention_within_documents
 from gptstar.model.kernels.products import products_attention
 from gptstar.model.kernels.reference import reference_attention
-from gptstar.model.positions import alibi_bias, alibi_slopes
+from gptstar.model.positions import alibi_slopes
 
 LENGTHS = [13, 1, 23, 2]
 """Of the documents of a packed window."""
@@ -64,7 +65,7 @@ def test_fused_attention_within_documents_agrees_with_the_reference(alibi: bool,
     query, key, value = torch.randn(3, 2, 3, n_positions, 7)
     documents = (torch.rand(2, n_positions) < 0.005).long().cumsum(dim=1)
     slopes = torch.tensor(alibi_slopes(3)) if alibi else None
-    bias = alibi_bias(slopes if alibi else torch.zeros(3), range(n_positions), range(n_positions))
+    bias = linear_bias(slopes if alibi else torch.zeros(3), range(n_positions), range(n_positions))
     others = (documents[:, :, None] != documents[:, None])[:, None]
     expected = reference_attention(query, key, value, bias.masked_fill(others, -torch.inf))
     for attention in (attention_within_documents, by_products):
@@ -79,7 +80,7 @@ def test_distances_stay_exact_under_autocast() -> None:
     documents, slopes = torch.zeros(1, n_positions, dtype=torch.int64), torch.tensor([1.0])
     with torch.autocast("cpu", torch.bfloat16):
         found = [attend(query, key, value, documents, slopes) for attend in (attention_within_documents, by_products)]
-    expected = reference_attention(query, key, value, alibi_bias(slopes, range(n_positions), range(n_positions)))
+    expected = reference_attention(query, key, value, linear_bias(slopes, range(n_positions), range(n_positions)))
     for each in found:
         assert each.dtype == torch.bfloat16
         torch.testing.assert_close(each.float(), expected, atol=0.01, rtol=0)

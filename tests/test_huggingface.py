@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from conftest import sentences
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import gptstar.checkpoint.huggingface.export as exporting
 from gptstar.checkpoint.format import Checkpoint, TrainingState
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.checkpoint.legacy import read_legacy
@@ -273,11 +273,21 @@ def test_the_harness_scores_it(kind, bpe, tmp_path):
         assert is_greedy == bool((logits.argmax(1) == targets).all())
 
 
-def test_the_modelling_file_stands_alone():
-    tree = ast.parse((Path(exporting.__file__).parent / exporting.MODELLING).read_text())
-    found = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-             for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]  # fmt: skip
-    assert {str(name).split(".")[0] for name in found} == {"math", "torch", "transformers"}
+@by_kind
+def test_the_code_of_a_folder_stands_alone(kind, tmp_path):
+    model = build(kind)
+    export(Checkpoint(model.config, model.state_dict()), tmp_path / "x", context_length=37)
+    files, beside = {path.stem: ast.parse(path.read_text()) for path in (tmp_path / "x").glob("*.py")}, set()
+    for tree in files.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                beside.add(node.module)
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                name = str(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
+                assert name in {"torch", "transformers"} | sys.stdlib_module_names
+    own = KINDS[kind].get("positions", "alibi")
+    assert set(files) == (set() if kind.startswith("gpt2") else {"base", own, "modeling_gptstar"})
+    assert beside == set(files) - {"modeling_gptstar"}
 
 
 def test_nothing_is_overwritten_and_a_failure_leaves_nothing(bpe, tmp_path, monkeypatch):
@@ -287,7 +297,7 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(bpe, tmp_path, monk
     (tmp_path / "x/mine").write_text("")
     with pytest.raises(CheckpointError, match="nothing is overwritten"):
         export(checkpoint, tmp_path / "x", context_length=37)
-    with pytest.raises(CheckpointError, match="exceeds the learned positions' n_ctx=37"):
+    with pytest.raises(CheckpointError, match="exceeds the positions' n_ctx=37"):
         export(checkpoint, tmp_path / "y", context_length=38)
 
     with pytest.raises(CheckpointError, match="context length of 0 is below 1"):
@@ -348,7 +358,7 @@ def test_what_is_damaged_elsewhere_is_named(bpe, tmp_path):
     exported(build("alibi"), bpe, folder)
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"positions": "sinusoidal"}, "positions=sinusoidal is none of alibi, learned, rotary, none"),
+        ({"positions": "sinusoidal"}, "positions=sinusoidal is not known: there are alibi, learned, rotary, none"),
         ({"n_layers": 4}, r"the weights lack blocks\.3\."),
         ({"n_ctx": 5}, "n_ctx=5 is the capacity of learned positions"),
     ):

@@ -11,10 +11,11 @@ from torch import Tensor
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.attention import causal_attention
 from gptstar.model.kernels import bias, choice, products
+from gptstar.model.kernels.bias import linear_bias
 from gptstar.model.kernels.choice import AttentionForm, attention_form
 from gptstar.model.kernels.columns import columns_attention, key_columns, query_columns
 from gptstar.model.kernels.reference import reference_attention
-from gptstar.model.positions import alibi_bias, alibi_slopes
+from gptstar.model.positions import alibi_slopes
 
 FORMS: list[AttentionForm] = ["bias", "columns", "products"]
 
@@ -23,7 +24,7 @@ def expected_of(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None
     """The definition, in the precision of what it is given."""
     n_heads, n_positions = query.shape[1:3]
     by_head = torch.zeros(n_heads) if slopes is None else slopes
-    return reference_attention(query, key, value, alibi_bias(by_head, range(n_positions), range(n_positions)))
+    return reference_attention(query, key, value, linear_bias(by_head, range(n_positions), range(n_positions)))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -121,7 +122,7 @@ def far_away(form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], *, dtype:
     with torch.no_grad():
         found = form(query, key, value, slopes)[:, :, -last:].float()
         tail = range(n_positions - last, n_positions)
-        expected = reference_attention(query[:, :, -last:], key, value, alibi_bias(slopes, tail, range(n_positions)))
+        expected = reference_attention(query[:, :, -last:], key, value, linear_bias(slopes, tail, range(n_positions)))
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -182,7 +183,7 @@ def test_alibi_stays_exact_under_autocast(monkeypatch: pytest.MonkeyPatch) -> No
     key = torch.full((1, 1, 700, 1), 0.0).bfloat16()
     value = torch.arange(700.0).view(1, 1, 700, 1) % 2  # which of two neighbours is attended to
     slopes = torch.tensor([1.0])
-    expected = reference_attention(query, key, value, alibi_bias(slopes, range(700), range(700)))
+    expected = reference_attention(query, key, value, linear_bias(slopes, range(700), range(700)))
     seen = []
     fused = bias.scaled_dot_product_attention
     monkeypatch.setattr(

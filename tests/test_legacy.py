@@ -10,7 +10,7 @@ from gptstar.checkpoint.read import read
 from gptstar.cli import main
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT
-from gptstar.model.positions import alibi_slopes
+from gptstar.model.positions import POSITIONS, Alibi, alibi_slopes
 from gptstar.training.optimizers import state_by_name
 from gptstar.training.optimizers.adamw import AdamW
 
@@ -25,7 +25,7 @@ def test_logits_and_loss_are_the_original_models(name: str, shared: Path, tmp_pa
         torch.testing.assert_close(model(tokens), expected["logits"], atol=1e-5, rtol=0)
         loss = model(tokens[:, :-1], tokens[:, 1:]).mean()
     torch.testing.assert_close(loss, expected["loss"], atol=1e-5, rtol=0)
-    assert (model.config.n_heads, model.config.residual, model.config.positions) == (4, "parallel", "alibi")
+    assert (model.config.n_heads, model.config.residual, model.config.positions) == (4, "parallel", Alibi())
 
 
 def test_the_optimizers_state_comes_along(shared: Path) -> None:
@@ -77,7 +77,8 @@ def test_every_variant_is_recognised(residual: str, positions: str, tmp_path: Pa
     torch.save(state, tmp_path / "a.pth.tar")
     checkpoint = read_legacy(tmp_path / "a.pth.tar", n_heads=None if positions == "alibi" else 5)
     config = checkpoint.model
-    assert (config.residual, config.positions, config.n_heads, config.d_ff) == (residual, positions, 5, 29)
+    assert (config.residual, POSITIONS.name_of(config.positions)) == (residual, positions)
+    assert (config.n_heads, config.d_ff) == (5, 29)
     assert config.n_ctx == (23 if positions == "learned" else None)
     assert isinstance(checkpoint.build(), GPT)
     value = checkpoint.weights["blocks.2.attention.qkv.weight"][40:]

@@ -14,9 +14,8 @@ from gptstar.model import GPT, GPTConfig
 from gptstar.model.attention import causal_attention, scaled_rotary
 from gptstar.model.kernels import bias, products
 from gptstar.model.kernels.bias import BIAS_ELEMENTS, QUERY_BLOCK, query_blocks
-from gptstar.model.positions import (
-    RotaryScaling,
-    alibi_slopes,
+from gptstar.model.positions import RotaryScaling, alibi_slopes
+from gptstar.model.positions.rotary import (
     ntk_frequencies,
     rotary_angles,
     rotary_frequencies,

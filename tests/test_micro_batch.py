@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from conftest import run_here
-from omegaconf import OmegaConf
 
 from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
-from gptstar.entry import compose, conf_folder
+from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
 from gptstar.model.loss import LOGITS_AT_ONCE
@@ -34,7 +33,7 @@ AUTO = Hardware(accelerator="cpu")
 
 
 def shape(name: str) -> GPTConfig:
-    return GPTConfig(**OmegaConf.load(conf_folder() / "model" / f"{name}.yaml"))  # type: ignore[arg-type]
+    return GPTConfig(**compose("train", [f"model={name}"]).model)
 
 
 def workload(name: str = "gpt127", **changes: Any) -> Workload:

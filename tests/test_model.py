@@ -7,7 +7,9 @@ from gptstar.config import TrainConfig
 from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
-from gptstar.model.positions import alibi_bias, alibi_slopes, rotary_angles, rotate, slopes_on
+from gptstar.model.kernels.bias import linear_bias
+from gptstar.model.positions.alibi import alibi_slopes, slopes_on
+from gptstar.model.positions.rotary import rotary_angles, rotate
 
 PRIMES = {"n_layers": 2, "d_model": 44, "n_heads": 11, "n_vocab": 97}
 VARIANTS = [
@@ -66,7 +68,7 @@ def test_slopes_on_a_device_are_the_papers(n_heads: int) -> None:
 
 
 def test_bias_counts_distances_that_bfloat16_cannot() -> None:
-    bias = alibi_bias(torch.tensor([1.0]), range(600, 601), range(601))
+    bias = linear_bias(torch.tensor([1.0]), range(600, 601), range(601))
     assert bias[0, 0, :3].tolist() == [-600.0, -599.0, -598.0]
 
 
@@ -160,7 +162,7 @@ def test_dropout_acts_in_training_only() -> None:
         ({"positions": "learned"}, "give model.n_ctx"),
         ({"n_ctx": 9}, "the model has no context length"),
         ({"positions": "rotary", "d_head": 5}, "model.d_head=5 is odd"),
-        ({"dropout": 1.0}, "model.dropout=1.0 is not in [0, 1)"),
+        ({"dropout": 1.0}, "model.dropout=1.0 is not below 1"),
         ({"n_layers": 0}, "model.n_layers=0 is below 1"),
     ],
 )

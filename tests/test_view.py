@@ -5,6 +5,7 @@ import torch
 
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
+from gptstar.model.positions import Alibi
 from gptstar.model.view import Cache, View
 
 KINDS = [
@@ -109,11 +110,12 @@ def test_a_view_that_names_nobody_is_causal(kind):
 
 def test_alibi_of_a_bfloat16_model_counts_past_256():
     """Each head's own mean of the values, were the bias rounded to bfloat16, would be off by a tenth."""
-    view = View(torch.tensor([[999]]), torch.arange(1000)[None])
-    mask = view.mask((0.5, 2.0**-8))
+    view, kind = View(torch.tensor([[999]]), torch.arange(1000)[None]), Alibi()
+    mask = view.biased(lambda pairs: kind.bias(pairs, 2, None, None), kind)
     assert mask.dtype is torch.float32
     assert mask.shape == (1, 2, 1, 1000)
     assert torch.equal(mask[0, 1, 0], -(999.0 - torch.arange(1000)) / 256)
+    assert view.biased(lambda _: None, kind) is mask  # once for all layers
 
 
 def test_a_view_past_learned_positions_is_refused():

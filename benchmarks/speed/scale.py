@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from omegaconf import OmegaConf
-
+from gptstar.entry import compose
 from gptstar.model import GPTConfig
-from speed.worker import ROOT
 
 GPU_LOOP = (
     "data=bundled",
@@ -20,7 +18,7 @@ GPU_LOOP = (
 
 def shape(name: str) -> GPTConfig:
     """A model of `conf/model`."""
-    return GPTConfig(**OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml"))  # type: ignore[arg-type]
+    return GPTConfig(**compose("train", [f"model={name}"]).model)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from gptstar.evaluation.length.config import LengthConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.fields import Role, in_words
 from gptstar.keys import Inline, flatten, is_valid, nested, unknown_key, valid_keys
+from gptstar.model.positions import POSITIONS
 from gptstar.training.hardware import Hardware
 from gptstar.training.micro_batch import MicroBatches, micro_batches
 from gptstar.training.optimizers import OPTIMIZERS
@@ -42,11 +43,12 @@ class TrainConfig:
         Raises:
             ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
         """
-        learned = OmegaConf.select(composed, "model.positions") == "learned"
-        if learned and OmegaConf.select(composed, "model.n_ctx") is None:
-            capacity = OmegaConf.select(composed, "data.context_length")
-            composed = OmegaConf.merge(composed, {"model": {"n_ctx": capacity}})  # type: ignore[assignment]
-        return _parse(cls, composed)
+        tree = _tree(composed)
+        model, data = tree.get("model"), tree.get("data")
+        lacks = isinstance(model, dict) and isinstance(data, dict) and model.get("n_ctx") is None
+        if lacks and POSITIONS.parse(model.get("positions", "alibi")).needs_capacity:
+            tree["model"] = model | {"n_ctx": data.get("context_length")}
+        return _parse(cls, tree)
 
     def __post_init__(self) -> None:
         if self.record.evaluation.every_n_steps is not None and self.hardware.strategy == "fsdp" and self._is_spread:
@@ -139,7 +141,7 @@ class EvaluateConfig:
         Raises:
             ConfigError: as `TrainConfig.parse`.
         """
-        return _parse(cls, composed)
+        return _parse(cls, _tree(composed))
 
     def __post_init__(self) -> None:
         if not self.checkpoints:
@@ -170,15 +172,20 @@ class EvaluateConfig:
         return self.checkpoint if isinstance(self.checkpoint, tuple) else (self.checkpoint,)
 
 
-def _parse(cls: type[Config], composed: DictConfig) -> Config:
+def _tree(composed: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values, once the modules of the user's own choices are imported."""
     try:
         tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).strip().partition("\n")[0]) from error
     assert isinstance(tree, dict)
     import_plugins(_plugins(tree.get("plugins")))
+    return {str(key): value for key, value in tree.items()}
+
+
+def _parse(cls: type[Config], tree: dict[str, Any]) -> Config:
     valid = valid_keys(cls)
-    for key in flatten({str(key): value for key, value in tree.items() if key != OPEN_ENDED}):
+    for key in flatten({key: value for key, value in tree.items() if key != OPEN_ENDED}):
         if not is_valid(key, valid):
             raise ConfigError(unknown_key(key, valid))
     if OPEN_ENDED in tree:
@@ -186,7 +193,7 @@ def _parse(cls: type[Config], composed: DictConfig) -> Config:
             raise ConfigError(f"{OPEN_ENDED}={tree[OPEN_ENDED]} is not a group of keys: give {OPEN_ENDED}.KEY=VALUE")
         tree[OPEN_ENDED] = {name: value for name, value in (tree[OPEN_ENDED] or {}).items() if value is not None}
     try:
-        return TypeAdapter(cls).validate_python(nested(cls, {str(key): value for key, value in tree.items()}))
+        return TypeAdapter(cls).validate_python(nested(cls, tree))
     except ValidationError as error:
         first = error.errors()[0]
         names = {name for key in valid for name in key.split(".")}

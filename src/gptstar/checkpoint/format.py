@@ -108,7 +108,9 @@ def read_file(path: Path) -> Checkpoint:
         if not isinstance(tree["weights"], dict):
             raise TypeError("weights is no dict")
         return Checkpoint(GPTConfig(**tree["model"]), tree["weights"], tree["tokenizer"], training)
-    except (KeyError, TypeError, ConfigError) as error:
+    except ConfigError as error:
+        raise CheckpointError(f"{path} holds a model that can't be built: {error}") from error
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} does not hold what its format promises ({error!r})") from error
 
 

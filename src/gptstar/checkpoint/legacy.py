@@ -12,7 +12,7 @@ from gptstar.checkpoint.format import Checkpoint, TrainingState, read_tensors
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError, DataError
 from gptstar.model import GPTConfig
-from gptstar.model.positions import alibi_slopes
+from gptstar.model.positions import Alibi, Learned, alibi_slopes
 
 NAMES = {
     r"wte\.weight": "token_embedding.weight",
@@ -83,8 +83,7 @@ def _infer(state: dict[str, Tensor], n_heads: int | None) -> GPTConfig:
         d_head=width // n_heads,
         d_ff=state["blocks.0.mlp.fc1.weight"].shape[0],
         residual="sequential" if "blocks.0.ln2.weight" in state else "parallel",
-        positions="alibi" if learned is None else "learned",
-        n_ctx=None if learned is None else learned.shape[0],
+        positions=Alibi() if learned is None else Learned(learned.shape[0]),
         residual_init="legacy",
     )
 

@@ -99,6 +99,7 @@ def _import_to(source: Path, out: Path, *, n_heads: int | None, tokenizer: Path 
     from gptstar.checkpoint.huggingface.read import read_huggingface
     from gptstar.checkpoint.legacy import read_legacy
     from gptstar.data.tokenizer import Tokenizer
+    from gptstar.model.positions import POSITIONS
 
     given = Tokenizer.from_file(tokenizer) if tokenizer else None
     if source.is_dir():
@@ -114,7 +115,7 @@ def _import_to(source: Path, out: Path, *, n_heads: int | None, tokenizer: Path 
     model, training = checkpoint.model, checkpoint.training
     print(
         f"{out}: {model.n_params:,} parameters, {model.n_layers} layers of {model.d_model}, "
-        f"{model.n_heads} heads, {model.residual}, {model.positions}, vocabulary {model.n_vocab:,}; "
+        f"{model.n_heads} heads, {model.residual}, {POSITIONS.name_of(model.positions)}, vocabulary {model.n_vocab:,}; "
         + (f"training goes on at step {training.step:,}" if training else "weights only")
         + ("" if checkpoint.tokenizer else "; no tokenizer, so it can't generate: import it with --tokenizer FILE")
     )
@@ -130,7 +131,7 @@ def _export(options: argparse.Namespace) -> None:
     trained_at = checkpoint.training.settings.get("data.context_length") if checkpoint.training else None
     length = options.context_length
     if length is None:
-        length = checkpoint.model.n_ctx or 2 * (trained_at or 512)
+        length = checkpoint.model.positions.capacity or 2 * (trained_at or 512)
     name = options.name or options.folder.resolve().name
     folders = options.evaluations
     if folders is None:

@@ -186,9 +186,9 @@ def _check(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int) -> None:
         raise ConfigError(f"n_new={n_new} is negative")
     if any(len(prompt) == 0 for prompt in prompts):
         raise ConfigError("a prompt has no tokens: give one at least, such as the one that ends a text")
-    capacity, longest = model.config.n_ctx, max(map(len, prompts), default=0)
+    capacity, longest = model.config.positions.capacity, max(map(len, prompts), default=0)
     if capacity is not None and longest + n_new - 1 > capacity:  # the last one is not read
         raise ConfigError(
-            f"a prompt of {longest} tokens and {n_new} new ones exceed model.n_ctx={capacity}; learned positions can't "
+            f"a prompt of {longest} tokens and {n_new} new ones exceed model.n_ctx={capacity}; its positions can't "
             "extrapolate: shorten the prompt or ask for fewer"
         )

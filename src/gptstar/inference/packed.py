@@ -62,8 +62,11 @@ class PackedBlock(nn.Module):
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """As `ParallelBlock.forward`."""
-        query, key, value, up = self.both(self.norm(x)).split(self._widths, dim=-1)
-        attended = self.attention.out(self.attention.mixed(select_queries(query, scope), key, value, scope))
+        normed = self.norm(x)
+        query, key, value, up = self.both(normed).split(self._widths, dim=-1)
+        per_token = self.attention.per_token(normed)
+        mixed = self.attention.mixed(select_queries(query, scope), key, value, scope, per_token)
+        attended = self.attention.out(mixed)
         up = select_queries(up, scope).contiguous()  # a GELU is twice as fast where its numbers lie side by side
         return select_queries(x, scope) + attended + self.mlp.down(self.mlp.gelu(up))
 
@@ -72,7 +75,7 @@ class PackedGPT(GPT):
     """A model in eval mode that shares embeddings and norms with the one that it was made from, and packs the rest.
 
     Its weights can't be trained, saved or cast. How the model attends when it is packed, its form of attention and the
-    scaling of its rotary positions, is kept.
+    scaling of its positions, is kept.
 
     Args:
         pack: makes a linear layer's stand-in; the output head, which is tied to the embedding, gets one of its own.
@@ -84,9 +87,10 @@ class PackedGPT(GPT):
         self.tokenizer = model.tokenizer
         self.requires_grad_(False).eval()
         self.load_state_dict(model.state_dict(), assign=True)
+        self.positions = model.positions  # neither configuration nor state has what is chosen later
         own, its = ([part for part in each.modules() if isinstance(part, Attention)] for each in (self, model))
-        for layer, original in zip(own, its, strict=True):  # neither configuration nor state has what is chosen later
-            layer.form, layer.rotary_scaling = original.form, original.rotary_scaling
+        for layer, original in zip(own, its, strict=True):
+            layer.form, layer.positions = original.form, original.positions
         # Not the last one: what reads a prompt asks it for the MLP of one token only.
         for number, block in enumerate(self.blocks[:-1]):
             if isinstance(block, ParallelBlock):

@@ -22,15 +22,14 @@ class StaticCache(Cache):
         self._place = place
         self._lengths = dict.fromkeys(self._memory, self._capacity)
 
-    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a layer's keys and values, and return the filled part, or after `fix` the whole capacity."""
+    def extend(self, layer: nn.Module, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """As `Cache.extend`; after `fix` it returns the whole capacity."""
         if self._place is None:
-            return super().extend(layer, key, value)
-        keys, values = self._memory[layer]
-        keys.index_copy_(2, self._place, key.to(keys.dtype))
-        values.index_copy_(2, self._place, value.to(values.dtype))
-        return keys, values
+            return super().extend(layer, key, value, *more)
+        for memory, part in zip(self._memory[layer], (key, value, *more), strict=True):
+            memory.index_copy_(2, self._place, part.to(memory.dtype))
+        return tuple(self._memory[layer])
 
-    def _allocate(self, like: Tensor, n_tokens: int) -> Tensor:
+    def _allocate(self, like: Tensor, n_tokens: int, dtype: torch.dtype) -> Tensor:
         assert n_tokens <= self._capacity
-        return super()._allocate(like, n_tokens).zero_()  # a hidden place has weight 0, and 0 times NaN is NaN
+        return super()._allocate(like, n_tokens, dtype).zero_()  # a hidden place has weight 0, and 0 times NaN is NaN

@@ -38,8 +38,8 @@ class StaticRows(Rows):
             compiled: compile the step, too.
         """
         super().__init__(model, prompts, -(-capacity // BLOCK) * BLOCK)
-        n_ctx = model.config.n_ctx
-        self._longest = self._column.shape[1] if n_ctx is None else min(self._column.shape[1], n_ctx)
+        n_columns, n_ctx = self._column.shape[1], model.config.positions.capacity
+        self._longest = n_columns if n_ctx is None else min(n_columns, n_ctx)
         self._compiled = compiled
 
     def _new_cache(self, capacity: int, dtype: torch.dtype | None) -> StaticCache:

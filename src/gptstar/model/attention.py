@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from gptstar.model.kernels.columns import LONGEST, columns_attention
 from gptstar.model.kernels.documents import attention_within_documents
 from gptstar.model.kernels.flex import block_mask, masked_attention
 from gptstar.model.kernels.products import products_attention
-from gptstar.model.positions import RotaryScaling, rotary_angles, rotate, slopes_on
+from gptstar.model.positions.base import Bias, Pairs, Positions, Scaling
 from gptstar.model.view import Scope, View, select_queries
 
 
@@ -22,25 +23,30 @@ def causal_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    slopes: Tensor | None = None,
+    bias: Tensor | Bias | None = None,
     dropout: float = 0.0,
     form: AttentionForm = "auto",
     documents: Tensor | BlockMask | None = None,
 ) -> Tensor:
-    """Causal attention, with ALiBi where slopes are given.
+    """Causal attention, with a bias where one is given.
 
     Args:
         query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        slopes: `(head,)`, float32, or None for no bias.
+        bias: slopes `(head,)`, float32, of a bias that is linear in distance; or what gives the bias of pairs, and has
+            one form only; None for no bias.
         dropout: probability of dropping an attention weight.
-        form: how; without slopes `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal attention, and
+        form: how; without a bias `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal attention, and
             with documents `bias` and `columns` are `attention_within_documents`.
-        documents: `(batch, position)`, int64: the document of each position, beyond which it sees nothing; for
+        documents: `(batch, position)`, int64: the document of each position, beyond which it attends to nothing; for
             FlexAttention also the mask that `block_mask` makes of them, so that layers can share it.
 
     Returns:
         `(batch, head, position, d_head)`.
     """
+    if bias is not None and not isinstance(bias, Tensor):
+        assert not isinstance(documents, BlockMask)
+        return biased_attention(query, key, value, bias, dropout, documents)
+    slopes = bias
     form = attention_form(query.device, query.dtype, query.shape[3], dropout) if form == "auto" else form
     takes_mask = form == "flex" and not dropout and not (slopes is None and documents is None)
     if takes_mask and not isinstance(documents, BlockMask):
@@ -59,9 +65,12 @@ def causal_attention(
 
 
 def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of `(batch, head, query, d_head)` to the keys that a view shows; `mask` as `View` makes it.
+    """Attention of `(batch, head, query, d_head)` to the keys of a view.
 
     Keys and values may be of a wider type than queries, as a cache keeps them.
+
+    Args:
+        mask: `(batch or 1, head or 1, query, key)`, bool, or float32 to add to scores; None where all keys count.
     """
     dtype, compiling = query.dtype, torch.compiler.is_compiling()
     # A compiler casts keys and values as it reads them; elsewhere PyTorch's kernel does not need float32 copies.
@@ -87,67 +96,111 @@ class Attention(nn.Module):
     """Multi-head causal self-attention; head width free of `d_model / n_heads`.
 
     Args:
-        slopes: one ALiBi slope a head, or None.
-        rotary: turn queries and keys by their positions.
+        positions: what tells it where tokens are.
+        parameters: of the positions: the layer's own, or those that layers share, which their owner registers.
+        dropout: probability of dropping an attention weight.
     """
 
     def __init__(
-        self, d_model: int, n_heads: int, d_head: int, *, slopes: tuple[float, ...] | None, rotary: bool, dropout: float
+        self,
+        d_model: int,
+        n_heads: int,
+        d_head: int,
+        *,
+        positions: Positions,
+        parameters: nn.Module | None,
+        dropout: float,
     ) -> None:
         super().__init__()
-        self.n_heads, self.d_head = n_heads, d_head
-        self.slopes, self.rotary, self.dropout = slopes, rotary, dropout
-        self.rotary_scaling: RotaryScaling | None = None
+        self.n_heads, self.d_head, self.dropout = n_heads, d_head, dropout
+        self.positions = positions
         self.form: AttentionForm = "auto"
         self.qkv = nn.Linear(d_model, 3 * n_heads * d_head)
         self.out = nn.Linear(n_heads * d_head, d_model)
+        self._of_positions = (parameters,)  # in a tuple, so that it is not registered as each layer's
+        if positions.per_layer:
+            self.add_module(positions.name_in_model, parameters)
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape.
 
         Args:
-            scope: the documents `(batch, position)`, int64, across which nothing is seen, or a view; None where every
-                position sees all that are before it.
+            scope: the documents `(batch, position)`, int64, across which nothing attends, or a view; None where every
+                position attends to all that are before it.
         """
         query, key, value = self._projections(x, scope)
-        return self.out(self.mixed(query, key, value, scope))
+        return self.out(self.mixed(query, key, value, scope, self.per_token(x)))
 
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
+    def per_token(self, x: Tensor) -> Tensor | None:
+        """What positions keep of each token, read from the layer's input: as `Positions.per_token`."""
+        return self.positions.per_token(x, self._of_positions[0])
+
+    def mixed(
+        self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None, per_token: Tensor | None = None
+    ) -> Tensor:
         """Values by the weights of attention, before the last projection: `(batch, query, head * d_head)`.
 
         Args:
-            query: `(batch, query, head * d_head)`: of the tokens that are asked for.
+            query: `(batch, query, head * d_head)`, of the tokens whose output is needed.
             key: `(batch, position, head * d_head)`; `value` likewise.
             scope: as `forward` takes it.
+            per_token: as `per_token` returns it.
         """
-        n_positions, device = key.shape[1], key.device
         query, key, value = (
             part.view(*part.shape[:2], self.n_heads, self.d_head).transpose(1, 2) for part in (query, key, value)
         )  # (batch, head, position, d_head) each
-        if self.rotary:
-            view = scope if isinstance(scope, View) else None
-            positions = torch.arange(n_positions, device=device) if view is None else view.queries[:, None]
-            angles = rotary_angles(positions, self.d_head, self.rotary_scaling)
-            key = rotate(key, *angles)
-            if view is not None and view.wanted is not None:
-                angles = rotary_angles(view.asking[:, None], self.d_head, self.rotary_scaling)
-            query = rotate(query, *angles)
-        return self._attended(query, key, value, scope).transpose(1, 2).flatten(2)
+        if isinstance(scope, View):
+            query_at, key_at = scope.asking, scope.queries
+        else:
+            query_at = key_at = torch.arange(key.shape[2], device=key.device)[None]
+        query, key = self.positions.rotate(query, key, query_at, key_at)
+        return self._attended(query, key, value, scope, per_token).transpose(1, 2).flatten(2)
 
-    def _attended(self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
+    def _attended(
+        self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None, per_token: Tensor | None
+    ) -> Tensor:
         """`(batch, head, position, d_head)` of each → the same of the queries."""
         if isinstance(scope, View):
-            known = (key, value) if scope.cache is None else scope.cache.extend(self, key, value)
+            known: Sequence[Tensor] = (key, value) if per_token is None else (key, value, per_token)
+            if scope.cache is not None:
+                known = scope.cache.extend(self, *known)
             if not scope.is_causal:
-                return viewed_attention(query, *known, scope.mask(self.slopes))
+                mask = self._view_mask(scope, None if per_token is None else known[2])
+                return viewed_attention(query, known[0], known[1], mask)
             scope = None
-        slopes = None if self.slopes is None else slopes_on(query.device, self.n_heads)
-        return causal_attention(query, key, value, slopes, self._dropout, self.form, scope)
+        return causal_attention(query, key, value, self._bias(query.device, per_token), self._dropout, self.form, scope)
+
+    def _bias(self, device: torch.device, per_token: Tensor | None) -> Tensor | Bias | None:
+        """What `causal_attention` adds to scores."""
+        if not self.positions.adds_bias:
+            return None
+        slopes = self.positions.slopes(self.n_heads, device)
+        return self._bias_of(per_token) if slopes is None else slopes
+
+    def _bias_of(self, per_token: Tensor | None) -> Bias:
+        """What gives the bias of pairs, whose keys are the first of those that `per_token` holds."""
+
+        def bias(pairs: Pairs) -> Tensor:
+            of_keys = None if per_token is None else per_token[:, :, : pairs.keys.shape[1]]
+            return self.positions.bias(pairs, self.n_heads, self._of_positions[0], of_keys)
+
+        return bias
+
+    def _view_mask(self, view: View, per_token: Tensor | None) -> Tensor | None:
+        """As `viewed_attention` takes it; made once for all layers where it is the same in all."""
+        if not self.positions.adds_bias:
+            mask = view.mask()
+            return None if mask is None else mask[:, None]
+        is_shared = not (self.positions.per_layer or self.positions.reads_input)
+        return view.biased(self._bias_of(per_token), self.positions if is_shared else None)
 
     def shared_scope(self, x: Tensor, scope: Scope | None) -> Scope | None:
         """What the layers of a compiled graph share: FlexAttention's mask, where they take that form."""
-        plain = scope is None and self.slopes is None  # PyTorch's own causal kernel needs no mask
-        if plain or isinstance(scope, View | BlockMask) or not torch.compiler.is_compiling():
+        if isinstance(scope, View | BlockMask) or not torch.compiler.is_compiling():
+            return scope
+        if scope is None and not self.positions.adds_bias:  # PyTorch's own causal kernel needs no mask
+            return scope
+        if self.positions.adds_bias and self.positions.slopes(self.n_heads, x.device) is None:
             return scope
         chosen = attention_form(x.device, compute_dtype(x), self.d_head, self._dropout)
         form = chosen if self.form == "auto" else self.form
@@ -158,25 +211,30 @@ class Attention(nn.Module):
         return self.dropout if self.training else 0.0
 
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
-        """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens that are asked for."""
-        asked = select_queries(x, scope)
-        if asked is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
+        """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens with an output."""
+        reads = select_queries(x, scope)
+        if reads is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
             query, key, value = self.qkv(x).chunk(3, dim=-1)
             return select_queries(query, scope), key, value
         width = self.n_heads * self.d_head
-        (of_query, of_seen), (bias, bias_of_seen) = (each.tensor_split([width]) for each in self.qkv.parameters())
-        return nn.functional.linear(asked, of_query, bias), *nn.functional.linear(x, of_seen, bias_of_seen).chunk(2, -1)
+        (of_query, of_key), (bias, key_bias) = (each.tensor_split([width]) for each in self.qkv.parameters())
+        return nn.functional.linear(reads, of_query, bias), *nn.functional.linear(x, of_key, key_bias).chunk(2, -1)
 
 
 @contextlib.contextmanager
-def scaled_rotary(model: nn.Module, scaling: RotaryScaling | None) -> Iterator[None]:
-    """Within it a model's rotary positions are stretched. It is no part of the model: it is not saved with it."""
-    layers = [module for module in model.modules() if isinstance(module, Attention)]
-    before = [layer.rotary_scaling for layer in layers]
-    for layer in layers:
-        layer.rotary_scaling = scaling
+def scaled_rotary(model: nn.Module, scaling: Scaling) -> Iterator[None]:
+    """Stretch a model's positions within the context. The scaling is not part of the model, nor saved with it.
+
+    Raises:
+        ValueError: the kind of positions doesn't know the scaling.
+    """
+    holders: list[Any] = [each for each in model.modules() if isinstance(getattr(each, "positions", None), Positions)]
+    before: list[Positions] = [holder.positions for holder in holders]
+    scaled = [positions.scaled(scaling) for positions in before]
     try:
+        for holder, positions in zip(holders, scaled, strict=True):
+            holder.positions = positions
         yield
     finally:
-        for layer, kept in zip(layers, before, strict=True):
-            layer.rotary_scaling = kept
+        for holder, positions in zip(holders, before, strict=True):
+            holder.positions = positions

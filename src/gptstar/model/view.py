@@ -6,44 +6,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from gptstar.model.positions import slopes_on
+from gptstar.model.positions.base import Bias, Pairs, Positions
 
 
 class Cache:
-    """Keys and values of each attention layer, for tokens that were read before. For inference only.
+    """Keys, values and what else each attention layer keeps of tokens that were read before. For inference only.
 
     The cache keeps tokens in the order in which it gets them. `View` holds their positions and the mask.
 
     Args:
         capacity: tokens of a row to allocate memory for. When more tokens come, the memory doubles.
-        dtype: the type to keep them in; by default their own.
+        dtype: the type to keep keys and values in; by default their own, as that of what else is kept.
     """
 
     def __init__(self, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
         self._capacity, self._dtype = capacity, dtype
-        self._memory: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # (batch, head, capacity, d_head) each
+        self._memory: dict[nn.Module, list[Tensor]] = {}  # (batch, head, capacity, width) each
         self._lengths: dict[nn.Module, int] = {}
 
-    def extend(self, layer: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a layer's keys and values `(batch, head, position, d_head)`, and return all of them, as views."""
-        start = self._lengths.get(layer, 0)
-        stop = start + key.shape[2]
-        if layer not in self._memory:
-            self._memory[layer] = self._allocate(key, stop), self._allocate(value, stop)
-        elif stop > (full := self._memory[layer][0].shape[2]):
-            past, size = self._memory[layer], max(stop, 2 * full)
-            self._memory[layer] = self._allocate(key, size), self._allocate(value, size)
-            for grown, old in zip(self._memory[layer], past, strict=True):
-                grown[:, :, :start] = old[:, :, :start]
-        keys, values = self._memory[layer]
-        keys[:, :, start:stop], values[:, :, start:stop] = key, value
-        self._lengths[layer] = stop
-        return keys[:, :, :stop], values[:, :, :stop]
+    def extend(self, layer: nn.Module, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """Add a layer's keys, values and what else it keeps of tokens, and return all of each, as views.
 
-    def _allocate(self, like: Tensor, n_tokens: int) -> Tensor:
-        batch, n_heads, _, d_head = like.shape
-        size = (batch, n_heads, max(n_tokens, self._capacity), d_head)
-        return torch.empty(size, dtype=self._dtype or like.dtype, device=like.device)
+        Args:
+            key: `(batch, head, position, width)`; the others likewise.
+        """
+        start = self._lengths.get(layer, 0)
+        stop, parts = start + key.shape[2], (key, value, *more)
+        past = self._memory.get(layer)
+        if past is None or stop > past[0].shape[2]:
+            size = stop if past is None else max(stop, 2 * past[0].shape[2])
+            dtypes = (self._dtype, self._dtype, *(None for _ in more))
+            self._memory[layer] = [
+                self._allocate(part, size, dtype or part.dtype) for part, dtype in zip(parts, dtypes, strict=True)
+            ]
+            for grown, old in zip(self._memory[layer], past or (), strict=past is not None):
+                grown[:, :, :start] = old[:, :, :start]
+        for memory, part in zip(self._memory[layer], parts, strict=True):
+            memory[:, :, start:stop] = part
+        self._lengths[layer] = stop
+        return tuple(memory[:, :, :stop] for memory in self._memory[layer])
+
+    def _allocate(self, like: Tensor, n_tokens: int, dtype: torch.dtype) -> Tensor:
+        batch, n_heads, _, width = like.shape
+        size = (batch, n_heads, max(n_tokens, self._capacity), width)
+        return torch.empty(size, dtype=dtype, device=like.device)
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch: `(row,)`, int64."""
@@ -51,7 +57,7 @@ class Cache:
             length = self._lengths[layer]
             for each in memory:  # in place, and only what is in use
                 each[: len(rows), :, :length] = each[rows, :, :length]
-            self._memory[layer] = memory[0][: len(rows)], memory[1][: len(rows)]
+            self._memory[layer] = [each[: len(rows)] for each in memory]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +82,7 @@ class View:
     cache: Cache | None = None
     wanted: Tensor | None = None
     length: int | None = None
-    _masks: dict[tuple[float, ...] | None, Tensor | None] = field(default_factory=dict)
+    _masks: dict[Positions | None, Tensor | None] = field(default_factory=dict)
 
     @property
     def asking(self) -> Tensor:
@@ -95,25 +101,29 @@ class View:
             seen = seen.expand(len(wanted), -1, -1).gather(1, wanted[..., None].expand(-1, -1, seen.shape[2]))
         return replace(self, seen=seen, wanted=wanted, _masks={})
 
-    def mask(self, slopes: tuple[float, ...] | None) -> Tensor | None:
-        """The attention mask, computed once for all layers.
+    def mask(self) -> Tensor | None:
+        """The attention mask, `(batch or 1, query, key)`, bool; None if each query attends to all keys."""
+        if self.seen is not None or (self.wanted is None and self.queries.shape[1] == 1):
+            return self.seen  # a token that is read by itself stands after all others
+        if None not in self._masks:
+            self._masks[None] = self.asking[:, :, None] >= self.keys[:, None]
+        return self._masks[None]
 
-        Returns:
-            With ALiBi's slopes a bias `(batch, head, query, key)`, float32: `-slope * distance`, and `-inf` where a
-            query does not attend to a key. Without slopes `(batch, 1, query, key)`, bool, or None if each query attends
-            to all keys.
+    def biased(self, bias: Bias, shared_by: Positions | None) -> Tensor:
+        """The attention mask as a bias, `(batch or 1, head, query, key)`, float32: `-inf` where it hides a key.
+
+        Args:
+            bias: what else is added to scores.
+            shared_by: the positions that give it, if it is the same in all layers: then it is computed once.
         """
-        if slopes not in self._masks:
-            asking, keys = self.asking[:, None, :, None], self.keys[:, None, None, :]
-            mask = None if self.seen is None else self.seen[:, None]
-            if self.seen is None and (self.wanted is not None or self.queries.shape[1] > 1):
-                mask = asking >= keys  # a token that is read by itself stands after all others
-            if slopes is not None:
-                by_head = slopes_on(keys.device, len(slopes))[:, None, None]
-                bias = -by_head * (asking - keys)
-                mask = bias if mask is None else bias.masked_fill(~mask, -torch.inf)
-            self._masks[slopes] = mask
-        return self._masks[slopes]
+        found = self._masks.get(shared_by) if shared_by is not None else None
+        if found is None:
+            mask = self.mask()
+            found = bias(Pairs(self.asking, self.keys, mask))
+            found = found if mask is None else found.masked_fill(~mask[:, None], -torch.inf)
+            if shared_by is not None:
+                self._masks[shared_by] = found
+        return found
 
 
 Scope = Tensor | BlockMask | View

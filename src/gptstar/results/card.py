@@ -14,6 +14,7 @@ from gptstar.checkpoint.huggingface.gpt2 import is_gpt2
 from gptstar.checkpoint.identity import identity
 from gptstar.errors import ConfigError
 from gptstar.evaluation.results import TaskResults, read_tasks
+from gptstar.model.positions import POSITIONS
 from gptstar.training.settings import shown_keys
 
 
@@ -49,6 +50,7 @@ def model_card(
         header=_header(name, licence, found),
         name=name,
         model=checkpoint.model,
+        positions=POSITIONS.name_of(checkpoint.model.positions),
         n_params=checkpoint.model.n_params,
         needs_trust=not is_gpt2(checkpoint.model),
         context_length=context_length,

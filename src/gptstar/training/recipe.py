@@ -42,11 +42,7 @@ class Recipe:
                 f"batch_tokens={self.batch_tokens} is not a multiple of data.block_tokens={self.data.block_tokens}: "
                 "a step reads whole blocks; change one of them"
             )
-        if self.model.n_ctx is not None and self.data.context_length > self.model.n_ctx:
-            raise ConfigError(
-                f"data.context_length={self.data.context_length} exceeds model.n_ctx={self.model.n_ctx}; learned "
-                "positions cannot extrapolate: shorten the context or use model.positions=alibi"
-            )
+        self.model.check_length("data.context_length", self.data.context_length)
         self.schedule.resolved(self.total_steps)
         self.curriculum.resolved(self.data.context_length, self.total_steps)
         self.curriculum.check_end(max(self.total_steps, self.schedule.end or 0))

@@ -48,7 +48,7 @@ def conclude(
     """
     folder, name, device = record.output, record.name, trainer.strategy.root_device
     context_length, validation_tokens = recipe.data.context_length, recipe.data.validation_tokens
-    extrapolates = recipe.model.n_ctx is None
+    extrapolates = recipe.model.positions.extrapolates
     rows = read_metrics(folder)
     bigram = bigram_loss(shards, validation_tokens) if record.report else None
     plot_loss(rows, folder / "loss.png", name, bigram)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gptstar import __version__
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.huggingface.gpt2 import gpt2_config, is_gpt2, to_gpt2
+from gptstar.checkpoint.huggingface.standalone import standalone
 from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
 from gptstar.errors import CheckpointError, in_one_line
 from gptstar.files import partial_path, remove, write_json, write_text
@@ -24,17 +25,18 @@ DRAWING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
 def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: str | None = None) -> None:
     """Write a folder that transformers reads; it appears complete or not at all.
 
-    GPT-2's own shape is written in GPT-2's own layout, everything else with a modelling file beside it, for
-    `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. Its tokenizer takes text that looks like a
-    special token as text, as ours does. What is known of the training stands in `config.json`, as `trained_…`.
+    GPT-2's own shape is written in GPT-2's own layout, everything else with a modelling file beside it, and the file of
+    its positions, for `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. Its tokenizer takes text
+    that looks like a special token as text, as ours does. What is known of the training stands in `config.json`, as
+    `trained_…`.
 
     Args:
         context_length: tokens that users of the folder may read at once.
         card: what `README.md` says.
 
     Raises:
-        CheckpointError: the folder exists and is not empty, can't be written, or learned positions hold less than
-            `context_length`.
+        CheckpointError: the folder exists and is not empty, can't be written, the positions' capacity is below
+            `context_length`, or their file can't stand alone.
     """
     model, folder = checkpoint.model, folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -44,11 +46,10 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
     if context_length < 1:
         raise CheckpointError(f"a context length of {context_length} is below 1")
     if model.n_ctx is not None and context_length > model.n_ctx:
-        raise CheckpointError(
-            f"a context length of {context_length} exceeds the learned positions' n_ctx={model.n_ctx}"
-        )
+        raise CheckpointError(f"a context length of {context_length} exceeds the positions' n_ctx={model.n_ctx}")
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     ends = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text} if tokenizer else {}
+    code: dict[str, str] = {}
     if is_gpt2(model):
         config, weights = gpt2_config(model), to_gpt2(checkpoint.weights)
     else:
@@ -60,6 +61,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
             "context_length": context_length,
         }
         weights = checkpoint.weights
+        code = standalone(Path(__file__).with_name(MODELLING).read_text(encoding="utf-8"), model.positions)
     config |= {"dtype": "float32", "tie_word_embeddings": is_gpt2(model), "gptstar_version": __version__} | ends
     config |= _trained(checkpoint)
     partial = partial_path(folder)
@@ -71,8 +73,8 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         if card is not None:
             write_text(partial / "README.md", card)
         save_file(_apart(weights), partial / "model.safetensors", metadata={"format": "pt"})
-        if not is_gpt2(model):
-            shutil.copyfile(Path(__file__).with_name(MODELLING), partial / MODELLING)
+        for name, text in code.items():
+            (partial / name).write_text(text, encoding="utf-8")
         if tokenizer:
             write_text(partial / "tokenizer.json", _without_additions(tokenizer.json_text))
             write_json(partial / "tokenizer_config.json", _tokenizer_config(context_length))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gptstar.errors import CheckpointError
 from gptstar.model import GPTConfig
+from gptstar.model.positions import Learned
 
 TOP = {
     "token_embedding.weight": "wte.weight",
@@ -33,7 +34,7 @@ ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 def is_gpt2(model: GPTConfig) -> bool:
     """Whether Hugging Face's own code computes this model."""
     same_width = model.n_heads * model.head_width == model.d_model
-    return model.residual == "sequential" and model.positions == "learned" and same_width
+    return model.residual == "sequential" and isinstance(model.positions, Learned) and same_width
 
 
 def gpt2_config(model: GPTConfig) -> dict[str, Any]:
@@ -80,8 +81,7 @@ def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
         n_vocab=config["vocab_size"],
         d_ff=config.get("n_inner"),
         residual="sequential",
-        positions="learned",
-        n_ctx=config["n_positions"],
+        positions=Learned(config["n_positions"]),
         gelu="tanh" if ACTIVATIONS[activation] == "tanh" else "exact",
         dropout=float(config.get("resid_pdrop", 0.0)),
         residual_init=config.get("residual_init", "gpt2"),

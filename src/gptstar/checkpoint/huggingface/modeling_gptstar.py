@@ -1,16 +1,18 @@
-"""GPT* for transformers: parallel or sequential residual; ALiBi, rotary, learned or no positions.
+"""GPT* for transformers: parallel or sequential residual, and the positions of the file beside this one.
 
-This file stands alone: it is copied into exported folders, for `AutoModelForCausalLM.from_pretrained(FOLDER,
-trust_remote_code=True)`.
+It is copied into exported folders, for `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
 """
 
-import math
+from dataclasses import dataclass, fields
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
 from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from gptstar.model.positions.alibi import Alibi as Kind
+from gptstar.model.positions.base import Pairs
 
 
 class GPTStarConfig(PretrainedConfig):
@@ -48,19 +50,36 @@ class GPTStarConfig(PretrainedConfig):
         self.n_ctx, self.gelu, self.context_length = n_ctx, gelu, context_length
         super().__init__(**kwargs)
 
+    @property
+    def head_width(self):
+        """Width of a head, as positions call it."""
+        return self.d_head
 
-def alibi_slopes(n_heads):
-    """One slope a head (Press, Smith and Lewis 2022)."""
-    if n_heads & (n_heads - 1) == 0:
-        return [2.0 ** (-8.0 * (head + 1) / n_heads) for head in range(n_heads)]
-    lower = 2 ** math.floor(math.log2(n_heads))
-    return alibi_slopes(lower) + alibi_slopes(2 * lower)[0::2][: n_heads - lower]
+    def kind(self):
+        """The positions, an object."""
+        own = self.positions if isinstance(self.positions, dict) else {}
+        values = {"n_ctx": self.n_ctx} | own
+        return Kind(**{each.name: values[each.name] for each in fields(Kind) if each.name in values})
 
 
-def rotate(x, cosines, sines):
-    """Turn pairs of features `(i, i + d_head / 2)` of `(batch, head, position, d_head)`."""
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1).type_as(x)
+@dataclass(eq=False)
+class Reading:
+    """What layers share in a forward pass.
+
+    Attributes:
+        at: `(batch or 1, query)`, int64: positions of the tokens that are read.
+        pairs: queries and keys.
+        is_causal: whether PyTorch's own causal mask will do; `pairs` has none then.
+        bias: what the positions add to scores, where that is the same in all layers.
+        parameters: of the positions, that layers share.
+    """
+
+    at: torch.Tensor
+    pairs: Pairs
+    is_causal: bool
+    bias: torch.Tensor | None
+    parameters: nn.Module | None
+    cache: DynamicCache | None
 
 
 class Attention(nn.Module):
@@ -68,24 +87,37 @@ class Attention(nn.Module):
 
     def __init__(self, config, layer):
         super().__init__()
-        self.n_heads, self.d_head, self.layer = config.n_heads, config.d_head, layer
+        self.n_heads, self.d_head, self.layer, self.positions = config.n_heads, config.d_head, layer, config.kind()
         self.qkv = nn.Linear(config.d_model, 3 * config.n_heads * config.d_head)
         self.out = nn.Linear(config.n_heads * config.d_head, config.d_model)
+        if self.positions.per_layer:
+            self.add_module(self.positions.name_in_model, self.positions.parameters(config))
 
-    def forward(self, x, mask, is_causal, angles, cache):
+    def forward(self, x, reading):
         """`(batch, position, d_model)` to the same."""
         B, T, _ = x.shape
         query, key, value = self.qkv(x).view(B, T, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
-        if angles is not None:
-            query, key = rotate(query, *angles), rotate(key, *angles)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer)
-        if mask is None or mask.dtype is torch.bool:
-            mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=is_causal)
-        else:  # ALiBi, which bfloat16 can't hold: it can't count past 256
+        query, key = self.positions.rotate(query, key, reading.at, reading.at)
+        parameters = self._modules.get(self.positions.name_in_model, reading.parameters)
+        per_token = self.positions.per_token(x, parameters)
+        if reading.cache is not None:
+            if per_token is not None:  # transformers' cache has room for keys and values: it rides along with keys
+                key = torch.cat((key.float(), per_token), dim=-1)
+            key, value = reading.cache.update(key, value, self.layer)
+            if per_token is not None:
+                key, per_token = key[..., : self.d_head].to(query.dtype), key[..., self.d_head :]
+        mask = reading.pairs.allowed
+        if not self.positions.adds_bias:
+            mask = None if mask is None else mask[:, None]
+            mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=reading.is_causal)
+        else:  # float32: bfloat16 can't count past 256
+            bias = reading.bias
+            if bias is None:
+                bias = self.positions.bias(reading.pairs, self.n_heads, parameters, per_token)
+                bias = bias.masked_fill(~mask[:, None], -torch.inf)
             with torch.autocast(x.device.type, enabled=False):
                 query, key, value, dtype = query.float(), key.float(), value.float(), query.dtype
-                mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)
+                mixed = scaled_dot_product_attention(query, key, value, attn_mask=bias).to(dtype)
         return self.out(mixed.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -116,12 +148,12 @@ class Block(nn.Module):
             self.mlp_norm = nn.LayerNorm(config.d_model, eps=1e-5)
         self.attention, self.mlp = Attention(config, layer), MLP(config)
 
-    def forward(self, x, *scope):
+    def forward(self, x, reading):
         """`(batch, position, d_model)` to the same."""
         if self.parallel:
             normed = self.norm(x)
-            return x + self.attention(normed, *scope) + self.mlp(normed)
-        x = x + self.attention(self.attention_norm(x), *scope)
+            return x + self.attention(normed, reading) + self.mlp(normed)
+        x = x + self.attention(self.attention_norm(x), reading)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -139,7 +171,9 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.token_embedding = nn.Embedding(config.n_vocab, config.d_model)
-        self.position_embedding = nn.Embedding(config.n_ctx, config.d_model) if config.n_ctx else None
+        self.positions = config.kind()
+        if not self.positions.per_layer:
+            self.add_module(self.positions.name_in_model, self.positions.parameters(config))
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, eps=1e-5)
         self.gradient_checkpointing = False
@@ -181,13 +215,11 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask[:, : past + T].bool()
         slots = torch.arange(past + T, device=x.device)
         positions = slots[None] if padding is None else (padding.cumsum(1) - 1).clamp(min=0)  # (batch or 1, key)
-        if self.position_embedding is not None:
-            x = x + self.position_embedding(positions[:, past:])
-        mask, is_causal = self._mask(slots, positions, past, padding)
-        angles = self._angles(positions[:, past:]) if self.config.positions == "rotary" else None
+        reading = self._reading(slots, positions, past, padding, cache)
+        x = self.positions.embed(x, reading.at, reading.parameters)
+        reading.bias = self._shared_bias(reading)
         for block in self.blocks:
-            scope = (mask, is_causal, angles, cache)
-            x = self._gradient_checkpointing_func(block, x, *scope) if recomputes else block(x, *scope)
+            x = self._gradient_checkpointing_func(block, x, reading) if recomputes else block(x, reading)
         kept = x[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else x[:, logits_to_keep]
         logits = linear(self.norm(kept), self.token_embedding.weight)
         loss = None
@@ -195,25 +227,22 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
             loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if use_cache else None)
 
-    def _mask(self, slots, positions, past, padding):
-        """What is added to the scores, `(batch or 1, head or 1, query, key)`, or whether plain causality will do."""
-        alibi = self.config.positions == "alibi"
-        n_queries = len(slots) - past
-        if not alibi and padding is None and (past == 0 or n_queries == 1):
-            return None, past == 0 and n_queries > 1
-        seen = (slots[past:, None] >= slots[None, :])[None, None]  # (1, 1, query, key)
+    def _reading(self, slots, positions, past, padding, cache):
+        """What layers share, but for the bias."""
+        at, n_queries = positions[:, past:], len(slots) - past
+        parameters = None if self.positions.per_layer else self._modules.get(self.positions.name_in_model)
+        if not self.positions.adds_bias and padding is None and (past == 0 or n_queries == 1):
+            return Reading(at, Pairs(at, positions), past == 0 and n_queries > 1, None, parameters, cache)
+        seen = (slots[past:, None] >= slots[None, :])[None]  # (1, query, key)
         if padding is not None:
             itself = slots[past:, None] == slots[None, :]  # so that no row of scores is empty
-            seen = seen & padding[:, None, None, :] | itself
-        if not alibi:
-            return seen, False
-        distance = positions[:, None, past:, None] - positions[:, None, None, :]
-        slopes = torch.tensor(alibi_slopes(self.config.n_heads), dtype=torch.float32, device=slots.device)
-        return (-slopes[:, None, None] * distance).masked_fill_(~seen, -torch.inf), False
+            seen = seen & padding[:, None, :] | itself
+        return Reading(at, Pairs(at, positions, seen), False, None, parameters, cache)
 
-    def _angles(self, positions):
-        """Cosines and sines, `(batch or 1, 1, query, d_head / 2)` each, float32."""
-        width = self.config.d_head
-        frequencies = 10_000.0 ** (-torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width)
-        angles = positions[:, None, :, None] * frequencies
-        return angles.cos(), angles.sin()
+    def _shared_bias(self, reading):
+        """`(batch or 1, head, query, key)`, float32; None where each layer has its own, or none has."""
+        positions = self.positions
+        if not positions.adds_bias or positions.per_layer or positions.reads_input:
+            return None
+        bias = positions.bias(reading.pairs, self.config.n_heads, reading.parameters, None)
+        return bias.masked_fill(~reading.pairs.mask[:, None], -torch.inf)

@@ -12,6 +12,7 @@ from gptstar.evaluation.length.config import LengthConfig, Scaling
 from gptstar.evaluation.length.curve import Plan
 from gptstar.evaluation.length.legacy import legacy_text, legacy_windows
 from gptstar.evaluation.length.text import Text, text_of_files, text_of_shards
+from gptstar.model.positions import POSITIONS
 
 Named = tuple[Mapping[str, Any], Checkpoint]
 """A checkpoint and who it is, as `gptstar.checkpoint.identity` says."""
@@ -146,14 +147,15 @@ def _trained_at(checkpoint: Checkpoint) -> int | None:
 
 
 def _scalings(name: str, checkpoint: Checkpoint, config: LengthConfig, trained_at: int | None) -> tuple[Scaling, ...]:
-    if checkpoint.model.positions != "rotary":
+    positions = checkpoint.model.positions
+    if not positions.scalings:
         return ("none",)
     if trained_at is None and config.rotary_scaling != ("none",):
         raise ConfigError(
-            f"{name} has rotary positions and does not know its training context, which their scaling starts from: "
-            "give evaluation.trained_at, or evaluation.rotary_scaling=[none]"
+            f"{name} has {POSITIONS.name_of(positions)} positions and does not know its training context, which their "
+            "scaling starts from: give evaluation.trained_at, or evaluation.rotary_scaling=[none]"
         )
-    return config.rotary_scaling
+    return tuple(each for each in config.rotary_scaling if each == "none" or each in positions.scalings)
 
 
 def _names(checkpoints: Sequence[Named]) -> list[str]:

@@ -84,7 +84,7 @@ def _curves(part: Part, config: LengthConfig, device: torch.device, advance: Cal
         losses_of(model, device, getattr(torch, config.dtype)),
         device,
         config.batch_tokens or batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens,
-        capacity=part.checkpoint.model.n_ctx,
+        capacity=part.checkpoint.model.positions.capacity,
         advance=advance,
     )
     text, plan, n_bytes = part.material.text, part.material.plan, part.material.n_bytes

@@ -1,4 +1,4 @@
-"""ALiBi as a bias beside PyTorch's fused attention: the exact form, for every device, type and length."""
+"""A bias beside PyTorch's fused attention: the exact form, for every kind of positions, device, type and length."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gptstar.model.positions import alibi_bias
+from gptstar.model.positions.base import Bias, Pairs
 
 QUERY_BLOCK = 1024
 """Queries a bias is built for at once: reading a longer context takes memory in proportion to it, not to its square.
@@ -15,16 +15,25 @@ Training keeps every block's bias for the backward pass.
 """
 
 BIAS_ELEMENTS = 2**26
-"""Of a block's bias at most, 256 MiB: where there are very many keys, a block has fewer queries."""
+"""The largest bias of a block, 256 MiB: where there are very many keys, a block has fewer queries."""
 
 
-def biased_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention with ALiBi, the bias float32 and built by block.
+def biased_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | Bias,
+    dropout: float = 0.0,
+    documents: Tensor | None = None,
+) -> Tensor:
+    """Causal attention whose scores get a bias, float32 and built by block.
 
     Args:
         query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        slopes: `(head,)`, float32.
+        bias: slopes `(head,)`, float32, or what gives the bias of pairs.
         dropout: probability of dropping an attention weight.
+        documents: `(batch, position)`, int64: the document of each position, beyond which it attends to nothing; not
+            with slopes, for which `attention_within_documents` is faster.
 
     Returns:
         `(batch, head, position, d_head)`.
@@ -35,7 +44,8 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, 
     outputs = []
     # Autocast would round the bias to bfloat16, which can't count past 256.
     with torch.autocast(query.device.type, enabled=False):
-        for start, stop in query_blocks(query.shape[2], len(slopes)):
+        rows = query.shape[1] * (1 if documents is None else len(documents))
+        for start, stop in query_blocks(query.shape[2], rows):
             # The kernel that keeps no (query, key) scores takes a bias of four dimensions only. It has no name, so that
             # it is gone before the next one is made.
             outputs.append(
@@ -43,15 +53,46 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, 
                     query[:, :, start:stop],
                     key[:, :, :stop],
                     value[:, :, :stop],
-                    attn_mask=alibi_bias(slopes, range(start, stop), range(stop))[None],  # (1, head, query, key)
+                    attn_mask=linear_bias(bias, range(start, stop), range(stop))[None]
+                    if isinstance(bias, Tensor)
+                    else _masked(bias, start, stop, documents, query.device),  # (batch or 1, head, query, key)
                     dropout_p=dropout,
                 )
             )
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)).to(dtype)
 
 
+def linear_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
+    """What slopes add to the scores of causal attention, its mask included.
+
+    Args:
+        slopes: `(head,)`, float32.
+        queries: positions of the queries.
+        keys: positions of the keys.
+
+    Returns:
+        `(head, query, key)`, float32: `-slope * distance` where the key is not after the query, `-inf` where it is.
+        Always float32: bfloat16 can't tell 256 from 257.
+    """
+    query = torch.arange(queries.start, queries.stop, device=slopes.device)
+    key = torch.arange(keys.start, keys.stop, device=slopes.device)
+    distance = query[:, None] - key[None, :]  # (query, key)
+    bias = -slopes[:, None, None] * distance
+    return bias.masked_fill_(distance < 0, -torch.inf)  # in place: it is the largest tensor of a long context
+
+
+def _masked(bias: Bias, start: int, stop: int, documents: Tensor | None, device: torch.device) -> Tensor:
+    """The bias of queries from `start` to `stop`, `-inf` where they don't attend: `(batch or 1, head, query, key)`."""
+    keys = torch.arange(stop, device=device)[None]
+    queries = keys[:, start:]
+    allowed = queries[:, :, None] >= keys[:, None]  # (1, query, key)
+    if documents is not None:
+        allowed = allowed & (documents[:, start:stop, None] == documents[:, None, :stop])
+    return bias(Pairs(queries, keys, allowed)).masked_fill(~allowed[:, None], -torch.inf)
+
+
 def query_blocks(n_positions: int, n_heads: int) -> Iterator[tuple[int, int]]:
-    """Where blocks of queries begin and end, so that none of their biases is too large."""
+    """Where blocks of queries begin and end, so that none of their biases, `n_heads` times all pairs, is too large."""
     start = 0
     while start < n_positions:
         keys = min(start + QUERY_BLOCK, n_positions)  # or fewer

@@ -1,4 +1,4 @@
-"""ALiBi as columns of the keys: plain causal attention, whose kernels need neither a bias nor a mask.
+"""A bias that is linear in distance, as columns of the keys: a kernel for plain causal attention adds it.
 
 A softmax does not see what is the same for all keys of a query, so `-slope * (query - key)` may as well be
 `slope * key`: a product of the head's slope and the key's position, which rides along as features of queries and keys.
@@ -21,7 +21,7 @@ COLUMNS = 8
 
 
 def columns_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, dropout: float = 0.0) -> Tensor:
-    """Causal attention with ALiBi through the kernel for plain causal attention; memory grows with the length alone.
+    """Causal attention with slopes through the kernel for plain causal attention; memory grows with the length alone.
 
     Scores are as large as `slope * position`, so they round more than with a bias: by about 2^-24 of that, 5e-4 at
     position 8,192 under the steepest slope of eight heads. In bfloat16 this is far below what its own numbers round.

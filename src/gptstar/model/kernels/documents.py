@@ -9,7 +9,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from gptstar.model.kernels.bias import QUERY_BLOCK
 
 EXTRA_FEATURES = 4
-"""Beside a head's own where ALiBi is one of them: CUDA's kernels take widths that are multiples of 4."""
+"""Added to a head's own where there are slopes: CUDA's kernels take widths that are multiples of 4."""
 
 
 def attention_within_documents(
@@ -22,7 +22,7 @@ def attention_within_documents(
 ) -> Tensor:
     """Causal attention in which a query sees the keys of its own document and no others.
 
-    One mask serves all heads. A softmax does not see what is the same for all keys, so ALiBi's
+    One mask serves all heads. A softmax does not see what is the same for all keys, so a bias of
     `-slope * (query - key)` may as well be `slope * key`: a product of the head's slope and the key's position, which
     rides along as a feature of queries and keys. A bias would be as large as the mask for each of the heads.
     It rounds more, by about 1e-5 of a weight.
@@ -30,7 +30,7 @@ def attention_within_documents(
     Args:
         query: `(batch, head, position, d_head)`; `key` and `value` likewise.
         documents: `(batch, position)`, int64: the number of the document that a position belongs to.
-        slopes: `(head,)`, float32, or None for no ALiBi.
+        slopes: `(head,)`, float32, or None for no bias.
         dropout: probability of dropping an attention weight.
 
     Returns:

@@ -1,4 +1,4 @@
-"""FlexAttention: ALiBi as a modification of scores in one kernel, which skips what is masked. The form for GPUs."""
+"""FlexAttention: slopes as a modification of scores in one kernel, which skips what is masked. The form for GPUs."""
 
 import functools
 from collections.abc import Callable
@@ -28,13 +28,13 @@ def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, mask: BlockMask) -> Tensor:
-    """Attention to what a mask shows, with ALiBi where slopes are given; neither scores nor bias are kept.
+    """Attention to what a mask shows, with a linear bias where slopes are given; neither scores nor bias are kept.
 
     Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself.
 
     Args:
         query: `(batch, head, position, d_head)`; `key` and `value` likewise, of the same dtype.
-        slopes: `(head,)`, float32, or None for no ALiBi.
+        slopes: `(head,)`, float32, or None for no bias.
 
     Returns:
         `(batch, head, position, d_head)`.
@@ -42,12 +42,12 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor |
     Source: Dong et al., "Flex Attention", 2024.
     """
 
-    def alibi(score: Tensor, _batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
+    def linear(score: Tensor, _batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
         assert slopes is not None
         return score - slopes[head] * (query_at - key_at)
 
     attend = flex_attention if torch.compiler.is_compiling() else _compiled()
-    return attend(query, key, value, score_mod=None if slopes is None else alibi, block_mask=mask)  # type: ignore[operator]
+    return attend(query, key, value, score_mod=None if slopes is None else linear, block_mask=mask)  # type: ignore[operator]
 
 
 @functools.cache

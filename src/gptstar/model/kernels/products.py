@@ -1,4 +1,4 @@
-"""Attention as plain matrix products: the fastest form on CPUs, which do nothing faster."""
+"""Attention as plain matrix products: fastest on CPUs."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ KEPT_UP_TO = 2048
 def products_attention(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None = None, documents: Tensor | None = None
 ) -> Tensor:
-    """Causal attention, with ALiBi where slopes are given: products in the inputs' type, a softmax of float32 or wider.
+    """Causal attention: products in the inputs' type, a linear bias by slopes, a softmax of float32 or wider.
 
     In bfloat16 a score is rounded once more than in a fused kernel, before the bias is added in float32. Memory grows
     with the length; in training up to `KEPT_UP_TO` with half its square.

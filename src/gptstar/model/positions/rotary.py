@@ -1,75 +1,64 @@
-"""How a token learns where it is: ALiBi, rotary, learned, or not at all.
+"""Rotary positions: queries and keys turn by their positions, so that their products know distances."""
 
-ALiBi and rotary are functions of the positions alone, so they hold no parameters and no buffers: nothing of
-the context length reaches the state dict.
-"""
-
-import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from gptstar.model.positions.base import Positions, Scaling, Sizes
 
-def alibi_slopes(n_heads: int) -> tuple[float, ...]:
-    """The slope of each head: how fast it forgets with distance.
+RotaryScaling = Scaling
+"""The methods are `ntk` and `yarn`."""
 
-    For a power of two, the geometric sequence from 2^(-8/n) to 2^-8. Otherwise the slopes of the next lower power
-    of two, followed by every other slope of the next higher one, as in the paper's own code.
 
-    Source: Press, Smith and Lewis, "Train Short, Test Long", 2022, section 3 and appendix A.
+@dataclass(frozen=True)
+class Rotary(Positions):
+    """Each pair of features turns at its own rate; no parameters and no end.
+
+    Source: Su et al., "RoFormer", 2021.
     """
-    if n_heads & (n_heads - 1) == 0:
-        return tuple(2.0 ** (-8.0 * (head + 1) / n_heads) for head in range(n_heads))
-    lower = 2 ** math.floor(math.log2(n_heads))
-    return alibi_slopes(lower) + alibi_slopes(2 * lower)[0::2][: n_heads - lower]
+
+    scalings: ClassVar[tuple[str, ...]] = ("ntk", "yarn")
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse an odd head width."""
+        if sizes.head_width % 2:
+            raise ValueError(f"model.d_head={sizes.head_width} is odd; rotary positions turn pairs: make it even")
+
+    def angles(self, at: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
+        """As `rotary_angles`."""
+        return rotary_angles(at, d_head)
+
+    def rotate(self, query: Tensor, key: Tensor, query_at: Tensor, key_at: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn both, as `rotate`."""
+        angles = self.angles(key_at[:, None], key.shape[3])
+        key = rotate(key, *angles)
+        if query_at is not key_at:
+            angles = self.angles(query_at[:, None], query.shape[3])
+        return rotate(query, *angles), key
+
+    def scaled(self, scaling: Scaling) -> "ScaledRotary":
+        """Rotary positions that turn more slowly."""
+        if scaling.method not in self.scalings:
+            super().scaled(scaling)
+        return ScaledRotary(scaling)
 
 
-def slopes_on(device: torch.device, n_heads: int) -> Tensor:
-    """`alibi_slopes` as a tensor `(head,)`, float32.
+@dataclass(frozen=True)
+class ScaledRotary(Rotary):
+    """Rotary positions that are stretched to read further than in training."""
 
-    A CPU keeps it. Elsewhere it is computed on the device: a graph holds neither a constant nor a copy from the host.
-    """
-    compute = _kept_slopes if device.type == "cpu" and not torch.compiler.is_compiling() else _slopes
-    return compute(device, n_heads)
+    scaling: Scaling
 
-
-def _slopes(device: torch.device, n_heads: int) -> Tensor:
-    lower = 2 ** math.floor(math.log2(n_heads))
-    head = torch.arange(n_heads, device=device, dtype=torch.float64)
-    exponents = torch.where(head < lower, 8 * (head + 1) / lower, 4 * (2 * (head - lower) + 1) / lower)
-    return torch.exp2(-exponents).float()
-
-
-@functools.lru_cache(maxsize=64)
-def _kept_slopes(device: torch.device, n_heads: int) -> Tensor:
-    with torch.inference_mode(False):  # a tensor made in inference mode can't be used in training
-        return _slopes(device, n_heads)
-
-
-def alibi_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
-    """What ALiBi adds to the attention scores, the causal mask included.
-
-    Args:
-        slopes: `(head,)`, float32.
-        queries: positions of the queries.
-        keys: positions of the keys.
-
-    Returns:
-        `(head, query, key)`, float32: `-slope * distance` where the key is not after the query, `-inf` where it is.
-        Always float32: bfloat16 can't tell 256 from 257.
-    """
-    query = torch.arange(queries.start, queries.stop, device=slopes.device)
-    key = torch.arange(keys.start, keys.stop, device=slopes.device)
-    distance = query[:, None] - key[None, :]  # (query, key)
-    bias = -slopes[:, None, None] * distance
-    return bias.masked_fill_(distance < 0, -torch.inf)  # in place: it is the largest tensor of a long context
+    def angles(self, at: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
+        """As `rotary_angles`."""
+        return rotary_angles(at, d_head, self.scaling)
 
 
 ROTARY_BASE = 10_000.0
-"""Of the wavelengths of rotary positions, as RoFormer's."""
+"""Base of the wavelengths, as RoFormer's."""
 
 
 def rotary_frequencies(d_head: int, base: float = ROTARY_BASE, device: torch.device | None = None) -> Tensor:
@@ -131,22 +120,7 @@ def yarn_attention_factor(factor: float) -> float:
     return 0.1 * math.log(factor) + 1.0
 
 
-@dataclass(frozen=True)
-class RotaryScaling:
-    """How rotary positions are stretched to read further than in training.
-
-    Attributes:
-        method: `ntk` or `yarn`.
-        factor: the context length over that of training, 1 or more; 1 changes nothing.
-        trained_at: the context length in training.
-    """
-
-    method: Literal["ntk", "yarn"]
-    factor: float
-    trained_at: int
-
-
-def rotary_angles(positions: Tensor, d_head: int, scaling: RotaryScaling | None = None) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `rotate`.
 
     Args:

@@ -1,0 +1,104 @@
+"""A kind of positions as files that an exported folder carries: each stands alone, or imports from beside it."""
+
+import ast
+import inspect
+from importlib import import_module
+from types import ModuleType
+from typing import Annotated, Any, get_args, get_origin
+
+import gptstar.fields
+import gptstar.model.positions as package
+from gptstar.errors import CheckpointError
+from gptstar.model.positions import Positions
+
+KIND = "Kind"
+"""The name that the modelling file has for the class of its positions."""
+
+
+def standalone(modelling: str, positions: Positions) -> dict[str, str]:
+    """The modelling file and what it imports from this package, by file name, for transformers' remote code.
+
+    `from gptstar.model.positions.alibi import Alibi` becomes `from .alibi import Alibi`: transformers copies files that
+    are imported like this. What only a configuration needs, the registry and the ranges of fields, is left out.
+
+    Args:
+        modelling: the text of the modelling file.
+        positions: the kind that it imports as `Kind`.
+
+    Raises:
+        CheckpointError: the kind's file can't stand alone; names it.
+    """
+    cls = type(positions)
+    if cls.__module__ == "__main__":
+        raise CheckpointError(f"{cls.__name__} stands in a script, which can't go along: define it in a module")
+    files = {"modeling_gptstar": modelling}
+    waiting = _rewritten(files, "modeling_gptstar", cls)
+    while waiting:
+        module = waiting.pop()
+        name = module.__name__.rpartition(".")[2]
+        if name in files:
+            continue
+        files[name] = inspect.getsource(module)
+        waiting += _rewritten(files, name, cls)
+    return {f"{name}.py": text for name, text in files.items()}
+
+
+def _rewritten(files: dict[str, str], name: str, cls: type[Positions]) -> list[ModuleType]:
+    """Rewrite the imports of one file in place, and return the modules that it needs beside it."""
+    lines, needed = files[name].splitlines(keepends=True), []
+    for node in ast.walk(ast.parse(files[name])):
+        if isinstance(node, ast.ClassDef):
+            for decorator in node.decorator_list:
+                if ast.unparse(decorator).startswith("POSITIONS.register("):
+                    _replace(lines, decorator, "")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gptstar"):
+            text, modules = _beside(node, cls)
+            _replace(lines, node, text)
+            needed += modules
+        elif (isinstance(node, ast.ImportFrom) and node.level) or (
+            isinstance(node, ast.Import) and any(alias.name.startswith("gptstar") for alias in node.names)
+        ):
+            raise CheckpointError(_refused(name, ast.unparse(node)))
+    files[name] = "".join(lines)
+    return needed
+
+
+def _beside(node: ast.ImportFrom, cls: type[Positions]) -> tuple[str, list[ModuleType]]:
+    """What stands for an import from this package, and the modules that have to lie beside the file."""
+    text, modules = [], []
+    for alias in node.names:
+        if alias.asname == KIND:
+            module, what = import_module(cls.__module__), f"{cls.__name__} as {KIND}"
+        elif node.module == gptstar.fields.__name__:
+            text.append(f"{alias.asname or alias.name} = {_plain(getattr(gptstar.fields, alias.name)).__name__}\n")
+            continue
+        elif node.module == package.__name__ and alias.name == "POSITIONS":
+            continue
+        elif node.module == package.__name__:
+            found = getattr(package, alias.name)
+            module, what = import_module(found.__module__), f"{found.__name__} as {alias.asname or alias.name}"
+        elif (node.module or "").startswith(f"{package.__name__}."):
+            module, what = import_module(str(node.module)), ast.unparse(alias)
+        else:
+            raise CheckpointError(_refused(cls.__module__, ast.unparse(node)))
+        text.append(f"from .{module.__name__.rpartition('.')[2]} import {what}\n")
+        modules.append(module)
+    return "".join(text), modules
+
+
+def _plain(hint: Any) -> type:
+    """The type of a field without its range."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+
+def _replace(lines: list[str], node: ast.stmt | ast.expr, text: str) -> None:
+    """Put text where a node stood, which has its lines to itself."""
+    assert node.end_lineno is not None
+    lines[node.lineno - 1 : node.end_lineno] = [text, *([""] * (node.end_lineno - node.lineno))]
+
+
+def _refused(name: str, statement: str) -> str:
+    return (
+        f"{name} can't go into an exported folder with `{statement}`: let it import torch, the standard library, "
+        "gptstar.fields and gptstar.model.positions only"
+    )

@@ -1,0 +1,122 @@
+"""What a model is: sizes and variants."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from gptstar.errors import ConfigError
+from gptstar.fields import BelowOne, Count, Role, Shown, check_ranges
+from gptstar.model.positions import POSITIONS, Alibi, Positions
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes and variants of a model: all that it takes to build one.
+
+    Attributes:
+        n_layers, d_model, n_heads, n_vocab: sizes.
+        d_head: width of a head; `d_model / n_heads` unless given.
+        d_ff: width of the MLP; `4 * d_model` unless given.
+        residual: `parallel` (one norm a block) or `sequential` (two).
+        positions: the kind, an object; its name or a mapping of its keys, with the name as `kind`, becomes one.
+        n_ctx: the capacity of positions that have one, as learned ones do.
+        gelu: `exact` (erf) or `tanh`, GPT-2's approximation.
+        dropout: on embeddings, attention weights and both branches of a block.
+        residual_init: the residual projections' std is 0.02 / sqrt(2 n_layers) as in GPT-2, or 0.02 / sqrt(n_layers)
+            as in the original GPT* (`legacy`).
+    """
+
+    n_layers: Annotated[Count, Shown.ALWAYS]
+    d_model: Annotated[Count, Shown.ALWAYS]
+    n_heads: Annotated[Count, Shown.ALWAYS]
+    n_vocab: Annotated[Count, Shown.ALWAYS]
+    d_head: Count | None = None
+    d_ff: Count | None = None
+    residual: Literal["parallel", "sequential"] = "parallel"
+    positions: Annotated[Positions, POSITIONS] = field(default_factory=Alibi)
+    n_ctx: Count | None = None
+    gelu: Literal["exact", "tanh"] = "exact"
+    dropout: BelowOne = 0.0
+    residual_init: Annotated[Literal["gpt2", "legacy"], Role.CHANGEABLE] = "gpt2"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "model.")
+        if self.d_head is None and self.d_model % self.n_heads:
+            raise ConfigError(
+                f"model.d_model={self.d_model} does not divide by model.n_heads={self.n_heads}: "
+                "change one, or give the head width as model.d_head"
+            )
+        positions = self.positions if isinstance(self.positions, Positions) else POSITIONS.parse(self.positions)
+        if self.n_ctx is not None and positions.needs_capacity:
+            positions = positions.with_capacity(self.n_ctx)
+        if self.n_ctx not in (None, positions.capacity):
+            raise ConfigError(self._refused_capacity(positions))
+        object.__setattr__(self, "positions", positions)
+        object.__setattr__(self, "n_ctx", positions.capacity)
+        try:
+            positions.check(self)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _refused_capacity(self, positions: Positions) -> str:
+        if positions.capacity is not None:
+            return f"model.n_ctx={self.n_ctx} and the positions' capacity of {positions.capacity} differ: give one"
+        return (
+            f"model.n_ctx={self.n_ctx} is the capacity of learned positions; with "
+            f"model.positions={POSITIONS.name_of(positions)} the model has no context length: drop it (the training "
+            "length is data.context_length)"
+        )
+
+    @property
+    def head_width(self) -> int:
+        """Width of a head, derived where not given."""
+        return self.d_head or self.d_model // self.n_heads
+
+    @property
+    def mlp_width(self) -> int:
+        """Width of the MLP's hidden layer, derived where not given."""
+        return self.d_ff or 4 * self.d_model
+
+    def check_length(self, key: str, length: int) -> None:
+        """Refuse a context that is longer than the positions' capacity.
+
+        Args:
+            key: names the length in the message.
+
+        Raises:
+            ConfigError: it is longer.
+        """
+        if self.n_ctx is not None and length > self.n_ctx:
+            raise ConfigError(
+                f"{key}={length} exceeds model.n_ctx={self.n_ctx}; {POSITIONS.name_of(self.positions)} positions "
+                "cannot extrapolate: shorten the context or use model.positions=alibi"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field, with the widths that are derived where not given.
+
+        Positions are a name, or where that does not say all, a mapping of their keys.
+        """
+        resolved = replace(self, d_head=self.head_width, d_ff=self.mlp_width)
+        positions = POSITIONS.describe(self.positions)
+        said = {POSITIONS.tag, "n_ctx"}  # the capacity stands beside the positions
+        return asdict(resolved) | {
+            "positions": positions if positions.keys() - said else positions[POSITIONS.tag],
+        }
+
+    @property
+    def n_params(self) -> int:
+        """Parameters by arithmetic, the tied embedding counted once."""
+        D, F, A = self.d_model, self.mlp_width, self.n_heads * self.head_width
+        attention = (D + 1) * 3 * A + (A + 1) * D
+        mlp = (D + 1) * F + (F + 1) * D
+        norms = 2 * D * (1 if self.residual == "parallel" else 2)
+        blocks = self.n_layers * (attention + mlp + norms)
+        return self.n_vocab * D + self.positions.n_params(self) + blocks + 2 * D
+
+    def training_flops(self, context_length: int) -> int:
+        """Floating-point operations a training token costs: `6 N + 12 L H K T`, N without parameters of positions.
+
+        Source: Chowdhery et al., "PaLM", 2022, appendix B.
+        """
+        matmul_params = self.n_params - self.positions.n_params(self)
+        return 6 * matmul_params + 12 * self.n_layers * self.n_heads * self.head_width * context_length

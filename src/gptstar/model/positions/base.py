@@ -1,0 +1,217 @@
+"""What a kind of positions may do. Exported models carry this file: it needs torch and the standard library only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Sizes(Protocol):
+    """Sizes of a model that parameters may depend on."""
+
+    @property
+    def n_layers(self) -> int: ...  # noqa: D102  # the names say it
+    @property
+    def d_model(self) -> int: ...  # noqa: D102
+    @property
+    def n_heads(self) -> int: ...  # noqa: D102
+    @property
+    def head_width(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Queries, and the keys that they may attend to.
+
+    Attributes:
+        queries: `(batch or 1, query)`, int64: position of each query in its text.
+        keys: `(batch or 1, key)`, int64: position of each key. A query's own token is among the keys.
+        allowed: `(batch or 1, query, key)`, bool: whether a query attends to a key; None where each attends to all.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    allowed: Tensor | None = None
+
+    @property
+    def distance(self) -> Tensor:
+        """Distance from each query back to each key: `(batch or 1, 1, query, key)`, int64."""
+        return self.queries[:, None, :, None] - self.keys[:, None, None, :]
+
+    @property
+    def mask(self) -> Tensor:
+        """Attention mask, `(batch or 1, query, key)`, bool: True where a query attends to a key."""
+        if self.allowed is not None:
+            return self.allowed
+        shape = (1, self.queries.shape[1], self.keys.shape[1])
+        return torch.ones(shape, dtype=torch.bool, device=self.keys.device)
+
+
+Bias = Callable[[Pairs], Tensor]
+"""Gives what is added to the scores of pairs: `(batch or 1, head, query, key)`, float32."""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How positions are stretched to read further than in training.
+
+    Attributes:
+        method: a name among the kind's `scalings`.
+        factor: the context length over that of training, 1 or more; 1 changes nothing.
+        trained_at: the context length in training.
+    """
+
+    method: str
+    factor: float
+    trained_at: int
+
+
+@dataclass(frozen=True)
+class Positions:
+    """A kind of positions: a frozen dataclass whose fields are its keys in a configuration.
+
+    Override what the kind does; everything here does nothing. A kind may add to embeddings (`embed`), rotate queries
+    and keys (`rotate`), and add to scores (`slopes` where that is linear in the key's position, else `bias`). It may
+    have parameters (`parameters`), and may keep values of each token in the KV cache (`per_token`).
+
+    Weight decay applies to the weights of a kind's `nn.Linear` modules and to nothing else of it. A number per head
+    belongs into an `nn.Parameter` of a module of the kind's own.
+
+    Attributes:
+        name_in_model: what the parameters' names begin with in the state dict: `NAME.…` where layers share them, else
+            `blocks.0.attention.NAME.…`.
+        per_layer: whether each layer has parameters of its own.
+        scalings: methods of `Scaling` that the kind knows.
+        adds_bias, reads_input: whether the kind adds to scores, and reads the input of layers (`per_token`); both
+            follow from the methods that a class overrides.
+    """
+
+    name_in_model: ClassVar[str] = "position_parameters"
+    per_layer: ClassVar[bool] = False
+    scalings: ClassVar[tuple[str, ...]] = ()
+    adds_bias: ClassVar[bool] = False
+    reads_input: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        cls.adds_bias = cls.slopes is not Positions.slopes or cls.bias is not Positions.bias
+        cls.reads_input = cls.per_token is not Positions.per_token
+
+    @property
+    def capacity(self) -> int | None:
+        """How many positions there are; None where there is no limit."""
+        return None
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether a model reads more tokens than it was trained with."""
+        return self.capacity is None
+
+    @property
+    def needs_capacity(self) -> bool:
+        """Whether `with_capacity` still has to say how many positions there are."""
+        return False
+
+    def with_capacity(self, n_ctx: int) -> "Positions":
+        """The same kind with `n_ctx` positions.
+
+        Raises:
+            ValueError: the kind has no capacity that could be chosen.
+        """
+        raise ValueError(f"model.n_ctx={n_ctx} is not a key of {type(self).__name__}")
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse sizes that the kind can't work with.
+
+        Raises:
+            ValueError: the message names key, value, rule and fix.
+        """
+
+    def parameters(self, sizes: Sizes) -> nn.Module | None:
+        """Make the parameters: once, or with `per_layer` for each layer. `initial` says what they begin with."""
+        return None
+
+    def n_params(self, sizes: Sizes) -> int:
+        """Parameters in the whole model."""
+        with torch.device("meta"):
+            module = self.parameters(sizes)
+        count = 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
+        return count * (sizes.n_layers if self.per_layer else 1)
+
+    def initial(self, name: str, shape: torch.Size) -> Tensor | None:
+        """Draw a parameter on the CPU, by its name within `parameters`.
+
+        None means as elsewhere in the model: zeros where the name ends with `bias`, else N(0, 0.02).
+        """
+        return None
+
+    def embed(self, x: Tensor, at: Tensor | None, parameters: nn.Module | None) -> Tensor:
+        """Add positions to embedded tokens.
+
+        Args:
+            x: `(batch, position, d_model)`.
+            at: `(batch or 1, position)`, int64: positions in the text; None means 0, 1, 2 ….
+            parameters: those that layers share.
+
+        Returns:
+            The shape and type of `x`.
+        """
+        return x
+
+    def rotate(self, query: Tensor, key: Tensor, query_at: Tensor, key_at: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn queries and keys by their positions.
+
+        Args:
+            query: `(batch, head, query, d_head)`.
+            key: `(batch, head, position, d_head)`.
+            query_at: `(batch or 1, query)`, int64: positions in the text.
+            key_at: `(batch or 1, position)`, int64; the same object as `query_at` where each token is a query.
+
+        Returns:
+            Both, in their shapes and types.
+        """
+        return query, key
+
+    def per_token(self, x: Tensor, parameters: nn.Module | None) -> Tensor | None:
+        """Read from a layer's input what the KV cache keeps of each token, beside keys and values.
+
+        Args:
+            x: `(batch, position, d_model)`, the normed input of the layer's attention.
+
+        Returns:
+            `(batch, head, position, width)`, float32, or None. `bias` gets it for all keys.
+        """
+        return None
+
+    def slopes(self, n_heads: int, device: torch.device) -> Tensor | None:
+        """Slope of each head, `(head,)`, float32, where a score gets `-slope * distance`; None where it does not.
+
+        Fast kernels need no more than these. A compiled graph must hold neither a constant nor a copy from the host, so
+        compute them on the device.
+        """
+        return None
+
+    def bias(self, pairs: Pairs, n_heads: int, parameters: nn.Module | None, per_token: Tensor | None) -> Tensor:
+        """Return what is added to scores, for kinds without `slopes`. The attention mask is applied afterwards.
+
+        Args:
+            pairs: some queries and their keys; called for blocks of queries where a text is long.
+            parameters: those of the layer, or those that layers share.
+            per_token: `(batch, head, key, width)`, what `per_token` returned for each of the keys.
+
+        Returns:
+            `(batch or 1, head, query, key)`, float32 whatever the model computes in: bfloat16 can't tell 256 from 257.
+        """
+        slopes = self.slopes(n_heads, pairs.keys.device)
+        assert slopes is not None
+        return -slopes[:, None, None] * pairs.distance
+
+    def scaled(self, scaling: Scaling) -> "Positions":
+        """The same kind, stretched to read further than in training.
+
+        Raises:
+            ValueError: the kind doesn't know the method.
+        """
+        known = ", ".join(self.scalings) or "none"
+        raise ValueError(f"{type(self).__name__} has no scaling {scaling.method}: it has {known}")

@@ -1,0 +1,57 @@
+"""Learned positions: a vector for each place, added to the token's."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from gptstar.model.positions.base import Positions, Sizes
+
+
+@dataclass(frozen=True)
+class Learned(Positions):
+    """A table of `n_ctx` vectors, beyond which the model is undefined.
+
+    Attributes:
+        n_ctx: rows of the table; a configuration gives it as `model.n_ctx`.
+
+    Source: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, section 3.1.
+    """
+
+    n_ctx: int | None = None
+
+    name_in_model: ClassVar[str] = "position_embedding"
+
+    @property
+    def capacity(self) -> int | None:
+        """Rows of the table."""
+        return self.n_ctx
+
+    @property
+    def extrapolates(self) -> bool:
+        """Never: there is no vector for a place past the last."""
+        return False
+
+    @property
+    def needs_capacity(self) -> bool:
+        """Whether nobody has said yet how many rows there are."""
+        return self.n_ctx is None
+
+    def with_capacity(self, n_ctx: int) -> "Learned":
+        """A table of `n_ctx` rows."""
+        return Learned(n_ctx)
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse a table without a size."""
+        if self.n_ctx is None:
+            raise ValueError("model.positions=learned needs a capacity: give model.n_ctx (GPT-2's is 1024)")
+
+    def parameters(self, sizes: Sizes) -> nn.Module:
+        """The table."""
+        assert self.n_ctx is not None
+        return nn.Embedding(self.n_ctx, sizes.d_model)
+
+    def embed(self, x: Tensor, at: Tensor | None, parameters: nn.Module | None) -> Tensor:
+        """Add each place's row."""
+        assert isinstance(parameters, nn.Embedding)
+        return x + (parameters.weight[: x.shape[1]] if at is None else parameters.weight[at])

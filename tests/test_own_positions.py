@@ -246,7 +246,7 @@ def test_a_name_or_a_mapping_becomes_the_kind(given, kind):
     assert GPTConfig(**SIZES, positions=given).positions == kind
     written = given if isinstance(given, str) else "{kind: table, reach: 4, scale: 2}"
     parsed = TrainConfig.parse(compose("train", [f"model.positions={written}"]))
-    assert parsed.model.positions == kind
+    assert parsed.recipe.model.positions == kind
     assert parsed.settings().items() >= {"model.n_layers": 2}.items()
 
 

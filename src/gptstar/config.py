@@ -44,9 +44,8 @@ class TrainConfig:
             ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
         """
         tree = _tree(composed)
-        model, data = tree.get("model"), tree.get("data")
-        lacks = isinstance(model, dict) and isinstance(data, dict) and model.get("n_ctx") is None
-        if lacks and POSITIONS.parse(model.get("positions", "alibi")).needs_capacity:
+        model, data = (each if isinstance(each, dict) else {} for each in (tree.get("model"), tree.get("data")))
+        if model.get("n_ctx") is None and POSITIONS.parse(model.get("positions", "alibi")).needs_capacity:
             tree["model"] = model | {"n_ctx": data.get("context_length")}
         return _parse(cls, tree)
 

@@ -13,7 +13,7 @@ import torch
 import gptstar
 from gptstar.checkpoint.format import Checkpoint, TrainingState, write
 from gptstar.checkpoint.identity import read_with_identity
-from gptstar.checkpoint.kept import BEST, LAST, call, newest_first, of_step, prune
+from gptstar.checkpoint.kept import BEST, LAST, link, newest_first, of_step, prune
 from gptstar.checkpoint.parts import verify_parts, write_parts
 from gptstar.checkpoint.read import find, read
 from gptstar.cli import main
@@ -63,7 +63,7 @@ def test_a_run_directory_means_its_best_and_then_its_last(checkpoint: Checkpoint
         find(tmp_path)
     write(tmp_path / "last.ckpt", checkpoint)
     assert find(tmp_path).name == "last.ckpt"
-    call(tmp_path / "last.ckpt", "best.ckpt")
+    link(tmp_path / "last.ckpt", "best.ckpt")
     assert find(tmp_path).name == "best.ckpt"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "last.ckpt"]
 
@@ -76,8 +76,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
         else:
             path.touch()
         if step == 5:
-            call(path, BEST)
-        call(path, LAST)
+            link(path, BEST)
+        link(path, LAST)
     (tmp_path / ".step-000030.ckpt.partial").mkdir()
     prune(tmp_path, keep=2)
     names = ["best.ckpt", "last.ckpt", "step-000005.ckpt", "step-000020.ckpt", "step-1000000.ckpt"]

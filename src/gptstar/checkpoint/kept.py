@@ -25,7 +25,7 @@ def newest_first(folder: Path) -> list[Path]:
     return list(dict.fromkeys(path.parent / path.resolve().name for path in ordered if path.exists()))
 
 
-def call(path: Path, name: str) -> None:
+def link(path: Path, name: str) -> None:
     """Give a checkpoint a second name beside the first, atomically.
 
     Raises:

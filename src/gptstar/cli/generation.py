@@ -96,7 +96,7 @@ def _generate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from gptstar.inference.generate import Continuation, generate, stream
-    from gptstar.inference.opened import opened
+    from gptstar.inference.loading import load_for_inference
     from gptstar.inference.sampling import Sampling
 
     prompts = [*options.prompt, *([_read(options.file)] if options.file else [])] or [""]
@@ -113,7 +113,7 @@ def _generate(options: argparse.Namespace) -> None:
         options.repetition_penalty,
     )
     told: dict[str, Any] = {"n": options.n, "sampling": sampling, "stop": options.stop}
-    model = opened(options.checkpoint, weights=options.weights, device=options.device)
+    model = load_for_inference(options.checkpoint, weights=options.weights, device=options.device)
     if is_one and plain and (options.stream or sys.stdout.isatty()):
         beginning = prompts[0]
         for piece in stream(model, prompts, options.tokens, **told):
@@ -143,7 +143,7 @@ def _demo(options: argparse.Namespace) -> None:
         raise ConfigError("gptstar demo needs Gradio: pip install 'gptstar[demo]'")
     from gptstar.inference.demo.page import serve
     from gptstar.inference.demo.request import Limits
-    from gptstar.inference.opened import opened
+    from gptstar.inference.loading import load_for_inference
 
     limits = Limits(options.tokens, options.characters, options.seconds, options.at_once, options.waiting)
     names = [path.stem if path.is_file() else path.resolve().name for path in options.checkpoints]
@@ -152,7 +152,7 @@ def _demo(options: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         raise ConfigError("a checkpoint is given twice")
     models = {
-        name: opened(path, weights=options.weights, device=options.device)
+        name: load_for_inference(path, weights=options.weights, device=options.device)
         for name, path in zip(names, options.checkpoints, strict=True)
     }
     serve(models, limits, host=options.host, port=options.port)

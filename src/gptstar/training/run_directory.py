@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from gptstar import __version__
 from gptstar.checkpoint.format import Checkpoint
-from gptstar.checkpoint.kept import LAST, call, newest_first
+from gptstar.checkpoint.kept import LAST, link, newest_first
 from gptstar.checkpoint.read import find
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, in_one_line
 from gptstar.files import write_json, write_text
@@ -119,7 +119,7 @@ class RunDirectory:
             raise ConfigError(f"output={self.path} holds a run and resume=never: choose another output")
         own = newest_first(self.path)
         if own and not (self.path / LAST).exists():
-            call(own[0], LAST)
+            link(own[0], LAST)
         named = None if resume in ("auto", "never") else Path(resume)
         if named is not None and (not own or named.resolve().parent == self.path.resolve()):
             return [named / LAST if (named / LAST).exists() else find(named)]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, write
-from gptstar.checkpoint.kept import BEST, LAST, call, of_step, prune
+from gptstar.checkpoint.kept import BEST, LAST, link, of_step, prune
 from gptstar.ranks import Ranks
 
 
@@ -82,8 +82,8 @@ class BackgroundWriter:
         write_copy(path)
         if self._ranks.first:
             if best:
-                call(path, BEST)
-            call(path, LAST)
+                link(path, BEST)
+            link(path, LAST)
             prune(self._folder, self._keep)
 
 

@@ -14,7 +14,7 @@ from gptstar.model import GPT
 Weights = Literal["float32", "bfloat16", "int8"]
 
 
-def opened(path: Path, *, weights: Weights = "float32", device: str = "auto") -> GPT:
+def load_for_inference(path: Path, *, weights: Weights = "float32", device: str = "auto") -> GPT:
     """Load a checkpoint to write with.
 
     Args:

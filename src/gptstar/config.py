@@ -50,32 +50,24 @@ class TrainConfig:
         return _parse(cls, tree)
 
     def __post_init__(self) -> None:
-        if self.record.evaluation.every_n_steps is not None and self.hardware.strategy == "fsdp" and self._is_spread:
+        if self.hardware.devices != "auto":
+            self._check_devices()
+        if self.record.reading.reads:
+            self.record.reading.lengths(self.recipe.data.context_length)
+
+    def _check_devices(self) -> None:
+        """Check what depends on how many devices there are."""
+        sequences, devices = self.recipe.sequences_per_step, self.hardware.world_size
+        if self.record.evaluation.every_n_steps is not None and self.hardware.sharded:
             raise ConfigError(
                 "evaluation.every_n_steps needs the whole model on each device, and hardware.strategy=fsdp splits it: "
                 "leave it out, and give checkpoints to evaluate.py"
             )
-        if not self.recipe.optimizer.is_shardable and self.hardware.strategy == "fsdp" and self._is_spread:
+        if not self.recipe.optimizer.is_shardable and self.hardware.sharded:
             raise ConfigError(
-                f"{self.optimizer_name} steps whole parameters, and hardware.strategy=fsdp splits them over devices: "
-                "use optimizer=adamw, or hardware=ddp"
+                f"optimizer={OPTIMIZERS.name_of(self.recipe.optimizer)} steps whole parameters, and "
+                "hardware.strategy=fsdp splits them over devices: use optimizer=adamw, or hardware=ddp"
             )
-        if self.hardware.devices != "auto":
-            self._check_division()
-        if self.record.reading.reads:
-            self.record.reading.lengths(self.recipe.data.context_length)
-
-    @property
-    def optimizer_name(self) -> str:
-        """The optimizer as it was chosen, such as `optimizer=adamw`."""
-        return f"optimizer={OPTIMIZERS.name_of(self.recipe.optimizer)}"
-
-    @property
-    def _is_spread(self) -> bool:
-        return self.hardware.devices != 1 or self.hardware.nodes > 1
-
-    def _check_division(self) -> None:
-        sequences, devices = self.recipe.sequences_per_step, self.hardware.world_size
         if sequences % devices:
             raise ConfigError(
                 f"batch_tokens={self.recipe.batch_tokens} is {sequences} sequences of "
@@ -91,7 +83,7 @@ class TrainConfig:
         self.hardware.check_here()
         self.recipe.optimizer.check_here()
         self.record.check_here()
-        self._check_division()
+        self._check_devices()
         return self
 
     @property

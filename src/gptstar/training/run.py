@@ -64,7 +64,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             say(f"{record.output} is finished already")
             return
         warn = partial(say, style="yellow")
-        callbacks = user_callbacks(record.trainer)
+        callbacks = ranks.together(lambda: user_callbacks(record.trainer))
         shards = ranks.in_turn(lambda: ensure_prepared(recipe.data, recipe.model.n_vocab, console))
         source = directory.start_from(record.source, lambda path: read_for(path, ranks, sharded=hardware.sharded), warn)
         saved = source[1].training.machine if source and source[1].training else {}
@@ -72,7 +72,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         data = _data(recipe, hardware, shards, batches)
         settings = settings_of(recipe, hardware) | {f"data.mixture.{name}": n for name, n in data.mixed_blocks.items()}
         beginning = ranks.together(lambda: begin(source, recipe, settings, shards, record, sharded=hardware.sharded))
-        restore_states(callbacks, beginning.state.callbacks)
+        ranks.together(lambda: restore_states(callbacks, beginning.state.callbacks))
         data.start_step = step = beginning.state.step
         if source is not None:
             say(f"going on from {source[0]} at step {step:,} of {recipe.total_steps:,}")

@@ -17,11 +17,13 @@ from gptstar.training.status import Status, read_config
 
 def run_keys() -> dict[str, Declared]:
     """Every key of a run's configuration, with what its declaration says."""
-    mixture = {
-        "data.mixture": Declared(Role.RESULT, is_group=True)
-    }  # blocks of each corpus, which follow from the text
+    computed = {
+        "data.mixture": Declared(Role.RESULT, is_group=True),  # blocks of each corpus, which follow from its text
+        "trainer.callbacks": Declared(Role.CHANGEABLE, before=[]),  # one of them may end the run
+        "hardware": Declared(Role.MACHINE, is_group=True),
+    }
     recipe, hardware = declared(Recipe, role=Role.RESULT), declared(Hardware, "hardware.", Role.MACHINE)
-    return recipe | mixture | {"hardware": Declared(Role.MACHINE, is_group=True)} | hardware | declared(Record)
+    return computed | recipe | hardware | declared(Record)
 
 
 def shown_keys() -> list[str]:

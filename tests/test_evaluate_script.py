@@ -1,7 +1,6 @@
 """`evaluate.py` and the commands around it as a user would run them, on a machine without network."""
 
 import json
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from gptstar.cli import main
 from gptstar.config import EvaluateConfig
 from gptstar.entry import compose, one_line_errors
 from gptstar.evaluation.results import read_tasks
+from gptstar.launch.evaluate import run
 from gptstar.training.metrics_csv import read_metrics
 
 Overrides = Callable[..., list[str]]
@@ -58,7 +58,7 @@ def evaluate_here(*overrides: str) -> None:
     """What `evaluate.py` does, in this process."""
     with one_line_errors():
         config = EvaluateConfig.parse(compose("evaluate", overrides))
-        runpy.run_path(str(ROOT / "evaluate.py"))["evaluate"](config)
+        run(config.check_here())
 
 
 def scores(folder: Path) -> list[Any]:

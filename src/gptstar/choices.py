@@ -48,7 +48,7 @@ class Choices(Generic[Kind]):
         self._classes: dict[str, type[Kind]] = {}
 
     def register(self, name: str) -> Callable[[type[Kind]], type[Kind]]:
-        """Register a dataclass under a name, as a decorator.
+        """Register a class under a name, as a decorator: a dataclass, unless the choice is a name alone.
 
         Raises:
             ConfigError: another class has the name.
@@ -91,16 +91,19 @@ class Choices(Generic[Kind]):
             near = get_close_matches(name, self.names(), 1)
             known = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names())}."
             module = plugin or "YOUR.MODULE"
-            raise ConfigError(f"{self.key}={name} is not known: {known} If it is your own, add plugins=[{module}]")
+            raise ConfigError(
+                f"{self.key}={name} is not known: {known} If it is your own, give a command --plugins {module}, or to "
+                f"train and evaluate add plugins=[{module}]"
+            )
         return self._classes[name]
 
     def name_of(self, choice: Kind) -> str:
         """The name of an object's class."""
         return next(name for name, cls in self._classes.items() if cls is type(choice))
 
-    def plugin_of(self, choice: Kind) -> str | None:
-        """The module that defines an object's class, where it is a user's."""
-        module = type(choice).__module__
+    def plugin_of(self, choice: Kind | type[Kind]) -> str | None:
+        """The module that defines a class, or an object's class, where it is a user's."""
+        module = (choice if isinstance(choice, type) else type(choice)).__module__
         return None if module.partition(".")[0] == "gptstar" else module
 
     def parse(self, value: Any) -> Kind:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from gptstar.choices import Choices
-from gptstar.model.attention import Attention
 from gptstar.model.kernels.choice import keep_attention
 from gptstar.model.view import Scope, select_queries
 
@@ -67,7 +66,7 @@ class Block(nn.Module):
 
     norms: ClassVar[tuple[str, ...]] = ("norm",)
 
-    def __init__(self, attention: nn.Module, mlp: nn.Module, *, d_model: int, dropout: float) -> None:
+    def __init__(self, attention: Attention, mlp: MLP, *, d_model: int, dropout: float) -> None:
         super().__init__()
         for name in self.norms:
             self.add_module(name, nn.LayerNorm(d_model, eps=LAYER_NORM_EPS))
@@ -96,8 +95,9 @@ class Block(nn.Module):
     @functools.cache
     def n_own_params(cls, d_model: int) -> int:
         """Parameters beside those of attention and MLP."""
+        none: Any = nn.Identity()
         with torch.device("meta"):
-            block = cls(nn.Identity(), nn.Identity(), d_model=d_model, dropout=0.0)
+            block = cls(none, none, d_model=d_model, dropout=0.0)
         return sum(parameter.numel() for parameter in block.parameters())
 
 

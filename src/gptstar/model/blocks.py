@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from gptstar.choices import Choices
+from gptstar.model.attention import Attention
 from gptstar.model.kernels.choice import keep_attention
 from gptstar.model.view import Scope, select_queries
 

@@ -30,7 +30,7 @@ def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskM
             that has published rows.
     """
     root = Path(lm_eval.tasks.__file__).parent
-    own = [] if include_path is None else [include_path]
+    own = [] if include_path is None else [include_path.resolve()]  # definitions include each other from elsewhere
     with quiet():
         known = _defined_in(own)
         if taken := sorted(known & set(SUITE)):

@@ -82,7 +82,7 @@ def test_a_number_is_written_once() -> None:
         (["data.files=a (1).txt"], "'data.files=a (1).txt' is not KEY=VALUE as Hydra reads it: quote"),
         (["experiment=gpt12"], "experiment=gpt12 does not exist: did you mean experiment=gpt127?"),
         (["model=xyz"], "model=xyz does not exist: there are gpt127, gpt2_medium, gpt2_small, gpt303, gpt_1b3, tiny"),
-        (["model.residual=paralel"], "model.residual=paralel: input should be 'parallel' or 'sequential'"),
+        (["model.residual=paralel"], "model.residual=paralel is not known: did you mean parallel?"),
         (["total_steps=many"], "total_steps=many: input should be a valid integer"),
         (["seed=1.5"], "seed=1.5: input should be a valid integer"),
         (["total_steps=0"], "total_steps=0 is below 1"),

@@ -10,7 +10,8 @@ from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from types import ModuleType
+from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import core_schema
@@ -48,7 +49,7 @@ class Choices(Generic[Kind]):
         self._classes: dict[str, type[Kind]] = {}
 
     def register(self, name: str) -> Callable[[type[Kind]], type[Kind]]:
-        """Register a dataclass under a name, as a decorator.
+        """Register a class under a name, as a decorator: a dataclass, unless the choice is a name alone.
 
         Raises:
             ConfigError: another class has the name.
@@ -89,18 +90,21 @@ class Choices(Generic[Kind]):
                     _imported(point.module, f"the entry point {name} of an installed package")
         if name not in self._classes:
             near = get_close_matches(name, self.names(), 1)
-            known = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names())}."
+            known = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names()) or 'none so far'}."
             module = plugin or "YOUR.MODULE"
-            raise ConfigError(f"{self.key}={name} is not known: {known} If it is your own, add plugins=[{module}]")
+            raise ConfigError(
+                f"{self.key}={name} is not known: {known} If it is your own, give a command --plugins {module}, or to "
+                f"train and evaluate add plugins=[{module}]"
+            )
         return self._classes[name]
 
     def name_of(self, choice: Kind) -> str:
         """The name of an object's class."""
         return next(name for name, cls in self._classes.items() if cls is type(choice))
 
-    def plugin_of(self, choice: Kind) -> str | None:
-        """The module that defines an object's class, where it is a user's."""
-        module = type(choice).__module__
+    def plugin_of(self, choice: Kind | type[Kind]) -> str | None:
+        """The module that defines a class, or an object's class, where it is a user's."""
+        module = (choice if isinstance(choice, type) else type(choice)).__module__
         return None if module.partition(".")[0] == "gptstar" else module
 
     def parse(self, value: Any) -> Kind:
@@ -144,9 +148,12 @@ class Choices(Generic[Kind]):
     def _entry_points(self) -> Any:
         return entry_points(group=f"gptstar.{self.key.rpartition('.')[2]}")
 
-    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+    def __get_pydantic_core_schema__(self, source: Any, _handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        optional = type(None) in get_args(source)
+
         def validated(value: Any) -> Any:
-            return value if isinstance(value, tuple(self._classes.values())) else self.parse(value)
+            chosen = isinstance(value, tuple(self._classes.values())) or (optional and value is None)
+            return value if chosen else self.parse(value)
 
         return core_schema.no_info_plain_validator_function(validated)
 
@@ -181,11 +188,16 @@ def import_plugins(modules: tuple[str, ...]) -> None:
         _imported(module, f"plugins=[{module}]")
 
 
-def _imported(module: str, asked: str) -> None:
+def import_user_module(module: str) -> ModuleType:
+    """Import a module that may lie where the user is, as well as on Python's path."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # a script's own folder stands there, and the user's is where they are
+    return import_module(module)
+
+
+def _imported(module: str, asked: str) -> None:
     try:
-        import_module(module)
+        import_user_module(module)
     except Exception as error:
         raise ConfigError(f"{asked} can't be imported: {type(error).__name__}: {in_one_line(error)}") from error
 

@@ -89,12 +89,24 @@ def conf_folder() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
 
 
-def compose(config_name: str, overrides: Sequence[str]) -> "DictConfig":
-    """The configuration that `train.py` or `evaluate.py` composes for these overrides."""
+def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None = None) -> "DictConfig":
+    """The configuration that `train.py` or `evaluate.py` composes for these overrides.
+
+    Args:
+        config_dir: a folder with groups of the user's own, as Hydra's `--config-dir`.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
     import hydra
 
+    words = list(overrides)
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is not a folder")
+        words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with hydra.initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
-        return hydra.compose(config_name, list(overrides))
+        return hydra.compose(config_name, words)
 
 
 def explain(error: Exception) -> str:

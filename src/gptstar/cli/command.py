@@ -10,6 +10,7 @@ from gptstar.cli.data import add_data_commands
 from gptstar.cli.evaluation import add_evaluation_commands
 from gptstar.cli.generation import add_generation_commands
 from gptstar.cli.model import add_model_commands
+from gptstar.cli.plugins import import_asked
 from gptstar.cli.results import add_results_commands
 from gptstar.cli.run import add_run_commands
 from gptstar.entry import one_line_errors
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     options = _parser().parse_args(words)
     with one_line_errors():
+        import_asked(options)
         options.run(options)
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptstar.cli.plugins import add_plugins
 from gptstar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def add_generation_commands(commands: "argparse._SubParsersAction[argparse.Argum
     )
 
     _add_speed(command)
+    add_plugins(command)
     command.set_defaults(run=_generate)
 
     command = commands.add_parser(
@@ -76,6 +78,7 @@ def add_generation_commands(commands: "argparse._SubParsersAction[argparse.Argum
     limits.add_argument("--at-once", type=int, default=2, metavar="N", help="texts at once (default: %(default)s)")
     limits.add_argument("--waiting", type=int, default=20, metavar="N", help="who may wait (default: %(default)s)")
     _add_speed(command)
+    add_plugins(command)
     command.set_defaults(run=_demo)
 
 

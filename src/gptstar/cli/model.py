@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptstar.checkpoint.published.registry import MODELS
+from gptstar.cli.plugins import add_plugins
 from gptstar.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
     command.add_argument("--heads", type=int, metavar="H", help="attention heads, where a file has no ALiBi slopes")
     command.add_argument("--tokenizer", type=Path, metavar="FILE", help="`tokenizers` JSON to store with the model")
+    add_plugins(command)
     command.set_defaults(run=_import)
 
     command = commands.add_parser(
@@ -51,6 +53,7 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         help="where results are, of which the card tells those of this checkpoint (default: beside it, and "
         "runs/evaluations)",
     )
+    add_plugins(command)
     command.set_defaults(run=_export)
 
     command = commands.add_parser(
@@ -80,6 +83,7 @@ def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
     command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
     command.add_argument("--weights-only", action="store_true", help="leave out what only training needs: two thirds")
+    add_plugins(command)
     command.set_defaults(run=_consolidate)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
             description=f"{text[0].upper()}{text[1:]}. Takes the overrides of train.py.",
             epilog=f"example: gptstar {name} data=local data.files='text/*.jsonl.zst' model.n_vocab=4096",
         )
-        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+        _add_overrides(command)
         command.set_defaults(run=run)
 
     command = commands.add_parser(
@@ -31,7 +32,7 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "overrides of train.py; the text need not be there.",
         epilog="example: gptstar plan experiment=gpt_1b3 hardware=fsdp hardware.devices=8 --device H100",
     )
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+    _add_overrides(command)
     command.add_argument(
         "--device", metavar="NAME", help="a GPU, such as H100 or A100 (default: what this machine has)"
     )
@@ -39,6 +40,11 @@ def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         "--share", type=float, metavar="X", help="share of the peak that training reaches (default: as measured)"
     )
     command.set_defaults(run=_plan)
+
+
+def _add_overrides(command: argparse.ArgumentParser) -> None:
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+    command.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with groups of your own")
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -53,7 +59,7 @@ def _prepare(options: argparse.Namespace) -> None:
     words = [word.removeprefix("part=") for word in options.overrides if word.startswith("part=")]
     part = Part.parse(words[-1]) if words else None
     overrides = [word for word in options.overrides if not word.startswith("part=")]
-    config = TrainConfig.parse(compose("train", overrides))
+    config = TrainConfig.parse(compose("train", overrides, options.config_dir))
     shards = ensure_prepared(config.recipe.data, config.recipe.model.n_vocab, console := Console(), part)
     console.print(shard_table(shards.manifest))
     console.print(f"shards in {shards.folder}", soft_wrap=True, highlight=False)
@@ -66,7 +72,7 @@ def _config(options: argparse.Namespace) -> None:
     from gptstar.entry import compose
     from gptstar.training.plan import free_device
 
-    composed = compose("train", options.overrides)
+    composed = compose("train", options.overrides, options.config_dir)
     config = TrainConfig.parse(composed).check_here()
     recipe = config.recipe
     batches = config.micro_batches(free_device(config.hardware))
@@ -93,7 +99,7 @@ def _plan(options: argparse.Namespace) -> None:
     if options.device:  # a GPU that need not be here; what this machine can compute does not count
         overrides = [word for word in overrides if word != "hardware.compile=always"]
         overrides += ["hardware.accelerator=cpu", "hardware.attention=auto"]
-    config = TrainConfig.parse(compose("train", overrides))
+    config = TrainConfig.parse(compose("train", overrides, options.config_dir))
     device = known_device(options.device) if options.device else this_device(config.hardware)
     if options.share is not None:
         if not 0 < options.share <= 1:

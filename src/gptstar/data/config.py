@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
+from gptstar.data.text.sources import SOURCES, Source
 from gptstar.errors import ConfigError
 from gptstar.fields import Before, Count, NotNegative, Role, Shown, Within, check_ranges
 
@@ -18,6 +19,8 @@ class CorpusConfig:
     """A corpus: where it comes from, and how much of it a run reads.
 
     Attributes:
+        source: documents from the user's own code, by the name of its class or a mapping of its keys with the name as
+            `kind`; instead of `files` and `hub`.
         files: globs of the user's own files, local or `s3://`, `gs://`, `https://`, `hf://`; used instead of `hub`.
         hub: a dataset on the Hugging Face Hub, or a folder that `datasets.load_dataset` reads.
         hub_config: which of the dataset's configurations.
@@ -30,9 +33,10 @@ class CorpusConfig:
         weight: its share of `data.mixture_tokens` instead of `epochs`.
         max_tokens: as `data.max_tokens`, of this corpus.
         licence: for the manifest.
-        note: what to say when there is neither `files` nor `hub`.
+        note: what to say when there is neither `source` nor `files` nor `hub`.
     """
 
+    source: Annotated[Source | None, SOURCES] = None
     files: str | tuple[str, ...] | None = None
     hub: str | None = None
     hub_config: str | None = None
@@ -53,6 +57,8 @@ class CorpusConfig:
             raise ConfigError(f"data.corpora.*.epochs={self.epochs} is not between 0.000001 and 10,000")
         if self.weight is not None and not 0.0 < self.weight < math.inf:
             raise ConfigError(f"data.corpora.*.weight={self.weight} is not above 0: leave the corpus out instead")
+        if self.source is not None and self.files is not None:
+            raise ConfigError("data.corpora.*: source and files both say where the text is from: give one")
         if (self.newer_than is None) != (self.date_column is None):
             raise ConfigError("data.corpora.*: newer_than and date_column go together: give both or neither")
 

@@ -93,7 +93,7 @@ class PackedGPT(GPT):
             layer.form, layer.positions = original.form, original.positions
         # Not the last one: what reads a prompt asks it for the MLP of one token only.
         for number, block in enumerate(self.blocks[:-1]):
-            if isinstance(block, ParallelBlock):
+            if type(block) is ParallelBlock:  # what derives from it may compute otherwise
                 self.blocks[number] = PackedBlock(block, pack)
         for module in list(self.modules()):
             for name, child in module.named_children():

@@ -1,13 +1,21 @@
-"""The two residual blocks: GPT*'s parallel one, with one norm, and GPT-2's sequential one, with two."""
+"""Residual blocks by name: GPT*'s parallel one, with one norm, and GPT-2's sequential one, with two.
+
+Your own is a module that derives from `Block`, in a file that you name as a plugin:
+
+    @BLOCKS.register("mine")
+    class Mine(Block):
+        def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor: ...
+"""
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+from gptstar.choices import Choices
 from gptstar.model.attention import Attention
 from gptstar.model.kernels.choice import keep_attention
 from gptstar.model.view import Scope, select_queries
@@ -42,20 +50,70 @@ def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-class ParallelBlock(nn.Module):
+class Block(nn.Module):
+    """A residual block: attention and MLP, and what stands around them.
+
+    Weight decay applies to the weights of `nn.Linear` modules and to nothing else. Unless `initial` says otherwise, a
+    parameter begins with ones in a module whose name ends with `norm`, with zeros where its own name ends with `bias`,
+    else with N(0, 0.02).
+
+    Args:
+        attention: `attention(x, scope)`, `(batch, position, d_model)` → the same shape, or that of the queries.
+        mlp: `(batch, position, d_model)` → the same shape.
+
+    Attributes:
+        norms: names of its LayerNorms, such as `norm`, which are then attributes.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("norm",)
+
+    def __init__(self, attention: Attention, mlp: MLP, *, d_model: int, dropout: float) -> None:
+        super().__init__()
+        for name in self.norms:
+            self.add_module(name, nn.LayerNorm(d_model, eps=LAYER_NORM_EPS))
+        self.attention, self.mlp = attention, mlp
+        self.dropout = nn.Dropout(dropout)
+        self.activation_checkpointing = False
+
+    def __init_subclass__(cls) -> None:
+        if "forward" in vars(cls):
+            cls.forward = _checkpointed(cls.forward)  # type: ignore[method-assign]
+
+    def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
+        """`(batch, position, d_model)` → the same shape, or that of the queries where `scope` has few.
+
+        Args:
+            scope: handed to `attention`; `select_queries(x, scope)` takes from `x` what attention returns.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def initial(cls, name: str, shape: torch.Size) -> Tensor | None:
+        """Draw a parameter on the CPU, by its name within the block; None draws it as elsewhere in the model."""
+        return None
+
+    @classmethod
+    @functools.cache
+    def n_own_params(cls, d_model: int) -> int:
+        """Parameters beside those of attention and MLP."""
+        none: Any = nn.Identity()
+        with torch.device("meta"):
+            block = cls(none, none, d_model=d_model, dropout=0.0)
+        return sum(parameter.numel() for parameter in block.parameters())
+
+
+BLOCKS: Choices[Block] = Choices("model.residual", tag="kind", is_word=True)
+
+
+@BLOCKS.register("parallel")
+class ParallelBlock(Block):
     """`x + attn(ln(x)) + mlp(ln(x))`: both branches read the same normalised input.
 
     Source: Wang and Komatsuzaki, GPT-J-6B, 2021.
     """
 
-    def __init__(self, attention: Attention, mlp: MLP, *, d_model: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
-        self.attention, self.mlp = attention, mlp
-        self.dropout = nn.Dropout(dropout)
-        self.activation_checkpointing = False
+    norm: nn.LayerNorm
 
-    @_checkpointed
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
         normed = self.norm(x)
@@ -63,21 +121,17 @@ class ParallelBlock(nn.Module):
         return select_queries(x, scope) + attended + self.dropout(self.mlp(select_queries(normed, scope)))
 
 
-class SequentialBlock(nn.Module):
+@BLOCKS.register("sequential")
+class SequentialBlock(Block):
     """`x + attn(ln1(x))`, then `x + mlp(ln2(x))`.
 
     Source: Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3.
     """
 
-    def __init__(self, attention: Attention, mlp: MLP, *, d_model: int, dropout: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
-        self.mlp_norm = nn.LayerNorm(d_model, eps=LAYER_NORM_EPS)
-        self.attention, self.mlp = attention, mlp
-        self.dropout = nn.Dropout(dropout)
-        self.activation_checkpointing = False
+    norms = ("attention_norm", "mlp_norm")
+    attention_norm: nn.LayerNorm
+    mlp_norm: nn.LayerNorm
 
-    @_checkpointed
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
         x = select_queries(x, scope) + self.dropout(self.attention(self.attention_norm(x), scope))

@@ -1,10 +1,12 @@
 """What a model is: sizes and variants."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from gptstar.errors import ConfigError
 from gptstar.fields import BelowOne, Count, Role, Shown, check_ranges
+from gptstar.model.blocks import BLOCKS
 from gptstar.model.positions import POSITIONS, Alibi, Positions
 
 
@@ -16,7 +18,8 @@ class GPTConfig:
         n_layers, d_model, n_heads, n_vocab: sizes.
         d_head: width of a head; `d_model / n_heads` unless given.
         d_ff: width of the MLP; `4 * d_model` unless given.
-        residual: `parallel` (one norm a block) or `sequential` (two).
+        residual: the name of a block: `parallel` (one norm), `sequential` (two), or the user's own; a mapping of the
+            name as `kind` and the module that defines it as `plugin` becomes the name.
         positions: the kind, an object; its name or a mapping of its keys, with the name as `kind`, becomes one.
         n_ctx: the capacity of positions that have one, as learned ones do.
         gelu: `exact` (erf) or `tanh`, GPT-2's approximation.
@@ -31,7 +34,7 @@ class GPTConfig:
     n_vocab: Annotated[Count, Shown.ALWAYS]
     d_head: Count | None = None
     d_ff: Count | None = None
-    residual: Literal["parallel", "sequential"] = "parallel"
+    residual: str = "parallel"
     positions: Annotated[Positions, POSITIONS] = field(default_factory=Alibi)
     n_ctx: Count | None = None
     gelu: Literal["exact", "tanh"] = "exact"
@@ -50,6 +53,7 @@ class GPTConfig:
             positions = positions.with_capacity(self.n_ctx)
         if self.n_ctx not in (None, positions.capacity):
             raise ConfigError(self._refused_capacity(positions))
+        object.__setattr__(self, "residual", _block_name(self.residual))
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "n_ctx", positions.capacity)
         try:
@@ -94,12 +98,14 @@ class GPTConfig:
     def as_dict(self) -> dict[str, Any]:
         """Every field, with the widths that are derived where not given.
 
-        Positions are a name, or where that does not say all, a mapping of their keys.
+        Positions are a name, or where that does not say all, a mapping of their keys; so is a block.
         """
         resolved = replace(self, d_head=self.head_width, d_ff=self.mlp_width)
         positions = POSITIONS.describe(self.positions)
         said = {POSITIONS.tag, "n_ctx"}  # the capacity stands beside the positions
+        plugin = BLOCKS.plugin_of(BLOCKS.find(self.residual))
         return asdict(resolved) | {
+            "residual": {BLOCKS.tag: self.residual, "plugin": plugin} if plugin else self.residual,
             "positions": positions if positions.keys() - said else positions[POSITIONS.tag],
         }
 
@@ -109,8 +115,7 @@ class GPTConfig:
         D, F, A = self.d_model, self.mlp_width, self.n_heads * self.head_width
         attention = (D + 1) * 3 * A + (A + 1) * D
         mlp = (D + 1) * F + (F + 1) * D
-        norms = 2 * D * (1 if self.residual == "parallel" else 2)
-        blocks = self.n_layers * (attention + mlp + norms)
+        blocks = self.n_layers * (attention + mlp + BLOCKS.find(self.residual).n_own_params(D))
         return self.n_vocab * D + self.positions.n_params(self) + blocks + 2 * D
 
     def training_flops(self, context_length: int) -> int:
@@ -120,3 +125,17 @@ class GPTConfig:
         """
         matmul_params = self.n_params - self.positions.n_params(self)
         return 6 * matmul_params + 12 * self.n_layers * self.n_heads * self.head_width * context_length
+
+
+def _block_name(given: Any) -> str:
+    """The name of a block that is known.
+
+    Raises:
+        ConfigError: it is not, or the value is not a name.
+    """
+    tree = dict(given) if isinstance(given, Mapping) else {BLOCKS.tag: given}
+    name = tree.pop(BLOCKS.tag, None)
+    if not isinstance(name, str) or tree.keys() - {"plugin"}:
+        raise ConfigError(f"model.residual={given} is not a name: choose one of {', '.join(BLOCKS.names())}")
+    BLOCKS.find(name, tree.get("plugin"))
+    return name

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gptstar.errors import ConfigError
 from gptstar.model.attention import Attention
-from gptstar.model.blocks import MLP, ParallelBlock, SequentialBlock
+from gptstar.model.blocks import BLOCKS, MLP, Block
 from gptstar.model.config import GPTConfig
 from gptstar.model.kernels.choice import AttentionForm, writes_own_gradient
 from gptstar.model.kernels.summed_loss import summed_loss_of
@@ -60,7 +60,7 @@ class GPT(nn.Module):
             dropout=config.dropout,
         )
         mlp = MLP(config.d_model, config.mlp_width, gelu=config.gelu)
-        block = ParallelBlock if config.residual == "parallel" else SequentialBlock
+        block = BLOCKS.find(config.residual)
         return block(attention, mlp, d_model=config.d_model, dropout=config.dropout)
 
     def use(
@@ -82,7 +82,7 @@ class GPT(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.form = attention
-            elif isinstance(module, ParallelBlock | SequentialBlock):
+            elif isinstance(module, Block):
                 module.activation_checkpointing = activation_checkpointing
 
     @torch.no_grad()
@@ -94,14 +94,18 @@ class GPT(nn.Module):
     def initial_weights(self) -> Iterator[tuple[str, Tensor]]:
         """GPT-2's initialisation: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one.
 
-        Positions may draw theirs. One parameter at a time, drawn on the CPU: with the same seed the same on every
-        device, and in parts.
+        Positions and blocks may draw theirs. One parameter at a time, drawn on the CPU: with the same seed the same on
+        every device, and in parts.
         """
+        block = BLOCKS.find(self.config.residual)
         depth = self.config.n_layers * (2 if self.config.residual_init == "gpt2" else 1)
         for name, parameter in self.named_parameters():
             shape, norm = parameter.shape, name.rpartition(".")[0].endswith("norm")
             of_positions = name.partition(f"{self.positions.name_in_model}.")[2]
-            drawn = self.positions.initial(of_positions, shape) if of_positions else None
+            if of_positions:
+                drawn = self.positions.initial(of_positions, shape)
+            else:
+                drawn = block.initial(name.split(".", 2)[2], shape) if name.startswith("blocks.") else None
             if drawn is not None:
                 yield name, drawn
             elif name.endswith("bias"):

@@ -2,9 +2,9 @@
 
 import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, TypeVar
 
+from gptstar.choices import import_user_module
 from gptstar.errors import ConfigError, in_one_line
 
 Part = TypeVar("Part")
@@ -39,7 +39,7 @@ def build_named(key: str, spec: Mapping[str, Any], kind: type[Part], **defaults:
     module, _, name = spec["use"].partition(":")
     arguments = {str(argument): value for argument, value in spec.items() if argument != "use"}
     try:
-        cls = getattr(import_module(module), name)
+        cls = getattr(import_user_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}: {spec['use']} can't be imported: {in_one_line(error)}") from error
     if not (isinstance(cls, type) and issubclass(cls, kind)):

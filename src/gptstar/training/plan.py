@@ -9,6 +9,7 @@ import torch
 
 from gptstar.errors import ConfigError
 from gptstar.model import GPTConfig
+from gptstar.model.blocks import BLOCKS
 from gptstar.model.kernels.products import KEPT_UP_TO
 from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
 from gptstar.training.hardware import PEAK_BF16_FLOPS, Hardware, Precision, data_sheet_name
@@ -155,7 +156,7 @@ class Workload:
         D, F, A = model.d_model, model.mlp_width, model.n_heads * model.head_width
         scores = 0 if self.on_gpu or self.context_length > KEPT_UP_TO else model.n_heads * self.context_length
         residual = 2 if self.precision == "bf16_weights" else 4
-        norms = 1 if model.residual == "parallel" else 2
+        norms = len(BLOCKS.find(model.residual).norms)
         normed = 2 * D * width if self.precision == "bf16" else norms * D * width
         outputs = 2 if self.on_gpu else 1
         kept = norms * D * residual + normed + width * ((3 + outputs) * A + 2 * F + scores)

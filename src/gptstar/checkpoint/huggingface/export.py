@@ -16,6 +16,7 @@ from gptstar.checkpoint.huggingface.standalone import standalone
 from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
 from gptstar.errors import CheckpointError, in_one_line
 from gptstar.files import partial_path, remove, write_json, write_text
+from gptstar.model.blocks import BLOCKS
 
 MODELLING = "modeling_gptstar.py"
 DRAWING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
@@ -36,7 +37,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
 
     Raises:
         CheckpointError: the folder exists and is not empty, can't be written, the positions' capacity is below
-            `context_length`, or their file can't stand alone.
+            `context_length`, their file can't stand alone, or the blocks are a user's.
     """
     model, folder = checkpoint.model, folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -45,6 +46,11 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         raise CheckpointError(f"{folder} is the folder you are in, and would be replaced: name one within it")
     if context_length < 1:
         raise CheckpointError(f"a context length of {context_length} is below 1")
+    if plugin := BLOCKS.plugin_of(BLOCKS.find(model.residual)):
+        raise CheckpointError(
+            f"model.residual={model.residual} is a block of your own, in {plugin}, and an exported folder carries "
+            "parallel and sequential ones only: give the checkpoint itself, with that file"
+        )
     if model.n_ctx is not None and context_length > model.n_ctx:
         raise CheckpointError(f"a context length of {context_length} exceeds the positions' n_ctx={model.n_ctx}")
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None

@@ -99,7 +99,7 @@ def _has_files(config: DataConfig) -> bool:
 
 
 def _has_source(corpus: CorpusConfig) -> bool:
-    return corpus.files is not None or corpus.hub is not None
+    return corpus.source is not None or corpus.files is not None or corpus.hub is not None
 
 
 def _corpora(config: DataConfig) -> list[Corpus]:
@@ -114,7 +114,7 @@ def _corpora(config: DataConfig) -> list[Corpus]:
     names = [corpus.name for corpus in found]
     for name in names:
         if names.count(name) > 1:
-            raise DataError(f"corpus {name} comes from data.files and from data.corpora.{name}.files: give one of them")
+            raise DataError(f"corpus {name} comes from data.files and from data.corpora.{name}: give one of them")
     return found
 
 

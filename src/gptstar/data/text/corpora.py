@@ -20,6 +20,7 @@ from gptstar.data.text.compression import COMPRESSIONS
 from gptstar.data.text.hub import HubShard, commit_of, hub_dataset
 from gptstar.data.text.readers import FORMS, File, form_of
 from gptstar.data.text.records import Fields, Piece, Record, Unit, document
+from gptstar.data.text.sources import SourcePart, described, identity_of
 from gptstar.errors import DataError
 
 STAMPED_PARTS, STAMPED_BYTES = 16, 2**20
@@ -143,7 +144,7 @@ def local_corpora(patterns: str | Sequence[str], settings: Mapping[str, CorpusCo
 
 
 def named_corpora(configs: Mapping[str, CorpusConfig]) -> list[Corpus]:
-    """Corpora from their own files where those are given, else from the Hub.
+    """Corpora from the user's own code or files where those are given, else from the Hub.
 
     Raises:
         DataError: files or dataset are not there; or there is neither, and the note that says why.
@@ -152,6 +153,9 @@ def named_corpora(configs: Mapping[str, CorpusConfig]) -> list[Corpus]:
 
 
 def _named(name: str, config: CorpusConfig) -> Corpus:
+    if config.source is not None:
+        parts = tuple(SourcePart(config.source, part) for part in range(config.source.n_parts))
+        return Corpus(name, described(config.source), identity_of(config.source), parts, config)
     if config.files is not None:
         shown = config.files if isinstance(config.files, str) else ", ".join(config.files)
         return _of_files(name, shown, find_files(config.files), config)

@@ -23,6 +23,7 @@ class TasksConfig:
         study: what tells this apart from other evaluations.
         tasks: their names in the harness; groups and tags of it too.
         limit: the first so many items of each task only, to try things out.
+        include_path: a folder with definitions of the user's own tasks, as the harness reads them (`TASK.yaml`).
         data_dir: a folder with a file for each task, in the columns of its dataset on the Hub; the Hub unless given.
         context_length: tokens read at most, for every task; 1,024 and for WikiText 2,048 unless given, or what learned
             positions hold.
@@ -39,6 +40,7 @@ class TasksConfig:
     study: Literal["harness"] = "harness"
     tasks: tuple[str, ...] = SUITE
     limit: Count | None = None
+    include_path: Path | None = None
     data_dir: Path | None = None
     context_length: Count | None = None
     num_fewshot: NotNegative | None = None
@@ -61,9 +63,11 @@ class TasksConfig:
         Raises:
             ConfigError: one does not.
         """
-        for path, what in ((self.data_dir, "folder"), (self.overlap, "file")):
-            if path is not None and not (path.is_dir() if what == "folder" else path.is_file()):
-                raise ConfigError(f"evaluation.{'data_dir' if what == 'folder' else 'overlap'}={path} is not a {what}")
+        for key, path in (("include_path", self.include_path), ("data_dir", self.data_dir)):
+            if path is not None and not path.is_dir():
+                raise ConfigError(f"evaluation.{key}={path} is not a folder")
+        if self.overlap is not None and not self.overlap.is_file():
+            raise ConfigError(f"evaluation.overlap={self.overlap} is not a file")
 
     def length_for(self, task: str, n_ctx: int | None) -> int:
         """Tokens read at most in a task.

@@ -29,7 +29,13 @@ TWINS = 0.7
 """Share of words in common from which two Winogrande sentences are twins: real ones have 0.8, others below 0.5."""
 
 
-def load_tasks(names: Sequence[str], data_dir: Path | None, *, num_fewshot: int | None = None) -> list[Task]:
+def load_tasks(
+    names: Sequence[str],
+    data_dir: Path | None,
+    *,
+    num_fewshot: int | None = None,
+    include_path: Path | None = None,
+) -> list[Task]:
     """Tasks ready for `lm_eval.evaluator.evaluate`, in the order of their names, each once.
 
     Args:
@@ -37,12 +43,13 @@ def load_tasks(names: Sequence[str], data_dir: Path | None, *, num_fewshot: int 
         data_dir: a folder with `TASK.jsonl` for each, or `TASK/SPLIT.jsonl` (also .jsonl.gz, .jsonl.zst, .parquet), in
             the columns of its dataset on the Hub; None to load them from the Hub.
         num_fewshot: examples before each item; what each task says unless given. They need another split's file.
+        include_path: a folder with definitions of the user's own tasks.
 
     Raises:
         ConfigError: no such task, or one that reads its own data.
         DataError: items that are missing, damaged or not as the task needs them; or the Hub is out of reach.
     """
-    manager = manager_for(names)
+    manager = manager_for(names, include_path)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder, quiet():
         if data_dir is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,30 +13,59 @@ from lm_eval.tasks import TaskManager
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.tasks.config import SUITE
+from gptstar.files import file_sha256
 
 FOLDERS = ("lambada", "wikitext", "piqa", "hellaswag", "winogrande")
 """Of the harness, with the tasks of `SUITE`: reading all 15,000 files takes seconds."""
 
 
-def manager_for(names: Sequence[str]) -> TaskManager:
+def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskManager:
     """The harness's registry, of which at least these names are part.
 
+    Args:
+        include_path: a folder with definitions of the user's own tasks.
+
     Raises:
-        ConfigError: there is no such task, group or tag; names the nearest.
+        ConfigError: there is no such task, group or tag; names the nearest. Or a task of the user's has the name of one
+            that has published rows.
     """
     root = Path(lm_eval.tasks.__file__).parent
+    own = [] if include_path is None else [include_path.resolve()]  # definitions include each other from elsewhere
     with quiet():
-        if set(names) <= set(SUITE):
-            manager = TaskManager(include_path=[root / folder for folder in FOLDERS], include_defaults=False)
-            if set(names) <= set(manager.all_tasks):
+        known = _defined_in(own)
+        if taken := sorted(known & set(SUITE)):
+            raise ConfigError(
+                f"evaluation.include_path={include_path} defines {taken[0]}, beside which published figures of the "
+                "harness's task are shown: give yours another name"
+            )
+        if set(names) <= known | set(SUITE):
+            folders = [root / folder for folder in FOLDERS] if set(names) & set(SUITE) else []
+            manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
+            if set(names) <= set(manager.all_subtasks):  # a group's members may be anywhere
                 return manager
-        manager = TaskManager()
+        manager = TaskManager(include_path=own or None)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
-            raise ConfigError(f"evaluation.tasks: lm-evaluation-harness has no task {name!r}: {hint}")
+            yours = f"evaluation.include_path={include_path} has none" if own else "give evaluation.include_path=FOLDER"
+            raise ConfigError(
+                f"evaluation.tasks: lm-evaluation-harness has no task {name!r}: {hint}; of your own {yours}"
+            )
     return manager
+
+
+def _defined_in(folders: Sequence[Path]) -> set[str]:
+    """The names of tasks, groups and tags that folders define."""
+    return set(TaskManager(include_path=list(folders), include_defaults=False).task_index) if folders else set()
+
+
+def definitions(include_path: Path) -> dict[str, str]:
+    """The folder of the user's tasks, and a hash of the definitions and the code in it, for the results."""
+    digest = hashlib.sha256()
+    for path in sorted(each for each in include_path.rglob("*") if each.suffix in (".yaml", ".yml", ".py")):
+        digest.update(f"{path.relative_to(include_path).as_posix()} {file_sha256(path)}\n".encode())
+    return {"path": str(include_path), "sha256": digest.hexdigest()}
 
 
 def leaves(name: str, manager: TaskManager) -> Iterator[str]:

@@ -26,6 +26,7 @@ from gptstar.evaluation.tasks.clean import left_out
 from gptstar.evaluation.tasks.collect import metrics_of, samples_of
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
+from gptstar.evaluation.tasks.registry import definitions
 from gptstar.evaluation.tasks.scoring import Scorable, Score, Scorer
 from gptstar.evaluation.tasks.team import Settled, Team
 from gptstar.evaluation.tasks.worker import Prompt, Worker
@@ -94,7 +95,7 @@ def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> list[Task]:
     Raises:
         ConfigError, DataError: as `evaluate_tasks`.
     """
-    tasks = load_tasks(config.tasks, config.data_dir, num_fewshot=config.num_fewshot)
+    tasks = load_tasks(config.tasks, config.data_dir, num_fewshot=config.num_fewshot, include_path=config.include_path)
     for task in tasks:
         length, to_write = config.length_for(task.config.task, n_ctx), n_to_write(task)
         if to_write >= length:
@@ -137,13 +138,15 @@ def _on_rank_0(
                     "and lost their beginnings",
                     highlight=False,
                 )
-    protocol = {
+    protocol: dict[str, Any] = {
         "dtype": config.dtype,
         "limit": config.limit,
         "num_fewshot": config.num_fewshot,
         "seeds": {"random": config.seed, "numpy": config.seed, "torch": config.seed, "fewshot": config.seed},
         "tokenizer": tokenizer.fingerprint,
     }
+    if config.include_path is not None:
+        protocol["include_path"] = definitions(config.include_path)
     return TaskResults(dict(checkpoint), protocol, versions_of(*PACKAGES), tuple(results))
 
 

@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from support import ROOT
 
 PACKAGE = ROOT / "src/gptstar"
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -3,7 +3,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, run_here
 
 from gptstar.cli import main
 from gptstar.config import EvaluateConfig, TrainConfig
@@ -11,6 +10,8 @@ from gptstar.entry import compose, conf_folder, one_line_errors
 from gptstar.errors import ConfigError
 from gptstar.keys import valid_keys
 from gptstar.training.plan import free_device
+from support import ROOT
+from support.runs import SMALL, run_here
 
 FOLDER = ROOT / "conf/experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_here, run_script
-from test_training import assert_same_run
 
 from gptstar.checkpoint.read import read
+from support import ROOT
+from support.runs import assert_same_run, run_here, run_script
 
 Overrides = Callable[..., list[str]]
 

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, run_here, run_script
-from test_harness import write_tasks_files
 
 from gptstar.cli import main
 from gptstar.config import EvaluateConfig
 from gptstar.entry import compose, one_line_errors
 from gptstar.evaluation.results import read_tasks
 from gptstar.training.metrics_csv import read_metrics
+from support import ROOT
+from support.runs import SMALL, run_here, run_script
+from support.text import write_tasks_files
 
 Overrides = Callable[..., list[str]]
 

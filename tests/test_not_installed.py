@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, sentences
-from test_harness import write_tasks_files
 
 from gptstar import __version__
 from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.evaluation.results import read_tasks
 from gptstar.model import GPT, GPTConfig
+from support import ROOT
+from support.text import sentences, write_tasks_files
 
 INTERPRETER = (sys.executable, "-S")  # without site: it reads no .pth file, so no editable installation
 

@@ -1,12 +1,12 @@
 """The experiments behind `fast_small`: each is the recipe or its reference, but for what its name says."""
 
 import pytest
-from conftest import ROOT
 
 from gptstar.config import TrainConfig
 from gptstar.entry import compose
 from gptstar.training.recipe import Recipe
 from gptstar.training.settings import settings_of
+from support import ROOT
 
 ARMS = sorted(path.stem for path in (ROOT / "conf/experiment/recipe").glob("*.yaml"))
 REFERENCE_TOKENS = 819_200

@@ -1,5 +1,6 @@
 """Shared by the tests: one thread a process, a cache of their own, small text, and overrides for small runs."""
 
+import functools
 import json
 import os
 import socket
@@ -7,14 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from support import SHARED
-from support.runs import SMALL
-from support.text import sentences
 
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported, which happens in fixtures and test modules only
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -61,6 +58,8 @@ def transformers_offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A glob of two small corpora: an epoch of 56 steps or so of a `SMALL` run."""
+    from support.text import sentences
+
     folder = tmp_path_factory.mktemp("text")
     for seed, corpus in enumerate(("alpha", "beta")):
         (folder / corpus).mkdir()
@@ -72,11 +71,26 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def overrides(text: str, tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides of a small run on small text in a folder of its own, with others added."""
+    from support.runs import SMALL
 
     def build(*more: str, output: str = "run") -> list[str]:
         return [*SMALL, "data=local", f"data.files={text}", f"output={tmp_path / output}", *more]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def trained_once(text: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The directory of a small run with these overrides, trained once: copy it to change it."""
+    from support.runs import SMALL, run_here
+
+    @functools.cache
+    def folder(*more: str) -> Path:
+        output = tmp_path_factory.mktemp("trained") / "run"
+        run_here([*SMALL, "data=local", f"data.files={text}", f"output={output}", *more])
+        return output
+
+    return folder
 
 
 @pytest.fixture

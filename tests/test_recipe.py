@@ -1,5 +1,7 @@
 """The experiments behind `fast_small`: each is the recipe or its reference, but for what its name says."""
 
+from functools import cache
+
 import pytest
 
 from gptstar.config import TrainConfig
@@ -13,8 +15,9 @@ REFERENCE_TOKENS = 819_200
 STEP = {"batch_tokens", "hardware.micro_batch_size", "total_steps", "schedule.warmup_steps", "schedule.decay_until"}
 
 
-def composed(experiment: str, *words: str) -> TrainConfig:
-    return TrainConfig.parse(compose("train", [f"experiment={experiment}", "data.files=x", "output=y", *words]))
+@cache
+def composed(experiment: str) -> TrainConfig:
+    return TrainConfig.parse(compose("train", [f"experiment={experiment}", "data.files=x", "output=y"]))
 
 
 def changed(experiment: str, against: str) -> set[str]:

@@ -31,7 +31,7 @@ def test_the_bigram_is_a_distribution_that_beats_chance() -> None:
 
 
 def test_a_report_shows_what_was_learned(overrides: Callable[..., list[str]], tmp_path: Path, capsys) -> None:
-    run_here(overrides("report=true", "data.validation_fraction=0.4", "total_steps=30"))
+    run_here(overrides("report=true", "data.validation_fraction=0.4", "total_steps=30"), draw=True)
     folder = tmp_path / "run"
     report = json.loads((folder / "report.json").read_text())
     assert [result["context_length"] for result in report["lengths"]] == [32, 64, 128, 256]

@@ -57,10 +57,11 @@ def test_a_sweep_survives_a_job_that_is_refused_and_runs_nothing_twice(overrides
     before = (tmp_path / "run/context_length-32/metrics.csv").stat().st_mtime_ns
     assert sorted(recorded(tmp_path / "run/context_length-32")) == [1, 2, 3, 4]
 
+    run_here([*words, "data.context_length=16", f"output={tmp_path / 'run/context_length-16'}"])
     again = run_script("train.py", ["-m", *words, "data.context_length=32,16"])
     assert again.returncode == 0, again.stderr
     assert "job 1 of 2: context_length-32" in again.stdout
-    assert "finished already: skipped" in again.stdout
+    assert again.stdout.count("finished already: skipped") == 2
     assert "next: gptstar report" in again.stdout
     assert (tmp_path / "run/context_length-32/metrics.csv").stat().st_mtime_ns == before
     assert Run.read(tmp_path / "run/context_length-16").state == "finished"

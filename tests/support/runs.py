@@ -1,17 +1,20 @@
 """Runs: in this process, as a script, and what they leave."""
 
+import contextlib
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from omegaconf import OmegaConf
 
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.read import read
-from gptstar.config import TrainConfig
+from gptstar.config import EvaluateConfig, TrainConfig
 from gptstar.entry import compose, one_line_errors
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.run import train
@@ -44,9 +47,10 @@ def recorded(folder: Path, name: str = "train/loss") -> dict[int, float]:
     return {int(row["step"]): row[name] for row in read_metrics(folder) if name in row}
 
 
-def run_here(overrides: Sequence[str]) -> None:
-    """What `train.py` does, in this process."""
-    with one_line_errors():
+def run_here(overrides: Sequence[str], *, draw: bool = False) -> None:
+    """What `train.py` does, in this process; only with `draw` the picture too, a quarter of a small run's time."""
+    drawing = contextlib.nullcontext() if draw else patch("gptstar.training.report.plot_loss")
+    with drawing, one_line_errors():
         composed = compose("train", overrides)
         config = TrainConfig.parse(composed).check_here()
         train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
@@ -62,6 +66,20 @@ def assert_goes_on_bitwise(overrides: Callable[..., list[str]], tmp_path: Path, 
     torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
     torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
     return first
+
+
+def run_script_here(script: str, *words: str) -> None:
+    """A script of the project, in this process: enough for what it shows and what it refuses."""
+    with patch.object(sys, "argv", [script, *words]):
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+
+
+def evaluate_here(*overrides: str) -> None:
+    """What `evaluate.py` does, in this process."""
+    from gptstar.launch.evaluate import run
+
+    with one_line_errors():
+        run(EvaluateConfig.parse(compose("evaluate", overrides)).check_here())
 
 
 def run_script(

@@ -200,7 +200,8 @@ def test_steps_reuse_freed_memory_without_the_kernel() -> None:
         done = subprocess.run([sys.executable, "-c", STEPS, way], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert min(faults("kept") for _ in range(2)) < 0.2 * faults("given back")
+    few = 0.2 * faults("given back")
+    assert any(faults("kept") < few for _ in range(2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what /proc tells")

@@ -37,10 +37,13 @@ from support.runs import SMALL, assert_same_run, damage, recorded, run_here
 from support.text import sentences
 
 Overrides = Callable[..., list[str]]
+Trained = Callable[..., Path]
+
+ENDED_EARLY = ("schedule.decay_until=12", "total_steps=17")
 
 
 def test_a_run_explains_itself(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides("tracker.gradient_norms=layers"))
+    run_here(overrides("tracker.gradient_norms=layers"), draw=True)
     folder = tmp_path / "run"
     files = {path.name for path in folder.iterdir()}
     assert files >= {"best.ckpt", "config.yaml", "last.ckpt", "loss.png", "metrics.csv", "versions.json"}
@@ -63,10 +66,9 @@ def test_a_run_explains_itself(overrides: Overrides, tmp_path: Path) -> None:
 
 def test_bits_per_byte_are_those_of_the_text(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("total_steps=4", "schedule.warmup_steps=1", "validate_every=2"))
-    from test_prepare import QUIET
-
     from gptstar.data.order.windows import Windows
     from gptstar.data.preparation.prepare import ensure_prepared
+    from support.text import QUIET
 
     config = TrainConfig.parse(compose("train", overrides()))
     shards = ensure_prepared(config.recipe.data, 300, QUIET)
@@ -84,14 +86,14 @@ def test_bits_per_byte_are_those_of_the_text(overrides: Overrides, tmp_path: Pat
 
 def test_equal_seeds_give_equal_losses_and_others_do_not(overrides: Overrides, tmp_path: Path) -> None:
     for output, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run_here(overrides(f"seed={seed}", "model.dropout=0.1", output=output))
+        run_here(overrides(f"seed={seed}", "model.dropout=0.1", "total_steps=8", output=output))
     assert_same_run(tmp_path / "a", tmp_path / "b")
     assert recorded(tmp_path / "a")[1] != recorded(tmp_path / "c")[1]
 
 
 def test_accumulation_changes_memory_and_not_the_result(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides("hardware.micro_batch_size=8", output="one"))
-    run_here(overrides("hardware.micro_batch_size=2", output="four"))
+    run_here(overrides("hardware.micro_batch_size=8", "total_steps=8", output="one"))
+    run_here(overrides("hardware.micro_batch_size=2", "total_steps=8", output="four"))
     one, four = recorded(tmp_path / "one"), recorded(tmp_path / "four")
     assert list(one.values()) == pytest.approx(list(four.values()), rel=1e-4)
 
@@ -130,10 +132,9 @@ class StopAt(Callback):
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on_as_if_never_stopped(
-    hook: str, step: int, number: int, overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
+    hook: str, step: int, number: int, overrides: Overrides, trained_once: Trained, tmp_path: Path, refusal, monkeypatch
 ) -> None:
     more = ("model.dropout=0.1", "data.block_tokens=32", "batch_tokens=256", "total_steps=24")
-    run_here(overrides(*more, output="whole"))
     with monkeypatch.context() as patch:
         stop = StopAt(hook, step, number)
 
@@ -144,21 +145,22 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_never_stopped(
         assert f"{signal.Signals(number).name} at step {step} of 24: saved" in refusal(run_here, overrides(*more))
     assert read(tmp_path / "run/last.ckpt").training.step == step
     run_here(overrides(*more))
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(trained_once(*more), tmp_path / "run")
 
 
-def test_a_finished_run_goes_no_further(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides())
+def test_a_finished_run_goes_no_further(overrides: Overrides, trained_once: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained_once(), tmp_path / "run", symlinks=True)
     before = (tmp_path / "run/metrics.csv").read_text()
     run_here(overrides())
     assert (tmp_path / "run/metrics.csv").read_text() == before
 
 
-def test_a_run_can_be_lengthened_where_its_schedule_allows(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides("schedule.decay_until=12", output="whole"))
-    run_here(overrides("schedule.decay_until=12", "total_steps=17"))
+def test_a_run_can_be_lengthened_where_its_schedule_allows(
+    overrides: Overrides, trained_once: Trained, tmp_path: Path
+) -> None:
+    shutil.copytree(trained_once(*ENDED_EARLY), tmp_path / "run", symlinks=True)
     run_here(overrides("schedule.decay_until=12"))
-    whole, longer = recorded(tmp_path / "whole"), recorded(tmp_path / "run")
+    whole, longer = recorded(trained_once("schedule.decay_until=12")), recorded(tmp_path / "run")
     assert whole == longer
 
 
@@ -182,24 +184,21 @@ def test_a_resume_with_other_text_is_refused(overrides: Overrides, tmp_path: Pat
     assert "another tokenizer" in refusal(run_here, overrides("total_steps=6"))
 
 
-def test_a_run_starts_from_another_runs_checkpoint(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides("schedule.decay_until=12", output="whole"))
-    run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
-    again = overrides("schedule.decay_until=12", f"resume={tmp_path / 'first/last.ckpt'}", output="second")
+def test_a_run_starts_from_another_runs_checkpoint(overrides: Overrides, trained_once: Trained, tmp_path: Path) -> None:
+    again = overrides("schedule.decay_until=12", f"resume={trained_once(*ENDED_EARLY) / 'last.ckpt'}", output="second")
     run_here(again)
     assert recorded(tmp_path / "second") == {
-        step: loss for step, loss in recorded(tmp_path / "whole").items() if step > 17
+        step: loss for step, loss in recorded(trained_once("schedule.decay_until=12")).items() if step > 17
     }
     run_here(again)  # its own last checkpoint comes first now
 
 
-def test_a_run_killed_before_it_saved_begins_again(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides(output="whole"))
-    run_here(overrides())
+def test_a_run_killed_before_it_saved_begins_again(overrides: Overrides, trained_once: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained_once(), tmp_path / "run", symlinks=True)
     for path in (tmp_path / "run").glob("*.ckpt"):
         path.unlink()
     run_here(overrides())
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(trained_once(), tmp_path / "run")
 
 
 class SeesLast(Callback):
@@ -243,34 +242,33 @@ def test_limits_count_steps(overrides: Overrides, tmp_path: Path) -> None:
     assert sorted(recorded(tmp_path / "run")) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_best_of_another_run_does_not_count(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
-    source = read(tmp_path / "first/last.ckpt")
+def test_a_best_of_another_run_does_not_count(overrides: Overrides, trained_once: Trained, tmp_path: Path) -> None:
+    source = read(trained_once(*ENDED_EARLY) / "last.ckpt")
     lucky = replace(source, training=replace(source.training, best_loss=0.1))
     write(tmp_path / "lucky.ckpt", lucky)
     run_here(overrides("schedule.decay_until=12", f"resume={tmp_path / 'lucky.ckpt'}"))
     assert read(tmp_path / "run/best.ckpt").training.best_loss > 1
 
 
-def test_a_directory_to_resume_means_its_last_checkpoint(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides("schedule.decay_until=12", "total_steps=17", output="first"))
-    run_here(overrides("schedule.decay_until=12", f"resume={tmp_path / 'first'}"))
+def test_a_directory_to_resume_means_its_last_checkpoint(
+    overrides: Overrides, trained_once: Trained, tmp_path: Path
+) -> None:
+    run_here(overrides("schedule.decay_until=12", f"resume={trained_once(*ENDED_EARLY)}"))
     assert min(recorded(tmp_path / "run")) == 18
 
 
-def test_only_the_best_left_is_gone_on_from(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides(output="whole"))
-    run_here(overrides())
+def test_only_the_best_left_is_gone_on_from(overrides: Overrides, trained_once: Trained, tmp_path: Path) -> None:
+    shutil.copytree(trained_once(), tmp_path / "run", symlinks=True)
     best = (tmp_path / "run/best.ckpt").resolve()
     for path in (tmp_path / "run").glob("*.ckpt"):
         if path.name not in (best.name, "best.ckpt"):
             path.unlink()
     run_here(overrides())
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(trained_once(), tmp_path / "run")
 
 
-def test_a_run_can_not_be_shortened(overrides: Overrides, tmp_path: Path, refusal) -> None:
-    run_here(overrides("schedule.decay_until=12"))
+def test_a_run_can_not_be_shortened(overrides: Overrides, trained_once: Trained, tmp_path: Path, refusal) -> None:
+    shutil.copytree(trained_once("schedule.decay_until=12"), tmp_path / "run", symlinks=True)
     before = (tmp_path / "run/config.yaml").read_text()
     line = refusal(run_here, overrides("schedule.decay_until=12", "total_steps=20"))
     assert "total_steps=20 is behind" in line
@@ -306,12 +304,11 @@ def test_too_little_held_out_text_is_refused(overrides: Overrides, tmp_path: Pat
     assert "holds out a block of 512 tokens" in line
 
 
-def test_plain_weights_begin_a_new_run(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides(output="first"))
-    trained = read(tmp_path / "first/last.ckpt")
+def test_plain_weights_begin_a_new_run(overrides: Overrides, trained_once: Trained, tmp_path: Path) -> None:
+    trained = read(trained_once() / "last.ckpt")
     write(tmp_path / "weights.ckpt", Checkpoint(trained.model, trained.weights, trained.tokenizer))
     run_here(overrides(f"resume={tmp_path / 'weights.ckpt'}", output="second"))
-    assert recorded(tmp_path / "second")[1] < recorded(tmp_path / "first")[2]
+    assert recorded(tmp_path / "second")[1] < recorded(trained_once())[2]
     assert sorted(recorded(tmp_path / "second")) == list(range(1, 25))
 
 
@@ -327,18 +324,17 @@ def test_imported_weights_go_on_training(overrides: Overrides, shared: Path, tmp
 
 @pytest.mark.parametrize(("how", "says"), [("cut", "was cut short"), ("flipped", "is damaged")])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
-    how: str, says: str, overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: str, says: str, overrides: Overrides, trained_once: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_here(overrides(output="whole"))
-    more = ("total_steps=16", "schedule.decay_until=24")
-    run_here(overrides(*more))
+    interrupted = trained_once("total_steps=16", "schedule.decay_until=24")
+    shutil.copytree(interrupted, tmp_path / "run", symlinks=True)
     damage(tmp_path / "run/last.ckpt", how)
     capsys.readouterr()
     run_here(overrides())
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(rf"step-000016.ckpt {says}[^;]*; trying step-000015.ckpt", said), said
     assert "at step 15 of 24" in said
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(trained_once(), tmp_path / "run")
 
 
 def test_where_no_checkpoint_is_whole_a_resume_is_refused_and_they_stay(

@@ -61,7 +61,7 @@ with joined() as ranks:
     [
         pytest.param("scores", 2, "", marks=pytest.mark.slow),
         ("scores", 3, ""),
-        ("leaves", 2, "rank 0 leaves"),
+        pytest.param("leaves", 2, "rank 0 leaves", marks=pytest.mark.slow),
         pytest.param("refuses", 2, "rank 1 refuses", marks=pytest.mark.slow),
         ("breaks", 2, "rank 1: KeyError"),
     ],

@@ -119,11 +119,13 @@ def test_rows_are_dropped_when_half_have_ended(static, monkeypatch):
     assert n_rows == [5] * 4 + [2] * 4
 
 
-@by_positions
 @pytest.mark.parametrize(
-    "form",
-    [lambda model: model, packed, lambda model: PackedGPT(model, JoinedLinear)],
-    ids=["plain", "packed", "joined"],
+    ("kind", "form"),
+    [
+        *(pytest.param(kind, lambda model: model, id=f"{kind['positions']}-plain") for kind in KINDS),
+        pytest.param(KINDS[1], packed, id="learned-packed"),
+        pytest.param(KINDS[0], lambda model: PackedGPT(model, JoinedLinear), id="alibi-joined"),
+    ],
 )
 def test_the_static_step_is_one_graph(kind, form):
     model = form(build(kind))

@@ -105,21 +105,21 @@ def test_what_the_machine_can_not_do_is_refused_in_one_line(settings: dict[str, 
     if settings.get("accelerator") == "gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(ConfigError, match=told):
-        Hardware(**settings)  # type: ignore[arg-type]
+        Hardware(**settings).check_here()  # type: ignore[arg-type]
 
 
 def test_flex_attention_in_float32_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hardware, "device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"hardware\.attention=flex rounds float32 to TF32, an error of 1e-3"):
-        Hardware(attention="flex", precision="float32")
-    Hardware(attention="flex", precision="bf16")
+        Hardware(attention="flex", precision="float32").check_here()
+    Hardware(attention="flex", precision="bf16").check_here()
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler"):
-        Hardware(accelerator="cpu", compile="always")
+        Hardware(accelerator="cpu", compile="always").check_here()
     assert not Hardware(accelerator="cpu").compiles()
 
 

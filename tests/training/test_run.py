@@ -106,7 +106,7 @@ def test_loader_workers_change_nothing(overrides: Overrides, tmp_path: Path) -> 
 
 def test_one_batch_is_memorised(overrides: Overrides, tmp_path: Path) -> None:
     more = ("debug=overfit", "batch_tokens=128", "data.context_length=32", "optimizer.learning_rate=5e-3")
-    run_here(overrides(*more, "total_steps=300", "model.d_model=96", "optimizer.weight_decay=0"))
+    run_here(overrides(*more, "total_steps=150", "model.d_model=96", "optimizer.weight_decay=0"))
     assert min(recorded(tmp_path / "run").values()) < 0.05
 
 

@@ -68,7 +68,7 @@ def test_weights_give_whole_passes_and_some_blocks_once_more(grouping: Grouping 
 
 
 def test_blocks_of_a_partial_pass_are_uniform_and_lie_in_runs() -> None:
-    entries, seeds = (Entry(23, 9),), 2300
+    entries, seeds = (Entry(23, 9),), 700
     times = sum((read(Mixture(entries), seed) for seed in range(seeds)), Counter())
     expected = seeds * 9 / 23
     assert sum((times[0, block] - expected) ** 2 / expected for block in range(23)) < 48.3  # p = 0.001, 22 degrees

@@ -10,10 +10,10 @@ train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a lapto
 	$(BIN)/python train.py
 
 test: $(VENV)/.dev           ## the test suite: minutes
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-all: $(VENV)/.dev       ## the slow tests too
-	$(BIN)/python -m pytest -n auto -m "slow or not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow or not slow"
 
 check: $(VENV)/.dev          ## lint, format and types
 	$(BIN)/ruff check .

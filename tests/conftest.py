@@ -1,54 +1,17 @@
-"""Shared by the tests: one thread a process, a cache of their own, small text, and runs in this process."""
+"""Shared by the tests: one thread a process, a cache of their own, small text, and overrides for small runs."""
 
+import functools
 import json
-import logging
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import s3fs
-import torch
-from moto.server import ThreadedMotoServer
-from omegaconf import OmegaConf
 
-from gptstar.checkpoint.format import Checkpoint
-from gptstar.checkpoint.read import read
-from gptstar.config import TrainConfig
-from gptstar.entry import compose, one_line_errors
-from gptstar.training.metrics_csv import read_metrics
-from gptstar.training.run import train
+from support import SHARED
 
-ROOT = Path(__file__).parents[1]
-SHARED = ROOT.parent / "shared" / "data"
-
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"
-
-SMALL = (
-    "model.n_layers=2",
-    "model.d_model=24",
-    "model.n_heads=3",
-    "model.n_vocab=300",
-    "data.context_length=32",
-    "data.block_tokens=64",
-    "data.validation_tokens=1024",
-    "hardware=cpu",
-    "hardware.precision=float32",
-    "hardware.micro_batch_size=4",
-    "batch_tokens=256",
-    "total_steps=24",
-    "checkpoint_every=5",
-    "validate_every=10",
-    "log_every=1",
-    "schedule.warmup_steps=3",
-    "report=false",
-)
-"""A run of seconds: 3 heads, so that ALiBi's interleaving is in it; two micro-batches a step."""
+os.environ["OMP_NUM_THREADS"] = "1"  # before PyTorch is imported, which happens in fixtures and test modules only
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -92,44 +55,11 @@ def transformers_offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-class Server(ThreadedMotoServer):
-    """A store that can be switched off; it keeps what it holds."""
-
-    def stop(self) -> None:
-        super().stop()
-        assert self._server is not None
-        self._port = self._server.server_address[1]
-        self._server.server_close()
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[Server]:
-    """A local S3, which `s3://` finds."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = Server("127.0.0.1", 0, verbose=False)
-    server.start()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
-        environment.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        yield server
-        server.stop()
-        s3fs.S3FileSystem.clear_instance_cache()
-
-
-def sentences(n_documents: int, words: int, seed: int) -> list[str]:
-    """Documents of made-up English: a skewed vocabulary, so that there is something to learn."""
-    random = np.random.default_rng(seed)
-    syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
-    vocabulary = [a + b for a in syllables[::7] for b in syllables[::3]]
-    weights = 1.0 / np.arange(1, len(vocabulary) + 1)
-    return [" ".join(random.choice(vocabulary, words, p=weights / weights.sum())) for _ in range(n_documents)]
-
-
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A glob of two small corpora: an epoch of 56 steps or so of a `SMALL` run."""
+    from support.text import sentences
+
     folder = tmp_path_factory.mktemp("text")
     for seed, corpus in enumerate(("alpha", "beta")):
         (folder / corpus).mkdir()
@@ -141,6 +71,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def overrides(text: str, tmp_path: Path) -> Callable[..., list[str]]:
     """Overrides of a small run on small text in a folder of its own, with others added."""
+    from support.runs import SMALL
 
     def build(*more: str, output: str = "run") -> list[str]:
         return [*SMALL, "data=local", f"data.files={text}", f"output={tmp_path / output}", *more]
@@ -148,37 +79,18 @@ def overrides(text: str, tmp_path: Path) -> Callable[..., list[str]]:
     return build
 
 
-def recorded(folder: Path, name: str = "train/loss") -> dict[int, float]:
-    """What a run recorded under a name, by step."""
-    return {int(row["step"]): row[name] for row in read_metrics(folder) if name in row}
+@pytest.fixture(scope="session")
+def trained_once(text: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The directory of a small run with these overrides, trained once: copy it to change it."""
+    from support.runs import SMALL, run_here
 
+    @functools.cache
+    def folder(*more: str) -> Path:
+        output = tmp_path_factory.mktemp("trained") / "run"
+        run_here([*SMALL, "data=local", f"data.files={text}", f"output={output}", *more])
+        return output
 
-def run_here(overrides: Sequence[str]) -> None:
-    """What `train.py` does, in this process."""
-    with one_line_errors():
-        composed = compose("train", overrides)
-        config = TrainConfig.parse(composed).check_here()
-        train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
-
-
-def assert_goes_on_bitwise(overrides: Callable[..., list[str]], tmp_path: Path, *words: str) -> Checkpoint:
-    """A run that stops on the way and goes on is the one that did not stop; what it ends with."""
-    run_here(overrides(*words, "total_steps=20", output="whole"))
-    run_here(overrides(*words, "total_steps=11", "schedule.decay_until=20"))
-    run_here(overrides(*words, "total_steps=20"))
-    assert recorded(tmp_path / "whole") == recorded(tmp_path / "run")
-    first, second = read(tmp_path / "whole/last.ckpt"), read(tmp_path / "run/last.ckpt")
-    torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
-    torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
-    return first
-
-
-def run_script(
-    script: str, overrides: Sequence[str], *, timeout: float = 300, **options: object
-) -> subprocess.CompletedProcess[str]:
-    """A script of the project as a user would run it."""
-    command = [sys.executable, str(ROOT / script), *overrides]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout, **options)
+    return folder
 
 
 @pytest.fixture

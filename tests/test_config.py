@@ -3,7 +3,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, run_here
 
 from gptstar.cli import main
 from gptstar.config import EvaluateConfig, TrainConfig
@@ -11,6 +10,8 @@ from gptstar.entry import compose, conf_folder, one_line_errors
 from gptstar.errors import ConfigError
 from gptstar.keys import valid_keys
 from gptstar.training.plan import free_device
+from support import ROOT
+from support.runs import SMALL, run_here
 
 FOLDER = ROOT / "conf/experiment"
 EXPERIMENTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in FOLDER.rglob("*.yaml"))
@@ -20,8 +21,10 @@ def parse(*overrides: str) -> TrainConfig:
     return TrainConfig.parse(compose("train", overrides)).check_here()
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("debug", ["none", "fast", "overfit", "profile"])
+@pytest.mark.parametrize(
+    ("experiment", "debug"),
+    [*((each, "none") for each in EXPERIMENTS), *(("gpt127", each) for each in ("fast", "overfit", "profile"))],
+)
 def test_every_experiment_composes(experiment: str, debug: str) -> None:
     text = [] if experiment == "quickstart" else ["data.files=x"]
     name = "run" if experiment == "ablation/small" else experiment.replace("/", "-")
@@ -31,12 +34,16 @@ def test_every_experiment_composes(experiment: str, debug: str) -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "conf").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
-def test_every_choice_of_every_group_composes(path: Path) -> None:
+def test_every_choice_of_every_group_composes_and_datasets_are_pinned(path: Path) -> None:
     if path.parent.name == "evaluation":
         EvaluateConfig.parse(compose("evaluate", [f"evaluation={path.stem}", "checkpoint=x"]))
     elif path.parent.name == "corpus":
         config = parse("data=local", f"+corpus@data.corpora.x={path.stem}", "data.shards=x")
-        assert config.recipe.data.corpora["x"].licence != "not stated"
+        corpus = config.recipe.data.corpora["x"]
+        assert corpus.licence != "not stated"
+        if corpus.hub or corpus.files:
+            pinned = corpus.revision or str(corpus.files)
+            assert re.search(r"[0-9a-f]{40}", pinned) or "No commit of it could be established" in path.read_text()
     elif path.name != "gpu.yaml":
         parse(f"{path.parent.name}={path.stem}", "data.shards=x")
 
@@ -224,11 +231,3 @@ def test_the_original_mixture_takes_the_users_own_files() -> None:
     for name in ("books3", "philpapers"):
         assert "from your own files only" in str(config.recipe.data.corpora[name].note)
         assert config.recipe.data.corpora[name].hub is None
-
-
-def test_every_dataset_of_the_hub_is_pinned_or_says_why_not() -> None:
-    for path in sorted((ROOT / "conf/corpus").glob("*.yaml")):
-        corpus = parse("data=local", f"+corpus@data.corpora.x={path.stem}", "data.shards=x").recipe.data.corpora["x"]
-        pinned = corpus.revision or str(corpus.files)
-        if corpus.hub or corpus.files:
-            assert re.search(r"[0-9a-f]{40}", pinned) or "No commit of it could be established" in path.read_text()

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_here, run_script
-from test_training import assert_same_run
 
 from gptstar.checkpoint.read import read
+from gptstar.cli import main
+from support import ROOT
+from support.runs import assert_same_run, evaluate_here, run_here, run_script, run_script_here
 
 Overrides = Callable[..., list[str]]
 
@@ -35,31 +36,35 @@ def killed_at(step: int, overrides: list[str], folder: Path) -> bool:
     return process.returncode == -signal.SIGKILL
 
 
-def assert_kills_change_nothing(steps: list[int], overrides: Overrides, tmp_path: Path) -> None:
+def assert_kills_change_nothing(
+    steps: list[int], overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = ("total_steps=60", "model.dropout=0.1", "validate_every=20", "checkpoint_every=3", "model.d_model=96")
     run_here(overrides(*more, output="whole"))
     kills = [killed_at(step, overrides(*more), tmp_path / "run") for step in steps]
     assert sum(kills) >= len(kills) // 2  # a run may be over before it could be killed
-    last = run_script("train.py", overrides(*more))
-    assert last.returncode == 0, last.stderr
-    assert "going on from" in last.stdout
+    capsys.readouterr()
+    run_here(overrides(*more))
+    assert "going on from" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     epochs = read(tmp_path / "run/last.ckpt").training.data["epochs"]
     assert 55 < 60 / epochs < 57
 
 
-def test_kills_change_neither_losses_nor_weights(overrides: Overrides, tmp_path: Path) -> None:
+def test_kills_change_neither_losses_nor_weights(
+    overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One kill at random, one at the edge of the epoch, which ends within step 56."""
     steps = [random.randrange(2, 50), 56]
     print("killed at", steps)
-    assert_kills_change_nothing(steps, overrides, tmp_path)
+    assert_kills_change_nothing(steps, overrides, tmp_path, capsys)
 
 
 @pytest.mark.slow
-def test_ten_kills_change_nothing(overrides: Overrides, tmp_path: Path) -> None:
+def test_ten_kills_change_nothing(overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     steps = sorted(random.choices(range(2, 58), k=10))
     print("killed at", steps)
-    assert_kills_change_nothing(steps, overrides, tmp_path)
+    assert_kills_change_nothing(steps, overrides, tmp_path, capsys)
 
 
 @pytest.mark.slow
@@ -89,57 +94,51 @@ def test_sigterm_from_outside_saves_and_says_so(overrides: Overrides, tmp_path: 
     assert (tmp_path / "run/last.ckpt").exists()
 
 
-@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
-def test_help_shows_every_choice(script: str) -> None:
-    done = run_script(script, ["--help"])
-    assert done.returncode == 0
-    assert "python train.py output=runs/mine" in done.stdout or "python evaluate.py checkpoint=" in done.stdout
-    assert "hardware: auto, cpu, ddp, fsdp, gpu, multi_node" in done.stdout
+@pytest.mark.parametrize(
+    ("script", "example"),
+    [("train.py", "python train.py output=runs/mine"), ("evaluate.py", "python evaluate.py checkpoint=")],
+)
+def test_help_shows_every_choice(script: str, example: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run_script_here(script, "--help")
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert example in shown
+    assert "hardware: auto, cpu, ddp, fsdp, gpu, multi_node" in shown
 
 
-def one_error(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 1, done
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    return lines[0]
-
-
-def test_mistakes_get_one_line(overrides: Overrides, tmp_path: Path, refusal: Callable[..., str]) -> None:
-    assert "did you mean optimizer.learning_rate?" in one_error(run_script("train.py", ["optimizer.learning_rat=1"]))
-    assert "did you mean data.context_length" in one_error(
-        run_script("train.py", ["-m", "context_length=64,128"], cwd=tmp_path)
-    )
-    assert "evaluation.max_tokens" in one_error(
-        run_script("evaluate.py", ["max_tokens=3", "checkpoint=x"], cwd=tmp_path)
-    )
-    assert "can't read none.ckpt" in one_error(run_script("evaluate.py", ["checkpoint=none.ckpt"], cwd=tmp_path))
+def test_mistakes_get_one_line(
+    overrides: Overrides, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "did you mean optimizer.learning_rate?" in refusal(run_script_here, "train.py", "optimizer.learning_rat=1")
+    assert "did you mean data.context_length" in refusal(run_script_here, "train.py", "-m", "context_length=64,128")
+    assert "evaluation.max_tokens" in refusal(run_script_here, "evaluate.py", "max_tokens=3", "checkpoint=x")
+    assert "can't read none.ckpt" in refusal(evaluate_here, "checkpoint=none.ckpt")
     assert "does not divide" in refusal(run_here, overrides("data.context_length=48"))
     assert not (tmp_path / "run").exists()
 
 
-def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path) -> None:
-    run_here(overrides("total_steps=4", "schedule.warmup_steps=1"))
-    command = [
-        sys.executable,
-        "-m",
-        "gptstar",
-        "generate",
-        str(tmp_path / "run"),
-        "--prompt",
-        "ba",
-        "--tokens",
-        "9",
-    ]
-    texts = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)]
-    assert texts[0].startswith("ba")
-    assert len(texts[0]) > 3
-    assert texts[0] == texts[1]
-
-
-def test_the_full_traceback_is_there_for_who_asks(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_of_a_process_too_or_a_whole_traceback_for_who_asks(tmp_path: Path) -> None:
+    done = run_script("train.py", ["optimizer.learning_rat=1"], cwd=tmp_path)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "did you mean optimizer.learning_rate?" in done.stderr
     done = run_script("train.py", ["data=local"], env=os.environ | {"HYDRA_FULL_ERROR": "1"}, cwd=tmp_path)
     assert "Traceback" in done.stderr
     assert "ConfigError" in done.stderr
+
+
+def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_here(overrides("total_steps=4", "schedule.warmup_steps=1"))
+    words = ["generate", str(tmp_path / "run"), "--prompt", "ba", "--tokens", "9"]
+    command = [sys.executable, "-m", "gptstar", *words]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert text.startswith("ba")
+    assert len(text) > 3
+    capsys.readouterr()
+    main(words)
+    assert capsys.readouterr().out == text
 
 
 @pytest.mark.parametrize(
@@ -192,22 +191,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_works_without_the_checkout(installed: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(installed)}
 
-    def run(*arguments: str) -> str:
-        command = [sys.executable, str(installed / "bin/gptstar"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment).stdout
-
+    (installed_conf,) = installed.glob("gptstar/conf")
+    for path in (ROOT / "conf").rglob("*.yaml"):
+        assert (installed_conf / path.relative_to(ROOT / "conf")).read_text() == path.read_text()
     assert (installed / "gptstar/py.typed").is_file()
-    assert "usage: gptstar" in run("--help")
-    code = """
-import gptstar, pathlib
-from gptstar.entry import compose, conf_folder
-from gptstar.config import TrainConfig
-assert conf_folder().parent == pathlib.Path(gptstar.__file__).parent
-for path in sorted((conf_folder() / "experiment").glob("*.yaml")):
-    print(TrainConfig.parse(compose("train", [f"experiment={path.stem}", "data.shards=x"])).record.name)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
-    )
-    assert done.stdout.split() == sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
-    assert "127,030,272 parameters" in run("config", "experiment=gpt127", "data.files=x")
+    command = [sys.executable, str(installed / "bin/gptstar"), "config", "experiment=gpt127", "data.files=x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    assert "127,030,272 parameters" in done.stdout

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import yaml
-from conftest import ROOT, recorded
 from omegaconf import OmegaConf
 
 from gptstar.checkpoint.read import read
@@ -29,6 +28,8 @@ from gptstar.training.optimizers import OPTIMIZERS
 from gptstar.training.run import train
 from gptstar.training.schedules import SCHEDULES
 from gptstar.training.status import Status
+from support import ROOT
+from support.runs import recorded
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 REGISTRIES: tuple[Choices[Any], ...] = (POSITIONS, BLOCKS, OPTIMIZERS, SCHEDULES, SOURCES)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT, SMALL, run_here
 from nbclient import NotebookClient
+
+from support import ROOT
+from support.runs import SMALL, run_here
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

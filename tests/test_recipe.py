@@ -1,20 +1,23 @@
 """The experiments behind `fast_small`: each is the recipe or its reference, but for what its name says."""
 
+from functools import cache
+
 import pytest
-from conftest import ROOT
 
 from gptstar.config import TrainConfig
 from gptstar.entry import compose
 from gptstar.training.recipe import Recipe
 from gptstar.training.settings import settings_of
+from support import ROOT
 
 ARMS = sorted(path.stem for path in (ROOT / "conf/experiment/recipe").glob("*.yaml"))
 REFERENCE_TOKENS = 819_200
 STEP = {"batch_tokens", "hardware.micro_batch_size", "total_steps", "schedule.warmup_steps", "schedule.decay_until"}
 
 
-def composed(experiment: str, *words: str) -> TrainConfig:
-    return TrainConfig.parse(compose("train", [f"experiment={experiment}", "data.files=x", "output=y", *words]))
+@cache
+def composed(experiment: str) -> TrainConfig:
+    return TrainConfig.parse(compose("train", [f"experiment={experiment}", "data.files=x", "output=y"]))
 
 
 def changed(experiment: str, against: str) -> set[str]:

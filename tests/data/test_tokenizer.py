@@ -1,0 +1,64 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
+from gptstar.errors import DataError
+from support.text import sentences
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(sentences(20, 100, seed=0), 300)
+
+
+def test_gpt2s_tokens(shared: Path) -> None:
+    gpt2 = Tokenizer.from_file(shared / "tokenizer/gpt2.json")
+    assert (gpt2.n_vocab, gpt2.end_of_text) == (50257, 50256)
+    assert gpt2.encode(["Hello world"])[0].tolist() == [15496, 995]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@settings(deadline=None)
+def test_any_text_survives_and_its_bytes_add_up(tokenizer: Tokenizer, text: str) -> None:
+    tokens = tokenizer.encode([text])[0]
+    assert tokenizer.decode(tokens) == text
+    assert tokenizer.token_bytes[tokens].sum() == len(text.encode())
+
+
+def test_a_special_token_in_text_is_text(tokenizer: Tokenizer) -> None:
+    tokens = tokenizer.encode([f"a{END_OF_TEXT}b"])[0]
+    assert tokenizer.end_of_text not in tokens
+    assert tokenizer.decode(tokens) == f"a{END_OF_TEXT}b"
+    assert tokenizer.token_bytes[tokenizer.end_of_text] == 0
+
+
+def test_training_is_repeatable_and_the_json_is_all(tokenizer: Tokenizer) -> None:
+    again = Tokenizer.train(sentences(20, 100, seed=0), 300)
+    assert again.fingerprint == tokenizer.fingerprint == Tokenizer(tokenizer.json_text).fingerprint
+    assert Tokenizer.train(sentences(20, 100, seed=1), 300).fingerprint != tokenizer.fingerprint
+    assert tokenizer.n_vocab == 300
+
+
+def test_what_is_no_byte_level_tokenizer_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    with pytest.raises(DataError, match=r"t\.json: No such file"):
+        Tokenizer.from_file(path)
+    for content, says in (
+        ("{", "not a `tokenizers` JSON"),
+        (tokenizer.json_text.replace(END_OF_TEXT, "<end>"), f"has no {END_OF_TEXT.replace('|', '.')} token"),
+        (json.dumps(json.loads(tokenizer.json_text) | {"decoder": None}), "not byte-level"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DataError, match=rf"t\.json: .*{says}"):
+            Tokenizer.from_file(path)
+
+
+def test_impossible_vocabularies_are_refused() -> None:
+    with pytest.raises(DataError, match="can't hold 256 bytes"):
+        Tokenizer.train(["a"], 200)
+    with pytest.raises(DataError, match=r"yields \d+ tokens, not n_vocab=5,000"):
+        Tokenizer.train(["a b c"], 5000)

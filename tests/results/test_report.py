@@ -1,0 +1,260 @@
+"""Runs read back: frames, tables, and the report."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from gptstar.cli import main
+from gptstar.results import frames
+from gptstar.results.effects import effects
+from gptstar.results.run import Run, find_runs
+from gptstar.training.status import Status
+from support.runs import SMALL, run_here
+
+READING = ("reading.multiples=[1,2,4]", "reading.max_tokens=512", "reading.rotary_scaling=[none]")
+
+
+@pytest.fixture(scope="module")
+def swept(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two context lengths, two kinds of positions, two seeds."""
+    folder = tmp_path_factory.mktemp("swept") / "sweep"
+    few = ("total_steps=6", "schedule.warmup_steps=1", "validate_every=3", *READING)
+    for length in (32, 16):
+        for positions in ("alibi", "learned"):
+            for seed in (0, 1):
+                name = f"context_length-{length}_positions-{positions}_seed-{seed}"
+                varied = (f"data.context_length={length}", f"model.positions={positions}", f"seed={seed}")
+                run_here([*SMALL, "data=local", f"data.files={text}", *few, *varied, f"output={folder / name}"])
+    return folder
+
+
+def test_a_frame_has_a_line_for_each_run(swept: Path) -> None:
+    runs = frames.runs(swept)
+    assert len(runs) == 8
+    assert set(runs["state"]) == {"finished"}
+    assert frames.varied(runs) == ["model.positions", "data.context_length", "seed"]
+    first = runs.iloc[0]
+    assert (first["tokens"], first["step"], first["batch_tokens"]) == (6 * 256, 6, 256)
+    assert first["run"] == "context_length-16_positions-alibi_seed-0"
+    assert 4 < first["validation_loss"] < 7
+    assert first["tokens_per_second"] > 0
+    assert runs["run"].is_unique
+
+
+def test_curves_hold_what_was_recorded(swept: Path) -> None:
+    curves = frames.curves(swept)
+    run = Run.read(swept / "context_length-32_positions-alibi_seed-1")
+    mine = curves[(curves["run"] == run.name) & (curves["metric"] == "validation/loss")]
+    assert list(zip(mine["step"], mine["value"], strict=True)) == run.metric("validation/loss")
+    assert list(mine["tokens"]) == [3 * 256, 6 * 256]
+
+
+def test_lengths_end_where_learned_positions_do(swept: Path) -> None:
+    lengths = frames.lengths(swept)
+    multiples = lengths.groupby("run")["multiple"].apply(list)
+    assert multiples["context_length-16_positions-alibi_seed-0"] == [1, 2, 4]
+    assert multiples["context_length-16_positions-learned_seed-0"] == [1]
+    assert (lengths["low"] < lengths["loss"]).all()
+
+
+def test_an_evaluation_beside_the_runs_is_told_by_its_checkpoint(swept: Path, tmp_path: Path) -> None:
+    run = "context_length-16_positions-alibi_seed-0"
+    shutil.copytree(swept / run, tmp_path / run)
+    found = json.loads((tmp_path / run / "length/results.json").read_text())
+    shutil.rmtree(tmp_path / run / "length")
+    assert frames.lengths(tmp_path).empty
+    for name, where in (("ours", tmp_path / run / "best.ckpt"), ("theirs", tmp_path / "elsewhere/best.ckpt")):
+        found["curves"][0]["checkpoint"]["path"] = str(where)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(found))
+    assert list(frames.lengths(tmp_path)["run"]) == [run] * 3
+
+
+def copied(run: Path, to: Path, *changes: tuple[str, str, str]) -> None:
+    """A run with other words in its files: `(file, word, other)`."""
+    shutil.copytree(run, to)
+    for file, word, other in changes:
+        text = (to / file).read_text()
+        assert word in text
+        (to / file).write_text(text.replace(word, other))
+
+
+def test_a_run_has_one_curve_of_a_study_and_studies_are_not_mixed(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    copied(run, tmp_path / "run", ("length/results.json", str(run), str(tmp_path / "run")))
+    copied(run / "length", tmp_path / "again", ("results.json", str(run), str(tmp_path / "run")))
+    assert list(frames.lengths(tmp_path)["run"]) == ["run"] * 3
+    other = ("results.json", '"stride": null', '"stride": 8')
+    copied(run / "length", tmp_path / "other", ("results.json", str(run), str(tmp_path / "run")), other)
+    lengths = frames.lengths(tmp_path)
+    assert len(lengths) == 6
+    assert lengths["study"].nunique() == 2
+    main(["report", str(tmp_path)])
+    assert (tmp_path / "report/report.md").read_text().count("## Beyond the training context (") == 2
+
+
+def test_other_data_is_another_cell(swept: Path, tmp_path: Path) -> None:
+    """Two corpora would otherwise pass for two seeds."""
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    data = json.loads((run / "versions.json").read_text())["data"]
+    copied(run, tmp_path / "a")
+    copied(run, tmp_path / "b", ("versions.json", data, "0" * len(data)))
+    runs = frames.runs(tmp_path)
+    assert frames.varied(runs) == ["data.fingerprint"]
+    main(["report", str(tmp_path)])
+    report = (tmp_path / "report/report.md").read_text()
+    assert "Effects on validation bits per byte" in report
+    assert "can't be compared" in report
+
+
+def test_a_rate_at_the_end_of_those_tried_is_said_to_be(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    rate = next(line for line in (run / "config.yaml").read_text().splitlines() if "learning_rate:" in line)
+    for residual in ("parallel", "sequential"):
+        for number in (1, 2, 3):
+            changes = [("config.yaml", rate, f"{rate.partition(':')[0]}: {number}.0")]
+            if residual == "sequential":
+                changes.append(("config.yaml", "residual: parallel", "residual: sequential"))
+            copied(run, tmp_path / f"{residual}-{number}", *changes)
+    main(["report", str(tmp_path)])
+    assert "a rate beyond may be better" in (tmp_path / "report/report.md").read_text()
+
+
+def test_null_is_a_level(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    clip = next(line for line in (run / "config.yaml").read_text().splitlines() if "gradient_clip" in line)
+    copied(run, tmp_path / "a")
+    copied(run, tmp_path / "b", ("config.yaml", clip, clip.partition(":")[0] + ": null"))
+    runs = frames.runs(tmp_path)
+    (factor,) = frames.varied(runs)
+    assert list(runs[factor])[1] == "null"
+    assert len(effects(runs, [factor])) == 1
+
+
+def test_a_default_that_was_named_is_no_difference(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    copied(run, tmp_path / "a")
+    residual, command = ("config.yaml", "residual: parallel", "residual: sequential"), '"command": "'
+    named = ("versions.json", command, command + "train.py model=tiny x ")
+    copied(run, tmp_path / "b", named, residual, ("config.yaml", "log_every: 1", "log_every: 7"))
+    assert frames.varied(frames.runs(tmp_path)) == ["model.residual"]
+
+
+def test_a_last_validation_that_was_no_number_hides_no_earlier_one(swept: Path, tmp_path: Path) -> None:
+    run = swept / "context_length-16_positions-alibi_seed-0"
+    shutil.copytree(run, tmp_path / "run")
+    head, *rows = (run / "metrics.csv").read_text().splitlines()
+    place = head.split(",").index("validation/loss")
+    kept = [row for row in rows if not (row.startswith("6,") and row.split(",")[place])]
+    assert len(kept) == len(rows) - 1
+    (tmp_path / "run/metrics.csv").write_text("\n".join([head, *kept]) + "\n")
+    assert Run.read(run).validation_loss > 0
+    assert math.isnan(Run.read(tmp_path / "run").validation_loss)
+
+
+def test_runs_that_have_nothing_to_say_yet_make_a_report(swept: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        folder = tmp_path / f"seed-{seed}"
+        shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", folder)
+        shutil.rmtree(folder / "length")
+        (folder / "metrics.csv").unlink()
+        (folder / "config.yaml").write_text((folder / "config.yaml").read_text().replace("seed: 0", f"seed: {seed}"))
+        Status("running").write(folder)
+    main(["report", str(tmp_path)])
+    assert "2 runs: 2 killed" in (tmp_path / "report/report.md").read_text()
+    main(["report", str(swept / "context_length-16_positions-alibi_seed-0"), "--output", str(tmp_path / "one")])
+    assert "1 runs: 1 finished" in (tmp_path / "one/report.md").read_text()
+
+
+def test_the_report_holds_all_it_needs(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", str(swept), "--output", str(tmp_path / "report"), "--title", "lengths <and> more"])
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / f"report/report.{kind}") for kind in ("html", "md")]
+    page = (tmp_path / "report/report.html").read_text()
+    assert "lengths &lt;and&gt; more" in page
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    assert "<script" not in page
+    for heading in ("What was run", "Loss as it fell", "Effects on validation loss", "Does it hold?", "To repeat it"):
+        assert f"<h2>{heading}</h2>" in page
+    markdown = (tmp_path / "report/report.md").read_text()
+    pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
+    assert len(pictures) == page.count("data:image/png") == 3
+    assert all((tmp_path / "report" / name).stat().st_size > 5000 for name in pictures)
+    assert "8 runs: 8 finished" in markdown
+    assert re.search(r"\| model.positions \| learned \| alibi \|", markdown)
+
+
+def test_runs_are_listed(swept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["runs", str(swept), "--json"])
+    listed = json.loads(capsys.readouterr().out)["runs"]
+    assert len(listed) == 8
+    assert {each["state"] for each in listed} == {"finished"}
+    main(["runs", str(swept)])
+    assert capsys.readouterr().out.count("finished") == 8
+
+
+def test_a_run_that_was_killed_is_called_so(swept: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "seed-9"
+    shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", folder)
+    Status("running").write(folder)
+    assert Run.read(folder).state == "killed"
+    (folder / "status.json").write_text("{")
+    assert Run.read(folder).state == "killed"
+
+
+def test_numbers_are_in_their_order(tmp_path: Path, swept: Path) -> None:
+    for seed in (10, 9, 2):
+        shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / f"seed-{seed}")
+    assert [run.name for run in find_runs([tmp_path])] == ["seed-2", "seed-9", "seed-10"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "holds", "says"),
+    [
+        ("config.yaml", "{[", "config.yaml"),
+        ("config.yaml", "batch_tokens: many", "is damaged"),
+        ("versions.json", "{[", "is damaged"),
+        ("versions.json", "[]", "is damaged"),
+        ("versions.json", '{"began": 3}', "is damaged"),
+        ("metrics.csv", "{[", "metrics.csv is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named(
+    broken: str, holds: str, says: str, swept: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "run")
+    (tmp_path / "run" / broken).write_text(holds)
+    assert says in refusal(main, ["report", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize("words", [["runs", "nowhere"], ["report", "nowhere"], ["runs", "."]])
+def test_where_there_is_no_run_that_is_said(
+    words: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "give the output of train.py" in refusal(main, words)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_the_report_without_complaint(width: int, swept: Path, tmp_path: Path) -> None:
+    main(["report", str(swept), "--output", str(tmp_path)])
+    measured = "<script>document.title = `${innerWidth} ${document.documentElement.scrollWidth}`</script></body>"
+    page = tmp_path / "measured.html"
+    page.write_text((tmp_path / "report.html").read_text().replace("</body>", measured))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    options += ["--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'user'}"]
+    options += ["--enable-logging=stderr", f"--window-size={width},900", "--hide-scrollbars"]
+    shown = subprocess.run(
+        ["chromium", *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, check=True, timeout=100
+    )
+    assert "CONSOLE" not in shown.stderr
+    inner, needed = map(int, re.search(r"<title>(\d+) (\d+)</title>", shown.stdout).groups())
+    assert needed <= inner, "the page is wider than the window"
+    assert inner <= max(width, 500)  # the least that some versions of the browser take

@@ -1,0 +1,76 @@
+"""Runs made before keys had roles and choices had classes: what is in them is read as it was written."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from gptstar.checkpoint.read import read
+from gptstar.config import TrainConfig
+from gptstar.entry import compose
+from gptstar.training.settings import differing, is_finished, settings_of
+
+OLD = Path(__file__).parents[1] / "fixtures/before_roles"
+WORDS = (
+    *("model.n_layers=1", "model.d_model=8", "model.n_heads=1", "model.n_vocab=260", "data=local"),
+    *("data.files=text/part.jsonl", "data.shards=shards", "data.context_length=32", "data.block_tokens=64"),
+    *("batch_tokens=256", "total_steps=4", "schedule.warmup_steps=1", "validate_every=2", "checkpoint_every=4"),
+    *("log_every=1", "report=false", "data.validation_tokens=256", "data.validation_fraction=0.2", "checkpoint_keep=1"),
+)
+"""The command line that made them."""
+
+RUNS = ("adamw", "muon")
+
+
+def digest(tensor: Any) -> str:
+    return hashlib.sha256(torch.as_tensor(tensor).contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("optimizer", RUNS)
+def test_tensors_and_settings_are_read_as_they_were_written(optimizer: str) -> None:
+    folder = OLD / f"optimizer-{optimizer}"
+    expected = json.loads((folder / "expected.json").read_text())
+    checkpoint = read(folder / "last.ckpt")
+    assert checkpoint.training is not None
+    assert checkpoint.model.as_dict() == expected["model"]
+    assert checkpoint.training.settings == expected["settings"]
+    assert {name: digest(weight) for name, weight in checkpoint.weights.items()} == expected["weights"]
+    states = checkpoint.training.optimizer
+    found = {name: {key: digest(value) for key, value in state.items()} for name, state in states.items()}
+    assert found == expected["optimizer"]
+    checkpoint.build()
+
+
+@pytest.mark.parametrize("optimizer", RUNS)
+def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) -> None:
+    checkpoint = read(OLD / f"optimizer-{optimizer}" / "last.ckpt")
+    assert checkpoint.training is not None
+
+    def keys(*words: str) -> set[str]:
+        config = TrainConfig.parse(compose("train", [*WORDS, f"optimizer={optimizer}", *words]))
+        ours = settings_of(config.recipe.resolved("float32"), config.hardware)
+        precision = {"hardware.precision": "float32"}
+        return {key for key, _, _ in differing(checkpoint.training.settings, ours | precision)}
+
+    assert keys() == set()
+    assert keys("optimizer.beta2=0.9") == {"optimizer.beta2"}
+    assert keys("schedule=linear", "schedule.final_fraction=0.05") == {"schedule.shape"}
+    assert keys("data.attention=within", "log_every=3", "total_steps=4") == {"data.attention"}
+
+
+@pytest.mark.parametrize("optimizer", RUNS)
+def test_they_are_finished_under_the_same_command_alone(optimizer: str) -> None:
+    folder = OLD / f"optimizer-{optimizer}"
+
+    def finished(*words: str) -> bool:
+        composed = compose("train", [*WORDS, f"optimizer={optimizer}", f"output={folder}", *words])
+        return is_finished(folder, OmegaConf.to_yaml(composed, resolve=True))
+
+    assert finished()
+    assert finished("log_every=7", "tracker=tensorboard", "data.loader_workers=1", "hardware.micro_batch_size=2")
+    for other in ("seed=1", "total_steps=8", "optimizer.beta1=0.8", "report=true", "hardware.precision=bf16"):
+        assert not finished(other)

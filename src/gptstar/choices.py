@@ -191,7 +191,7 @@ def import_plugins(modules: tuple[str, ...]) -> None:
 def import_user_module(module: str) -> ModuleType:
     """Import a module that may lie where the user is, as well as on Python's path."""
     if "" not in sys.path:
-        sys.path.insert(0, "")  # a script's own folder stands there, and the user's is where they are
+        sys.path.append("")  # a script's own folder stands there, and the user's is where they are
     return import_module(module)
 
 

@@ -51,12 +51,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.hardware.devices != "auto":
-            self._check_devices()
+            self.check_devices()
         if self.record.reading.reads:
             self.record.reading.lengths(self.recipe.data.context_length)
 
-    def _check_devices(self) -> None:
-        """Check what depends on how many devices there are."""
+    def check_devices(self) -> None:
+        """Check what depends on how many devices there are.
+
+        Raises:
+            ConfigError: a step or an option does not fit their number.
+        """
         sequences, devices = self.recipe.sequences_per_step, self.hardware.world_size
         if self.record.evaluation.every_n_steps is not None and self.hardware.sharded:
             raise ConfigError(
@@ -83,7 +87,7 @@ class TrainConfig:
         self.hardware.check_here()
         self.recipe.optimizer.check_here()
         self.record.check_here()
-        self._check_devices()
+        self.check_devices()
         return self
 
     @property
@@ -176,7 +180,8 @@ def _tree(composed: DictConfig) -> dict[str, Any]:
 
 def _parse(cls: type[Config], tree: dict[str, Any]) -> Config:
     valid = valid_keys(cls)
-    for key in flatten({key: value for key, value in tree.items() if key != OPEN_ENDED}):
+    takes = OPEN_ENDED in valid
+    for key in flatten({key: value for key, value in tree.items() if key != OPEN_ENDED or not takes}):
         if not is_valid(key, valid):
             raise ConfigError(unknown_key(key, valid))
     if OPEN_ENDED in tree:

@@ -53,7 +53,3 @@ def _parser() -> argparse.ArgumentParser:
     add_evaluation_commands(commands)
     add_results_commands(commands)
     return parser
-
-
-if __name__ == "__main__":
-    main()

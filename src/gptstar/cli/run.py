@@ -100,6 +100,9 @@ def _plan(options: argparse.Namespace) -> None:
         overrides = [word for word in overrides if word != "hardware.compile=always"]
         overrides += ["hardware.accelerator=cpu", "hardware.attention=auto"]
     config = TrainConfig.parse(compose("train", overrides, options.config_dir))
+    if not options.device:
+        config.hardware.check_here()
+    config.check_devices()
     device = known_device(options.device) if options.device else this_device(config.hardware)
     if options.share is not None:
         if not 0 < options.share <= 1:

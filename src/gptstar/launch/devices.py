@@ -22,8 +22,8 @@ from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
 from gptstar.ranks import LAUNCHER, end_with_the_launcher
 from gptstar.training.hardware import Hardware
 
-TRAIN = ("-m", "gptstar", "train")
-"""What Python is given to train; overrides follow."""
+TRAIN = ("-P", "-m", "gptstar", "train")
+"""What Python is given to train; overrides follow. `-P`: a folder's own queue.py must not hide Python's."""
 
 EXPLAINED = 1
 """What a process exits with that has said in one line why."""

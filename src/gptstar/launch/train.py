@@ -17,6 +17,11 @@ sweep = Sweep()
 @hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="train")
 def train(composed: DictConfig) -> None:
     """One run, or one job of a sweep."""
+    run_job(composed)  # by its name, as a scheduler's launcher pickles this function and all that it mentions
+
+
+def run_job(composed: DictConfig) -> None:
+    """In the folder that Hydra made: leave it to the sweep, or run."""
     with job(composed):
         if sweep.takes():
             sweep.run(composed)

@@ -1,5 +1,6 @@
 """Runs and evaluations as pandas frames: a line is a run, a recorded value, or a figure of an evaluation."""
 
+import functools
 import json
 import math
 import shlex
@@ -10,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from gptstar.errors import ConfigError
-from gptstar.keys import about, flatten
+from gptstar.keys import Declared, about, flatten
 from gptstar.results.run import Run, find_runs, labels
 from gptstar.training.settings import run_keys
 
@@ -160,7 +161,12 @@ def varied(frame: pd.DataFrame) -> list[str]:
 
 def is_setting(key: str) -> bool:
     """Whether a column of `runs` is a setting in which arms of a comparison may differ."""
-    return key not in FIGURES and (key == EXPERIMENT or about(key, run_keys()).role.is_compared)
+    return key not in FIGURES and (key == EXPERIMENT or about(key, _known()).role.is_compared)
+
+
+@functools.cache
+def _known() -> dict[str, Declared]:
+    return run_keys()
 
 
 def _find(paths: Sequence[Path | str]) -> list[Run]:

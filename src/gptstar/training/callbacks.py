@@ -1,14 +1,19 @@
 """Callbacks of the user's own: built from the configuration, with their state in our checkpoints."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Timer
 
-from gptstar.errors import CheckpointError, TrainingError
+from gptstar.errors import CheckpointError, ConfigError, TrainingError
 from gptstar.training.named import build_named
+
+METRICS = r"(train|validation(/.+)?)/(loss|perplexity)|validation(/.+)?/bits_per_byte|gradient_norm(/.+)?|learning_rate"
+"""Metrics that a callback can monitor."""
 
 LARGEST = 10_000
 """Values of a tensor that a callback's state may hold; weights belong elsewhere."""
@@ -23,7 +28,18 @@ def user_callbacks(options: Mapping[str, Any]) -> list[pl.Callback]:
     Raises:
         ConfigError: one can't be built; names it.
     """
-    return [build_named("trainer.callbacks", spec, pl.Callback) for spec in options.get("callbacks", ())]
+    callbacks = [build_named("trainer.callbacks", spec, pl.Callback) for spec in options.get("callbacks", ())]
+    keys = [callback.state_key for callback in callbacks]
+    for callback in callbacks:
+        name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+        if callback.state_dict() and keys.count(callback.state_key) > 1:
+            raise ConfigError(f"trainer.callbacks: {name} is given twice with the same arguments: give it once")
+        if isinstance(monitor, str) and not re.fullmatch(METRICS, monitor):
+            raise ConfigError(
+                f"trainer.callbacks: {name} monitors {monitor}, which a run does not measure: choose train/loss, "
+                "validation/loss, validation/CORPUS/loss, validation/bits_per_byte, gradient_norm or learning_rate"
+            )
+    return callbacks
 
 
 def states_of(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
@@ -59,6 +75,8 @@ def ended_by(trainer: pl.Trainer, callbacks: Sequence[pl.Callback]) -> str | Non
 
     `trainer.max_time` ends a run, too, but such a run can go on.
     """
+    if trainer.global_step >= trainer.max_steps:
+        return None
     timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
     timed_out = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
     if not (callbacks and trainer.should_stop) or timed_out:
@@ -82,7 +100,14 @@ def _plain(value: Any, owner: str) -> Any:
         return {_key(key, owner): _plain(each, owner) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each, owner) for each in value]
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or type(value) in (
+        str,
+        int,
+        float,
+        bool,
+    ):  # not what is derived from them, which is pickled by name
         return value
     raise TrainingError(
         f"trainer.callbacks: {owner} keeps a {type(value).__name__} in its state, and a checkpoint holds tensors and "

@@ -1,6 +1,7 @@
 """Lightning's callbacks and loggers, and any others of their kind, from the words of a configuration."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ def check_specs(key: str, specs: Any) -> None:
         raise ConfigError(f"{key}={specs} is not a list: give {example}")
     for spec in specs:
         use = spec.get("use") if isinstance(spec, Mapping) else None
-        if not isinstance(use, str) or use.count(":") != 1:
+        if not isinstance(use, str) or not re.fullmatch(r"\w+(\.\w+)*:\w+", use):
             raise ConfigError(f"{key}: {spec} does not name a class: give {example}")
 
 
@@ -40,12 +41,12 @@ def build_named(key: str, spec: Mapping[str, Any], kind: type[Part], **defaults:
     arguments = {str(argument): value for argument, value in spec.items() if argument != "use"}
     try:
         cls = getattr(import_user_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the user's module does
         raise ConfigError(f"{key}: {spec['use']} can't be imported: {in_one_line(error)}") from error
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ConfigError(f"{key}: {spec['use']} is not a {kind.__name__} of Lightning's")
-    taken = inspect.signature(cls).parameters
     try:
+        taken = inspect.signature(cls).parameters
         return cls(**{name: value for name, value in defaults.items() if name in taken} | arguments)
     except Exception as error:
         raise ConfigError(f"{key}: {spec['use']} refuses its arguments: {in_one_line(error)}") from error

@@ -61,7 +61,7 @@ def check_trainer_options(options: dict[str, Any]) -> None:
     if profiler is not None and profiler not in PROFILERS:
         raise ConfigError(f"trainer.profiler={profiler} is not a profiler: choose one of {', '.join(PROFILERS)}")
     check_specs("trainer.callbacks", options.get("callbacks", ()))
-    if not options:
+    if not options.keys() - {"callbacks"}:
         return
     import lightning.pytorch as pl  # takes seconds, and a configuration is read by those who don't train, too
 

@@ -38,7 +38,9 @@ def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:
         recipe: resolved.
     """
     known = run_keys()
-    flat = flatten(recipe.as_dict() | {"hardware": {"precision": hardware.resolved_precision()}})
+    model = {f"model.{key}": value for key, value in recipe.model.as_dict().items()}  # positions may be a mapping
+    others = {key: value for key, value in recipe.as_dict().items() if key != "model"}
+    flat = model | flatten(others | {"hardware": {"precision": hardware.resolved_precision()}})
     return {key: value for key, value in flat.items() if (it := about(key, known)).role.is_fixed or it.is_shown}
 
 

@@ -68,11 +68,11 @@ class Optimizer:
             CheckpointError: the state is of other parameters.
         """
         names = {parameter: name for name, parameter in model.named_parameters()}
-        if states and (differing := set(names.values()) ^ set(states)):
+        moments = self.moments(model) if states else {}
+        if differing := (set(states) - set(names.values())) | (set(moments) - set(states)):
             raise CheckpointError(
                 f"the optimizer's state is of another model: {sorted(differing)[0]} is only in one of them"
             )
-        moments = self.moments(model) if states else {}
         for parameter, name in names.items():
             for key in moments.get(name, ()):
                 if key not in states[name] or states[name][key].shape != parameter.shape:

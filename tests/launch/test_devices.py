@@ -15,6 +15,8 @@ import torch
 
 from gptstar.checkpoint.kept import newest_first
 from gptstar.checkpoint.read import read
+from gptstar.entry import compose, one_line_errors
+from gptstar.launch import train as launch_train
 from support import ROOT
 from support.runs import assert_same_run, damage, on, recorded, run_here, run_script
 
@@ -390,6 +392,11 @@ def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path)
     assert "holds files that are not a run's" in one_line(done.stderr)
 
 
-def test_several_nodes_are_not_started_from_one(overrides: Overrides) -> None:
-    done = run_script("train.py", overrides("hardware=multi_node", "hardware.devices=1", "hardware.accelerator=cpu"))
-    assert "give the same command on each node, with MASTER_ADDR=FIRST_NODE" in one_line(done.stderr)
+def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: Callable[..., str]) -> None:
+    words = overrides("hardware=multi_node", "hardware.devices=1", "hardware.accelerator=cpu")
+
+    def run() -> None:
+        with one_line_errors():
+            launch_train.run(compose("train", words))
+
+    assert "give the same command on each node, with MASTER_ADDR=FIRST_NODE" in refusal(run)

@@ -416,9 +416,9 @@ def test_what_does_not_belong_together_is_refused(text: str, shards: Path, tmp_p
         ({"files": None}, "give data.files=GLOB"),
         ({"source": "bundled"}, "data.source=bundled does not read it"),
         ({"context_length": 48}, "does not divide data.block_tokens=64"),
-        ({"validation_fraction": 0.0}, "validation_fraction=0.0 is not between"),
+        ({"validation_fraction": 0.0}, "validation_fraction=0.0 is not above 0"),
         ({"validation_tokens": 1}, "less than a block"),
-        ({"loader_workers": -1}, "negative"),
+        ({"loader_workers": -1}, "is not 0 or above"),
     ],
 )
 def test_impossible_data_settings_are_refused(changes: dict[str, object], says: str) -> None:

@@ -16,6 +16,7 @@ from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import Refusal, TrainingError
+from gptstar.model import GPT
 from gptstar.ranks import Ranks, joined
 from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.callbacks import ended_by, restore_states, states_of, user_callbacks
@@ -95,11 +96,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         )
         norms = record.tracker.gradient_norms
         module = LanguageModelling(beginning, recipe, hardware, tokenizer, list(data.validation), norms)
-        beginning.model.use(
-            attention=hardware.attention,
-            activation_checkpointing=hardware.activation_checkpointing,
-            logits_at_once=batches.logits_at_once,
-        )
+        _choose_forms(beginning.model, hardware, batches)
         if not hardware.sharded:
             beginning.state.optimizer.clear()  # twice the model's size
         directory.describe(config_yaml, shards.manifest.fingerprint)
@@ -144,6 +141,14 @@ def _data(recipe: Recipe, hardware: Hardware, shards: ShardFolder, batches: Micr
     )
     data.whole_batches = hardware.compiles()
     return data
+
+
+def _choose_forms(model: GPT, hardware: Hardware, batches: MicroBatches) -> None:
+    model.use(
+        attention=hardware.attention,
+        activation_checkpointing=hardware.activation_checkpointing,
+        logits_at_once=batches.logits_at_once,
+    )
 
 
 def _headline(recipe: Recipe, record: Record, batches: MicroBatches) -> str:

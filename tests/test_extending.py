@@ -29,29 +29,11 @@ from gptstar.training.run import train
 from gptstar.training.schedules import SCHEDULES
 from gptstar.training.status import Status
 from support import ROOT
-from support.runs import recorded
+from support.runs import SMALL, recorded
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 REGISTRIES: tuple[Choices[Any], ...] = (POSITIONS, BLOCKS, OPTIMIZERS, SCHEDULES, SOURCES)
-SMALL = (
-    "model.n_layers=2",
-    "model.d_model=24",
-    "model.n_heads=3",
-    "model.n_vocab=300",
-    "data.context_length=32",
-    "data.block_tokens=64",
-    "data.validation_tokens=1024",
-    "hardware=cpu",
-    "hardware.precision=float32",
-    "hardware.micro_batch_size=4",
-    "batch_tokens=256",
-    "total_steps=12",
-    "checkpoint_every=4",
-    "validate_every=4",
-    "log_every=1",
-    "schedule.warmup_steps=3",
-    "report=false",
-)
+SHORT = (*SMALL, "total_steps=12", "checkpoint_every=4", "validate_every=4")
 
 
 class Block(NamedTuple):
@@ -141,7 +123,7 @@ def run(words: list[str], *more: str) -> None:
 
 @pytest.fixture
 def small(text: str) -> list[str]:
-    return [*SMALL, "data=local", f"data.files={text}"]
+    return [*SHORT, "data=local", f"data.files={text}"]
 
 
 def losses_fall(folder: Path) -> bool:
@@ -267,20 +249,20 @@ def test_a_schedule(folder: Path, small: list[str]) -> None:
 
 def test_a_dataset(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     preparing, training = commands("3. A dataset")[:2]
-    run(preparing, *SMALL, "data.shards=shards")
+    run(preparing, *SHORT, "data.shards=shards")
     manifest = json.loads(Path("shards/manifest.json").read_text())
     source = manifest["sources"]["readmes"]
     assert source["source"] == "readmes(shortest=200) of readmes"
     readmes = sys.modules["readmes"]
     assert source["counts"]["documents"] == len(list(readmes.Readmes().documents(0)))
     before = (Path("shards/manifest.json").read_bytes(), sorted(os.listdir("shards")))
-    run(training, *SMALL, "data.shards=shards")
+    run(training, *SHORT, "data.shards=shards")
     assert losses_fall(Path("runs/readmes"))
     assert before == (Path("shards/manifest.json").read_bytes(), sorted(os.listdir("shards")))
     corpora = read(Path("runs/readmes/last.ckpt")).training.data["corpora"]
     assert corpora["readmes"]["source"] == source["source"]
     mixing = [f"data.files={text}" if word.startswith("data.files=") else word for word in commands("3. A dataset")[2]]
-    run(mixing, *SMALL, "data.shards=mixed")
+    run(mixing, *SHORT, "data.shards=mixed")
     sources = json.loads(Path("mixed/manifest.json").read_text())["sources"]
     assert list(sources) == ["alpha", "beta", "readmes"]
     assert sources["readmes"]["epochs"] == 2.0

@@ -129,7 +129,7 @@ class Choices(Generic[Kind]):
         return {self.tag: self.name_of(choice)} | values | ({"plugin": plugin} if plugin else {})
 
     def _own_keys(self, name: str, cls: type[Kind], tree: dict[str, Any]) -> dict[str, Any]:
-        own = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        own = _field_names(cls)
         for key, value in tree.items():
             if key in own:
                 continue
@@ -198,7 +198,7 @@ def import_user_module(module: str) -> ModuleType:
 def _imported(module: str, asked: str) -> None:
     try:
         import_user_module(module)
-    except Exception as error:
+    except Exception as error:  # whatever the user's module does
         raise ConfigError(f"{asked} can't be imported: {type(error).__name__}: {in_one_line(error)}") from error
 
 

@@ -1,5 +1,6 @@
 """What a field of a configuration says about itself where it is declared: its range, and its role in a run."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -63,15 +64,17 @@ class Shown(Enum):
     ALWAYS = "in reports and model cards"
 
 
-def annotations(cls: type) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+@functools.cache  # every object of the class asks when it is made
+def annotations(cls: type) -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
     """Each field of a dataclass: its name, its type without annotations, and the annotations."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints, found = get_type_hints(cls, include_extras=True), []
     for field in fields(cls):
         hint, marks = hints[field.name], ()
         if get_origin(hint) is Annotated:
             hint, *rest = get_args(hint)
             marks = tuple(rest)
-        yield field.name, hint, marks
+        found.append((field.name, hint, marks))
+    return tuple(found)
 
 
 def check_ranges(config: Any, prefix: str) -> None:
@@ -83,7 +86,8 @@ def check_ranges(config: Any, prefix: str) -> None:
     Raises:
         ConfigError: a value is out of its range; names key, value and range.
     """
-    for name, hint, marks in annotations(type(config)):
+    cls: type = type(config)
+    for name, hint, marks in annotations(cls):
         value = getattr(config, name)
         if isinstance(value, int | float):
             for bound in (*_bounds(hint), *_bounds_in(marks)):

@@ -1,7 +1,7 @@
 """What shapes the result of a run."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from gptstar.data.config import DataConfig
 from gptstar.errors import ConfigError
@@ -60,17 +60,3 @@ class Recipe:
             schedule=self.schedule.resolved(self.total_steps),
             curriculum=self.curriculum.resolved(self.data.context_length, self.total_steps),
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every value, nested as in a configuration, and choices with their names."""
-        return {
-            "seed": self.seed,
-            "total_steps": self.total_steps,
-            "batch_tokens": self.batch_tokens,
-            "on_nonfinite": self.on_nonfinite,
-            "model": self.model.as_dict(),
-            "data": vars(self.data),
-            "optimizer": OPTIMIZERS.describe(self.optimizer),
-            "schedule": SCHEDULES.describe(self.schedule),
-            "curriculum": vars(self.curriculum),
-        }

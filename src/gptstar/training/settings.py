@@ -10,8 +10,10 @@ from gptstar.checkpoint.kept import LAST
 from gptstar.fields import Role
 from gptstar.keys import UNSTATED, Declared, about, declared, flatten
 from gptstar.training.hardware import Hardware
+from gptstar.training.optimizers import OPTIMIZERS
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
+from gptstar.training.schedules import SCHEDULES
 from gptstar.training.status import Status, read_config
 
 
@@ -38,9 +40,16 @@ def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:
         recipe: resolved.
     """
     known = run_keys()
-    model = {f"model.{key}": value for key, value in recipe.model.as_dict().items()}  # positions may be a mapping
-    others = {key: value for key, value in recipe.as_dict().items() if key != "model"}
-    flat = model | flatten(others | {"hardware": {"precision": hardware.resolved_precision()}})
+    groups = {
+        "model": recipe.model.as_dict(),
+        "data": vars(recipe.data),
+        "optimizer": OPTIMIZERS.describe(recipe.optimizer),
+        "schedule": SCHEDULES.describe(recipe.schedule),
+        "curriculum": vars(recipe.curriculum),
+        "hardware": {"precision": hardware.resolved_precision()},
+    }
+    flat = {f"{group}.{key}": value for group, values in groups.items() for key, value in values.items()}
+    flat |= {key: value for key, value in vars(recipe).items() if key not in groups}
     return {key: value for key, value in flat.items() if (it := about(key, known)).role.is_fixed or it.is_shown}
 
 

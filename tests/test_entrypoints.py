@@ -144,7 +144,8 @@ def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path, capsy
 @pytest.mark.parametrize(
     ("arguments", "waits_for", "does_without"),
     [
-        (["train.py", "--help"], "torch", {"torch._dynamo", "torch.distributed.tensor", "lightning", "lm_eval"}),
+        (["train.py", "--help"], "hydra", {"torch", "numpy", "lightning"}),
+        (["evaluate.py", "--help"], "hydra", {"torch", "numpy", "lm_eval"}),
         (["-m", "gptstar", "--help"], "argparse", {"torch", "numpy", "hydra"}),
         (["-m", "gptstar", "runs", "--help"], "argparse", {"torch", "numpy", "hydra"}),
     ],

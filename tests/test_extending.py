@@ -240,11 +240,17 @@ def test_an_optimizer(folder: Path, small: list[str], capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.startswith("The")
 
 
-def test_a_schedule(folder: Path, small: list[str]) -> None:
+def test_a_schedule(folder: Path, small: list[str], capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     (training,) = commands("A schedule")
     run(training, *small, "schedule.every=4", "optimizer.learning_rate=0.008")
     rates = recorded(Path("runs/halving"), "learning_rate")
     assert [rates[step] for step in (4, 7, 8, 11, 12)] == pytest.approx([0.008, 0.008, 0.004, 0.004, 0.002])
+
+    without = [word.removeprefix("+") for word in training]
+    monkeypatch.setattr(sys, "argv", without)
+    with pytest.raises(SystemExit):
+        run(without, *small)
+    assert "give it as +schedule.every=VALUE" in capsys.readouterr().err
 
 
 def test_a_dataset(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -195,11 +195,11 @@ def import_user_module(module: str) -> ModuleType:
     return import_module(module)
 
 
-def _imported(module: str, asked: str) -> None:
+def _imported(module: str, origin: str) -> None:
     try:
         import_user_module(module)
     except Exception as error:  # whatever the user's module does
-        raise ConfigError(f"{asked} can't be imported: {type(error).__name__}: {in_one_line(error)}") from error
+        raise ConfigError(f"{origin} can't be imported: {type(error).__name__}: {in_one_line(error)}") from error
 
 
 def _field_names(cls: type) -> set[str]:

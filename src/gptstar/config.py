@@ -30,7 +30,7 @@ Config = TypeVar("Config")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: what shapes its result, where it computes, and what is kept of it."""
+    """A training run: what shapes its result, where it computes, and what it records."""
 
     recipe: Annotated[Recipe, Role.RESULT, Inline.KEYS]
     hardware: Annotated[Hardware, Role.MACHINE]
@@ -90,18 +90,13 @@ class TrainConfig:
         self.check_devices()
         return self
 
-    @property
-    def sequences_per_device(self) -> int:
-        """Sequences of an optimizer step on each device."""
-        return self.recipe.sequences_per_step // self.hardware.world_size
-
     def workload(self, *, on_gpu: bool) -> Workload:
         """What a device computes, as far as its memory depends on it."""
         return Workload.planned(self.recipe, self.hardware, on_gpu=on_gpu)
 
     def micro_batches(self, device: Device) -> MicroBatches:
         """How a device splits its sequences of a step."""
-        return micro_batches(self.hardware, self.workload(on_gpu=device.is_gpu), self.sequences_per_device, device)
+        return micro_batches(self.hardware, self.workload(on_gpu=device.is_gpu), device)
 
     def memory(self, device: Device) -> Memory:
         """What a device holds at the height of a step."""
@@ -204,7 +199,7 @@ def _parse(cls: type[Config], tree: dict[str, Any]) -> Config:
 
 
 OPEN_ENDED = "trainer"
-"""The group whose keys are Lightning's, and checked against its Trainer."""
+"""The group of Lightning's own keys, which are checked against its Trainer."""
 
 
 def _plugins(value: Any) -> tuple[str, ...]:

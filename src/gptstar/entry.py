@@ -130,6 +130,7 @@ def explain(error: Exception) -> str:
         group, _, leaf = key.partition(".")
         if choices := [path.stem for path in sorted((conf_folder() / group).glob("*.yaml")) if _sets(path, leaf)]:
             return f"{key} is a key of {' or '.join(f'{group}={choice}' for choice in choices)}: choose that too"
+        _import_named_plugins()
         groups = [entry.name for entry in conf_folder().iterdir() if entry.is_dir()]
         return unknown_key(key, list(dict.fromkeys([*valid_keys(TrainConfig), *valid_keys(EvaluateConfig), *groups])))
     if found := re.search(r"Could not find '([^']+)'", first):
@@ -141,6 +142,15 @@ def explain(error: Exception) -> str:
         hint = f"did you mean {group}={near[0]}?" if near else f"there are {', '.join(options)}"
         return f"{group}={name} does not exist: {hint}"
     return first
+
+
+def _import_named_plugins() -> None:
+    """Import the plugins of this command line: the keys of their classes exist, too."""
+    from gptstar.choices import import_plugins
+
+    named = " ".join(word for word in sys.argv[1:] if word.startswith("plugins="))
+    with contextlib.suppress(ConfigError):  # it would hide the error that is being explained
+        import_plugins(tuple(re.findall(r"[\w.]+", named.replace("plugins=", ""))))
 
 
 def _sets(path: Path, key: str) -> bool:

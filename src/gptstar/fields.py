@@ -59,7 +59,7 @@ class Before:
 
 
 class Shown(Enum):
-    """Where a setting is told to readers even if it is the same in all runs."""
+    """Where a setting is shown even if it is the same in all runs."""
 
     ALWAYS = "in reports and model cards"
 
@@ -67,14 +67,14 @@ class Shown(Enum):
 @functools.cache  # every object of the class asks when it is made
 def annotations(cls: type) -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
     """Each field of a dataclass: its name, its type without annotations, and the annotations."""
-    hints, found = get_type_hints(cls, include_extras=True), []
+    hints, described = get_type_hints(cls, include_extras=True), []
     for field in fields(cls):
         hint, marks = hints[field.name], ()
         if get_origin(hint) is Annotated:
             hint, *rest = get_args(hint)
             marks = tuple(rest)
-        found.append((field.name, hint, marks))
-    return tuple(found)
+        described.append((field.name, hint, marks))
+    return tuple(described)
 
 
 def check_ranges(config: Any, prefix: str) -> None:
@@ -96,7 +96,7 @@ def check_ranges(config: Any, prefix: str) -> None:
 
 
 def in_words(error: Mapping[str, Any]) -> str:
-    """What pydantic found wrong with a value: the same words for a range as `check_ranges` has."""
+    """Describe an error of pydantic's; a range is described as `check_ranges` does."""
     for kind, (mark, name) in PYDANTIC.items():
         if error["type"] == kind:
             return _outside(mark(error["ctx"][name]))

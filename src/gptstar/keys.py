@@ -33,7 +33,7 @@ class Declared:
 
     Attributes:
         before: the value that older checkpoints and runs meant; UNSTATED if the declaration has none.
-        is_shown: whether readers are told it even if it is the same everywhere.
+        is_shown: whether reports show it even if it is the same everywhere.
         is_group: whether other keys stand below it.
     """
 
@@ -49,7 +49,7 @@ def declared(cls: type, prefix: str = "", role: Role = Role.RECORD) -> dict[str,
     Args:
         role: of what states none.
     """
-    found: dict[str, Declared] = {}
+    keys: dict[str, Declared] = {}
     for name, hint, marks in annotations(cls):
         own = next((mark for mark in marks if isinstance(mark, Role)), role)
         before = next((mark.value for mark in marks if isinstance(mark, Before)), UNSTATED)
@@ -57,24 +57,24 @@ def declared(cls: type, prefix: str = "", role: Role = Role.RECORD) -> dict[str,
         choices = next((mark for mark in marks if isinstance(mark, Choices)), None)
         key, inner, below = f"{prefix}{name}", _groups(hint), f"{prefix}{name}."
         if choices is not None and choices.is_word:
-            found |= {key: leaf, f"{below}*": leaf}
+            keys |= {key: leaf, f"{below}*": leaf}
         elif choices is not None:
             tag = Declared(own, choices.before or UNSTATED, is_shown=True)
-            found |= {key: Declared(own, is_group=True), f"{below}{choices.tag}": tag}
+            keys |= {key: Declared(own, is_group=True), f"{below}{choices.tag}": tag}
             inner = choices.classes()
         elif get_origin(hint) is dict and inner:
-            found, below = found | {key: Declared(own, is_group=True)}, f"{below}*."
+            keys, below = keys | {key: Declared(own, is_group=True)}, f"{below}*."
         elif get_origin(hint) is dict:
-            found |= {key: leaf, f"{below}*": leaf}
+            keys |= {key: leaf, f"{below}*": leaf}
         elif Inline.KEYS in marks:
             below = prefix
         elif inner:
-            found[key] = Declared(own, is_group=True)
+            keys[key] = Declared(own, is_group=True)
         else:
-            found[key] = leaf
+            keys[key] = leaf
         for group in inner:
-            found |= {each: it for each, it in declared(group, below, own).items() if each not in found}
-    return found
+            keys |= {each: it for each, it in declared(group, below, own).items() if each not in keys}
+    return keys
 
 
 def _groups(hint: Any) -> list[type]:
@@ -91,13 +91,13 @@ def valid_keys(cls: type) -> list[str]:
 
 
 def about(key: str, known: Mapping[str, Declared]) -> Declared:
-    """What is declared of a key, or of the nearest group around one that nobody declared.
+    """What is declared of a key, or of the nearest declared group around it.
 
     A key outside every group has to do with Hydra, or with the record.
     """
     while key:
-        if (found := known.get(key)) is not None:
-            return found
+        if (declaration := known.get(key)) is not None:
+            return declaration
         key = key.rpartition(".")[0]
     return Declared(Role.RECORD)
 

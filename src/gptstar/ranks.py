@@ -53,7 +53,7 @@ class Ranks:
         return self.rank == 0
 
     def together(self, action: Callable[[], Result]) -> Result:
-        """What each rank's own action returns, once all have done it; where one refuses, none goes on.
+        """Run an action on every rank and return this rank's result; if one rank refuses, none continues.
 
         Raises:
             Refusal: this rank's own.
@@ -74,40 +74,40 @@ class Ranks:
         return outcome  # type: ignore[return-value]
 
     def gathered(self, value: Result) -> list[Result]:
-        """What each rank has, by rank; it has to survive pickling."""
+        """Gather a value from every rank, by rank; it has to survive pickling."""
         values = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value, group=self.group)
         return values
 
     def agreed(self, action: Callable[[], Result]) -> Result:
-        """What the first rank's action returns, on all of them; it has to survive pickling.
+        """Run an action on the first rank and return its result on all of them; it has to survive pickling.
 
         Raises:
             Refusal: the first rank's own; `RefusedElsewhere` on the others.
         """
-        found = [self.together(lambda: action() if self.first else None)]
+        result = [self.together(lambda: action() if self.first else None)]
         if self.world_size > 1:
-            dist.broadcast_object_list(found, src=0, group=self.group)
-        return found[0]  # type: ignore[return-value]
+            dist.broadcast_object_list(result, src=0, group=self.group)
+        return result[0]  # type: ignore[return-value]
 
     def in_turn(self, action: Callable[[], Result]) -> Result:
-        """What each rank's action returns; the first of each machine does it first, and leaves files to the others.
+        """Run an action on every rank; the first of each machine runs it first, and leaves files to the others.
 
         Raises:
             Refusal: this rank's own; `RefusedElsewhere` where another refused.
         """
         leads = self.local_rank == 0
-        found = self.together(lambda: action() if leads else None)
+        first = self.together(lambda: action() if leads else None)
         later = self.together(lambda: None if leads else action())
-        return found if leads else later  # type: ignore[return-value]
+        return first if leads else later  # type: ignore[return-value]
 
     def alike(self, refusal: Refusal) -> Refusal:
-        """What to raise where all ranks refuse for the same reason, so that one of them says it."""
+        """Return what to raise if all ranks refuse for the same reason, so that one of them prints it."""
         return refusal if self.first else RefusedElsewhere(str(refusal))
 
     def apart(self) -> "Ranks":
-        """The same ranks, talking through a group of their own, for a thread; all ranks have to ask."""
+        """The same ranks, with a process group of their own, for a thread; every rank has to call this."""
         return replace(self, group=_patient_group()) if self.world_size > 1 else self
 
 
@@ -116,10 +116,10 @@ def _patient_group() -> Any:
 
 
 def end_with_the_launcher() -> None:
-    """Where who started this process is killed, it gets SIGTERM: nobody is left who could end it. Linux only.
+    """Receive SIGTERM if the launcher dies. Linux only.
 
     Raises:
-        RankLost: it is gone already.
+        RankLost: the launcher is gone already.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

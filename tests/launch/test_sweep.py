@@ -16,7 +16,7 @@ from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.launch import job
 from gptstar.launch.job import check_shared_gpu, share_of_machine
-from gptstar.launch.sweep import job_name
+from gptstar.launch.names import job_name
 from gptstar.results.run import Run
 from gptstar.training.hardware import Hardware
 from gptstar.training.memory import GPU_PART

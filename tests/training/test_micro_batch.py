@@ -37,12 +37,12 @@ def shape(name: str) -> GPTConfig:
 
 
 def workload(name: str = "gpt127", **changes: Any) -> Workload:
-    return replace(Workload(shape(name), 512, "bf16"), **changes)
+    return replace(Workload(shape(name), 512, "bf16", sequences=1024), **changes)
 
 
 @pytest.mark.parametrize(("name", "size"), [("gpt127", 64), ("gpt303", 32), ("gpt2_small", 64), ("gpt_1b3", 8)])
 def test_a_card_is_filled_and_no_more(name: str, size: int) -> None:
-    found = micro_batches(AUTO, workload(name), 1024, known_device("H100"))
+    found = micro_batches(AUTO, workload(name), known_device("H100"))
     assert (found.size, found.accumulate) == (size, 1024 // size)
     assert found.logits_at_once == size * 512 * 50304  # whole: 80 GB hold them
 
@@ -62,16 +62,14 @@ def test_a_compiled_step_is_planned_near_its_measured_peak() -> None:
 @pytest.mark.parametrize("name", ["gpt127", "gpt303", "gpt2_medium"])
 def test_what_is_chosen_fits(name: str, memory: int) -> None:
     device = replace(known_device("H100"), memory=memory * 10**9)
-    found = micro_batches(AUTO, workload(name), 1024, device)
+    found = micro_batches(AUTO, workload(name), device)
     fits = workload(name).memory(found.size, found.logits_at_once).total <= USABLE * device.memory
     smallest = workload(name).memory(1, PIECE_LOGITS).total
     assert fits or (found.size == 1 and smallest > USABLE * device.memory)
 
 
 def test_less_memory_first_costs_size_then_whole_logits() -> None:
-    sizes = [
-        micro_batches(AUTO, workload(), 1024, replace(known_device("H100"), memory=int(gb * 1e9))) for gb in (80, 12, 6)
-    ]
+    sizes = [micro_batches(AUTO, workload(), replace(known_device("H100"), memory=int(gb * 1e9))) for gb in (80, 12, 6)]
     assert [each.size for each in sizes] == sorted((each.size for each in sizes), reverse=True)
     assert sizes[1].logits_at_once == sizes[1].size * 512 * 50304
     assert sizes[2].logits_at_once == PIECE_LOGITS
@@ -79,30 +77,30 @@ def test_less_memory_first_costs_size_then_whole_logits() -> None:
 
 @pytest.mark.parametrize(("logits", "whole"), [("whole", True), ("pieces", False)])
 def test_the_user_chooses_how_logits_are_held(logits: Any, whole: bool) -> None:
-    found = micro_batches(replace(AUTO, logits=logits), workload(), 1024, known_device("H100"))
+    found = micro_batches(replace(AUTO, logits=logits), workload(), known_device("H100"))
     assert (found.logits_at_once == found.size * 512 * 50304) == whole
     assert (found.logits_at_once == PIECE_LOGITS) != whole
 
 
 @pytest.mark.parametrize("asked", [7, 64])
 def test_a_given_size_is_a_limit_and_batches_are_alike(asked: int) -> None:
-    found = micro_batches(replace(AUTO, micro_batch_size=asked), workload(), 1000, known_device("3090"))
+    found = micro_batches(replace(AUTO, micro_batch_size=asked), workload(sequences=1000), known_device("3090"))
     assert (found.size, found.accumulate) == {7: (5, 200), 64: (50, 20)}[asked]
 
 
 def test_a_cpu_takes_what_it_took() -> None:
     cpu = Device("cpu", 24 * 10**9, 1e12, 1.0, is_gpu=False)
-    assert micro_batches(AUTO, workload(on_gpu=False), 1024, cpu) == MicroBatches(8, 128, LOGITS_AT_ONCE)
-    assert micro_batches(AUTO, workload(on_gpu=False), 6, cpu) == MicroBatches(6, 1, LOGITS_AT_ONCE)
+    assert micro_batches(AUTO, workload(on_gpu=False), cpu) == MicroBatches(8, 128, LOGITS_AT_ONCE)
+    assert micro_batches(AUTO, workload(on_gpu=False, sequences=6), cpu) == MicroBatches(6, 1, LOGITS_AT_ONCE)
 
 
 def test_several_processes_of_a_cpu_take_what_they_took() -> None:
     cpu, two = Device("cpu", 24 * 10**9, 1e12, 1.0, is_gpu=False), replace(AUTO, devices=2)
-    assert micro_batches(two, workload(on_gpu=False), 512, cpu).size == 64
+    assert micro_batches(two, workload(on_gpu=False, sequences=512), cpu).size == 64
 
 
 def test_a_huge_step_is_split_at_once() -> None:
-    found = micro_batches(AUTO, workload(), 2**45, known_device("H100"))
+    found = micro_batches(AUTO, workload(sequences=2**45), known_device("H100"))
     assert (found.size, found.accumulate) == (64, 2**39)
 
 
@@ -133,7 +131,7 @@ def agree(
     warnings: list[str] = []
     device = replace(known_device("H100"), memory=int(memory))
     monkeypatch.setattr(micro_batch, "free_device", lambda _: device)
-    return agreed_micro_batches(hardware, workload(), 1024, saved, ranks or Ranks(), warnings.append), warnings
+    return agreed_micro_batches(hardware, workload(), saved, ranks or Ranks(), warnings.append), warnings
 
 
 def test_ranks_take_what_each_of_them_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,13 +176,13 @@ def test_keys_that_allow_what_was_kept_keep_it(
 def test_without_a_compiler_whole_logits_are_counted_with_all_that_a_loss_makes_of_them() -> None:
     compiled, eager = (workload(compiled=each).memory(64, 64 * 512 * 50304).logits for each in (True, False))
     assert eager > 7 * compiled
-    assert micro_batches(AUTO, workload(compiled=False), 1024, replace(known_device("3090"), memory=10**10)).size >= 1
+    assert micro_batches(AUTO, workload(compiled=False), replace(known_device("3090"), memory=10**10)).size >= 1
 
 
 @pytest.mark.parametrize("damage", [{}, {"size": 0}, {"size": "16"}, {"accumulate": None}])
 def test_what_was_not_kept_whole_is_chosen_anew(damage: dict[str, Any]) -> None:
     saved = MicroBatches(16, 64).as_dict(1) | damage if damage else {}
-    assert MicroBatches.kept(saved, 1024, 1) is None
+    assert MicroBatches.restored(saved, 1024, 1) is None
 
 
 def test_a_checkpoint_keeps_how_its_run_was_split(overrides: Overrides, tmp_path: Path) -> None:

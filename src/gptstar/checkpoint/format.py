@@ -42,6 +42,7 @@ class TrainingState:
         optimizer: its state.
         machine: how the devices split a step, so that a run goes on bit by bit on as many of them.
         callbacks: the state of the user's callbacks, by Lightning's key of each; plain values.
+        ended: where a callback ended the run before its last step: its `reason`, and the `callbacks` as configured.
     """
 
     step: int
@@ -52,6 +53,7 @@ class TrainingState:
     optimizer: OptimizerState
     machine: dict[str, Any] = field(default_factory=dict)
     callbacks: dict[str, Any] = field(default_factory=dict)
+    ended: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def read_file(path: Path) -> Checkpoint:
     try:
         training = tree["training"] and TrainingState(**tree["training"])
         if training:
-            for name in ("settings", "data", "optimizer", "machine", "callbacks"):
+            for name in ("settings", "data", "optimizer", "machine", "callbacks", "ended"):
                 if not isinstance(getattr(training, name), dict):
                     raise TypeError(f"training.{name} is no dict")
             if not isinstance(training.step, int) or training.step < 0:

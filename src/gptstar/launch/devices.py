@@ -32,7 +32,7 @@ FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 """Signals that the launcher hands on to the ranks."""
 
 SECONDS_TO_SAVE = 600
-"""Given to ranks that were told to end."""
+"""How long ranks may save after a signal."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Node:
 
     @classmethod
     def this(cls) -> Self | None:
-        """What `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT` say, or SLURM; None where nobody does.
+        """Read `NODE_RANK`, `MASTER_ADDR` and `MASTER_PORT`, or SLURM's variables; None if there are none.
 
         Raises:
             ConfigError: they are incomplete.
@@ -68,10 +68,10 @@ class Node:
 
 
 def launches(hardware: Hardware) -> bool:
-    """Whether this process is to start those of the run, as nobody has started them yet.
+    """Whether this process has to start those of the run, as no launcher has.
 
     Raises:
-        ConfigError: on several nodes each has to be told of the others.
+        ConfigError: there are several nodes, and the variables that connect them are missing.
     """
     if hardware.world_size == 1 or "WORLD_SIZE" in os.environ:
         return False
@@ -90,7 +90,7 @@ def launch(composed: DictConfig, hardware: Hardware) -> None:
         composed: the job's configuration.
 
     Raises:
-        Interrupted: a signal came, which all were told of.
+        Interrupted: a signal came, and was forwarded to all ranks.
         TrainingError: a process died without saying why; names its rank.
         SystemExit: one refused, and has said so.
     """
@@ -114,7 +114,10 @@ def launch(composed: DictConfig, hardware: Hardware) -> None:
         ) from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        if failure.exitcode in (128 + PREEMPTED, -PREEMPTED):  # the scheduler told the ranks before it told us
+        if failure.exitcode in (
+            128 + PREEMPTED,
+            -PREEMPTED,
+        ):  # the scheduler signalled the ranks first
             raise Interrupted(f"{PREEMPTED.name}: the ranks have ended", 128 + PREEMPTED) from error
         if failure.exitcode == EXPLAINED or failure.exitcode >= 128:
             raise SystemExit(failure.exitcode) from error
@@ -157,7 +160,7 @@ def _how(hardware: Hardware) -> LaunchConfig:
 
 @contextlib.contextmanager
 def requeued_if_preempted() -> Iterator[None]:
-    """Hand SIGUSR2 on, once the run has saved, to who listened for it before: submitit, which requeues the job."""
+    """Forward SIGUSR2, once the run has saved, to the handler before ours: submitit's, which requeues the job."""
     scheduler = signal.getsignal(PREEMPTED)
     try:
         yield
@@ -169,7 +172,7 @@ def requeued_if_preempted() -> Iterator[None]:
 
 
 def words_of(composed: DictConfig) -> list[str]:
-    """What to type for the job that runs now, in its own folder, whether it is by itself or one of a sweep."""
+    """Return the words of a command line that runs the current job alone, in its own folder."""
     hydra_config = HydraConfig.get()
     folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]
     decided = ("output=", "launcher=")  # by now; another submission would follow

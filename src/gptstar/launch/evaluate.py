@@ -5,30 +5,37 @@ The checkpoint explains itself: architecture, tokenizer, training context and te
 
 import contextlib
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
-from rich.console import Console
 
-from gptstar.checkpoint.identity import read_with_identity
-from gptstar.checkpoint.read import find
-from gptstar.config import EvaluateConfig
-from gptstar.data.tokenizer import Tokenizer
 from gptstar.entry import conf_folder, job, one_line_errors
 from gptstar.errors import ConfigError
-from gptstar.evaluation.length.config import LengthConfig
-from gptstar.ranks import joined
+
+if TYPE_CHECKING:
+    from gptstar.config import EvaluateConfig
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="evaluate")
 def evaluate(composed: DictConfig) -> None:
     """On tasks of lm-evaluation-harness, or loss against context length: tables, pictures and `results.json`."""
+    from gptstar.config import EvaluateConfig  # here, as `--help` need not wait for PyTorch
+
     with job(composed):
         run(EvaluateConfig.parse(composed).check_here())
 
 
-def run(config: EvaluateConfig) -> None:
-    """Read, score, and write what was found."""
+def run(config: "EvaluateConfig") -> None:
+    """Read the checkpoints, score them, and write the results."""
+    from rich.console import Console
+
+    from gptstar.checkpoint.identity import read_with_identity
+    from gptstar.checkpoint.read import find
+    from gptstar.data.tokenizer import Tokenizer
+    from gptstar.evaluation.length.config import LengthConfig
+    from gptstar.ranks import joined
+
     if (config.output / "results.json").exists():
         raise ConfigError(f"output={config.output} holds results already: choose another folder")
     console, paths = Console(), [find(path) for path in config.checkpoints]
@@ -36,20 +43,20 @@ def run(config: EvaluateConfig) -> None:
     if config.tokenizer is not None:
         given = Tokenizer.from_file(config.tokenizer).json_text
         named = [(who, replace(checkpoint, tokenizer=given)) for who, checkpoint in named]
-    device, asked, output = config.hardware.device(), config.evaluation, config.output
+    device, evaluation, output = config.hardware.device(), config.evaluation, config.output
     with joined(device.type) as ranks:
         if not ranks.first:
             with contextlib.suppress(OSError):  # the folder that Hydra made for this rank; results make their own
                 output.rmdir()
-        if isinstance(asked, LengthConfig):
+        if isinstance(evaluation, LengthConfig):
             from gptstar.evaluation.length.study import study
 
             if ranks.first:
-                study(named, asked, shards=config.shards, device=device, console=console, output=output)
+                study(named, evaluation, shards=config.shards, device=device, console=console, output=output)
         else:
             from gptstar.evaluation.tasks.report import evaluate_and_report
 
-            evaluate_and_report(*named[0], asked, device, output, console)
+            evaluate_and_report(*named[0], evaluation, device, output, console)
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ class Job:
 def share_of_machine(place: int, at_once: int) -> dict[str, str]:
     """What to set for a job so that those beside it are left their part: its own GPUs, and its share of the cores.
 
-    Where there are fewer GPUs than jobs, several jobs share one, and each is told its part of the memory.
+    Where there are fewer GPUs than jobs, several jobs share one, and each gets a part of its memory.
 
     Args:
         place: of the job among those at work, from 0 to `at_once - 1`.

@@ -1,20 +1,17 @@
-"""A sweep: what its jobs are called, a process for each on this machine, and what became of them."""
+"""A sweep: a process for each of its jobs on this machine, and what became of them."""
 
 import contextlib
-import logging
 import math
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -23,62 +20,12 @@ from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
 from gptstar.launch.devices import FORWARDED_SIGNALS, words_of
 from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
+from gptstar.launch.names import swept_over
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.training.settings import is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
-
-
-def job_name(
-    task_overrides: Sequence[str], params: Mapping[str, object] | None, command_line: Sequence[str] | None = None
-) -> str:
-    """The folder of a job, such as `context_length-128_seed-0`; it holds no `=`, `,`, `/` or space.
-
-    A run by itself that a scheduler is to start has no folder of its own in the output: `.`.
-
-    Args:
-        task_overrides: of this job, each with one value.
-        params: what the configuration itself sweeps over: `hydra.sweeper.params`.
-        command_line: of the sweep, some words with several values; this process's own unless given.
-    """
-    words = sys.argv[1:] if command_line is None else command_line
-    parts = []
-    for override in OverridesParser.create().parse_overrides(list(task_overrides)):
-        if override.key_or_group in _swept(words, params):
-            leaf = override.key_or_group.rpartition(".")[2]
-            parts.append(f"{leaf}-{override.get_value_element_as_str()}")
-    sweeps = params or not {"-m", "--multirun"}.isdisjoint(words)
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts)) or ("only" if sweeps else ".")
-
-
-def _swept(command_line: Sequence[str], params: Mapping[str, object] | None) -> dict[str, Override]:
-    """What has several values, by key; the command line's own word on a key counts."""
-    words = [f"{key}={value}" for key, value in (params or {}).items()]
-    words += [word for word in command_line if "=" in word and not word.startswith("-")]
-    given = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(words)}
-    return {key: override for key, override in given.items() if override.is_sweep_override()}
-
-
-def register_job_names() -> None:
-    """Let the configuration name a job's folder as `${job_name:${hydra.overrides.task},${hydra.sweeper.params}}`."""
-    words = sys.argv[1:]  # now: a job of a cluster, which gets this function by pickle, was not started by them
-    OmegaConf.register_new_resolver(
-        "job_name", lambda overrides, params: job_name(overrides, params, words), replace=True
-    )
-
-
-def announce_submission() -> None:
-    """Where the run goes to SLURM: say where to look, before the command waits for its end."""
-    if "launcher=slurm" in sys.argv[1:]:
-        print(
-            "submitting to SLURM: scripts and logs are in .slurm in the output, squeue --me shows the jobs, and Ctrl-C "
-            "leaves them to themselves",
-            flush=True,
-        )
-        with contextlib.suppress(ImportError):
-            import submitit  # first, as it sets its log up  # noqa: F401
-        logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains of every cluster without accounting
 
 
 @dataclass
@@ -106,7 +53,7 @@ class Sweep:
         self._names: list[str] = []
         self._going: dict[str, Going] = {}
         self._failed: dict[str, str] = {}
-        self._told: list[int] = []
+        self._signals: list[int] = []
         self._at_once = 1
 
     def takes(self) -> bool:
@@ -115,7 +62,7 @@ class Sweep:
         return hydra_config.mode is RunMode.MULTIRUN and hydra_config.runtime.choices.get("hydra/launcher") == "basic"
 
     def run(self, composed: DictConfig) -> None:
-        """Run the job, unless it is finished; what is wrong with it is told at the end of the sweep.
+        """Run the job, unless it is finished; an error in it is reported at the end of the sweep.
 
         It comes back when there is room for another.
 
@@ -127,7 +74,7 @@ class Sweep:
         path = Path(composed.output)
         if self._folder is None:
             self._begin(path.parent, composed)
-        if self._told:
+        if self._signals:
             self._wait_until_at_most(0)
         if path.name in self._names:
             raise ConfigError(f"two jobs of the sweep are called {path.name}: give each value once")
@@ -149,7 +96,7 @@ class Sweep:
         else:
             free, job = 0, Job(words_of(composed))
         self._going[path.name] = Going(job, free, time.perf_counter(), is_new)
-        for number in self._told:  # while it was started
+        for number in self._signals:  # while it was started
             job.tell(number)
         self._wait_until_at_most(self._at_once - 1)
 
@@ -178,8 +125,9 @@ class Sweep:
             )
 
     def _begin(self, folder: Path, composed: DictConfig) -> None:
-        asked = OmegaConf.select(composed, "jobs_at_once")
-        self._at_once = asked if isinstance(asked, int) and asked > 0 else 1  # else the job says what is wrong
+        jobs_at_once = OmegaConf.select(composed, "jobs_at_once")
+        is_count = isinstance(jobs_at_once, int) and jobs_at_once > 0
+        self._at_once = jobs_at_once if is_count else 1  # the job itself refuses any other value
         if self._at_once > 1 and HydraConfig.get().runtime.choices.get("hydra/sweeper") != "basic":
             raise ConfigError(
                 f"jobs_at_once={self._at_once} is for sweeps over given values: a search waits for what each job finds"
@@ -189,20 +137,20 @@ class Sweep:
             signal.signal(signal.Signals[name], self._tell)
 
     def _tell(self, number: int, _: object) -> None:
-        self._told.append(number)
+        self._signals.append(number)
         for going in self._going.values():
             going.job.tell(number)
 
     def _wait_until_at_most(self, left: int) -> None:
         """Until no more than so many jobs are at work; all where a signal has come."""
-        while len(self._going) > (0 if self._told else left):
+        while len(self._going) > (0 if self._signals else left):
             ended = [name for name, going in self._going.items() if self._at_once == 1 or going.job.has_ended]
             for name in ended:
                 self._conclude(name, self._going[name])
             if not ended:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-        if self._told:  # even if the jobs had just come to their ends: no other is to begin
-            number = self._told[0]
+        if self._signals:  # even if the jobs had just come to their ends: no other is to begin
+            number = self._signals[0]
             raise Interrupted(f"{signal.Signals(number).name}: the jobs were told to save and end", 128 + number)
 
     def _conclude(self, name: str, going: Going) -> None:
@@ -210,7 +158,7 @@ class Sweep:
         try:
             going.job.wait()
         except TrainingError as error:
-            stopped = bool(self._told)
+            stopped = bool(self._signals)
             if not stopped:
                 self._failed[name] = str(error)
         else:
@@ -231,7 +179,7 @@ class Sweep:
         self._folder = folder
 
     def _place(self) -> str:
-        swept = _swept(sys.argv[1:], HydraConfig.get().sweeper.get("params"))
+        swept = swept_over(sys.argv[1:], HydraConfig.get().sweeper.get("params"))
         discrete = [override for override in swept.values() if override.is_discrete_sweep()]
         if len(discrete) < len(swept):  # a search, which decides as it goes
             return f"job {len(self._names)}"
@@ -254,3 +202,7 @@ class Sweep:
         for name, reason in self._failed.items():
             self._console.print(f"failed: {name}: {reason}", style="red", markup=False)
         self._console.print(f"next: gptstar report {self._folder}")
+
+
+SWEEP = Sweep()
+"""The sweep of this process, if it is one."""

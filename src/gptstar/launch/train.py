@@ -3,15 +3,16 @@
 What a run does, in order, is in `training/run.py`; a sweep's jobs are in `sweep.py`, a run's processes in `devices.py`.
 """
 
+import sys
+
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from gptstar.config import TrainConfig
 from gptstar.entry import conf_folder, job, one_line_errors
-from gptstar.launch.devices import launch, launches, requeued_if_preempted
-from gptstar.launch.sweep import Sweep, announce_submission, register_job_names
+from gptstar.launch.names import announce_submission, register_job_names
 
-sweep = Sweep()
+SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
+"""Flags of Hydra that only show something: they need not wait until PyTorch is imported."""
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="train")
@@ -22,21 +23,26 @@ def train(composed: DictConfig) -> None:
 
 def run_job(composed: DictConfig) -> None:
     """In the folder that Hydra made: leave it to the sweep, or run."""
+    from gptstar.launch.sweep import SWEEP
+
     with job(composed):
-        if sweep.takes():
-            sweep.run(composed)
+        if SWEEP.takes():
+            SWEEP.run(composed)
         else:
             run(composed)
 
 
 def run(composed: DictConfig) -> None:
     """In this process, or in one for each device."""
+    from gptstar.config import TrainConfig
+    from gptstar.launch.devices import launch, launches, requeued_if_preempted
+
     config = TrainConfig.parse(composed).check_here()
     with requeued_if_preempted():
         if launches(config.hardware):
             launch(composed, config.hardware)
         else:
-            from gptstar.training.run import train  # Lightning takes seconds, which --help and a launcher need not wait
+            from gptstar.training.run import train  # Lightning takes seconds, which a launcher need not wait
 
             train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
 
@@ -45,5 +51,11 @@ def main() -> None:
     """Do what the words of the command line say."""
     register_job_names()
     announce_submission()
-    with one_line_errors(), sweep.concluded():
-        train()
+    with one_line_errors():
+        if SHOWING & set(sys.argv):
+            train()
+            return
+        from gptstar.launch.sweep import SWEEP
+
+        with SWEEP.concluded():
+            train()

@@ -10,6 +10,7 @@ from torch import Tensor
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import Refusal
 from gptstar.evaluation.tasks.config import TasksConfig
+from gptstar.training.callbacks import UserCallbacks
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 
@@ -26,12 +27,12 @@ class EvaluateTasks(pl.Callback):
         tokenizer: Tokenizer,
         *,
         name: str,
-        total_steps: int,
+        callbacks: UserCallbacks,
         recorder: RecordMetrics,
         console: Console,
     ) -> None:
         self._config, self._tokenizer, self._name = config, tokenizer, name
-        self._total_steps, self._recorder, self._console = total_steps, recorder, console
+        self._callbacks, self._recorder, self._console = callbacks, recorder, console
         self._tasks: list[Any] = []
         self._evaluated = 0
 
@@ -56,8 +57,8 @@ class EvaluateTasks(pl.Callback):
             self._evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate after the last step."""
-        if trainer.global_step == self._total_steps:
+        """Evaluate after the last step, or the one at which a callback ended the run."""
+        if trainer.global_step == trainer.max_steps or self._callbacks.ending(trainer):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,7 +1,7 @@
 """Callbacks of the user's own: built from the configuration, with their state in our checkpoints."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,76 +15,91 @@ from gptstar.training.named import build_named
 METRICS = r"(train|validation(/.+)?)/(loss|perplexity)|validation(/.+)?/bits_per_byte|gradient_norm(/.+)?|learning_rate"
 """Metrics that a callback can monitor."""
 
+PLAIN = (str, int, float, bool)
+
 LARGEST = 10_000
 """Values of a tensor that a callback's state may hold; weights belong elsewhere."""
 
 
-def user_callbacks(options: Mapping[str, Any]) -> list[pl.Callback]:
-    """Build the callbacks of `trainer.callbacks`.
+class UserCallbacks:
+    """The callbacks that a configuration names, with their state in checkpoints.
 
     Args:
-        options: the keys of `trainer`.
+        options: the keys of `trainer`, with `callbacks` among them.
+
+    Attributes:
+        callbacks: in the order of the configuration.
 
     Raises:
-        ConfigError: one can't be built; names it.
+        ConfigError: a callback can't be built; names it.
     """
-    callbacks = [build_named("trainer.callbacks", spec, pl.Callback) for spec in options.get("callbacks", ())]
-    keys = [callback.state_key for callback in callbacks]
-    for callback in callbacks:
-        name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
-        if callback.state_dict() and keys.count(callback.state_key) > 1:
-            raise ConfigError(f"trainer.callbacks: {name} is given twice with the same arguments: give it once")
-        if isinstance(monitor, str) and not re.fullmatch(METRICS, monitor):
-            raise ConfigError(
-                f"trainer.callbacks: {name} monitors {monitor}, which a run does not measure: choose train/loss, "
-                "validation/loss, validation/CORPUS/loss, validation/bits_per_byte, gradient_norm or learning_rate"
-            )
-    return callbacks
 
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self._specs = [dict(spec) for spec in options.get("callbacks", ())]
+        self.callbacks = [build_named("trainer.callbacks", spec, pl.Callback) for spec in self._specs]
+        keys = [callback.state_key for callback in self.callbacks]
+        for callback in self.callbacks:
+            name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+            if callback.state_dict() and keys.count(callback.state_key) > 1:
+                raise ConfigError(f"trainer.callbacks: {name} is given twice with the same arguments: give it once")
+            if isinstance(monitor, str) and not re.fullmatch(METRICS, monitor):
+                raise ConfigError(
+                    f"trainer.callbacks: {name} monitors {monitor}, which a run does not measure: choose train/loss, "
+                    "validation/loss, validation/CORPUS/loss, validation/bits_per_byte, gradient_norm or learning_rate"
+                )
 
-def states_of(callbacks: Sequence[pl.Callback]) -> dict[str, Any]:
-    """Return the state of callbacks by their keys, as plain values.
+    def states(self) -> dict[str, Any]:
+        """Return the state of each callback by its key, as plain values.
 
-    Raises:
-        TrainingError: a callback keeps what a checkpoint can't hold without running code; names it.
-    """
-    return {each.state_key: _plain(each.state_dict(), type(each).__name__) for each in callbacks if each.state_dict()}
+        Raises:
+            TrainingError: a callback keeps what a checkpoint can't hold without running code; names it.
+        """
+        states = [(each, each.state_dict()) for each in self.callbacks]
+        return {each.state_key: _plain(state, type(each).__name__) for each, state in states if state}
 
+    def restore(self, states: Mapping[str, Any]) -> None:
+        """Restore what `states` gave, for those callbacks that are still there.
 
-def restore_states(callbacks: Sequence[pl.Callback], states: Mapping[str, Any]) -> None:
-    """Restore what `states_of` gave, for those callbacks that are still there.
+        The arguments of the configuration win over a state that holds them too, such as the patience of EarlyStopping.
 
-    Raises:
-        CheckpointError: a callback does not take its state; names it.
-    """
-    for callback in callbacks:
-        if (state := states.get(callback.state_key)) is None:
-            continue
-        try:
-            callback.load_state_dict(_tensors(state))
-        except Exception as error:
-            name = type(callback).__name__
-            raise CheckpointError(
-                f"the checkpoint's state of trainer.callbacks {name} is refused by it ({error!r}): give the callback "
-                "the arguments it had, or another output"
-            ) from error
+        Raises:
+            CheckpointError: a callback does not take its state; names it.
+        """
+        for callback, spec in zip(self.callbacks, self._specs, strict=True):
+            if (state := states.get(callback.state_key)) is None:
+                continue
+            given = {name: value for name, value in vars(callback).items() if name in spec}
+            try:
+                callback.load_state_dict(_tensors(state))
+            except Exception as error:
+                name = type(callback).__name__
+                raise CheckpointError(
+                    f"the checkpoint's state of trainer.callbacks {name} is refused by it ({error!r}): give the "
+                    "callback the arguments it had, or another output"
+                ) from error
+            vars(callback).update(given)
 
+    def ending(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """Return why a callback ended the run before its last step, and the callbacks; empty if none did.
 
-def ended_by(trainer: pl.Trainer, callbacks: Sequence[pl.Callback]) -> str | None:
-    """Say which of the user's callbacks ended a run before its last step, and why; None if none of them did.
+        `trainer.max_time` ends a run, too, but such a run can go on.
+        """
+        if not (self.callbacks and trainer.should_stop) or trainer.global_step >= trainer.max_steps:
+            return {}
+        timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+        if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
+            return {}
+        names = [type(callback).__name__ for callback in self.callbacks]
+        reason = f"one of {', '.join(names)} asked to stop"
+        for name, callback in zip(names, self.callbacks, strict=True):
+            if said := getattr(callback, "stopping_reason_message", None):
+                reason = f"{name}: {' '.join(str(said).split())}"
+                break
+        return {"reason": reason, "callbacks": self._specs}
 
-    `trainer.max_time` ends a run, too, but such a run can go on.
-    """
-    if trainer.global_step >= trainer.max_steps:
-        return None
-    timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-    timed_out = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
-    if not (callbacks and trainer.should_stop) or timed_out:
-        return None
-    for callback in callbacks:
-        if reason := getattr(callback, "stopping_reason_message", None):
-            return f"{type(callback).__name__}: {' '.join(str(reason).split())}"
-    return f"one of {', '.join(type(callback).__name__ for callback in callbacks)} asked to stop"
+    def have_ended(self, ending: Mapping[str, Any]) -> str | None:
+        """Return why these callbacks ended a run before, by what its checkpoint holds; None if they did not."""
+        return ending["reason"] if ending and ending["callbacks"] == self._specs else None
 
 
 def _plain(value: Any, owner: str) -> Any:
@@ -102,12 +117,7 @@ def _plain(value: Any, owner: str) -> Any:
         return [_plain(each, owner) for each in value]
     if isinstance(value, np.generic):
         return value.item()
-    if value is None or type(value) in (
-        str,
-        int,
-        float,
-        bool,
-    ):  # not what is derived from them, which is pickled by name
+    if value is None or type(value) in PLAIN:  # a class derived from one of them would be pickled by its name
         return value
     raise TrainingError(
         f"trainer.callbacks: {owner} keeps a {type(value).__name__} in its state, and a checkpoint holds tensors and "

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, TrainingState
 from gptstar.errors import PREEMPTED, Interrupted
+from gptstar.training.callbacks import UserCallbacks
 from gptstar.training.module import LanguageModelling
 from gptstar.training.record import Record
 from gptstar.training.saving import BackgroundWriter
 
 
 def is_trial(trainer: pl.Trainer) -> bool:
-    """Whether Lightning was asked for a trial of a batch or so (`fast_dev_run`), which leaves nothing behind."""
+    """Whether this is a trial of a few batches (`fast_dev_run`), which leaves nothing behind."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
@@ -31,10 +32,10 @@ class SaveCheckpoints(LightningCheckpoint):
     Args:
         writer: writes the run directory's checkpoints.
         record: how often to save and to validate.
-        total_steps: the last step is always saved.
         tokenizer: JSON to store with the model.
         describe: settings and data to store for a step.
-        state: what the run goes on from.
+        callbacks: the user's, whose state is restored and stored.
+        state: the state from which the run goes on.
 
     Raises:
         Interrupted: from within the loop, after SIGINT, SIGTERM or SIGUSR2, once the run is saved.
@@ -44,17 +45,23 @@ class SaveCheckpoints(LightningCheckpoint):
         self,
         writer: BackgroundWriter,
         record: Record,
-        total_steps: int,
         tokenizer: str,
         describe: Callable[[int], dict[str, dict[str, Any]]],
+        callbacks: UserCallbacks,
         state: TrainingState,
     ) -> None:
-        self._writer, self._record, self._total_steps = writer, record, total_steps
-        self._tokenizer, self._describe = tokenizer, describe
+        self._writer, self._record = writer, record
+        self._tokenizer, self._describe, self._callbacks = tokenizer, describe, callbacks
+        self._began_at, self._states = state.step, state.callbacks
         self.validated_step, self.best_loss = state.validated_step, state.best_loss
         self._saved_step = 0
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Restore the callbacks' state once each has set itself up, as Lightning does."""
+        if stage == "fit":
+            self._writer.ranks.together(lambda: self._callbacks.restore(self._states))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, a signal is answered at the end of a batch. A second SIGINT is Python's own."""
@@ -65,7 +72,7 @@ class SaveCheckpoints(LightningCheckpoint):
         self._listen()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same for a validation outside of training."""
+        """Answer a signal in a validation outside of training, too."""
         if not trainer.training:
             self._listen()
 
@@ -89,9 +96,9 @@ class SaveCheckpoints(LightningCheckpoint):
     ) -> None:
         """At the end of a step, save it if it is due and no validation comes first."""
         assert isinstance(pl_module, LanguageModelling)
-        validation_follows = trainer.enable_validation and self.validation_due(trainer.global_step)
+        validation_follows = trainer.enable_validation and self.validation_due(trainer)
         ended = pl_module.step_ended(batch_idx)
-        if ended and self._due(trainer.global_step) and not validation_follows:
+        if ended and self._due(trainer) and not validation_follows:
             self._save(trainer, pl_module)
         if ended or trainer.world_size == 1:  # to ask the other ranks takes time
             self._stop_if_asked(trainer, pl_module)
@@ -110,7 +117,7 @@ class SaveCheckpoints(LightningCheckpoint):
         if loss is not None and (self.best_loss is None or loss < self.best_loss):
             self.best_loss = loss
             self._save(trainer, pl_module, best=True)
-        elif self._due(trainer.global_step) or trainer.state.fn == TrainerFn.VALIDATING:
+        elif self._due(trainer) or trainer.global_step == self._began_at or trainer.state.fn == TrainerFn.VALIDATING:
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -118,12 +125,12 @@ class SaveCheckpoints(LightningCheckpoint):
         if self._saved_step != trainer.global_step:
             self._save(trainer, pl_module)
 
-    def _due(self, step: int) -> bool:
-        return step % self._record.checkpoint_every == 0 or step == self._total_steps
+    def _due(self, trainer: pl.Trainer) -> bool:
+        return trainer.global_step % self._record.checkpoint_every == 0 or trainer.global_step == trainer.max_steps
 
-    def validation_due(self, step: int) -> bool:
-        """Whether a step is validated: at intervals, and the last."""
-        return step % self._record.validate_every == 0 or step == self._total_steps
+    def validation_due(self, trainer: pl.Trainer) -> bool:
+        """Whether the step that just ended is validated: at intervals, and the last."""
+        return trainer.global_step % self._record.validate_every == 0 or trainer.global_step == trainer.max_steps
 
     def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ends = self._signal is not None or self._writer.failed
@@ -144,7 +151,7 @@ class SaveCheckpoints(LightningCheckpoint):
         if (number := self._signal) is None:
             return
         raise Interrupted(
-            f"{signal.Signals(number).name} at step {trainer.global_step} of {self._total_steps}: saved; "
+            f"{signal.Signals(number).name} at step {trainer.global_step} of {trainer.max_steps}: saved; "
             f"to go on, give the same command with output={self._record.output}",
             128 + number,
         )
@@ -159,6 +166,8 @@ class SaveCheckpoints(LightningCheckpoint):
             validated_step=self.validated_step,
             best_loss=self.best_loss,
             optimizer=pl_module.optimizer_state(),
+            callbacks=self._callbacks.states(),
+            ended=self._callbacks.ending(trainer),
             **self._describe(step),
         )
         checkpoint = Checkpoint(model.config, pl_module.weights(), self._tokenizer, training)

@@ -1,4 +1,4 @@
-"""The loggers of a run: the CSV, the trackers that are asked for, and what they are told."""
+"""The loggers of a run, and the description that each of them records."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ from gptstar.training.status import read_config
 
 @contextlib.contextmanager
 def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[Logger]]:
-    """The CSV, and the trackers that are asked for; finished at the end, so that wandb's run does not last longer.
+    """Open the CSV and the configured trackers; close them at the end, so that wandb's run does not last longer.
 
     Args:
         record: `output` is the run directory.
@@ -57,7 +57,7 @@ def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[
 
 
 def describe_run(loggers: Sequence[Logger], folder: Path, manifest: Manifest) -> None:
-    """Tell trackers what is run: the configuration, versions and code, as the run directory has them, and what text."""
+    """Record the configuration, the versions and the manifest of the text in every tracker."""
     about = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
     corpora = {corpus: manifest.total("train", "tokens", corpus) for corpus in manifest.sources}
     data = {"fingerprint": manifest.fingerprint, "tokenizer": manifest.tokenizer, "train_tokens": corpora}

@@ -1,4 +1,4 @@
-"""What a process holds: how much at most, and how little of it goes back and forth between it and the kernel."""
+"""The memory of a process: its peak, its part of a shared GPU, and what the C library keeps."""
 
 import contextlib
 import ctypes
@@ -24,7 +24,7 @@ def keep_freed_memory() -> bool:
     kernel clears every page of it: about a fifth of a step of GPT-127*.
 
     Returns:
-        Whether the C library could be told; only glibc can.
+        Whether the C library took the options; only glibc does.
 
     Source: mallopt(3).
     """

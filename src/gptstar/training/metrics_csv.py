@@ -17,7 +17,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     """The same as text.
 
     Raises:
-        DataError: the file is no such record; names it.
+        DataError: the file is not the record of a run; names it.
     """
     try:
         text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
@@ -27,7 +27,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         raise DataError(f"can't read {path}: {error.strerror}") from error
     lines = [_values(line) for line in text.splitlines()]  # one by one, so that a damaged one costs no other
     if not lines or lines[0][:1] != ["step"]:
-        raise DataError(f"{path} is damaged or no record of a run: move it away, and a new one is begun")
+        raise DataError(f"{path} is damaged or not the record of a run: move it away, and a new one is begun")
     whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0] and all(map(_is_number, line)))
     return [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
 

@@ -46,32 +46,31 @@ class MicroBatches:
         return f"{self.size} sequences at once" + (f", {self.accumulate} times a step" if self.accumulate > 1 else "")
 
     def as_dict(self, world_size: int) -> dict[str, Any]:
-        """What a checkpoint keeps, so that a run goes on with the same."""
+        """Return what a checkpoint stores, so that a run continues with the same micro-batches."""
         return asdict(self) | {"world_size": world_size}
 
     @classmethod
-    def kept(cls, saved: dict[str, Any], sequences: int, world_size: int) -> Self | None:
-        """What a run of this size kept; None where it kept nothing, or had another number of devices."""
-        wanted = ("size", "accumulate", "logits_at_once", "world_size")
-        if not all(isinstance(saved.get(key), int) and saved[key] > 0 for key in wanted):
+    def restored(cls, saved: dict[str, Any], sequences: int, world_size: int) -> Self | None:
+        """Read what `as_dict` gave; None if it is damaged, or is of another batch or number of devices."""
+        keys = ("size", "accumulate", "logits_at_once", "world_size")
+        if not all(isinstance(saved.get(key), int) and saved[key] > 0 for key in keys):
             return None
-        size, accumulate, logits_at_once, devices = (saved[key] for key in wanted)
+        size, accumulate, logits_at_once, devices = (saved[key] for key in keys)
         fits = devices == world_size and size * accumulate == sequences
         return cls(size, accumulate, logits_at_once) if fits else None
 
 
-def micro_batches(hardware: Hardware, workload: Workload, sequences: int, device: Device) -> MicroBatches:
+def micro_batches(hardware: Hardware, workload: Workload, device: Device) -> MicroBatches:
     """Split a device's sequences of a step.
 
     Args:
-        sequences: of a step, on each device.
         device: its `memory` is what is free.
 
     Returns:
         The largest that `hardware.micro_batch_size` allows; with `auto` the largest that fits, and no larger than
         needed to fill the device.
     """
-    sizes = _divisors(sequences)
+    sizes = _divisors(workload.sequences)
     if hardware.micro_batch_size != "auto" or not workload.on_gpu:
         on_cpu = CPU_SEQUENCES if hardware.world_size == 1 else SHARED_CPU_SEQUENCES
         at_most = on_cpu if hardware.micro_batch_size == "auto" else hardware.micro_batch_size
@@ -84,7 +83,7 @@ def micro_batches(hardware: Hardware, workload: Workload, sequences: int, device
     choices = list(_choices(hardware, workload, sizes))
     fitting = (each for each in choices if workload.memory(*each).total <= USABLE * device.memory)
     size, logits_at_once = next(fitting, choices[-1])
-    return MicroBatches(size, sequences // size, logits_at_once)
+    return MicroBatches(size, workload.sequences // size, logits_at_once)
 
 
 def _divisors(sequences: int) -> list[int]:
@@ -116,45 +115,43 @@ def whole_logits(workload: Workload, size: int) -> int:
 def agreed_micro_batches(
     hardware: Hardware,
     workload: Workload,
-    sequences: int,
     saved: dict[str, Any],
     ranks: Ranks,
     warn: Callable[[str], None],
 ) -> MicroBatches:
-    """The micro-batches of a run, alike on all ranks: what its checkpoint kept, or what every rank can hold.
+    """Choose the micro-batches of a run, alike on all ranks: those of its checkpoint, or what every rank can hold.
 
     Args:
-        sequences: of a step, on each device.
-        saved: what the checkpoint kept; empty for a run that begins.
-        warn: gets a line if the devices don't hold what was kept.
+        saved: the micro-batches in the checkpoint; empty for a new run.
+        warn: gets a line if the devices can't hold those of the checkpoint.
     """
     device = free_device(hardware)
-    each = ranks.gathered(micro_batches(hardware, workload, sequences, device))
-    agreed = min(found.size for found in each)
-    found = MicroBatches(agreed, sequences // agreed, min(found.logits_at_once for found in each))
-    kept = MicroBatches.kept(saved, sequences, ranks.world_size)
-    if kept is None or not device.is_gpu or not _allowed(kept, hardware, workload, sequences):
-        return found
-    if all(ranks.gathered(workload.memory(kept.size, kept.logits_at_once).total <= device.memory)):
-        return kept
+    each = ranks.gathered(micro_batches(hardware, workload, device))
+    size = min(planned.size for planned in each)
+    agreed = MicroBatches(size, workload.sequences // size, min(planned.logits_at_once for planned in each))
+    saved_batches = MicroBatches.restored(saved, workload.sequences, ranks.world_size)
+    if saved_batches is None or not device.is_gpu or not _allowed(saved_batches, hardware, workload):
+        return agreed
+    if all(ranks.gathered(workload.memory(saved_batches.size, saved_batches.logits_at_once).total <= device.memory)):
+        return saved_batches
     warn(
-        f"warning: the checkpoint's {kept.size} sequences at once do not fit the memory that is free: the run goes on "
-        f"with {found.size}, and its losses may differ in their last digits"
+        f"warning: the checkpoint's {saved_batches.size} sequences at once do not fit the memory that is free: "
+        f"the run goes on with {agreed.size}, and its losses may differ in their last digits"
     )
-    return found
+    return agreed
 
 
-def _allowed(kept: MicroBatches, hardware: Hardware, workload: Workload, sequences: int) -> bool:
-    """Whether the keys would allow what was kept."""
-    asked = hardware.micro_batch_size
-    if asked != "auto" and kept.size != next(size for size in _divisors(sequences) if size <= asked):
+def _allowed(batches: MicroBatches, hardware: Hardware, workload: Workload) -> bool:
+    """Whether the configuration would allow the micro-batches of a checkpoint."""
+    at_most = hardware.micro_batch_size
+    if at_most != "auto" and batches.size != next(size for size in _divisors(workload.sequences) if size <= at_most):
         return False
-    whole = kept.logits_at_once >= whole_logits(workload, kept.size)
+    whole = batches.logits_at_once >= whole_logits(workload, batches.size)
     return hardware.logits == "auto" or whole == (hardware.logits == "whole")
 
 
 def out_of_memory(batches: MicroBatches) -> TrainingError:
-    """What to say where the device does not hold what was planned."""
+    """Return the error for a device that can't hold a step."""
     smaller = f"hardware.micro_batch_size={batches.size // 2}" if batches.size > 1 else "a smaller model"
     return TrainingError(
         f"the GPU's memory does not hold a step of {batches}: give {smaller}, hardware.logits=pieces or "

@@ -48,6 +48,7 @@ class LanguageModelling(pl.LightningModule):
 
     Attributes:
         length: tokens of context in the last optimizer step.
+        validates_first: whether a validation comes before the first step of this process.
         step_metrics: of the last optimizer step.
         validation_metrics: of the last validation.
     """
@@ -65,7 +66,7 @@ class LanguageModelling(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.corpora = beginning.model, recipe, corpora
-        self.length = 0
+        self.length, self.validates_first = 0, False
         self._gradient_norms, self._optimizer_state = gradient_norms, dict(beginning.state.optimizer)
         self._materialise = beginning.materialise
         self._end_of_text = tokenizer.end_of_text if recipe.data.attention == "within" else None
@@ -137,6 +138,13 @@ class LanguageModelling(pl.LightningModule):
         """A validation leaves the last parameters that it gathered, which no optimizer knows."""
         if isinstance(self.model, FSDPModule):
             self.model.reshard()
+
+    def on_train_start(self) -> None:
+        """Validate first if the run was interrupted before it could, as part of the fit, where callbacks see it."""
+        if self.validates_first:
+            self.trainer.validating = True
+            self.trainer.fit_loop.epoch_loop.val_loop.run()
+            self.trainer.training = True
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         """Begin a step: dropout's seed is a function of seed, step and rank, so there is no state of it to save."""

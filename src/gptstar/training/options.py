@@ -63,7 +63,7 @@ def check_trainer_options(options: dict[str, Any]) -> None:
     check_specs("trainer.callbacks", options.get("callbacks", ()))
     if not options.keys() - {"callbacks"}:
         return
-    import lightning.pytorch as pl  # takes seconds, and a configuration is read by those who don't train, too
+    import lightning.pytorch as pl  # takes seconds, and commands that don't train read a configuration, too
 
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     for key in options:
@@ -72,6 +72,6 @@ def check_trainer_options(options: dict[str, Any]) -> None:
         if key not in known:
             near = get_close_matches(key, sorted(known - set(OURS)), 1)
             raise ConfigError(
-                f"trainer.{key} is no option of Lightning's Trainer"
+                f"trainer.{key} is not an option of Lightning's Trainer"
                 + (f": did you mean trainer.{near[0]}?" if near else "")
             )

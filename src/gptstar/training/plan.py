@@ -78,13 +78,14 @@ ADAMW = AdamW(learning_rate=1e-3)
 
 @dataclass(frozen=True)
 class Workload:
-    """What a device computes, as far as its memory depends on it.
+    """What a device computes in an optimizer step.
 
     Attributes:
         shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
         on_gpu: attention keeps no weights.
         optimizer: whose state is held.
         compiled: of a GPU: the logits become their own gradient. Else each step of the loss makes a tensor.
+        sequences: of a step, on each device.
     """
 
     model: GPTConfig
@@ -95,6 +96,7 @@ class Workload:
     on_gpu: bool = True
     optimizer: Optimizer = ADAMW
     compiled: bool = True
+    sequences: int = 1
 
     @classmethod
     def planned(cls, recipe: Recipe, hardware: Hardware, *, on_gpu: bool) -> Self:
@@ -109,6 +111,7 @@ class Workload:
             on_gpu=on_gpu,
             optimizer=recipe.optimizer,
             compiled=hardware.compile != "never",
+            sequences=recipe.sequences_per_step // hardware.world_size,
         )
 
     def memory(self, sequences: int, logits_at_once: int = LOGITS_AT_ONCE) -> Memory:

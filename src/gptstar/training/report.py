@@ -56,9 +56,9 @@ def conclude(
         model = load(folder).to(device)
         text = text_of_shards(shards)
         longest = min(validation_tokens, text.sizes.max()) if extrapolates else context_length
-        asked = LengthConfig(max_tokens=validation_tokens)
-        lengths = [length for length in asked.lengths(context_length) if length <= longest]
-        plan = Plan(text, asked, lengths)
+        protocol = LengthConfig(max_tokens=validation_tokens)
+        lengths = [length for length in protocol.lengths(context_length) if length <= longest]
+        plan = Plan(text, protocol, lengths)
         losses = losses_of(
             model, device, torch.float32 if hardware.resolved_precision() == "float32" else torch.bfloat16
         )

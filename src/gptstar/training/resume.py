@@ -108,7 +108,7 @@ def begin(
             "another output"
         )
     if elsewhere:
-        state = replace(state, best_loss=None, callbacks={})  # a run's best is its own, and so are its callbacks
+        state = replace(state, best_loss=None, callbacks={}, ended={})  # a run's best and its callbacks are its own
     if not sharded:
         return Beginning(checkpoint.build().train(), state)
 

@@ -1,6 +1,5 @@
 """A training run, from its configuration to its results, in the order in which things happen."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from gptstar.errors import Refusal, TrainingError
 from gptstar.model import GPT
 from gptstar.ranks import Ranks, joined
 from gptstar.training.benchmarks import EvaluateTasks
-from gptstar.training.callbacks import ended_by, restore_states, states_of, user_callbacks
+from gptstar.training.callbacks import UserCallbacks
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.compiling import NotCompiledError
 from gptstar.training.hardware import Hardware
@@ -65,15 +64,15 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             say(f"{record.output} is finished already")
             return
         warn = partial(say, style="yellow")
-        callbacks = ranks.together(lambda: user_callbacks(record.trainer))
+        callbacks = ranks.together(lambda: UserCallbacks(record.trainer))
         shards = ranks.in_turn(lambda: ensure_prepared(recipe.data, recipe.model.n_vocab, console))
         source = directory.start_from(record.source, lambda path: read_for(path, ranks, sharded=hardware.sharded), warn)
         saved = source[1].training.machine if source and source[1].training else {}
-        batches = _agreed_batches(recipe, hardware, saved, ranks, warn)
+        workload = Workload.planned(recipe, hardware, on_gpu=device_type == "cuda")
+        batches = agreed_micro_batches(hardware, workload, saved, ranks, warn)
         data = _data(recipe, hardware, shards, batches)
         settings = settings_of(recipe, hardware) | {f"data.mixture.{name}": n for name, n in data.mixed_blocks.items()}
         beginning = ranks.together(lambda: begin(source, recipe, settings, shards, record, sharded=hardware.sharded))
-        ranks.together(lambda: restore_states(callbacks, beginning.state.callbacks))
         data.start_step = step = beginning.state.step
         if source is not None:
             say(f"going on from {source[0]} at step {step:,} of {recipe.total_steps:,}")
@@ -81,18 +80,22 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
 
         def describe(step: int) -> dict[str, dict[str, Any]]:
             about = {"settings": settings, "data": _data_read(step, recipe, data, shards)}
-            return about | {"machine": batches.as_dict(ranks.world_size), "callbacks": states_of(callbacks)}
+            return about | {"machine": batches.as_dict(ranks.world_size)}
 
         writer = BackgroundWriter(record.output, keep=record.checkpoint_keep, ranks=ranks, sharded=hardware.sharded)
         tokenizer = shards.tokenizer
-        saver = SaveCheckpoints(writer, record, recipe.total_steps, tokenizer.json_text, describe, beginning.state)
+        saver = SaveCheckpoints(writer, record, tokenizer.json_text, describe, callbacks, beginning.state)
         trainer = build_trainer(
             recipe,
             hardware,
             record,
             accumulate=batches.accumulate,
-            loggers=until_the_end.enter_context(tracked(record, step, console)),
-            callbacks=[*_observers(recipe, hardware, record, tokenizer, console), *callbacks, saver],
+            loggers=ranks.together(lambda: until_the_end.enter_context(tracked(record, step, console))),
+            callbacks=[
+                *_observers(recipe, hardware, record, tokenizer, callbacks, console),
+                *callbacks.callbacks,
+                saver,
+            ],
         )
         norms = record.tracker.gradient_norms
         module = LanguageModelling(beginning, recipe, hardware, tokenizer, list(data.validation), norms)
@@ -103,31 +106,24 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         if ranks.first:
             describe_run(trainer.loggers, record.output, shards.manifest)
         fast_forward(trainer, step)
+        ended = callbacks.have_ended(beginning.state.ended)
         try:
-            fit(trainer, module, data, saver)
+            if ended is None:
+                fit(trainer, module, data, saver)
             writer.wait()
         except (TrainingError, torch.OutOfMemoryError) as error:
             raise _what_stands(error, batches, writer, record, ranks) from error
         finally:
             saver.stop_listening()
         saver.leave_if_asked(trainer)
-        ended = ended_by(trainer, callbacks)
+        ended = ended or callbacks.ending(trainer).get("reason")
         if trainer.global_step < recipe.total_steps and ended is None and not is_trial(trainer):
             say(f"stopped at step {trainer.global_step:,}; output={record.output} goes on")
         elif trainer.is_global_zero and not is_trial(trainer):
             if ended is not None:
-                say(f"ended at step {trainer.global_step:,} by {ended}")
+                say(f"ended at step {trainer.global_step:,} by {ended}; to train on, change trainer.callbacks")
             conclude(trainer, shards, recipe, hardware, record, console)
             directory.finished(ended or "")
-
-
-def _agreed_batches(
-    recipe: Recipe, hardware: Hardware, saved: dict[str, Any], ranks: Ranks, warn: Callable[[str], None]
-) -> MicroBatches:
-    """How every rank splits its sequences of a step."""
-    workload = Workload.planned(recipe, hardware, on_gpu=hardware.device().type == "cuda")
-    sequences = recipe.sequences_per_step // hardware.world_size
-    return agreed_micro_batches(hardware, workload, sequences, saved, ranks, warn)
 
 
 def _data(recipe: Recipe, hardware: Hardware, shards: ShardFolder, batches: MicroBatches) -> WindowsDataModule:
@@ -172,7 +168,12 @@ def _data_read(step: int, recipe: Recipe, data: WindowsDataModule, shards: Shard
 
 
 def _observers(
-    recipe: Recipe, hardware: Hardware, record: Record, tokenizer: Tokenizer, console: Console
+    recipe: Recipe,
+    hardware: Hardware,
+    record: Record,
+    tokenizer: Tokenizer,
+    callbacks: UserCallbacks,
+    console: Console,
 ) -> list[pl.Callback]:
     """Our own callbacks that look on, in the order in which they have to look."""
     recorder = RecordMetrics(recipe, log_every=record.log_every, peak_flops=hardware.peak_flops())
@@ -185,7 +186,7 @@ def _observers(
                 record.evaluation,
                 tokenizer,
                 name=record.name,
-                total_steps=recipe.total_steps,
+                callbacks=callbacks,
                 recorder=recorder,
                 console=console,
             )

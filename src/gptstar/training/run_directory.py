@@ -1,4 +1,4 @@
-"""A run directory explains itself: who may write in it, what was asked for, and with which code."""
+"""The run directory: its lock, its newest checkpoint, and the configuration and versions behind it."""
 
 import contextlib
 import json
@@ -75,7 +75,7 @@ class RunDirectory:
         _remove_unused(self.path)
 
     def finished(self, reason: str = "") -> None:
-        """Take note that the run has come to its end.
+        """Record that the run has ended.
 
         Args:
             reason: why it ended before its last step.
@@ -90,7 +90,7 @@ class RunDirectory:
         Args:
             resume: as configured.
             read: each rank's way to read a checkpoint, and refuse it.
-            warn: told of each that is passed over.
+            warn: gets a line for each checkpoint that is skipped.
 
         Raises:
             ConfigError: `never`, and the directory holds a run; or it holds what no run wrote.

@@ -25,7 +25,7 @@ class BackgroundWriter:
     """
 
     def __init__(self, folder: Path, *, keep: int, ranks: Ranks, sharded: bool) -> None:
-        self._folder, self._keep, self._ranks, self._sharded = folder, keep, ranks, sharded
+        self._folder, self._keep, self.ranks, self._sharded = folder, keep, ranks, sharded
         self._apart = ranks.apart()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -54,7 +54,7 @@ class BackgroundWriter:
             RefusedElsewhere: another rank's can't be.
         """
         pending, self._pending = self._pending, None
-        self._ranks.together(lambda: pending.result() if pending else None)
+        self.ranks.together(lambda: pending.result() if pending else None)
 
     def _writes(self, checkpoint: Checkpoint) -> Callable[[Path], None] | None:
         """What this rank has to do for a path, on a copy of the tensors."""
@@ -69,7 +69,7 @@ class BackgroundWriter:
             states = BlockingAsyncStager().stage(states)
             copied = _with(checkpoint, **states)
             return lambda path: write_parts(path, copied, self._apart)
-        if not self._ranks.first:
+        if not self.ranks.first:
             return None
         copied = _with(
             checkpoint,
@@ -80,7 +80,7 @@ class BackgroundWriter:
 
     def _write(self, write_copy: Callable[[Path], None], path: Path, best: bool) -> None:
         write_copy(path)
-        if self._ranks.first:
+        if self.ranks.first:
             if best:
                 link(path, BEST)
             link(path, LAST)

@@ -29,12 +29,12 @@ def run_keys() -> dict[str, Declared]:
 
 
 def shown_keys() -> list[str]:
-    """The keys that readers are told even if they are the same everywhere."""
+    """The keys that reports and model cards show even if all runs have the same value."""
     return [key for key, it in run_keys().items() if it.is_shown]
 
 
 def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:
-    """The settings that a checkpoint holds, by dotted key: what is fixed to a run's end, and what readers are told.
+    """The settings that a checkpoint holds, by dotted key: what is fixed to a run's end, and what reports show.
 
     Args:
         recipe: resolved.
@@ -84,7 +84,7 @@ def reopened_by(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 def is_finished(folder: Path, config_yaml: str) -> bool:
     """Whether a run has come to its end under this configuration, but for what does not shape the result.
 
-    One whose checkpoints were removed is not: what would it be evaluated by?
+    A run whose checkpoints were removed is not finished, as nothing is left to evaluate.
     """
     status = Status.read(folder)
     if status is None or status.state != "finished" or not (folder / LAST).exists():

@@ -36,14 +36,14 @@ def shard(model: GPT, mesh: "DeviceMesh", *, bf16_weights: bool = False) -> None
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor whose parts all ranks have; all have to ask."""
+    """Gather a tensor from the parts on all ranks; every rank has to call this."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """This rank's part of a whole tensor as large as a parameter; any other as it is."""
+    """Return this rank's part of a whole tensor if it has the shape of a sharded parameter; any other as it is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
@@ -93,15 +93,15 @@ def load_sharded(path: Path, model: GPT) -> OptimizerState:
     parameters = dict(model.named_parameters())
     states: OptimizerState = {}
     for name, about in tensors_in(path).items():
-        whose, _, rest = name.partition(".")
+        kind, _, rest = name.partition(".")
         parameter, _, key = rest.rpartition(".")
-        if whose == "optimizer":
+        if kind == "optimizer":
             like = parameters.get(parameter)
             in_parts = like is not None and like.shape == about.size
             states.setdefault(parameter, {})[key] = (
                 torch.zeros_like(like.detach()) if in_parts else torch.zeros(about.size)  # type: ignore[union-attr]
             )
-    wanted = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
-    wanted |= {f"optimizer.{name}.{key}": value for name, state in states.items() for key, value in state.items()}
-    load_parts(path, wanted)
+    tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
+    tensors |= {f"optimizer.{name}.{key}": value for name, state in states.items() for key, value in state.items()}
+    load_parts(path, tensors)
     return states

@@ -1,4 +1,4 @@
-"""What has become of a run: `status.json` in its directory, beside a lock that tells whether somebody is at work."""
+"""The state of a run: `status.json` in its directory, and a lock while a process works there."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -67,12 +67,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it can't be read.
-        ValueError: it is none.
+        ValueError: it is not a configuration.
     """
     try:
         tree = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"config.yaml: {error}") from error
     if not isinstance(tree, dict):
-        raise ValueError("config.yaml holds no configuration")
+        raise ValueError("config.yaml is not a configuration")
     return {str(key): value for key, value in tree.items()}

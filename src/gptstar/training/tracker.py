@@ -42,5 +42,5 @@ class Tracker:
 
     @property
     def names(self) -> list[str]:
-        """The trackers that are asked for by name."""
+        """The trackers that are configured by name."""
         return sorted({name for name, on in self.to.items() if on} | ({self.kind} - {"csv"}))

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from gptstar.errors import ConfigError
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.hardware import Hardware
+from gptstar.training.module import LanguageModelling
 from gptstar.training.options import lightning_options
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
@@ -108,14 +109,13 @@ def fast_forward(trainer: pl.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, saver: SaveCheckpoints) -> None:
+def fit(trainer: pl.Trainer, module: LanguageModelling, data: pl.LightningDataModule, saver: SaveCheckpoints) -> None:
     """Train to the last step, and validate it.
 
     A validation that an interruption left open comes first, so that it is not missing from the record.
     """
-    if 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer.global_step):
-        trainer.validate(module, datamodule=data, verbose=False)
     if trainer.global_step < trainer.max_steps:
+        module.validates_first = 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer)
         trainer.fit(module, datamodule=data)
     if saver.validated_step != trainer.global_step and not is_trial(trainer):
         trainer.validate(module, datamodule=data, verbose=False)

@@ -93,6 +93,7 @@ def test_a_number_is_written_once() -> None:
         (["total_steps=many"], "total_steps=many: input should be a valid integer"),
         (["seed=1.5"], "seed=1.5: input should be a valid integer"),
         (["total_steps=0"], "total_steps=0 is below 1"),
+        (["total_steps=true"], "total_steps=True: input should be a number"),
         (["seed=-1"], "seed=-1 is not 0 or above"),
         (["experiment=303"], "a group is chosen by the name of one of its files"),
         (["total_steps"], "'total_steps' is not KEY=VALUE"),

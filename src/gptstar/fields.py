@@ -8,18 +8,31 @@ from enum import Enum
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from annotated_types import BaseMetadata, Ge, Gt, Le, Lt
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from gptstar.errors import ConfigError
 
-Count = Annotated[int, Ge(1)]
-NotNegative = Annotated[int, Ge(0)]
-Positive = Annotated[float, Gt(0), Lt(math.inf)]
-Share = Annotated[float, Ge(0), Le(1)]
-BelowOne = Annotated[float, Ge(0), Lt(1)]
-Within = Annotated[float, Gt(0), Lt(1)]
-AtLeastZero = Annotated[float, Ge(0), Lt(math.inf)]
-Seed = Annotated[int, Ge(0), Lt(2**63)]
-Seed32 = Annotated[int, Ge(0), Lt(2**32)]
+
+def _number(value: Any) -> Any:
+    """Refuse true and false, which Python and pydantic take for 1 and 0."""
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean", "Input should be a number")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
+
+Count = Annotated[Whole, Ge(1)]
+NotNegative = Annotated[Whole, Ge(0)]
+Positive = Annotated[Real, Gt(0), Lt(math.inf)]
+Share = Annotated[Real, Ge(0), Le(1)]
+BelowOne = Annotated[Real, Ge(0), Lt(1)]
+Within = Annotated[Real, Gt(0), Lt(1)]
+AtLeastZero = Annotated[Real, Ge(0), Lt(math.inf)]
+Seed = Annotated[Whole, Ge(0), Lt(2**63)]
+Seed32 = Annotated[Whole, Ge(0), Lt(2**32)]
 
 
 class Role(Enum):

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from gptstar.errors import RankLost, Refusal, RefusedElsewhere
+from gptstar.errors import ConfigError, RankLost, Refusal, RefusedElsewhere
 
 Result = TypeVar("Result")
 
@@ -23,6 +24,12 @@ BROKEN = r"[Cc]onnection (closed|reset|refused)|Broken pipe|closed by peer|proce
 
 LAUNCHER = "GPTSTAR_LAUNCHER"
 """The variable that tells ranks, and jobs of a sweep, which process started them."""
+
+RENDEZVOUS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""The variables by which torchrun tells a process its place among others."""
+
+SECONDS_UNTIL_NOTICE = 20.0
+"""After which a process says that it waits for the others."""
 
 PR_SET_PDEATHSIG = 1
 """Of Linux's prctl."""
@@ -127,14 +134,35 @@ def end_with_the_launcher() -> None:
         raise RankLost("the process that started this one is gone")
 
 
+def started_processes() -> int:
+    """Count the processes of this job, by the variables that a launcher sets; 1 without a launcher.
+
+    Raises:
+        ConfigError: a variable is missing, or is not a number, as where a launcher that is gone left some behind.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 1
+    for name in RENDEZVOUS:
+        value = os.environ.get(name, "")
+        if (name == "MASTER_ADDR" and value) or value.isdecimal():
+            continue
+        wrong = f"{name}={value} is not a number" if value else f"WORLD_SIZE is set and {name} is not"
+        raise ConfigError(f"in the environment {wrong}: start the run by torchrun, or unset {', '.join(RENDEZVOUS)}")
+    return int(os.environ["WORLD_SIZE"])
+
+
 @contextlib.contextmanager
 def joined(device_type: str = "cpu") -> Iterator[Ranks]:
     """Join the other processes of a job that torchrun started, if one did.
 
     Args:
-        device_type: of what this process computes on.
+        device_type: the kind of device that this process computes on.
+
+    Raises:
+        ConfigError: as `started_processes`.
+        RankLost: the connection to another rank broke.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = started_processes()
     if world_size > 1 or LAUNCHER in os.environ:
         end_with_the_launcher()
     if world_size == 1:
@@ -143,7 +171,8 @@ def joined(device_type: str = "cpu") -> Iterator[Ranks]:
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     if device_type == "cuda":
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+    with _notice_while_waiting(world_size):
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
     try:
         yield Ranks(rank, world_size, local_rank, _patient_group())
     except RuntimeError as error:
@@ -154,3 +183,19 @@ def joined(device_type: str = "cpu") -> Iterator[Ranks]:
             "the same output goes on from the last checkpoint"
         ) from error
     dist.destroy_process_group()  # after an error it might wait for ranks that are gone
+
+
+@contextlib.contextmanager
+def _notice_while_waiting(world_size: int) -> Iterator[None]:
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    notice = (
+        f"waiting for {world_size} processes to meet at {address}; if no launcher started this one, unset "
+        f"{', '.join(RENDEZVOUS)}"
+    )
+    timer = threading.Timer(SECONDS_UNTIL_NOTICE, lambda: print(notice, file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -400,3 +400,19 @@ def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: C
             launch_train.run(compose("train", words))
 
     assert "give the same command on each node, with MASTER_ADDR=FIRST_NODE" in refusal(run)
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=4 in the environment, and hardware asks"),
+        ({"WORLD_SIZE": "abc", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=abc is not a number"),
+        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "WORLD_SIZE is set and RANK is not"),
+    ],
+)
+def test_variables_that_a_launcher_left_are_refused_before_ranks_meet(
+    variables: dict[str, str], said: str, overrides: Overrides, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert said in refusal(run_here, overrides())

@@ -41,10 +41,19 @@ def test_jobs_are_named_by_what_differs() -> None:
     arms = ["-m", "seed=2,3", "experiment=fast_small,recipe/budget_35"]
     assert job_name(["seed=2", "experiment=recipe/budget_35"], None, arms) == "seed-2_experiment-recipe-budget_35"
     assert job_name(["data.files=a/b c.txt"], None, ["data.files=a/b c.txt,d.txt"]) == "files-a-b-c.txt"
+    clashing = {job_name([f"data.files={each}"], None, ["data.files=a/b,a-b,c/d"]) for each in ("a/b", "a-b", "c/d")}
+    assert len(clashing) == 3
+    assert "files-c-d" in clashing
     assert job_name(["seed=1"], None, ["-m", "seed=1"]) == "only"
     params = {"model.positions": "alibi,none", "seed": "0,1"}
     assert job_name(["model.positions=none", "seed=1"], params, []) == "positions-none_seed-1"
     assert job_name(["model.positions=none", "seed=1"], params, ["seed=1"]) == "positions-none"
+
+
+def test_a_value_that_is_given_twice_is_refused_before_any_job(overrides: Overrides, tmp_path: Path) -> None:
+    done = run_script("train.py", ["-m", *overrides(), "seed=0,1,0"])
+    assert "error: seed=0 is given twice" in done.stderr
+    assert not list((tmp_path / "run").glob("seed-*"))
 
 
 def test_a_sweep_survives_a_job_that_is_refused_and_runs_nothing_twice(overrides: Overrides, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the jobs of a sweep are called."""
 
 import contextlib
+import hashlib
 import logging
 import re
 import sys
@@ -10,27 +11,56 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
+from gptstar.errors import ConfigError
+
+UNSAFE = r"[^\w.+-]+"
+"""Characters that a folder's name does not hold, so that it can be pasted into an override."""
+
 
 def job_name(
     task_overrides: Sequence[str], params: Mapping[str, object] | None, command_line: Sequence[str] | None = None
 ) -> str:
-    """The folder of a job, such as `context_length-128_seed-0`; it holds no `=`, `,`, `/` or space.
+    """Name the folder of a job, such as `context_length-128_seed-0`, without `=`, `,`, `/` or space.
 
     A run by itself that a scheduler is to start has no folder of its own in the output: `.`.
 
     Args:
-        task_overrides: of this job, each with one value.
+        task_overrides: the overrides of this job, each with one value.
         params: what the configuration itself sweeps over: `hydra.sweeper.params`.
-        command_line: of the sweep, some words with several values; this process's own unless given.
+        command_line: the words of the sweep, some with several values; this process's own unless given.
     """
     words = sys.argv[1:] if command_line is None else command_line
-    parts = []
+    swept, parts = swept_over(words, params), []
     for override in OverridesParser.create().parse_overrides(list(task_overrides)):
-        if override.key_or_group in swept_over(words, params):
+        if override.key_or_group in swept:
             leaf = override.key_or_group.rpartition(".")[2]
-            parts.append(f"{leaf}-{override.get_value_element_as_str()}")
+            parts.append(f"{leaf}-{_value_name(override, swept[override.key_or_group])}")
     sweeps = params or not {"-m", "--multirun"}.isdisjoint(words)
-    return re.sub(r"[^\w.+-]+", "-", "_".join(parts)) or ("only" if sweeps else ".")
+    return "_".join(parts) or ("only" if sweeps else ".")
+
+
+def _value_name(override: Override, sweep: Override) -> str:
+    """Name a value within a folder's name, with a hash where another value of the sweep has the same name."""
+    value = override.get_value_element_as_str()
+    others = set(sweep.sweep_string_iterator() if sweep.is_discrete_sweep() else ()) - {value}
+    name = re.sub(UNSAFE, "-", value)
+    if name not in {re.sub(UNSAFE, "-", other) for other in others}:
+        return name
+    return f"{name}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"
+
+
+def check_values_differ(swept: Mapping[str, Override]) -> None:
+    """Refuse a sweep that names a value twice, as two of its jobs would share a folder.
+
+    Raises:
+        ConfigError: names the key and the value.
+    """
+    for key, override in swept.items():
+        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ConfigError(
+                f"{key}={twice[0]} is given twice, and its jobs would share a folder: give each value once"
+            )
 
 
 def swept_over(command_line: Sequence[str], params: Mapping[str, object] | None) -> dict[str, Override]:

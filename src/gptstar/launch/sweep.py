@@ -12,6 +12,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -20,7 +21,7 @@ from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
 from gptstar.launch.devices import FORWARDED_SIGNALS, words_of
 from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
-from gptstar.launch.names import swept_over
+from gptstar.launch.names import check_values_differ, swept_over
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.training.settings import is_finished
@@ -68,16 +69,14 @@ class Sweep:
 
         Raises:
             Interrupted: a signal came; the jobs have saved, and no other begins.
-            ConfigError: another sweep is at work in the folder, or two jobs would share one; or a search asks for
-                several at once.
+            ConfigError: another sweep is at work in the folder, two jobs would share one, or a search asks for several
+                at once.
         """
         path = Path(composed.output)
         if self._folder is None:
             self._begin(path.parent, composed)
         if self._signals:
             self._wait_until_at_most(0)
-        if path.name in self._names:
-            raise ConfigError(f"two jobs of the sweep are called {path.name}: give each value once")
         self._names.append(path.name)
         self._console.rule(f"[b]{self._place()}: {path.name}[/b]{self._left()}", align="left")
         if is_finished(path, OmegaConf.to_yaml(composed, resolve=True)):
@@ -132,6 +131,7 @@ class Sweep:
             raise ConfigError(
                 f"jobs_at_once={self._at_once} is for sweeps over given values: a search waits for what each job finds"
             )
+        check_values_differ(self._swept())
         self._hold(folder)
         for name in FORWARDED_SIGNALS.split(","):
             signal.signal(signal.Signals[name], self._tell)
@@ -179,11 +179,14 @@ class Sweep:
         self._folder = folder
 
     def _place(self) -> str:
-        swept = swept_over(sys.argv[1:], HydraConfig.get().sweeper.get("params"))
+        swept = self._swept()
         discrete = [override for override in swept.values() if override.is_discrete_sweep()]
         if len(discrete) < len(swept):  # a search, which decides as it goes
             return f"job {len(self._names)}"
         return f"job {len(self._names)} of {math.prod(len(list(each.sweep_string_iterator())) for each in discrete)}"
+
+    def _swept(self) -> dict[str, Override]:
+        return swept_over(sys.argv[1:], HydraConfig.get().sweeper.get("params"))
 
     def _left(self) -> str:
         place = re.findall(r"\d+", self._place())

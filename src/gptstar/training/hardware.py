@@ -132,7 +132,7 @@ class Hardware:
         return self.strategy == "fsdp" and self.world_size > 1
 
     def check_world(self, world_size: int) -> None:
-        """Refuse to run in other processes than these devices need.
+        """Refuse to run in another number of processes than these devices need.
 
         Raises:
             ConfigError: says how to start them.
@@ -144,8 +144,9 @@ class Hardware:
             )
         if world_size != self.world_size:
             raise ConfigError(
-                f"{world_size} processes were started, and hardware asks for {self.n_devices} devices on {self.nodes} "
-                "nodes: give hardware.devices and hardware.nodes as they are"
+                f"WORLD_SIZE={world_size} in the environment, and hardware asks for {self.n_devices} devices on "
+                f"{self.nodes} nodes: give hardware.devices and hardware.nodes as they are, or unset WORLD_SIZE, RANK "
+                "and LOCAL_RANK if no launcher started this process"
             )
 
     def compiles(self) -> bool:

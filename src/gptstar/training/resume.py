@@ -23,6 +23,9 @@ from gptstar.training.sharding import fill, load_sharded, parts_of
 
 OF_SCHEDULE = "schedule."
 
+DERIVED = {"schedule.decay_until", "schedule.decay_steps", "curriculum.steps"}
+"""Settings that follow from `total_steps` unless they are given."""
+
 Materialise = Callable[[GPT], OptimizerState]
 """Gives a model in parts, whose tensors are empty, its weights; returns the optimizer's state, in parts too."""
 
@@ -100,7 +103,7 @@ def begin(
                 f"resume={path}"
             )
         checkpoint = replace(checkpoint, training=_branched(path, checkpoint.training, settings))
-    _check_source(path, checkpoint, settings, shards)
+    _check_source(path, checkpoint, settings, recipe.total_steps, shards)
     state = checkpoint.training or new
     if state.step > recipe.total_steps:
         raise ConfigError(
@@ -154,7 +157,9 @@ def _schedule(settings: dict[str, Any]) -> Schedule:
     return SCHEDULES.parse({SCHEDULES.tag: SCHEDULES.before} | own)
 
 
-def _check_source(path: Path, checkpoint: Checkpoint, settings: dict[str, Any], shards: ShardFolder) -> None:
+def _check_source(
+    path: Path, checkpoint: Checkpoint, settings: dict[str, Any], total_steps: int, shards: ShardFolder
+) -> None:
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != shards.manifest.tokenizer:
         raise CheckpointError(
             f"{path} was made with another tokenizer than the shards in {shards.folder}: prepare the text with its own"
@@ -172,8 +177,17 @@ def _check_source(path: Path, checkpoint: Checkpoint, settings: dict[str, Any], 
         ours = settings
     else:  # weights alone, which fit any settings but the model's
         ours = {key: value for key, value in settings.items() if key.startswith("model.")}
-    if found := list(differing(theirs, ours)):
-        listed = ", ".join(f"{key} (there {there}, here {here})" for key, there, here in found)
-        only = all(key.startswith(OF_SCHEDULE) for key, _, _ in found)
-        cure = "the same, or another output" + (", with branch_from for another schedule" if only else "")
-        raise ConfigError(f"can't go on from {path} under other settings: {listed}: give {cure}")
+    changed = list(differing(theirs, ours))
+    if not changed:
+        return
+    listed = ", ".join(f"{key} (there {there}, here {here})" for key, there, here in changed)
+    keys = {key for key, _, _ in changed}
+    if keys <= DERIVED and ours.get("schedule.decay_until") == total_steps:
+        same = " ".join(f"{key}={there}" for key, there, _ in changed)
+        raise ConfigError(
+            f"total_steps={total_steps} would change what follows from it and {path} was trained under: {listed}: give "
+            f"{same} to train longer with them as they were, or another output"
+        )
+    of_schedule = all(key.startswith(OF_SCHEDULE) for key in keys)
+    cure = "the same, or another output" + (", with branch_from for another schedule" if of_schedule else "")
+    raise ConfigError(f"can't go on from {path} under other settings: {listed}: give {cure}")

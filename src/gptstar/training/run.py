@@ -16,7 +16,7 @@ from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import Refusal, TrainingError
 from gptstar.model import GPT
-from gptstar.ranks import Ranks, joined
+from gptstar.ranks import Ranks, joined, started_processes
 from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.callbacks import UserCallbacks
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
@@ -51,10 +51,10 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         Refusal: whatever the user can put right; what was saved before stands.
     """
     device_type = hardware.device().type
+    hardware.check_world(started_processes())  # before they meet: processes that are not there would be waited for
     if device_type == "cpu":
         keep_freed_memory()
     with joined(device_type) as ranks, RunDirectory(record.output, ranks) as directory, ExitStack() as until_the_end:
-        hardware.check_world(ranks.world_size)
         if device_type == "cuda":
             stay_within_own_part()
         console = Console(quiet=not ranks.first)

@@ -119,6 +119,31 @@ def test_mistakes_get_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        ("train.py", ["model.d_model=1000000000000000000"], "parameters need"),
+        ("train.py", ["data.loader_workers=100000"], "data.loader_workers=100000 is more than"),
+        ("evaluate.py", ["checkpoint=missing"], "missing"),
+    ],
+)
+def test_a_refusal_leaves_no_folder_behind(
+    script: str, words: list[str], said: str, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(run_script_here, script, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_paths_start_where_the_user_is_even_if_hydra_leaves(
+    overrides: Overrides, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(text).parents[1])
+    more = ("data.files=*/*.jsonl", "total_steps=3", "schedule.warmup_steps=1", "hydra.job.chdir=true")
+    run_script_here("train.py", *overrides(*more))
+    assert (tmp_path / "run/last.ckpt").exists()
+
+
 def test_a_mistake_is_one_line_of_a_process_too_or_a_whole_traceback_for_who_asks(tmp_path: Path) -> None:
     done = run_script("train.py", ["optimizer.learning_rat=1"], cwd=tmp_path)
     assert done.returncode == 1

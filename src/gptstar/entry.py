@@ -66,15 +66,24 @@ def job(composed: "DictConfig") -> Iterator[None]:
 
     hydra_config = HydraConfig.get()
     composed.output = hydra_config.runtime.output_dir  # of a job in a sweep, a folder of its own
+    os.chdir(hydra_config.runtime.cwd)  # paths start here, even with hydra.job.chdir
     with contextlib.nullcontext() if hydra_config.mode is RunMode.MULTIRUN else one_line_errors():
         try:
             yield
         except Interrupted as error:  # ends a sweep too
             _refuse(str(error), error.exit_code, speaks=os.environ.get("RANK", "0") == "0")
         except Refusal:
-            with contextlib.suppress(OSError):  # raised where it is not empty
-                Path(composed.output).rmdir()
+            _remove_if_empty(
+                Path(composed.output), named=any("output=" in each for each in hydra_config.overrides.task)
+            )
             raise
+
+
+def _remove_if_empty(output: Path, *, named: bool) -> None:
+    """Remove a folder that Hydra made and, where the user did not name it, the two that it is in, if they are empty."""
+    with contextlib.suppress(OSError):  # raised for a folder that is not empty
+        for folder in (output,) if named else (output, output.parent, output.parent.parent):
+            folder.rmdir()
 
 
 def _refuse(message: str, exit_code: int, *, speaks: bool = True) -> None:

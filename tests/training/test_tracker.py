@@ -134,3 +134,14 @@ def test_an_agent_of_wandbs_sweeps_drives_the_script(
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert (config["optimizer"]["learning_rate"], config["seed"]) == (0.00123, 2)
     assert [row for row in history(next(parts[0].glob("*.wandb"))) if sweep["metric"]["name"] in row]
+
+
+def test_wandb_without_a_key_is_refused_before_anything_is_prepared(
+    overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    line = refusal(run_here, overrides("tracker=wandb", "tracker.mode=online"))
+    assert "tracker=wandb with tracker.mode=online: no API key: run `wandb login`" in line
+    assert not (tmp_path / "run").exists()

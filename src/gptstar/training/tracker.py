@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from gptstar.errors import ConfigError
+from gptstar.errors import ConfigError, in_one_line
 from gptstar.training.named import check_specs
 
 
@@ -31,14 +31,26 @@ class Tracker:
         check_specs("tracker.loggers", self.loggers)
 
     def check_here(self) -> None:
-        """See that the packages are installed.
+        """See that the packages are installed, and that wandb would take what is sent to it.
 
         Raises:
-            ConfigError: one is not.
+            ConfigError: a package is missing, or wandb has no valid key.
         """
         for name in self.names:
             if find_spec(name) is None:
                 raise ConfigError(f"tracker={name} needs the package {name}: pip install 'gptstar[{name}]'")
+        if "wandb" in self.names and self.mode == "online":
+            import wandb
+
+            try:
+                problem = None if wandb.login(prompt=False) else "no API key"
+            except wandb.Error as error:
+                problem = in_one_line(error)
+            if problem:
+                raise ConfigError(
+                    f"tracker=wandb with tracker.mode=online: {problem}: run `wandb login`, set WANDB_API_KEY, or give "
+                    "tracker.mode=offline"
+                )
 
     @property
     def names(self) -> list[str]:

@@ -67,6 +67,7 @@ def test_the_suite_runs_without_network(
     assert "holds results already" in refusal(evaluate_here, *options)
 
 
+@pytest.mark.slow
 def test_ranks_find_what_one_process_finds(trained: Path, task_files: Path, tmp_path: Path) -> None:
     options = [f"checkpoint={trained}", f"evaluation.data_dir={task_files}", "evaluation.tasks=[piqa,wikitext]"]
     evaluate_here(*options, f"output={tmp_path / 'one'}")

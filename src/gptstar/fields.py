@@ -26,11 +26,11 @@ Real = Annotated[float, BeforeValidator(_number)]
 
 Count = Annotated[Whole, Ge(1)]
 NotNegative = Annotated[Whole, Ge(0)]
-Positive = Annotated[Real, Gt(0), Lt(math.inf)]
+Positive = Annotated[Real, Lt(math.inf), Gt(0)]
 Share = Annotated[Real, Ge(0), Le(1)]
 BelowOne = Annotated[Real, Ge(0), Lt(1)]
 Within = Annotated[Real, Gt(0), Lt(1)]
-AtLeastZero = Annotated[Real, Ge(0), Lt(math.inf)]
+AtLeastZero = Annotated[Real, Lt(math.inf), Ge(0)]
 Seed = Annotated[Whole, Ge(0), Lt(2**63)]
 Seed32 = Annotated[Whole, Ge(0), Lt(2**32)]
 

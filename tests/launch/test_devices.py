@@ -61,7 +61,7 @@ def alone(overrides: Overrides, tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
 ) -> None:
@@ -79,14 +79,15 @@ PYTORCHS: tuple[str, ...] = ()
 OF_FAST_SMALL = ("optimizer.heads_apart=true", "optimizer.adjust_lr=original", "optimizer.iterations=4")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "dtype", "way"),
     [
         ("fsdp", "float32", OF_FAST_SMALL),
-        pytest.param("fsdp", "float32", PYTORCHS, marks=pytest.mark.slow),
-        pytest.param("fsdp", "bfloat16", PYTORCHS, marks=pytest.mark.slow),
-        pytest.param("ddp", "float32", PYTORCHS, marks=pytest.mark.slow),
-        pytest.param("ddp", "bfloat16", OF_FAST_SMALL, marks=pytest.mark.slow),
+        ("fsdp", "float32", PYTORCHS),
+        ("fsdp", "bfloat16", PYTORCHS),
+        ("ddp", "float32", PYTORCHS),
+        ("ddp", "bfloat16", OF_FAST_SMALL),
     ],
 )
 def test_muon_orthogonalises_the_whole_matrix_on_two_ranks(
@@ -206,6 +207,7 @@ class Running:
 FOREVER = ("total_steps=100000", "schedule.decay_until=1000", "validate_every=100000")
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_takes_the_run_down_and_is_named(overrides: Overrides, tmp_path: Path) -> None:
     running = Running(overrides(*FOREVER, *on(2, "ddp")), tmp_path / "run")
     running.reach(12)
@@ -218,7 +220,8 @@ def test_a_rank_that_dies_takes_the_run_down_and_is_named(overrides: Overrides, 
     assert read(tmp_path / "run/last.ckpt").training.step >= 10
 
 
-@pytest.mark.parametrize("rank", [None, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 1])
 def test_sigterm_saves_and_ends_all_ranks(rank: int | None, overrides: Overrides, tmp_path: Path) -> None:
     running = Running(overrides(*FOREVER, "checkpoint_every=100000", *on(2, "fsdp")), tmp_path / "run")
     running.reach(12)

@@ -76,6 +76,7 @@ def test_a_sweep_survives_a_job_that_is_refused_and_runs_nothing_twice(overrides
     assert Run.read(tmp_path / "run/context_length-16").state == "finished"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_sweep(overrides: Overrides, tmp_path: Path) -> None:
     more = ("total_steps=100000", "schedule.decay_until=50", "checkpoint_every=100000", "validate_every=100000")
     command = [sys.executable, str(ROOT / "train.py"), "-m", *overrides(*more), "seed=0,1"]

@@ -35,7 +35,8 @@ class SetsUp(pl.Callback):
         self.count = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.count = 0
+        if stage == "fit":
+            self.count = 0
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.count += 1

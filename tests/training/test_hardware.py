@@ -204,6 +204,7 @@ def test_steps_reuse_freed_memory_without_the_kernel() -> None:
     assert any(faults("kept") < few for _ in range(2))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what /proc tells")
 def test_the_peak_is_not_that_of_the_process_which_started_it() -> None:
     """Linux hands `ru_maxrss` on to what a large process starts."""

@@ -171,6 +171,9 @@ def test_a_resume_under_other_settings_is_refused_by_key(overrides: Overrides, t
     assert "optimizer.beta2 (there 0.95, here 0.99)" in line
     assert "model.gelu (there exact, here tanh)" in line
     assert "schedule.decay_until (there 6, here 9)" in line
+    line = refusal(run_here, overrides("total_steps=9"))
+    assert "total_steps=9 would change what follows from it" in line
+    assert "give schedule.decay_until=6 to train longer" in line
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert "holds a run and resume=never" in refusal(run_here, overrides("total_steps=6", "resume=never"))
 

@@ -182,7 +182,8 @@ def _check_source(
         return
     listed = ", ".join(f"{key} (there {there}, here {here})" for key, there, here in changed)
     keys = {key for key, _, _ in changed}
-    if keys <= DERIVED and ours.get("schedule.decay_until") == total_steps:
+    ended = training is not None and training.step == theirs.get("schedule.decay_until")
+    if ended and keys <= DERIVED and ours.get("schedule.decay_until") == total_steps:
         same = " ".join(f"{key}={there}" for key, there, _ in changed)
         raise ConfigError(
             f"total_steps={total_steps} would change what follows from it and {path} was trained under: {listed}: give "

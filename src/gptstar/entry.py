@@ -115,7 +115,47 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
             raise ConfigError(f"--config-dir {config_dir} is not a folder")
         words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with hydra.initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
-        return hydra.compose(config_name, words)
+        composed = hydra.compose(config_name, words)
+    take_initial_model(composed, words)
+    return composed
+
+
+def take_initial_model(composed: "DictConfig", words: Sequence[str]) -> None:
+    """Write the model and the tokenizer of the checkpoint in `init_from`, if there is one, into a configuration.
+
+    Args:
+        words: the overrides that composed it.
+
+    Raises:
+        ConfigError: a word sets the model, too; or neither the checkpoint nor `data.tokenizer` has a tokenizer.
+        CheckpointError: the checkpoint is missing or damaged.
+    """
+    if (given := composed.get("init_from")) is None:
+        return
+    from omegaconf import OmegaConf
+    from platformdirs import user_cache_path
+
+    from gptstar.checkpoint.kept import LAST
+    from gptstar.checkpoint.read import find, read
+    from gptstar.data.tokenizer import Tokenizer
+    from gptstar.files import write_text
+
+    for word in words:
+        if re.match(r"[+~]*model(?!\.dropout=)[.=@]", word):
+            raise ConfigError(f"init_from={given} brings its model, and {word} sets it: leave one of them out")
+    own = Path(composed.output, LAST)
+    checkpoint = read(own if own.exists() else find(Path(given)))
+    OmegaConf.set_struct(composed, False)
+    composed.model = checkpoint.model.as_dict() | {"dropout": composed.model.dropout}
+    if composed.data.get("tokenizer") is None:
+        if checkpoint.tokenizer is None:
+            raise ConfigError(f"init_from={given} holds no tokenizer: give data.tokenizer=FILE, the one it read with")
+        tokenizer = Tokenizer(checkpoint.tokenizer)
+        path = user_cache_path("gptstar") / "tokenizers" / f"{tokenizer.fingerprint}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, tokenizer.json_text)
+        composed.data.tokenizer = str(path)
+    OmegaConf.set_struct(composed, True)
 
 
 def explain(error: Exception) -> str:

@@ -6,9 +6,10 @@ What a run does, in order, is in `training/run.py`; a sweep's jobs are in `sweep
 import sys
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from gptstar.entry import conf_folder, job, one_line_errors
+from gptstar.entry import conf_folder, job, one_line_errors, take_initial_model
 from gptstar.launch.names import announce_submission, register_job_names
 
 SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
@@ -26,6 +27,7 @@ def run_job(composed: DictConfig) -> None:
     from gptstar.launch.sweep import SWEEP
 
     with job(composed):
+        take_initial_model(composed, HydraConfig.get().overrides.task)
         if SWEEP.takes():
             SWEEP.run(composed)
         else:

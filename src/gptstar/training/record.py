@@ -25,6 +25,7 @@ class Record:
         resume: `auto` continues from the run directory's last checkpoint if there is one; a path starts from that
             checkpoint; `never` refuses a directory that holds a run.
         branch_from: a checkpoint to start from, whose schedule must match this run's up to that step.
+        init_from: a checkpoint whose model, weights and tokenizer a new run takes; all else begins anew.
         checkpoint_every, validate_every, log_every: in steps.
         checkpoint_keep: how many of the newest checkpoints to keep; the best is kept too.
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
@@ -39,6 +40,7 @@ class Record:
     output: Path
     resume: str
     branch_from: Annotated[Path | None, Role.CHANGEABLE]
+    init_from: Annotated[Path | None, Role.CHANGEABLE]
     checkpoint_every: Count
     checkpoint_keep: Count
     validate_every: Annotated[Count, Role.MEASURE]
@@ -55,6 +57,10 @@ class Record:
         check_ranges(self, "")
         if self.branch_from is not None and self.resume != "auto":
             raise ConfigError(f"branch_from={self.branch_from} and resume={self.resume}: give one of them")
+        if self.init_from is not None and (self.branch_from is not None or self.resume not in RESUME_WORDS):
+            raise ConfigError(
+                f"init_from={self.init_from} begins a run; branch_from and resume=PATH continue one: give one of them"
+            )
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
             raise ConfigError("evaluation.cache can't be used during training: leave it out")
         check_trainer_options(self.trainer)
@@ -66,8 +72,9 @@ class Record:
             ConfigError: one is missing.
         """
         began = (self.output / LAST).exists()  # then the run continues from its own
-        if self.branch_from is not None and not self.branch_from.exists() and not began:
-            raise ConfigError(f"branch_from={self.branch_from} is not a checkpoint that exists")
+        for key, path in (("branch_from", self.branch_from), ("init_from", self.init_from)):
+            if path is not None and not path.exists() and not began:
+                raise ConfigError(f"{key}={path} is not a checkpoint that exists")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
             raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
         self.tracker.check_here()
@@ -76,4 +83,4 @@ class Record:
     @property
     def source(self) -> str:
         """What to start from: `auto`, `never`, or the path of a checkpoint."""
-        return str(self.branch_from or self.resume)
+        return str(self.branch_from or self.init_from or self.resume)

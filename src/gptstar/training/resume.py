@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, in_parts
+from gptstar.checkpoint.identity import identity
 from gptstar.checkpoint.read import read
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
@@ -45,18 +46,34 @@ class Beginning:
     materialise: Materialise | None = None
 
 
-def read_for(path: Path, ranks: Ranks, *, sharded: bool) -> Checkpoint:
-    """A checkpoint, verified; without its tensors where each rank will read its own parts.
+def read_for(path: Path, record: Record, ranks: Ranks, *, sharded: bool) -> Checkpoint:
+    """Read and verify a checkpoint; without its tensors where each rank will read its own parts.
+
+    A checkpoint of another run that this one only takes weights from (`init_from`) has no training state.
 
     Raises:
-        CheckpointError: damaged; names the file.
+        CheckpointError: it is damaged; names the file.
     """
     if sharded and in_parts(path):
         from gptstar.checkpoint.parts import describe, verify_parts
 
         verify_parts(path, (ranks.rank, ranks.world_size))
-        return describe(path)[0]
-    return read(path)
+        checkpoint = describe(path)[0]
+    else:
+        checkpoint = read(path)
+    begins = record.init_from is not None and path.resolve().parent != record.output.resolve()
+    return replace(checkpoint, training=None) if begins else checkpoint
+
+
+def initial_weights(source: tuple[Path, Checkpoint] | None, record: Record) -> dict[str, Any]:
+    """Say which checkpoint's weights a run began with, for its own checkpoints; empty if it began with new ones."""
+    if source is None or record.init_from is None:
+        return {}
+    path, checkpoint = source
+    if checkpoint.training:
+        return {key: value for key, value in checkpoint.training.data.items() if key == "init_from"}
+    known = identity(path, checkpoint)
+    return {"init_from": {"path": known["path"], "sha256": known["sha256"]}}
 
 
 def begin(
@@ -117,7 +134,8 @@ def begin(
 
     def restore(model: GPT) -> OptimizerState:
         if in_parts(path):
-            return load_sharded(path, model)
+            states = load_sharded(path, model)
+            return states if checkpoint.training else {}
         fill(model, checkpoint.weights.items())
         states = parts_of(state.optimizer, model)
         checkpoint.weights.clear()

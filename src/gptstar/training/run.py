@@ -1,14 +1,17 @@
 """A training run, from its configuration to its results, in the order in which things happen."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
 
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.kept import LAST
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.preparation.prepare import ensure_prepared
@@ -34,7 +37,7 @@ from gptstar.training.progress import StepProgress
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
 from gptstar.training.report import conclude
-from gptstar.training.resume import begin, read_for
+from gptstar.training.resume import begin, initial_weights, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter
 from gptstar.training.settings import is_finished, settings_of
@@ -63,42 +66,40 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         if record.resume == "auto" and ranks.agreed(lambda: is_finished(record.output, config_yaml)):
             say(f"{record.output} is finished already")
             return
-        warn = partial(say, style="yellow")
         callbacks = ranks.together(lambda: UserCallbacks(record.trainer))
         shards = ranks.in_turn(lambda: ensure_prepared(recipe.data, recipe.model.n_vocab, console))
-        source = directory.start_from(record.source, lambda path: read_for(path, ranks, sharded=hardware.sharded), warn)
-        saved = source[1].training.machine if source and source[1].training else {}
-        workload = Workload.planned(recipe, hardware, on_gpu=device_type == "cuda")
-        batches = agreed_micro_batches(hardware, workload, saved, ranks, warn)
+        read = partial(read_for, record=record, ranks=ranks, sharded=hardware.sharded)
+        warn = partial(say, style="yellow")
+        source = directory.start_from(record.source, read, warn)
+        batches = _micro_batches(recipe, hardware, source and source[1], ranks, warn)
         data = _data(recipe, hardware, shards, batches)
         settings = settings_of(recipe, hardware) | {f"data.mixture.{name}": n for name, n in data.mixed_blocks.items()}
         beginning = ranks.together(lambda: begin(source, recipe, settings, shards, record, sharded=hardware.sharded))
+        initial = ranks.agreed(lambda: initial_weights(source, record))
         data.start_step = step = beginning.state.step
         if source is not None:
-            say(f"going on from {source[0]} at step {step:,} of {recipe.total_steps:,}")
+            say(_origin(source, step, recipe.total_steps))
         say(_headline(recipe, record, batches))
 
         def describe(step: int) -> dict[str, dict[str, Any]]:
-            about = {"settings": settings, "data": _data_read(step, recipe, data, shards)}
+            about = {"settings": settings, "data": _data_read(step, recipe, data, shards) | initial}
             return about | {"machine": batches.as_dict(ranks.world_size)}
 
         writer = BackgroundWriter(record.output, keep=record.checkpoint_keep, ranks=ranks, sharded=hardware.sharded)
         tokenizer = shards.tokenizer
         saver = SaveCheckpoints(writer, record, tokenizer.json_text, describe, callbacks, beginning.state)
+        observers = _observers(recipe, hardware, record, tokenizer, callbacks, console)
         trainer = build_trainer(
             recipe,
             hardware,
             record,
             accumulate=batches.accumulate,
             loggers=ranks.together(lambda: until_the_end.enter_context(tracked(record, step, console))),
-            callbacks=[
-                *_observers(recipe, hardware, record, tokenizer, callbacks, console),
-                *callbacks.callbacks,
-                saver,
-            ],
+            callbacks=[*observers, *callbacks.callbacks, saver],
         )
-        norms = record.tracker.gradient_norms
-        module = LanguageModelling(beginning, recipe, hardware, tokenizer, list(data.validation), norms)
+        module = LanguageModelling(
+            beginning, recipe, hardware, tokenizer, list(data.validation), record.tracker.gradient_norms
+        )
         _choose_forms(beginning.model, hardware, batches)
         if not hardware.sharded:
             beginning.state.optimizer.clear()  # twice the model's size
@@ -126,6 +127,14 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             directory.finished(ended or "")
 
 
+def _micro_batches(
+    recipe: Recipe, hardware: Hardware, source: Checkpoint | None, ranks: Ranks, warn: Callable[[str], None]
+) -> MicroBatches:
+    workload = Workload.planned(recipe, hardware, on_gpu=hardware.device().type == "cuda")
+    saved = source.training.machine if source and source.training else {}
+    return agreed_micro_batches(hardware, workload, saved, ranks, warn)
+
+
 def _data(recipe: Recipe, hardware: Hardware, shards: ShardFolder, batches: MicroBatches) -> WindowsDataModule:
     data = WindowsDataModule(
         shards,
@@ -145,6 +154,11 @@ def _choose_forms(model: GPT, hardware: Hardware, batches: MicroBatches) -> None
         activation_checkpointing=hardware.activation_checkpointing,
         logits_at_once=batches.logits_at_once,
     )
+
+
+def _origin(source: tuple[Path, Checkpoint], step: int, total_steps: int) -> str:
+    weights_of = "the weights of " if source[1].training is None else ""
+    return f"going on from {weights_of}{source[0]} at step {step:,} of {total_steps:,}"
 
 
 def _headline(recipe: Recipe, record: Record, batches: MicroBatches) -> str:

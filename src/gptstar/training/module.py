@@ -22,6 +22,7 @@ from gptstar.training.optimizers import state_by_name
 from gptstar.training.recipe import Recipe
 from gptstar.training.resume import Beginning
 from gptstar.training.sharding import full_tensor, shard
+from gptstar.training.tracker import Tracker
 from gptstar.training.working_copy import WorkingCopy
 
 STEADIER = "try a lower optimizer.learning_rate, hardware.precision=float32"
@@ -42,9 +43,9 @@ class LanguageModelling(pl.LightningModule):
             where there is no token: no loss is counted there, and a step's loss and gradient are the means over the
             targets that all its micro-batches on all ranks hold together.
         hardware: whether to compile, what to compute in, and whether each rank has a part of the model.
-        tokenizer: of the text: end-of-text, and the bytes of text behind each token.
+        tracker: whether to measure a gradient norm for each block as well.
+        tokenizer: the text's: end-of-text, and the bytes of text behind each token.
         corpora: names of the validation loaders, in order.
-        gradient_norms: `total`, or `layers` for one a block as well.
 
     Attributes:
         length: tokens of context in the last optimizer step.
@@ -60,14 +61,14 @@ class LanguageModelling(pl.LightningModule):
         beginning: Beginning,
         recipe: Recipe,
         hardware: Hardware,
+        tracker: Tracker,
         tokenizer: Tokenizer,
         corpora: list[str],
-        gradient_norms: Literal["total", "layers"] = "total",
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.corpora = beginning.model, recipe, corpora
         self.length, self.validates_first = 0, False
-        self._gradient_norms, self._optimizer_state = gradient_norms, dict(beginning.state.optimizer)
+        self._tracker, self._optimizer_state = tracker, dict(beginning.state.optimizer)
         self._materialise = beginning.materialise
         self._end_of_text = tokenizer.end_of_text if recipe.data.attention == "within" else None
         self._fill = recipe.data.windows == "documents"
@@ -206,7 +207,7 @@ class LanguageModelling(pl.LightningModule):
             share = self.trainer.strategy.reduce(self._step_share, reduce_op="mean")
             mean_loss = mean_loss / share
             torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], share)
-        layers = self._layer_norms() if self._gradient_norms == "layers" else {}
+        layers = self._layer_norms() if self._tracker.gradient_norms == "layers" else {}
         norm = clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.gradient_clipping or math.inf)
         loss, gradient_norm = torch.stack((mean_loss, full_tensor(norm))).tolist()
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):

@@ -97,9 +97,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             loggers=ranks.together(lambda: until_the_end.enter_context(tracked(record, step, console))),
             callbacks=[*observers, *callbacks.callbacks, saver],
         )
-        module = LanguageModelling(
-            beginning, recipe, hardware, tokenizer, list(data.validation), record.tracker.gradient_norms
-        )
+        module = LanguageModelling(beginning, recipe, hardware, record.tracker, tokenizer, list(data.validation))
         _choose_forms(beginning.model, hardware, batches)
         if not hardware.sharded:
             beginning.state.optimizer.clear()  # twice the model's size

@@ -89,3 +89,12 @@ def test_without_muon_there_is_the_references_adamw() -> None:
     assert without.optimizer.learning_rate == 2.8e-3
     for key in ("batch_tokens", "total_steps", "schedule", "curriculum", "model", "data"):
         assert getattr(without, key) == getattr(recipe, key)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "rate"),
+    [("gpt127", 6e-4), ("gpt303", 3e-4), ("fast_gpt127", 1.8e-3), ("fast_gpt303", 9e-4), ("gpt_1b3", 2e-4)],
+)
+def test_the_peak_rates_are_the_authors_and_three_times_as_much_with_muon(experiment: str, rate: float) -> None:
+    """GPT-303* learned at 3e-4, by the author's training log ("the only deviation")."""
+    assert parsed(experiment).optimizer.learning_rate == rate

@@ -26,6 +26,7 @@ def test_the_rows_are_those_of_the_original() -> None:
     ] = {  # LAMBADA acc and perplexity, WikiText, PIQA, HellaSwag, Winogrande; tokens
         "GPT-127*": (36.23, 28.60, 36.29, 63.17, 28.07, 51.46, 26),
         "GPT-303*": (43.39, 15.89, 28.57, 65.2, 29.8, 49.3, 26),
+        "GPT-1B*": (52.65, 9.758, 23.052, 69.31, 33.36, 52.17, 26),
         "GPT-125M": (36.52, 30.0494, 37.863, 62.46, 28.57, None, 21),
         "GPT-354M": (48.22, 13.29, 28.177, 65.67, 32.36, 51.3, 21),
         "GPT-Neo 125M": (37.36, 30.266, 32.285, 63.06, 28.67, 50.43, 300),
@@ -63,7 +64,7 @@ def test_every_figure_has_a_source_and_says_what_it_measures() -> None:
     other = {(row.model, figure.task) for row in PUBLISHED.rows for figure in row.figures if figure.measures}
     assert {task for _, task in other} == {"wikitext", "piqa", "hellaswag"}
     assert {model for model, task in other if task != "wikitext"} == {"GPT-3 125M", "GPT-3 350M"}
-    assert len([1 for _, task in other if task == "wikitext"]) == 6  # all of them
+    assert len([1 for _, task in other if task == "wikitext"]) == 7  # all of them
 
 
 def metric(name: str, value: float, low: float, high: float, items: int, **more: Any) -> Metric:
@@ -128,13 +129,13 @@ def test_the_table_fits_a_terminal(ours: TaskResults) -> None:
     assert lines[5].split() == ["34.5–37.1", "28.1–31.7", "34.0–38.3", "61.0–65.4", "27.2–29.0", "47.8–54.6"]
     assert lines[6].split() == ["…", "acc_norm", "62.01", "30.10"]
     assert lines[8].split() == ["…", "clean²", "27.77"]
-    assert [line.split()[0] for line in lines[11:14]] == ["GPT-127*", "GPT-303*", "GPT-125M⁴"]
+    assert [line.split()[0] for line in lines[11:15]] == ["GPT-127*", "GPT-303*", "GPT-1B*", "GPT-125M⁴"]
     assert lines[11].split() == ["GPT-127*", "26B", "36.23", "28.60", "36.29³", "63.17", "28.07", "51.46"]
-    assert lines[17].split() == ["GPT-3", "125M", "300B", "42.70⁸", "18.60⁸", "–", "64.60⁹·¹⁰", "33.70⁹", "52.00"]
+    assert lines[18].split() == ["GPT-3", "125M", "300B", "42.70⁸", "18.60⁸", "–", "64.60⁹·¹⁰", "33.70⁹", "52.00"]
 
 
 def test_footnotes_say_what_differs(ours: TaskResults) -> None:
-    notes = " ".join(printed(ours, width=500)[19:])
+    notes = " ".join(printed(ours, width=500)[20:])
     assert (
         "¹ not what the published figures are over: WikiText 60 of 62 items, validation split instead of test; "
         in notes

@@ -129,7 +129,7 @@ def test_the_table_fits_a_terminal(ours: TaskResults) -> None:
     assert lines[5].split() == ["34.5–37.1", "28.1–31.7", "34.0–38.3", "61.0–65.4", "27.2–29.0", "47.8–54.6"]
     assert lines[6].split() == ["…", "acc_norm", "62.01", "30.10"]
     assert lines[8].split() == ["…", "clean²", "27.77"]
-    assert [line.split()[0] for line in lines[11:15]] == ["GPT-127*", "GPT-303*", "GPT-1B*", "GPT-125M⁴"]
+    assert [line.split()[0] for line in lines[11:15]] == ["GPT-127*", "GPT-303*", "GPT-1B*", "GPT-125M⁵"]
     assert lines[11].split() == ["GPT-127*", "26B", "36.23", "28.60", "36.29³", "63.17", "28.07", "51.46"]
     assert lines[18].split() == ["GPT-3", "125M", "300B", "42.70⁸", "18.60⁸", "–", "64.60⁹·¹⁰", "33.70⁹", "52.00"]
 

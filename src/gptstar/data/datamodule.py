@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 from gptstar.data.config import DataConfig
 from gptstar.data.order.training_data import training_data, validation_data
 from gptstar.data.order.windows import BLANK, StepSampler, Windows
-from gptstar.data.storage.prefetch import PLANNED_SHARE, BatchesAhead
-from gptstar.data.storage.remote import RemoteTokens
+from gptstar.data.storage.prefetch import PLANNED_SHARE, BatchesAhead, Span
 from gptstar.data.storage.shards import ShardFolder
 
 PREFETCH_FACTOR = 2
@@ -26,7 +25,6 @@ class WindowsDataModule(pl.LightningDataModule):
     Args:
         sequences_per_step: windows of a global batch.
         micro_batch_size: windows a rank reads at once.
-        total_steps: the run's last step.
 
     Attributes:
         whole_batches: fill the last batch of a validation up with blank windows: a compiled model knows one shape.
@@ -69,15 +67,9 @@ class WindowsDataModule(pl.LightningDataModule):
         )
         if self._cache is None:
             return self._loader(self.training, sampler)
-        workers = self._config.loader_workers
-        ahead = BatchesAhead(
-            sampler,
-            self._remote_spans,
-            self._cache,
-            lag=workers * PREFETCH_FACTOR,
-            budget=int(PLANNED_SHARE * self._config.cache_bytes / self._local_ranks()),
-        )
-        return self._loader(self.training, ahead)
+        ranks_here = max(1, self.trainer.num_devices) if self.trainer else 1
+        budget = int(PLANNED_SHARE * self._config.cache_bytes / ranks_here)
+        return self._loader(self.training, BatchesAhead(sampler, self._spans, self._cache, budget))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
         """One loader a corpus: the same tokens at every context length."""
@@ -97,14 +89,9 @@ class WindowsDataModule(pl.LightningDataModule):
         """This process's rank, and how many there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _remote_spans(self, numbers: list[int]) -> list[tuple[RemoteTokens, int, int]]:
-        windows = self.training
-        found = (windows.tokens.spans(start, windows.context_length + 1) for start in windows.starts(numbers).tolist())
-        return [cast(tuple[RemoteTokens, int, int], span) for spans in found for span in spans]
-
-    def _local_ranks(self) -> int:
-        """Processes on this machine that share the cache."""
-        return max(1, self.trainer.num_devices) if self.trainer else 1
+    def _spans(self, numbers: list[int]) -> list[Span]:
+        tokens, length = self.training.tokens, self.training.context_length + 1
+        return [span for start in self.training.starts(numbers).tolist() for span in tokens.spans(start, length)]
 
     def _loader(self, windows: Windows, batches: StepSampler | BatchesAhead | list[list[int]]) -> "TimedLoader":
         return TimedLoader(
@@ -119,10 +106,10 @@ class WindowsDataModule(pl.LightningDataModule):
 
 
 class TimedLoader(DataLoader[Tensor]):
-    """A loader that knows how long it was waited for.
+    """A loader that measures how long its reader waits.
 
     Attributes:
-        waited: seconds from asking for a batch to having it, summed over all of them.
+        waited: seconds from a request for a batch to its arrival, summed over all of them.
     """
 
     waited = 0.0
@@ -130,9 +117,9 @@ class TimedLoader(DataLoader[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         batches = super().__iter__()
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - requested
             if batch is None:
                 return
             yield batch

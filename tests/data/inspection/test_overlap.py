@@ -15,9 +15,8 @@ from rich.console import Console
 
 from gptstar.data.inspection import grams
 from gptstar.data.inspection.benchmark_items import Benchmark
-from gptstar.data.inspection.grams import GramIndex
+from gptstar.data.inspection.grams import GramIndex, words
 from gptstar.data.inspection.overlap import overlap_table, report
-from gptstar.data.inspection.words import words
 from gptstar.errors import DataError
 
 THIRTEEN = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -109,17 +108,15 @@ def test_words_are_the_same_in_any_case() -> None:
     assert words("ﬁne ½ _Emphasis_ don’t") == ["fine", "1", "2", "emphasis", "don", "t"]
 
 
-def test_equal_hashes_are_no_hit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grams, "MULTIPLIERS", (1,))  # the hash is a sum: any order of the words has it
+def test_the_same_words_in_another_order_are_no_hit() -> None:
+    reverse = " ".join(reversed(THIRTEEN.split()))
     index = GramIndex([made_up((THIRTEEN,))])
-    assert index.hits(" ".join(reversed(THIRTEEN.split()))) == set()
+    assert index.hits(reverse) == set()
     assert index.hits(THIRTEEN) == {("made-up", 0)}
-    monkeypatch.setattr(grams, "MULTIPLIERS", (1, 5))
-    both = GramIndex([made_up((THIRTEEN,), (" ".join(reversed(THIRTEEN.split())),))])
-    assert both.hits(THIRTEEN) == {("made-up", 0)}
+    assert GramIndex([made_up((THIRTEEN,), (reverse,))]).hits(THIRTEEN) == {("made-up", 0)}
 
 
-def test_it_survives_pickling_without_what_can_be_made_again() -> None:
+def test_it_survives_pickling() -> None:
     index = GramIndex([made_up((THIRTEEN,)), made_up((OTHER,), name="colours")])
     assert index.hits(OTHER) == {("colours", 0)}
     assert len(pickle.dumps(index)) < 4096
@@ -179,8 +176,8 @@ def test_the_report_names_rows_and_places() -> None:
     page = f"{THIRTEEN} {OTHER}"  # 27 words, 15 grams
     index = GramIndex([made_up((SHORT,), (THIRTEEN,), (page,)), made_up((OTHER,), name="colours")])
     found = report({"a": iter(["nothing", THIRTEEN, page]), "b": iter([OTHER[4:]]), "c": iter([])}, index)
-    as_dict = json.loads(json.dumps(found.as_dict()))
-    made = as_dict["made-up"]
+    assert json.loads(json.dumps(found)) == found
+    made = found["made-up"]
     assert (made["items"], made["too_short"], made["dirty"]) == (3, [0], [1, 2])
     first, second = made["corpora"]["a"]
     assert first == {"row": 1, "grams": 1, "found": 1, "document": 1, "words": THIRTEEN, "share": 1.0}
@@ -188,7 +185,7 @@ def test_the_report_names_rows_and_places() -> None:
     (in_b,) = made["corpora"]["b"]
     assert (in_b["row"], in_b["found"], in_b["share"], in_b["document"]) == (2, 1, 1 / 15, 0)
     assert made["corpora"]["c"] == []
-    assert as_dict["colours"]["dirty"] == [0]
+    assert found["colours"]["dirty"] == [0]
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(overlap_table(found))
     shown = console.export_text()
@@ -223,5 +220,5 @@ def test_real_benchmarks_in_real_text(shared: Path) -> None:
     expected = {(name, row) for name, row, parts in everything if any(naive(part) & grams for part in parts)}
     assert planted <= expected
     assert index.hits(leviathan) == expected
-    in_piqa = report({"philpapers": [republic, leviathan]}, index).hits["piqa"]["philpapers"]
-    assert {(hit.row, hit.document) for hit in in_piqa} == {(row, 1) for name, row in expected if name == "piqa"}
+    in_piqa = report({"philpapers": [republic, leviathan]}, index)["piqa"]["corpora"]["philpapers"]
+    assert {(hit["row"], hit["document"]) for hit in in_piqa} == {(row, 1) for name, row in expected if name == "piqa"}

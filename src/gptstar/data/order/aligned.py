@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptstar.data.storage.documents import bounds, shards_of
+from gptstar.data.storage.documents import bounds
 from gptstar.data.storage.manifest import Split, Stratum
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import ConfigError
@@ -43,10 +43,7 @@ class DocumentBlocks:
         return -(-(stream[1:] - 1 - first_inputs) // self.block_tokens)
 
     def starts(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where blocks start, and what is left of their documents.
-
-        Args:
-            blocks: `(block,)`, int64, numbered through all streams.
+        """Find where blocks, `(block,)`, numbered through all streams, start, and what is left of their documents.
 
         Returns:
             Each `(block,)`, int64: the first input in the tokens of all streams, and how many targets the document has
@@ -63,10 +60,7 @@ class DocumentBlocks:
 def document_blocks(
     folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], block_tokens: int
 ) -> DocumentBlocks:
-    """The blocks of some streams of a folder.
-
-    Args:
-        streams: corpus and stratum of each.
+    """Count the blocks of some streams of a folder, given by corpus and stratum.
 
     Raises:
         ConfigError: the shards are far away.
@@ -80,7 +74,7 @@ def document_blocks(
     joined = []
     for corpus, stratum in streams:
         before, pieces = 0, []
-        for shard in shards_of(folder, split, corpus, stratum):
+        for shard in folder.shards(split, corpus, stratum):
             pieces.append(bounds(folder, shard)[:-1] + before)
             before += shard.tokens
         joined.append(np.concatenate([*pieces, np.asarray([before], dtype=np.int64)]))

@@ -29,11 +29,7 @@ class HubShard:
         return f"{self.hub}, shard {self.index}"
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its rows, without the first `start`.
-
-        Raises:
-            DataError: the Hub can't be reached, or has no such dataset.
-        """
+        """Yield its rows, without the first `start`. Raises DataError if the Hub can't be reached."""
         dataset = hub_dataset(self.hub, self.hub_config, self.revision, self.split)
         rows = dataset.shard(num_shards=dataset.num_shards, index=self.index)
         try:
@@ -45,11 +41,7 @@ class HubShard:
 
 @functools.lru_cache(maxsize=8)
 def hub_dataset(hub: str, hub_config: str | None, revision: str | None, split: str) -> Any:
-    """A dataset to stream: its `num_shards` and `shard` are what is used of it.
-
-    Raises:
-        DataError: it does not exist, or can't be reached.
-    """
+    """Open a dataset to stream. Raises DataError if it does not exist, or can't be reached."""
     import datasets
 
     datasets.logging.set_verbosity_error()  # what goes wrong is said below, in one line
@@ -57,11 +49,11 @@ def hub_dataset(hub: str, hub_config: str | None, revision: str | None, split: s
     try:
         return datasets.load_dataset(hub, hub_config, revision=revision, split=split, streaming=True)
     except Exception as error:  # connection, authentication, not found, no such split, …
-        raise DataError(_unreachable(hub, error)) from error
+        raise _unreachable(hub, error) from error
 
 
 def commit_of(hub: str, revision: str | None) -> str:
-    """The commit that a revision of a dataset is today; of a folder on this machine, the folder."""
+    """Name the commit that a revision of a dataset is today; of a folder on this machine, the folder."""
     if Path(hub).exists():
         return hub
     import huggingface_hub
@@ -69,11 +61,11 @@ def commit_of(hub: str, revision: str | None) -> str:
     try:
         return f"{hub}@{huggingface_hub.HfApi().dataset_info(hub, revision=revision).sha}"
     except Exception as error:  # of several libraries that speak HTTP
-        raise DataError(_unreachable(hub, error)) from error
+        raise _unreachable(hub, error) from error
 
 
-def _unreachable(hub: str, error: Exception) -> str:
-    return (
+def _unreachable(hub: str, error: Exception) -> DataError:
+    return DataError(
         f"the dataset {hub} can't be read ({type(error).__name__}: {in_one_line(error)}): check its name and the "
         "network, or give your own copy as data.corpora.NAME.files=GLOB"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any, Protocol
 
-from gptstar.data.text.found import NOT_NEWER
+from gptstar.data.text.counts import NOT_NEWER
 from gptstar.data.text.pieces import PIECE_CHARACTERS, pieces
 
 BEFORE_CHARACTERS = 1024
@@ -70,7 +70,7 @@ class Unit(Protocol):
         ...
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its records in their order, without the first `start`."""
+        """Yield its records in their order, without the first `start`."""
         ...
 
 
@@ -88,27 +88,27 @@ class Fields:
     newer_than: date | None = None
 
     def text(self, record: Any) -> str:
-        """The text of a record.
+        """Look up the text of a record.
 
         Raises:
             ValueError: it has none, or is left out by its date; the message is the reason.
         """
-        text = self._look(record, self.column)
+        text = _look_up(record, self.column)
         if not isinstance(text, str):
             raise ValueError(f'"{self.column}" is no string')
         if not text:
             raise ValueError("empty")
-        if self.newer_than and _as_date(self._look(record, self.date_column or "")) <= self.newer_than:
+        if self.newer_than and _as_date(_look_up(record, self.date_column or "")) <= self.newer_than:
             raise ValueError(f"{NOT_NEWER} {self.newer_than}")
         return text
 
-    @staticmethod
-    def _look(record: Any, path: str) -> Any:
-        for name in path.split("."):
-            if not isinstance(record, dict) or name not in record:
-                raise ValueError(f'no "{path}" field')
-            record = record[name]
-        return record
+
+def _look_up(record: Any, path: str) -> Any:
+    for name in path.split("."):
+        if not isinstance(record, dict) or name not in record:
+            raise ValueError(f'no "{path}" field')
+        record = record[name]
+    return record
 
 
 def _as_date(value: Any) -> date:
@@ -123,21 +123,19 @@ def _as_date(value: Any) -> date:
 
 
 def document(text: str, record: int, offset: int = 0) -> Iterator[Piece]:
-    """The pieces of a document that is at hand."""
+    """Cut a document that is at hand into pieces."""
     repaired = False
     try:
-        encoded = text.encode()
+        digest = hashlib.sha256(text.encode()).digest()[:16]
     except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        encoded, repaired = text.encode(), True
-    digest = hashlib.sha256(encoded).digest()[:16]
-    del encoded
+        text, repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
+        digest = hashlib.sha256(text.encode()).digest()[:16]
     whole = Piece(text, digest, record=record, offset=offset, repaired=repaired)
     return iter((whole,)) if len(text) <= PIECE_CHARACTERS else in_pieces(whole, pieces(text))
 
 
 def in_pieces(whole: Piece, texts: Iterator[str]) -> Iterator[Piece]:
-    """A document as its pieces, from what they have in common and the text of each."""
+    """Yield a document's pieces, from what they have in common and the text of each."""
     plain, first, text, before = True, True, next(texts), ""
     for following in texts:
         yield replace(whole, text=text, first=first, last=False, before=before, plain=plain)
@@ -146,7 +144,7 @@ def in_pieces(whole: Piece, texts: Iterator[str]) -> Iterator[Piece]:
 
 
 def row(content: Any, fields: Fields, place: str, number: int, offset: int = 0) -> Iterator[Record]:
-    """What a record that was parsed holds: a document, or the reason why it is left out."""
+    """Yield what a record that was parsed holds: a document, or the reason why it is left out."""
     try:
         text = fields.text(content)
     except ValueError as error:

@@ -45,11 +45,7 @@ class Source:
         return ""
 
     def documents(self, part: int) -> Iterator[str]:
-        """Yield the text of each document of a part.
-
-        Args:
-            part: from 0 to `n_parts - 1`.
-        """
+        """Yield the text of each document of a part, from 0 to `n_parts - 1`."""
         raise NotImplementedError
 
 
@@ -74,11 +70,7 @@ class SourcePart:
         return self.source.size
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its documents, without the first `start`.
-
-        Raises:
-            DataError: the source fails; names it and the document it failed at.
-        """
+        """Yield its documents, without the first `start`. Raises DataError, with the place, if the source fails."""
         number, offset = 0, 0
         try:
             for number, text in enumerate(self.source.documents(self.part), start=1):

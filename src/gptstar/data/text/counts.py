@@ -1,4 +1,4 @@
-"""What was found in a corpus: documents, what was left out by choice, and what is broken, with the first places."""
+"""Counts of a corpus's documents: those prepared, those left out by choice, and those that are broken."""
 
 from dataclasses import dataclass, field
 
@@ -12,26 +12,22 @@ NOT_NEWER = "not newer than"
 EXAMPLES = 5
 
 
-@dataclass(frozen=True)
-class Found:
-    """Counts by what was found, and for each the first places."""
+@dataclass
+class Counts:
+    """Counts by what became of documents, and the first places where each was met."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def count(self, what: str, place: str = "") -> None:
-        """Count something, and remember where it was first met."""
+        """Count a document, and remember where it was if it is one of the first."""
         self.counts[what] = self.counts.get(what, 0) + 1
         if place and len(places := self.examples.setdefault(what, [])) < EXAMPLES:
             places.append(place)
 
-    def refuse_if_hopeless(self, corpus: str) -> None:
-        """Refuse a corpus in which there was nothing but what is broken.
-
-        Raises:
-            DataError: names what was found instead, and where.
-        """
+    def refuse_if_all_are_broken(self, corpus: str) -> None:
+        """Raise DataError if a corpus holds nothing but what is broken: names what it holds, and where."""
         fine = {DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS}
         if not any(what in fine or what.startswith(NOT_NEWER) for what in self.counts):
-            found = [f"{self.counts[what]:,} {what} ({places[0]})" for what, places in self.examples.items()]
-            raise DataError(f"corpus {corpus} holds no document: {'; '.join(found) or 'its files are empty'}")
+            reasons = [f"{self.counts[what]:,} {what} ({places[0]})" for what, places in self.examples.items()]
+            raise DataError(f"corpus {corpus} holds no document: {'; '.join(reasons) or 'its files are empty'}")

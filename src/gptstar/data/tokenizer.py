@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +97,11 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides the tokens, independent of how a version of the library writes it down."""
-        return _fingerprint(self.json_text)
+        tree = json.loads(self.json_text)
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"]]
+        added = [[token[key] for key in ADDED] for token in tree["added_tokens"]]
+        parts = [tree["model"]["vocab"], merges, tree["normalizer"], tree["pre_tokenizer"], added]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def n_vocab(self) -> int:
@@ -168,12 +172,3 @@ class Tokenizer:
 def _without_halves(text: str) -> str:
     """Text that UTF-8 can hold: a command line may carry halves of characters."""
     return text.encode("utf-8", "replace").decode()
-
-
-@lru_cache(maxsize=4)  # the same tokenizer is asked for before and after shards are made
-def _fingerprint(json_text: str) -> str:
-    tree = json.loads(json_text)
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"]]
-    added = [[token[key] for key in ADDED] for token in tree["added_tokens"]]
-    parts = [tree["model"]["vocab"], merges, tree["normalizer"], tree["pre_tokenizer"], added]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -48,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
     tokenizer = Tokenizer.train([text_of(200)], 290)
     shards: list[Shard] = []
     for (split, corpus, stratum), texts in TEXTS.items():
-        layout = ShardLayout(tokenizer.n_vocab, tokenizer.end_of_text, SHARD_TOKENS)
-        writer = ShardWriter(path, corpus, split, stratum, layout)
+        layout = ShardLayout(path, tokenizer.n_vocab, tokenizer.end_of_text, SHARD_TOKENS)
+        writer = ShardWriter(layout, corpus, split, stratum)
         for text in texts:
             writer.extend(tokenizer.encode([text])[0], len(text.encode()))
             writer.end_document()

@@ -40,7 +40,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of random tokens."""
     folder, random = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
     tokenizer = Tokenizer.train(["some words to learn from, and more of them " * 9], 263)
-    writer = ShardWriter(folder, "made-up", "train", "first", ShardLayout(263, tokenizer.end_of_text, SHARD_TOKENS))
+    writer = ShardWriter(ShardLayout(folder, 263, tokenizer.end_of_text, SHARD_TOKENS), "made-up", "train")
     for _ in range(N_SHARDS):
         writer.extend(random.integers(0, 263, SHARD_TOKENS - 1), SHARD_TOKENS)
         writer.end_document()

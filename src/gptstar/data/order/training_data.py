@@ -1,7 +1,6 @@
 """What a run reads: the training streams of some shards, cut into windows and mixed as the configuration says."""
 
-from collections.abc import Mapping
-from typing import get_args
+from collections.abc import Sequence
 
 from gptstar.data.config import CorpusConfig, DataConfig
 from gptstar.data.order.aligned import document_blocks
@@ -10,7 +9,6 @@ from gptstar.data.order.permutation import Grouping
 from gptstar.data.order.windows import Windows
 from gptstar.data.storage.manifest import Split, Stratum
 from gptstar.data.storage.shards import ShardFolder
-from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError, DataError
 
 
@@ -40,10 +38,7 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
                 f"the shards in {folder.folder} hold of {name} what epochs={prepared.epochs:g} needs, not {share}: "
                 "prepare the text again in another data.shards"
             )
-    streams = {
-        (name, stratum): folder.stream("train", name, stratum) for name in names for stratum in get_args(Stratum)
-    }
-    streams = {key: stream for key, stream in streams.items() if len(stream)}
+    streams = list(dict.fromkeys((s.corpus, s.stratum) for name in names for s in folder.shards("train", name)))
     windows = windows_of(folder, "train", streams, config)
     if not windows.n_blocks:
         raise DataError(f"{folder.folder} holds no block of {config.block_tokens} tokens to train on: add text")
@@ -73,8 +68,7 @@ def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Window
     """
     windows = {}
     for name in folder.corpora("validation"):
-        streams: dict[tuple[str, Stratum], TokenStream] = {(name, "first"): folder.stream("validation", name)}
-        of_corpus = windows_of(folder, "validation", streams, config)
+        of_corpus = windows_of(folder, "validation", [(name, "first")], config)
         if of_corpus.n_blocks:
             windows[name] = of_corpus
     if not windows:
@@ -86,7 +80,7 @@ def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Window
 
 
 def windows_of(
-    folder: ShardFolder, split: Split, streams: Mapping[tuple[str, Stratum], TokenStream], config: DataConfig
+    folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], config: DataConfig
 ) -> Windows:
     """Cut windows of some streams of a folder, given by corpus and stratum.
 
@@ -95,5 +89,6 @@ def windows_of(
         DataError: a file of documents is damaged or missing.
     """
     aligned = config.windows == "documents"
-    documents = document_blocks(folder, split, list(streams), config.block_tokens) if aligned else None
-    return Windows(list(streams.values()), config.context_length, config.block_tokens, documents)
+    documents = document_blocks(folder, split, streams, config.block_tokens) if aligned else None
+    tokens = [folder.stream(split, corpus, stratum) for corpus, stratum in streams]
+    return Windows(tokens, config.context_length, config.block_tokens, documents)

@@ -3,9 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from gptstar.data.config import DataConfig
 from gptstar.data.preparation.encoding import Encoded, EncodingPool
 from gptstar.data.preparation.holdout import is_held_out, is_in_share
 from gptstar.data.preparation.journal import Journal
@@ -20,25 +20,6 @@ HOPELESS = 10_000
 """Records without a single document among them after which a corpus is refused."""
 
 WRITERS: tuple[tuple[Split, Stratum], ...] = (("train", "first"), ("train", "rest"), ("validation", "first"))
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How documents become shards.
-
-    Attributes:
-        deduplicate: leave out documents met before.
-        excludes: documents may be left out for what they share with a benchmark.
-        is_part: a corpus may come out empty, as others have the rest of it.
-        max_tokens: stop after the document that reaches so many tokens to train on.
-    """
-
-    folder: Path
-    layout: ShardLayout
-    deduplicate: bool
-    excludes: bool
-    is_part: bool
-    max_tokens: int | None
 
 
 @dataclass
@@ -62,24 +43,22 @@ class CorpusPacker:
     Args:
         held_out_below: documents whose number is below are for validation.
         state: how far it has come; a part of the journal's state.
-        count: receives each record, the tokens packed, and whether a document ended, for a progress bar.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        packing: Packing,
+        config: DataConfig,
+        layout: ShardLayout,
         held_out_below: float,
         state: CorpusState,
         journal: Journal,
-        count: Callable[[Record, int, int], None],
     ) -> None:
-        self._corpus, self._packing, self._held_out_below = corpus, packing, held_out_below
-        self._state, self._journal, self._count = state, journal, count
+        self._corpus, self._config, self._held_out_below = corpus, config, held_out_below
+        self._state, self._journal = state, journal
         self._fraction = corpus.config.fraction
         self._writers = {
-            f"{split} {stratum}": ShardWriter(packing.folder, corpus.name, split, stratum, packing.layout)
-            for split, stratum in WRITERS
+            f"{split} {stratum}": ShardWriter(layout, corpus.name, split, stratum) for split, stratum in WRITERS
         }
         for name, written in state.writers.items():
             self._writers[name].restore(written)
@@ -88,14 +67,23 @@ class CorpusPacker:
         self._waiting: list[Encoded] = []
         self._changed = self._begun = False
 
-    def pack(self, pool: EncodingPool) -> None:
-        """Read, encode and write to the end. Raises DataError if the corpus can't be read, or holds no document."""
+    def pack(self, pool: EncodingPool, count: Callable[[Record, int, int], None]) -> None:
+        """Read, encode and write to the end.
+
+        Args:
+            count: receives each record, the tokens packed, and whether a document ended, for a progress bar.
+
+        Raises:
+            DataError: the corpus can't be read, or holds nothing but what is broken for long.
+        """
         committed = time.monotonic()
         for record, encoded in pool.map(self._records()):
             if encoded is None:
                 self._skip(record)
+                count(record, 0, 0)
             else:
                 self._take(record, encoded)
+                count(record, len(encoded.tokens), int(record.last))
             if not record.last:
                 continue
             self._state.unit, self._state.record = record.unit, record.record
@@ -104,8 +92,6 @@ class CorpusPacker:
             if time.monotonic() - committed > COMMIT_SECONDS:
                 self._commit()
                 committed = time.monotonic()
-        if not self._packing.is_part:
-            self._state.refuse_if_all_are_broken(self._corpus.name)
         for writer in self._writers.values():
             writer.finish()
         self._state.done = True
@@ -127,7 +113,6 @@ class CorpusPacker:
     def _skip(self, record: Record) -> None:
         assert isinstance(record, Skipped)
         self._state.count(record.reason, record.place)
-        self._count(record, 0, 0)
         if self._state.counts[record.reason] > HOPELESS:
             self._state.refuse_if_all_are_broken(self._corpus.name)
 
@@ -139,10 +124,9 @@ class CorpusPacker:
         self._changed |= encoded.changed
         self._begun |= len(encoded.tokens) > 0
         self._waiting.append(encoded)
-        if not piece.last and (self._packing.excludes or not self._begun):
+        if not piece.last and (self._config.exclude or not self._begun):
             return
         waiting, self._waiting = self._waiting, []
-        self._count(piece, sum(len(each.tokens) for each in waiting), int(piece.last))
         if self._writer is None:
             return
         place = f"{self._corpus.units[piece.unit].name}, record {piece.record}"
@@ -163,7 +147,7 @@ class CorpusPacker:
                 self._state.count("half characters replaced", place)
 
     def _writer_for(self, piece: Piece) -> ShardWriter | None:
-        if self._packing.deduplicate and not self._journal.is_new(piece.digest):
+        if self._config.deduplicate and not self._journal.is_new(piece.digest):
             self._state.count(DUPLICATES)
             return None
         if is_held_out(piece, self._held_out_below):
@@ -172,7 +156,7 @@ class CorpusPacker:
         return self._writers["train first" if first else "train rest"]
 
     def _is_full(self) -> bool:
-        limit = self._corpus.config.max_tokens or self._packing.max_tokens
+        limit = self._corpus.config.max_tokens or self._config.max_tokens
         return limit is not None and sum(self._writers[f"train {each}"].tokens for each in ("first", "rest")) >= limit
 
     def _commit(self) -> None:

@@ -16,7 +16,7 @@ from gptstar.data.inspection.grams import GramIndex
 from gptstar.data.preparation.encoding import Encoder, EncodingPool
 from gptstar.data.preparation.holdout import held_out_below, is_held_out
 from gptstar.data.preparation.journal import Journal
-from gptstar.data.preparation.packing import CorpusPacker, CorpusState, Packing
+from gptstar.data.preparation.packing import CorpusPacker, CorpusState
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.progress import PackingProgress
 from gptstar.data.preparation.request import Request
@@ -196,20 +196,15 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
     journal.commit()
     exclude = GramIndex.from_files(request.exclude) if request.exclude else None
     both = config.end_of_text == "both"
-    packing = Packing(
-        folder,
-        ShardLayout(tokenizer.n_vocab, tokenizer.end_of_text, config.shard_tokens, both),
-        deduplicate=config.deduplicate,
-        excludes=exclude is not None,
-        is_part=request.part is not None,
-        max_tokens=config.max_tokens,
-    )
+    layout = ShardLayout(folder, tokenizer.n_vocab, tokenizer.end_of_text, config.shard_tokens, both)
     encoder = Encoder(tokenizer.json_text, config.clean == "ftfy", exclude)
     with EncodingPool(encoder, _workers(config, corpora)) as pool, PackingProgress(console, corpora) as progress:
         for corpus, state in zip(corpora, states, strict=True):
             progress.begin_corpus(corpus)
             if not state.done:
-                CorpusPacker(corpus, packing, held_out[corpus.name], state, journal, progress.count).pack(pool)
+                CorpusPacker(corpus, config, layout, held_out[corpus.name], state, journal).pack(pool, progress.count)
+            if request.part is None:
+                state.refuse_if_all_are_broken(corpus.name)
             progress.end_corpus(corpus, state)
     sources = {corpus.name: _source(corpus, state) for corpus, state in zip(corpora, states, strict=True)}
     shards = tuple(shard for state in states for shard in state.shards)

@@ -28,6 +28,7 @@ class ShardLayout:
         both: write end-of-text before each document too, as the original did.
     """
 
+    folder: Path
     n_vocab: int
     end_of_text: int
     shard_tokens: int
@@ -40,9 +41,10 @@ class ShardWriter:
     The files of the shard being written grow in place: what lies beyond the last `commit` is cut off by `restore`.
     """
 
-    def __init__(self, folder: Path, corpus: str, split: Split, stratum: Stratum, layout: ShardLayout) -> None:
+    def __init__(self, layout: ShardLayout, corpus: str, split: Split, stratum: Stratum = "first") -> None:
         self.finished: list[Shard] = []
-        self._folder, self._corpus, self._split, self._stratum, self._layout = folder, corpus, split, stratum, layout
+        self._layout, self._corpus, self._split, self._stratum = layout, corpus, split, stratum
+        self._folder = layout.folder
         self._dtype = token_dtype(layout.n_vocab)
         self._end_of_text = np.asarray([layout.end_of_text], dtype=self._dtype)
         self._pending: list[np.ndarray] = []
@@ -94,10 +96,8 @@ class ShardWriter:
             for path, dtype, length in self._open_files():
                 size = HEADER_BYTES + dtype.itemsize * length
                 if not path.exists() or path.stat().st_size < size:
-                    raise DataError(
-                        f"{path} has lost what an unfinished preparation had written: delete {self._folder} to begin "
-                        "anew"
-                    )
+                    cause = "has lost what an unfinished preparation had written"
+                    raise DataError(f"{path} {cause}: delete {self._folder} to begin anew")
                 os.truncate(path, size)
 
     def finish(self) -> None:

@@ -48,7 +48,11 @@ class File:
             DataError: the file is damaged, cut short, or can't be reached; names it.
         """
         read = {"jsonl": _read_lines, "txt": _read_text, "parquet": _read_parquet}[form_of(self.name) or ""]
-        for wait in (*(RETRY_SECONDS if "://" in self.name else ()), None):
+        waits: tuple[float | None, ...] = (None,)
+        errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+        if "://" in self.name:
+            waits, errors = (*RETRY_SECONDS, None), (Exception,)  # each kind of store raises its own
+        for wait in waits:
             between = True  # documents
             try:
                 for record in read(self, start):
@@ -56,17 +60,12 @@ class File:
                     between = record.last
                     start = record.record if between else start
                 return
-            except self._errors as error:
+            except errors as error:
                 if isinstance(error, DataError):
                     raise
                 if wait is None or not between or isinstance(error, FileNotFoundError | PermissionError):
                     raise DataError(f"{self.name}: can't be read ({error}): damaged, cut short or gone") from error
                 time.sleep(wait)
-
-    @property
-    def _errors(self) -> tuple[type[Exception], ...]:
-        """What reading may raise: a store far away may raise anything."""
-        return (Exception,) if "://" in self.name else (OSError, EOFError, zlib.error, zstandard.ZstdError)
 
     def open(self) -> tuple[BinaryIO, Callable[[], int]]:
         """Open the decompressed content, and a function that says how many bytes of the file were read for it."""

@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from gptstar.data.config import DataConfig
 from gptstar.data.order.training_data import training_data, validation_data
@@ -97,7 +96,7 @@ class WindowsDataModule(pl.LightningDataModule):
         return TimedLoader(
             windows,
             batch_sampler=batches,
-            collate_fn=_as_it_is,
+            collate_fn=default_convert,  # the windows come as one tensor
             num_workers=self._config.loader_workers,
             prefetch_factor=PREFETCH_FACTOR if self._config.loader_workers else None,
             persistent_workers=False,
@@ -123,8 +122,3 @@ class TimedLoader(DataLoader[Tensor]):
             if batch is None:
                 return
             yield batch
-
-
-def _as_it_is(windows: Any) -> Any:
-    """Collate nothing: the windows come as one tensor."""
-    return windows

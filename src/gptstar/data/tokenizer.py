@@ -154,7 +154,8 @@ class Tokenizer:
         self._backend.encode_special_tokens = self._backend.normalizer is not None or any(
             token.content in text for token in self._added.values() for text in texts
         )
-        whole = [text if text.isascii() else _without_halves(text) for text in texts]
+        # UTF-8 can't hold halves of characters, which a command line may carry.
+        whole = [text if text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
         encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
@@ -167,8 +168,3 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """Join the text of tokens; end-of-text is dropped."""
         return self._backend.decode(list(tokens), skip_special_tokens=True)
-
-
-def _without_halves(text: str) -> str:
-    """Text that UTF-8 can hold: a command line may carry halves of characters."""
-    return text.encode("utf-8", "replace").decode()

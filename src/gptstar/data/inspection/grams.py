@@ -60,11 +60,6 @@ class GramIndex:
         """Index some benchmark files. Raises DataError as `Benchmark.from_file`."""
         return cls([Benchmark.from_file(path) for path in paths])
 
-    def hits(self, text: str) -> set[Item]:
-        """Find the items that share a gram with a whole document."""
-        _, items = self.pairs(np.concatenate([np.zeros(0, dtype=np.int64), *self.find(text)]))
-        return set(map(self.item, items.tolist()))
-
     def shares_a_gram(self, text: str) -> bool:
         """Whether any item shares a gram with a document."""
         return any(len(grams) for grams in self.find(text))

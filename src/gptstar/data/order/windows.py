@@ -4,6 +4,7 @@ Blocks are the unit of order and windows divide them, so at every context length
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -96,43 +97,40 @@ class Windows(Dataset[Tensor]):
         return self._stream_starts[streams] + in_stream + inside, None
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
     """Window numbers of one rank's micro-batches, from a step of the run to its end.
 
     A global batch is the same whatever the number of ranks and the size of micro-batches; each rank reads its slice.
 
-    Args:
+    Attributes:
         mixture: the order of the windows' blocks.
         sequences_per_step: windows of a global batch; whole blocks.
         micro_batch_size: windows a rank reads at once.
         start_step, total_steps: the run's steps that are read.
     """
 
-    def __init__(
-        self,
-        windows: Windows,
-        mixture: Mixture,
-        *,
-        seed: int,
-        sequences_per_step: int,
-        micro_batch_size: int,
-        start_step: int,
-        total_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        assert tuple(entry.n_blocks for entry in mixture.entries) == windows.stream_blocks
+    windows: Windows
+    mixture: Mixture
+    _: KW_ONLY
+    seed: int
+    sequences_per_step: int
+    micro_batch_size: int
+    start_step: int
+    total_steps: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        windows, sequences_per_step = self.windows, self.sequences_per_step
+        assert tuple(entry.n_blocks for entry in self.mixture.entries) == windows.stream_blocks
         if sequences_per_step % windows.windows_per_block:
             raise ConfigError(f"a step of {sequences_per_step} sequences does not hold whole blocks")
-        if sequences_per_step % (world_size * micro_batch_size):
+        if sequences_per_step % (self.world_size * self.micro_batch_size):
             raise ConfigError(
-                f"a step of {sequences_per_step} sequences does not divide among {world_size} ranks "
-                f"in micro-batches of {micro_batch_size}: change hardware.micro_batch_size or batch_tokens"
+                f"a step of {sequences_per_step} sequences does not divide among {self.world_size} ranks "
+                f"in micro-batches of {self.micro_batch_size}: change hardware.micro_batch_size or batch_tokens"
             )
-        self.windows, self.mixture, self.seed = windows, mixture, seed
-        self.sequences_per_step, self.micro_batch_size = sequences_per_step, micro_batch_size
-        self.start_step, self.total_steps = start_step, total_steps
-        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         steps = self.total_steps - self.start_step

@@ -5,8 +5,7 @@ are on the same side, but for a corpus so small that one has to be held out, or 
 """
 
 from gptstar.data.text.corpora import Corpus
-from gptstar.data.text.counts import Counts
-from gptstar.data.text.records import Piece, Skipped
+from gptstar.data.text.records import Counts, Piece, Skipped
 
 SMALL_BYTES = 2**27
 """A corpus up to this size is read once more beforehand, so that at least one of its documents is held out."""

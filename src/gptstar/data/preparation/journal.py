@@ -4,7 +4,7 @@ import json
 import sqlite3
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from gptstar.errors import DataError
 
@@ -33,10 +33,8 @@ class Journal:
         self.state: dict[str, Any] | None = json.loads(row[1]) if row else None
         self._database.execute("BEGIN")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     def commit(self) -> None:

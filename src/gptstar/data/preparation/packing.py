@@ -12,8 +12,7 @@ from gptstar.data.preparation.journal import Journal
 from gptstar.data.preparation.writer import ShardLayout, ShardWriter
 from gptstar.data.storage.manifest import Shard, Split, Stratum
 from gptstar.data.text.corpora import Corpus
-from gptstar.data.text.counts import DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS, Counts
-from gptstar.data.text.records import Piece, Record, Skipped
+from gptstar.data.text.records import DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS, Counts, Piece, Record, Skipped
 
 COMMIT_SECONDS = 2.0
 HOPELESS = 10_000

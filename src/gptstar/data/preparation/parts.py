@@ -9,7 +9,7 @@ from typing import Self
 
 from gptstar.data.storage.manifest import Manifest, Source, read_manifest, write_manifest
 from gptstar.data.text.corpora import Corpus
-from gptstar.data.text.counts import EXAMPLES
+from gptstar.data.text.records import EXAMPLES
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
 

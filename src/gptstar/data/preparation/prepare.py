@@ -4,6 +4,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def prepare(request: Request, path: Path, console: Console) -> None:
             if (path / "manifest.json").exists():  # another process was first
                 return
             work.mkdir(exist_ok=True)
-            with Journal(work / JOURNAL, request.identity) as journal:
+            with closing(Journal(work / JOURNAL, request.identity)) as journal:
                 if journal.state is None:
                     for leftover in work.iterdir():  # of a process that was killed before its first commit
                         if not leftover.name.startswith(JOURNAL):
@@ -206,17 +207,15 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
             if request.part is None:
                 state.refuse_if_all_are_broken(corpus.name)
             progress.end_corpus(corpus, state)
-    sources = {corpus.name: _source(corpus, state) for corpus, state in zip(corpora, states, strict=True)}
+    sources = {}
+    for corpus, state in zip(corpora, states, strict=True):
+        licence, epochs, weight = corpus.config.licence, corpus.config.epochs, corpus.config.weight
+        sources[corpus.name] = Source(corpus.source, licence, epochs, weight, state.counts, state.examples)
     shards = tuple(shard for state in states for shard in state.shards)
     described = tokenizer.fingerprint, tokenizer.n_vocab, sources, shards, request.options
     manifest = Manifest(request.identity, request.whole, *described)
     write_manifest(folder, manifest, tokenizer)
     return manifest
-
-
-def _source(corpus: Corpus, state: CorpusState) -> Source:
-    config = corpus.config
-    return Source(corpus.source, config.licence, config.epochs, config.weight, state.counts, state.examples)
 
 
 def _workers(config: DataConfig, corpora: Sequence[Corpus]) -> int:

@@ -17,13 +17,14 @@ import fsspec
 
 from gptstar.data.config import CorpusConfig
 from gptstar.data.text.compression import COMPRESSIONS
-from gptstar.data.text.hub import HubShard, commit_of, hub_dataset
+from gptstar.data.text.hub import commit_of, hub_shards
 from gptstar.data.text.readers import FORMS, File, form_of
 from gptstar.data.text.records import Fields, Piece, Record, Unit, document
-from gptstar.data.text.sources import SourcePart, described, identity_of
+from gptstar.data.text.sources import described, identity_of, source_parts
 from gptstar.errors import DataError, in_one_line
 
 STAMPED_PARTS, STAMPED_BYTES = 16, 2**20
+BUNDLED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,15 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Bundled:
+class Bundled(Unit):
     """Documents that a function makes."""
 
-    name: str
     texts: Callable[[], Sequence[str]]
-    size: int = 2**20
 
     def read(self, start: int = 0) -> Iterator[Record]:
         """Yield its documents, without the first `start`."""
         for number, text in enumerate(self.texts()[start:], start=start + 1):
-            yield from document(text, number, min(self.size, number * 4096))
+            yield from document(text, number, min(BUNDLED_BYTES, number * 4096))
 
 
 def bundled_corpora() -> list[Corpus]:
@@ -83,7 +82,10 @@ def bundled_corpora() -> list[Corpus]:
         ("reference", f"pydoc_data.topics of CPython {version}", _reference),
         ("docstrings", f"docstrings of CPython {version}", _docstrings),
     )
-    return [Corpus(name, source, identity, (Bundled(source, texts),), config) for name, source, texts in parts]
+    return [
+        Corpus(name, source, identity, (Bundled(source, BUNDLED_BYTES, texts),), config)
+        for name, source, texts in parts
+    ]
 
 
 def _reference() -> list[str]:
@@ -148,20 +150,20 @@ def named_corpus(name: str, config: CorpusConfig) -> Corpus:
         DataError: files or dataset are not there; or there is neither, and the note that says why.
     """
     if config.source is not None:
-        parts = tuple(SourcePart(config.source, part) for part in range(config.source.n_parts))
-        return Corpus(name, described(config.source), identity_of(config.source), parts, config)
+        source, units = config.source, source_parts(config.source)
+        return Corpus(name, described(source), identity_of(source), units, config)
     if config.files is not None:
         shown = config.files if isinstance(config.files, str) else ", ".join(config.files)
         return _of_files(name, shown, find_files(config.files), config)
     if config.hub is None:
         why = f" ({config.note})" if config.note else ""
         raise DataError(f"corpus {name} has no source{why}: give your own copy as data.corpora.{name}.files=GLOB")
-    where, fields = (config.hub, config.hub_config, config.revision, config.split), _fields(config)
-    units = tuple(HubShard(*where, index, fields) for index in range(hub_dataset(*where).num_shards))
-    source = f"{commit_of(config.hub, config.revision)}, {config.hub_config or 'default'}, {config.split}"
+    fields = _fields(config)
+    shards = hub_shards(config, fields)
+    origin = f"{commit_of(config.hub, config.revision)}, {config.hub_config or 'default'}, {config.split}"
     own = sorted(str(path) for path in Path(config.hub).rglob("*") if path.is_file())  # where it is a folder
     stamps = [stamp for _, stamp in map(_stamp, own)]
-    return Corpus(name, source, "\n".join([f"{source} {fields}", *stamps]), units, config)
+    return Corpus(name, origin, "\n".join([f"{origin} {fields}", *stamps]), shards, config)
 
 
 def _of_files(name: str, source: str, files: Sequence[str], config: CorpusConfig) -> Corpus:

@@ -15,7 +15,7 @@ import zstandard
 
 from gptstar.data.text.compression import COMPRESSIONS, decompressed
 from gptstar.data.text.pieces import decoded_pieces
-from gptstar.data.text.records import Fields, Piece, Record, Skipped, in_pieces, row
+from gptstar.data.text.records import Fields, Piece, Record, Skipped, Unit, in_pieces, row
 from gptstar.errors import DataError, in_one_line
 
 LINE_BYTES = 2**28
@@ -34,11 +34,9 @@ def form_of(address: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class File:
-    """A file of documents: an address that fsspec knows, or a path on this machine."""
+class File(Unit):
+    """A file of documents; its name is an address that fsspec knows, or a path on this machine."""
 
-    name: str
-    size: int | None
     fields: Fields
 
     def read(self, start: int = 0) -> Iterator[Record]:

@@ -1,18 +1,25 @@
-"""What reading yields: documents in pieces, and what is left out, each with its place.
+"""What reading yields: documents in pieces, and what is left out, each with its place; and counts of both.
 
-Nothing is lost silently: what is no document comes as a `Skipped` with its reason.
+Nothing is lost silently: what is not a document comes as a `Skipped` with its reason.
 """
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from gptstar.data.text.counts import NOT_NEWER
 from gptstar.data.text.pieces import PIECE_CHARACTERS, pieces
+from gptstar.errors import DataError
 
 BEFORE_CHARACTERS = 1024
+
+DOCUMENTS = "documents"
+DUPLICATES = "duplicates"
+NOT_THIS_SHARE = "not in this share of the documents"
+OVERLAPS = "overlaps with a benchmark"
+NOT_NEWER = "not newer than"
+EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,42 @@ class Skipped:
 Record = Piece | Skipped
 
 
-class Unit(Protocol):
-    """What is read in one go: a file, or a shard of a dataset."""
+@dataclass
+class Counts:
+    """Counts by what became of documents, and the first places where each was met."""
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        ...
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def size(self) -> int | None:
-        """In bytes, where it is known."""
-        ...
+    def count(self, what: str, place: str = "") -> None:
+        """Count a document, and remember where it was if it is one of the first."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if place and len(places := self.examples.setdefault(what, [])) < EXAMPLES:
+            places.append(place)
+
+    def refuse_if_all_are_broken(self, corpus: str) -> None:
+        """Raise DataError if a corpus holds nothing but what is broken: names what it holds, and where."""
+        fine = {DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS}
+        if not any(what in fine or what.startswith(NOT_NEWER) for what in self.counts):
+            reasons = [f"{self.counts[what]:,} {what} ({places[0]})" for what, places in self.examples.items()]
+            raise DataError(f"corpus {corpus} holds no document: {'; '.join(reasons) or 'its files are empty'}")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read in one go: a file, or a shard of a dataset.
+
+    Attributes:
+        name: for messages.
+        size: in bytes, where it is known.
+    """
+
+    name: str
+    size: int | None
 
     def read(self, start: int = 0) -> Iterator[Record]:
         """Yield its records in their order, without the first `start`."""
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

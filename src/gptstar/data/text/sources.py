@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from gptstar.choices import Choices
-from gptstar.data.text.records import Record, Skipped, document
+from gptstar.data.text.records import Record, Skipped, Unit, document
 from gptstar.errors import DataError, Refusal, in_one_line
 
 
@@ -53,21 +53,11 @@ SOURCES: Choices[Source] = Choices("data.corpora.*.source", tag="kind", is_word=
 
 
 @dataclass(frozen=True)
-class SourcePart:
+class SourcePart(Unit):
     """A part of a source, to be read as a file is."""
 
     source: Source
     part: int
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{SOURCES.name_of(self.source)}, part {self.part + 1} of {self.source.n_parts}"
-
-    @property
-    def size(self) -> int | None:
-        """In bytes, where it is known."""
-        return self.source.size
 
     def read(self, start: int = 0) -> Iterator[Record]:
         """Yield its documents, without the first `start`. Raises DataError, with the place, if the source fails."""
@@ -89,14 +79,22 @@ class SourcePart:
             raise DataError(f"{where}: {type(error).__name__}: {in_one_line(error)}") from error
 
 
+def source_parts(source: Source) -> tuple[SourcePart, ...]:
+    """List the parts of a source."""
+    name, n_parts = SOURCES.name_of(source), source.n_parts
+    return tuple(
+        SourcePart(f"{name}, part {part + 1} of {n_parts}", source.size, source, part) for part in range(n_parts)
+    )
+
+
 def described(source: Source) -> str:
-    """A source in one line for the manifest: `mine(path=…) of package.module`."""
+    """Describe a source in one line for the manifest: `mine(path=…) of package.module`."""
     keys = ", ".join(f"{field.name}={getattr(source, field.name)}" for field in fields(source))
     return f"{SOURCES.name_of(source)}({keys}) of {type(source).__module__}"
 
 
 def identity_of(source: Source) -> str:
-    """Hash of the keys, the stamp, the number of parts and the file of the class: another one means another text."""
+    """Hash the keys, the stamp, the number of parts and the file of the class: another hash means another text."""
     try:
         code = inspect.getsource(inspect.getmodule(type(source)) or type(source))
     except (OSError, TypeError):  # typed at a prompt

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,9 +14,6 @@ from gptstar.data.order.training_data import training_data, validation_data
 from gptstar.data.order.windows import BLANK, StepSampler, Windows
 from gptstar.data.storage.prefetch import PLANNED_SHARE, BatchesAhead, Span
 from gptstar.data.storage.shards import ShardFolder
-
-PREFETCH_FACTOR = 2
-"""Batches that each of the loader's processes reads ahead."""
 
 
 class WindowsDataModule(pl.LightningDataModule):
@@ -42,28 +40,24 @@ class WindowsDataModule(pl.LightningDataModule):
         total_steps: int,
     ) -> None:
         super().__init__()
-        self.whole_batches = False
-        self._config, self._seed = config, seed
-        self._sequences_per_step, self._micro_batch_size = sequences_per_step, micro_batch_size
-        self.start_step, self._total_steps = 0, total_steps
-        self._cache = folder.cache
+        self.whole_batches, self.start_step = False, 0
+        self._config, self._micro_batch_size, self._cache = config, micro_batch_size, folder.cache
         self.training, self.mixture, self.mixed_blocks = training_data(folder, config)
         self.validation = validation_data(folder, config)
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""
-        rank, world_size = self._place()
-        sampler = StepSampler(
+        self._sampler = partial(
+            StepSampler,
             self.training,
             self.mixture,
-            seed=self._seed,
-            sequences_per_step=self._sequences_per_step,
-            micro_batch_size=self._micro_batch_size,
-            start_step=self.start_step,
-            total_steps=self._total_steps,
-            rank=rank,
-            world_size=world_size,
+            seed=seed,
+            sequences_per_step=sequences_per_step,
+            micro_batch_size=micro_batch_size,
+            total_steps=total_steps,
         )
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Load micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""
+        rank, world_size = self._place()
+        sampler = self._sampler(start_step=self.start_step, rank=rank, world_size=world_size)
         if self._cache is None:
             return self._loader(self.training, sampler)
         ranks_here = max(1, self.trainer.num_devices) if self.trainer else 1
@@ -71,7 +65,7 @@ class WindowsDataModule(pl.LightningDataModule):
         return self._loader(self.training, BatchesAhead(sampler, self._spans, self._cache, budget))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """One loader a corpus: the same tokens at every context length."""
+        """Make a loader for each corpus: the same tokens at every context length."""
         rank, world_size = self._place()
         loaders: list[DataLoader[Tensor]] = []
         for windows in self.validation.values():
@@ -85,7 +79,7 @@ class WindowsDataModule(pl.LightningDataModule):
         return loaders
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and how many there are."""
+        """Return this process's rank, and how many ranks there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _spans(self, numbers: list[int]) -> list[Span]:
@@ -98,8 +92,6 @@ class WindowsDataModule(pl.LightningDataModule):
             batch_sampler=batches,
             collate_fn=default_convert,  # the windows come as one tensor
             num_workers=self._config.loader_workers,
-            prefetch_factor=PREFETCH_FACTOR if self._config.loader_workers else None,
-            persistent_workers=False,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 

@@ -67,12 +67,7 @@ def _mix(x: np.ndarray, key: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grouping:
-    """An order in groups: runs of neighbouring blocks change places, then blocks change places within groups of runs.
-
-    Attributes:
-        run: blocks left together.
-        runs: how many of them make a group.
-    """
+    """An order in groups: runs of `run` neighbouring blocks change places, then blocks within groups of `runs` runs."""
 
     run: int
     runs: int

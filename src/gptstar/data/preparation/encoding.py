@@ -51,13 +51,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is done to each piece.
-
-    Attributes:
-        tokenizer_json: the tokenizer.
-        ftfy: whether to clean.
-        exclude: runs of words to look for.
-    """
+    """What is done to each piece: cleaned by ftfy or not, tokenised, and searched for runs of words to exclude."""
 
     tokenizer_json: str
     ftfy: bool

@@ -25,7 +25,7 @@ from gptstar.data.preparation.writer import ShardLayout
 from gptstar.data.storage.manifest import Manifest, Source, write_manifest
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.text.clean import clean
-from gptstar.data.text.corpora import Corpus, bundled_corpora, local_corpora, named_corpus
+from gptstar.data.text.corpora import Corpus, bundled_corpora, local_corpora, named_corpus, total_size
 from gptstar.data.text.records import Piece
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
@@ -221,8 +221,8 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
 def _workers(config: DataConfig, corpora: Sequence[Corpus]) -> int:
     if config.workers is not None:
         return config.workers
-    sizes = [corpus.size for corpus in corpora]
-    if None not in sizes and sum(size or 0 for size in sizes) < WORTH_PROCESSES_BYTES:
+    size = total_size(corpora)
+    if size is not None and size < WORTH_PROCESSES_BYTES:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gptstar.data.preparation.packing import CorpusState
-from gptstar.data.text.corpora import Corpus
+from gptstar.data.text.corpora import Corpus, total_size
 from gptstar.data.text.records import Record
 
 REFRESH_SECONDS = 0.1
@@ -18,8 +18,7 @@ class PackingProgress(Progress):
     """Documents and tokens a second, and the time left by the bytes that are still to be read."""
 
     def __init__(self, console: Console, corpora: Sequence[Corpus]) -> None:
-        sizes = [corpus.size for corpus in corpora]
-        total = None if None in sizes else sum(size or 0 for size in sizes)
+        total = total_size(corpora)
         super().__init__(
             SpinnerColumn(),
             TextColumn("{task.description}"),

@@ -119,10 +119,8 @@ def token_dtype(n_vocab: int) -> np.dtype:
 
 def segment_hashes(path: Path) -> np.ndarray:
     """Hash each 64 KiB of a file, against damage on the way and not against an enemy: `(segment,)`, uint64."""
-    hashes = []
     with path.open("rb") as file:
-        while segment := file.read(SEGMENT_BYTES):
-            hashes.append(segment_hash(segment))
+        hashes = [segment_hash(segment) for segment in iter(lambda: file.read(SEGMENT_BYTES), b"")]
     return np.asarray(hashes, dtype=np.uint64)
 
 

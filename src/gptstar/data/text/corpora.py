@@ -9,7 +9,7 @@ import platform
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +46,7 @@ class Corpus:
     @property
     def size(self) -> int | None:
         """Bytes to read, where they are known."""
-        sizes = [unit.size for unit in self.units]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        return total_size(self.units)
 
     def documents(self) -> Iterator[str]:
         """Yield the texts of its documents, whole, anew at every call."""
@@ -59,6 +58,12 @@ class Corpus:
                     if record.last:
                         yield "".join(pieces)
                         pieces = []
+
+
+def total_size(parts: Iterable[Unit | Corpus]) -> int | None:
+    """Sum up bytes to read; None where they are not known."""
+    sizes = [part.size for part in parts]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 @dataclass(frozen=True)

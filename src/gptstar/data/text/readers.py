@@ -70,11 +70,7 @@ class File(Unit):
         filesystem, path = fsspec.core.url_to_fs(self.name)
         raw = filesystem.open(path, "rb")
         content = decompressed(raw, self.name.partition("::")[0])
-
-        def position() -> int:
-            return raw.tell() if filesystem else 0  # an archive's filesystem closes it once it is forgotten
-
-        return content, position
+        return content, lambda: raw.tell() if filesystem else 0  # an archive's filesystem closes it once forgotten
 
 
 def _read_lines(file: File, start: int) -> Iterator[Record]:

@@ -86,12 +86,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is read in one go: a file, or a shard of a dataset.
-
-    Attributes:
-        name: for messages.
-        size: in bytes, where it is known.
-    """
+    """What is read in one go, a file or a shard of a dataset: its name, and its size in bytes where it is known."""
 
     name: str
     size: int | None

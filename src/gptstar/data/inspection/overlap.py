@@ -61,9 +61,10 @@ def report(documents_by_corpus: Mapping[str, Iterable[str]], index: GramIndex) -
         for item, grams_met in sorted(by_item.items()):
             name, row = index.item(item)
             gram = min(grams_met, key=turns.__getitem__)
-            hit = {"row": row, "grams": int(index.grams[item]), "found": len(grams_met)}
-            hit |= {"document": first_document[gram], "words": index.gram_text(gram)}
-            overlap[name]["corpora"][corpus].append(hit | {"share": hit["found"] / hit["grams"]})
+            n_grams, n_met = int(index.grams[item]), len(grams_met)
+            hit: dict[str, Any] = {"row": row, "grams": n_grams, "found": n_met, "document": first_document[gram]}
+            hit |= {"words": index.gram_text(gram), "share": n_met / n_grams}
+            overlap[name]["corpora"][corpus].append(hit)
     for of_benchmark in overlap.values():
         of_benchmark["dirty"] = sorted({hit["row"] for hits in of_benchmark["corpora"].values() for hit in hits})
     return overlap

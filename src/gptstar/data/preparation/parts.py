@@ -71,8 +71,8 @@ def merge(folder: Path) -> Manifest | None:
     n_parts = int(paths[0].parent.name.rpartition("-")[2])
     for name, part in parts.items():
         if (part.identity, name.rpartition("-")[2]) != (f"{first.whole}-{name}", f"{n_parts:05d}"):
-            whole = f"the same whole as {paths[0].parent}"
-            raise DataError(f"{folder / name} is not a part of {whole}: remove one of them")
+            other = paths[0].parent
+            raise DataError(f"{folder / name} is not a part of the same whole as {other}: remove one of them")
     if len(parts) < n_parts:
         return None
     shards = tuple(replace(shard, name=f"{name}/{shard.name}") for name, m in parts.items() for shard in m.shards)

@@ -5,7 +5,6 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -21,7 +20,6 @@ DASHES = "-", "--", ":", "-."
 def plot_document_lengths(lengths: Mapping[str, Lengths], path: Path) -> None:
     """Draw an outline of document lengths for each corpus. Raises DataError if the file can't be written."""
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(
         title="document lengths",

@@ -106,14 +106,12 @@ def _corpora(config: DataConfig) -> list[Corpus]:
     named = {
         name: corpus for name, corpus in config.corpora.items() if config.source == "corpora" or _has_source(corpus)
     }
-    corpora = [named_corpus(name, corpus) for name, corpus in named.items()]
+    corpora = []
     if config.files is not None:
-        corpora = local_corpora(config.files, {n: c for n, c in config.corpora.items() if n not in named}) + corpora
-    names = [corpus.name for corpus in corpora]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"corpus {name} comes from data.files and from data.corpora.{name}: give one of them")
-    return corpora
+        corpora = local_corpora(config.files, {n: c for n, c in config.corpora.items() if n not in named})
+    if both := [corpus.name for corpus in corpora if corpus.name in named]:
+        raise DataError(f"corpus {both[0]} comes from data.files and from data.corpora.{both[0]}: give one of them")
+    return corpora + [named_corpus(name, corpus) for name, corpus in named.items()]
 
 
 def _check_part(request: Request, part: str) -> None:

@@ -83,13 +83,13 @@ def bundled_corpora() -> list[Corpus]:
     version = platform.python_version()
     identity = hashlib.sha256(f"{sys.version} {sysconfig.get_paths()['stdlib']}".encode()).hexdigest()
     config = CorpusConfig(licence="PSF-2.0")
-    parts = (
-        ("reference", f"pydoc_data.topics of CPython {version}", _reference),
-        ("docstrings", f"docstrings of CPython {version}", _docstrings),
-    )
+
+    def corpus(name: str, source: str, texts: Callable[[], Sequence[str]]) -> Corpus:
+        return Corpus(name, source, identity, (Bundled(source, BUNDLED_BYTES, texts),), config)
+
     return [
-        Corpus(name, source, identity, (Bundled(source, BUNDLED_BYTES, texts),), config)
-        for name, source, texts in parts
+        corpus("reference", f"pydoc_data.topics of CPython {version}", _reference),
+        corpus("docstrings", f"docstrings of CPython {version}", _docstrings),
     ]
 
 

@@ -85,4 +85,4 @@ def test_a_folder_of_something_else_is_refused(command: str, tmp_path: Path, ref
 
 @pytest.mark.parametrize("part", ["0/3", "4/3", "x", "3"])
 def test_what_is_no_part_is_refused(part: str, request_of: list[str], refusal: Callable[..., str]) -> None:
-    assert f"part={part} is no part: give part=3/16" in refusal(main, ["prepare", *request_of, f"part={part}"])
+    assert f"part={part} is not a part: give part=3/16" in refusal(main, ["prepare", *request_of, f"part={part}"])

@@ -62,3 +62,11 @@ def test_impossible_vocabularies_are_refused() -> None:
         Tokenizer.train(["a"], 200)
     with pytest.raises(DataError, match=r"yields \d+ tokens, not n_vocab=5,000"):
         Tokenizer.train(["a b c"], 5000)
+
+
+def test_an_added_token_has_the_bytes_of_its_text(tokenizer: Tokenizer) -> None:
+    tree = json.loads(tokenizer.json_text)
+    tree["added_tokens"].append(dict(tree["added_tokens"][0], id=300, content="日本", special=False))
+    added = Tokenizer(json.dumps(tree))
+    assert added.token_bytes[300] == len(added.bytes_of(300)) == 6
+    assert added.text_of(300) == "日本"

@@ -131,16 +131,13 @@ class DataConfig:
                 f"data.context_length={self.context_length} does not divide data.block_tokens={self.block_tokens}, the "
                 "unit of order: choose a divisor, or a larger block"
             )
-        if self.validation_tokens < self.block_tokens:
-            raise ConfigError(
-                f"data.validation_tokens={self.validation_tokens} is less than a block (data.block_tokens="
-                f"{self.block_tokens}): nothing would be validated"
-            )
-        if self.shuffle_tokens is not None and self.shuffle_tokens < self.block_tokens:
-            raise ConfigError(
-                f"data.shuffle_tokens={self.shuffle_tokens} is less than a block (data.block_tokens="
-                f"{self.block_tokens}): nothing would be shuffled"
-            )
+        for key, done in (("validation_tokens", "validated"), ("shuffle_tokens", "shuffled")):
+            value = getattr(self, key)
+            if value is not None and value < self.block_tokens:
+                raise ConfigError(
+                    f"data.{key}={value} is less than a block (data.block_tokens={self.block_tokens}): nothing would "
+                    f"be {done}"
+                )
 
     def _check_text(self) -> None:
         if self.source == "local" and self.files is None and self.shards is None and not self.corpora:

@@ -2,22 +2,18 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from gptstar.data.config import DataConfig
 from gptstar.data.order.training_data import training_data, validation_data
 from gptstar.data.order.windows import BLANK, StepSampler, Windows
-from gptstar.data.storage.prefetch import PLANNED_SHARE, BatchesAhead
-from gptstar.data.storage.remote import RemoteTokens
+from gptstar.data.storage.prefetch import PLANNED_SHARE, BatchesAhead, Span
 from gptstar.data.storage.shards import ShardFolder
-
-PREFETCH_FACTOR = 2
-"""Batches that each of the loader's processes reads ahead."""
 
 
 class WindowsDataModule(pl.LightningDataModule):
@@ -26,7 +22,6 @@ class WindowsDataModule(pl.LightningDataModule):
     Args:
         sequences_per_step: windows of a global batch.
         micro_batch_size: windows a rank reads at once.
-        total_steps: the run's last step.
 
     Attributes:
         whole_batches: fill the last batch of a validation up with blank windows: a compiled model knows one shape.
@@ -45,42 +40,32 @@ class WindowsDataModule(pl.LightningDataModule):
         total_steps: int,
     ) -> None:
         super().__init__()
-        self.whole_batches = False
-        self._config, self._seed = config, seed
-        self._sequences_per_step, self._micro_batch_size = sequences_per_step, micro_batch_size
-        self.start_step, self._total_steps = 0, total_steps
-        self._cache = folder.cache
+        self.whole_batches, self.start_step = False, 0
+        self._config, self._micro_batch_size, self._cache = config, micro_batch_size, folder.cache
         self.training, self.mixture, self.mixed_blocks = training_data(folder, config)
         self.validation = validation_data(folder, config)
-
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""
-        rank, world_size = self._place()
-        sampler = StepSampler(
+        self._sampler = partial(
+            StepSampler,
             self.training,
             self.mixture,
-            seed=self._seed,
-            sequences_per_step=self._sequences_per_step,
-            micro_batch_size=self._micro_batch_size,
-            start_step=self.start_step,
-            total_steps=self._total_steps,
-            rank=rank,
-            world_size=world_size,
+            seed=seed,
+            sequences_per_step=sequences_per_step,
+            micro_batch_size=micro_batch_size,
+            total_steps=total_steps,
         )
+
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        """Load micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""
+        rank, world_size = self._place()
+        sampler = self._sampler(start_step=self.start_step, rank=rank, world_size=world_size)
         if self._cache is None:
             return self._loader(self.training, sampler)
-        workers = self._config.loader_workers
-        ahead = BatchesAhead(
-            sampler,
-            self._remote_spans,
-            self._cache,
-            lag=workers * PREFETCH_FACTOR,
-            budget=int(PLANNED_SHARE * self._config.cache_bytes / self._local_ranks()),
-        )
-        return self._loader(self.training, ahead)
+        ranks_here = max(1, self.trainer.num_devices) if self.trainer else 1
+        budget = int(PLANNED_SHARE * self._config.cache_bytes / ranks_here)
+        return self._loader(self.training, BatchesAhead(sampler, self._spans, self._cache, budget))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """One loader a corpus: the same tokens at every context length."""
+        """Make a loader for each corpus: the same tokens at every context length."""
         rank, world_size = self._place()
         loaders: list[DataLoader[Tensor]] = []
         for windows in self.validation.values():
@@ -94,35 +79,28 @@ class WindowsDataModule(pl.LightningDataModule):
         return loaders
 
     def _place(self) -> tuple[int, int]:
-        """This process's rank, and how many there are."""
+        """Return this process's rank, and how many ranks there are."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _remote_spans(self, numbers: list[int]) -> list[tuple[RemoteTokens, int, int]]:
-        windows = self.training
-        found = (windows.tokens.spans(start, windows.context_length + 1) for start in windows.starts(numbers).tolist())
-        return [cast(tuple[RemoteTokens, int, int], span) for spans in found for span in spans]
-
-    def _local_ranks(self) -> int:
-        """Processes on this machine that share the cache."""
-        return max(1, self.trainer.num_devices) if self.trainer else 1
+    def _spans(self, numbers: list[int]) -> list[Span]:
+        tokens, length = self.training.tokens, self.training.context_length + 1
+        return [span for start in self.training.starts(numbers).tolist() for span in tokens.spans(start, length)]
 
     def _loader(self, windows: Windows, batches: StepSampler | BatchesAhead | list[list[int]]) -> "TimedLoader":
         return TimedLoader(
             windows,
             batch_sampler=batches,
-            collate_fn=_as_it_is,
+            collate_fn=default_convert,  # the windows come as one tensor
             num_workers=self._config.loader_workers,
-            prefetch_factor=PREFETCH_FACTOR if self._config.loader_workers else None,
-            persistent_workers=False,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
 
 class TimedLoader(DataLoader[Tensor]):
-    """A loader that knows how long it was waited for.
+    """A loader that measures how long its reader waits.
 
     Attributes:
-        waited: seconds from asking for a batch to having it, summed over all of them.
+        waited: seconds from a request for a batch to its arrival, summed over all of them.
     """
 
     waited = 0.0
@@ -130,14 +108,9 @@ class TimedLoader(DataLoader[Tensor]):
     def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
         batches = super().__iter__()
         while True:
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - asked
+            self.waited += time.perf_counter() - requested
             if batch is None:
                 return
             yield batch
-
-
-def _as_it_is(windows: Any) -> Any:
-    """Collate nothing: the windows come as one tensor."""
-    return windows

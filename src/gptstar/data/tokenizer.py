@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +17,14 @@ ADDED = "id", "content", "special", "normalized", "single_word", "lstrip", "rstr
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """The byte behind each character that byte-level tokens are written in; Radford et al., "GPT-2", 2019.
+    """Map each character that byte-level tokens are written in to its byte; Radford et al., "GPT-2", 2019.
 
     Those that can be seen stand for themselves, the others, in order, are moved up by 256.
     """
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    seen = {ord(character) for character in alphabet if ord(character) < 256}
-    moved = [byte for byte in range(256) if byte not in seen]
-    return {
-        character: ord(character) if ord(character) < 256 else moved[ord(character) - 256] for character in alphabet
-    }
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    visible = {chr(byte): byte for byte in range(256) if chr(byte) in alphabet}
+    others = [byte for byte in range(256) if chr(byte) not in alphabet]
+    return visible | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
 BYTES = _byte_level_alphabet()
@@ -36,11 +34,7 @@ class Tokenizer:
     """A byte-level BPE in the `tokenizers` JSON form, GPT-2's included."""
 
     def __init__(self, json_text: str) -> None:
-        """Read from JSON text.
-
-        Raises:
-            DataError: not a tokenizer, not byte-level, or without an end-of-text token.
-        """
+        """Read JSON text. Raises DataError unless it is a byte-level BPE with an end-of-text token."""
         try:
             self._backend = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # the library raises bare Exception for whatever it can't parse
@@ -50,13 +44,11 @@ class Tokenizer:
         if not isinstance(self._backend.model, models.BPE):
             raise DataError(f"the tokenizer is a {type(self._backend.model).__name__}, not a byte-level BPE")
         if self._backend.model.dropout:
-            raise DataError(
-                f"the tokenizer drops merges at random (dropout={self._backend.model.dropout}): remove that"
-            )
+            raise DataError(f"the tokenizer drops merges at random (dropout={self._backend.model.dropout}): remove it")
         self._backend.no_truncation()  # which many a published file asks for, for other ends
         self._backend.no_padding()
         if max(self._backend.get_vocab().values()) >= self._backend.get_vocab_size():
-            raise DataError("the tokenizer's numbers have gaps, so they are no rows of an embedding")
+            raise DataError("the tokenizer's numbers have gaps, so they can't be rows of an embedding")
         if "ByteLevel" not in json.dumps(json.loads(json_text).get("decoder")):
             raise DataError(
                 "the tokenizer is not byte-level (its decoder is not ByteLevel), so its tokens have no bytes"
@@ -64,11 +56,7 @@ class Tokenizer:
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
-        """Read a `tokenizer.json`.
-
-        Raises:
-            DataError: the file is missing or not such a tokenizer; names the file.
-        """
+        """Read a `tokenizer.json`. Raises DataError, with its name, if it is missing or not such a tokenizer."""
         try:
             return cls(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -109,7 +97,11 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides the tokens, independent of how a version of the library writes it down."""
-        return _fingerprint(self.json_text)
+        tree = json.loads(self.json_text)
+        merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"]]
+        added = [[token[key] for key in ADDED] for token in tree["added_tokens"]]
+        parts = [tree["model"]["vocab"], merges, tree["normalizer"], tree["pre_tokenizer"], added]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
     def n_vocab(self) -> int:
@@ -125,52 +117,45 @@ class Tokenizer:
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """`(n_vocab,)`, int64: bytes of text behind each token; special tokens stand for none."""
-        special = {number for number, token in self._backend.get_added_tokens_decoder().items() if token.special}
-        sizes = np.zeros(self.n_vocab, dtype=np.int64)
-        for token, number in self._backend.get_vocab().items():
-            sizes[number] = (
-                0 if number in special else len(token)
-            )  # one character of the byte-level alphabet is one byte
-        return sizes
+        """`(n_vocab,)`, int64: bytes of text behind each token; 0 for special tokens."""
+        return np.asarray([len(piece) for piece in self._pieces], dtype=np.int64)
 
-    def check_vocabulary(self, n_vocab: int, whose: str) -> None:
-        """Refuse to serve a model whose vocabulary has another size.
-
-        Raises:
-            DataError: it has; names the tokenizer as `whose`.
-        """
+    def check_vocabulary(self, n_vocab: int, name: str) -> None:
+        """Raise DataError, which calls the tokenizer `name`, if a model's vocabulary has another size."""
         if self.n_vocab != n_vocab:
-            raise DataError(f"{whose} has {self.n_vocab:,} tokens, the model {n_vocab:,}: they don't fit")
+            raise DataError(f"{name} has {self.n_vocab:,} tokens, the model {n_vocab:,}: they don't fit")
 
     def text_of(self, token: int) -> str:
-        """A token to be looked at: its text, other bytes as hexadecimal, special tokens by name."""
-        return self._special_by_number.get(token) or self.bytes_of(token).decode("utf-8", "backslashreplace")
-
-    @cached_property
-    def _special_by_number(self) -> dict[int, str]:
-        return {number: token.content for number, token in self._backend.get_added_tokens_decoder().items()}
+        """Show a token: its text, other bytes as hexadecimal, special tokens by name."""
+        if token in self._added:
+            return self._added[token].content
+        return self.bytes_of(token).decode("utf-8", "backslashreplace")
 
     def bytes_of(self, token: int) -> bytes:
-        """What a token stands for: a piece of UTF-8, which need not be whole characters; special tokens for nothing."""
+        """Return the UTF-8 that a token stands for, which need not be whole characters; nothing for special tokens."""
         return self._pieces[token]
+
+    @cached_property
+    def _added(self) -> dict[int, tokenizers.AddedToken]:
+        return self._backend.get_added_tokens_decoder()
 
     @cached_property
     def _pieces(self) -> list[bytes]:
         pieces = [b""] * self.n_vocab
         for token, number in self._backend.get_vocab().items():
             pieces[number] = bytes(BYTES[character] for character in token if character in BYTES)
-        for number, added in self._backend.get_added_tokens_decoder().items():
+        for number, added in self._added.items():
             pieces[number] = b"" if added.special else added.content.encode()
         return pieces
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Tokens of each text, int64. Text that looks like a special token is encoded as text."""
+        """Tokenise each text, int64. Text that looks like a special token is encoded as text."""
         # Asking for it where there is nothing to take as text would cost half as much time again.
         self._backend.encode_special_tokens = self._backend.normalizer is not None or any(
-            token in text for token in self._special for text in texts
+            token.content in text for token in self._added.values() for text in texts
         )
-        whole = [text if text.isascii() else _without_halves(text) for text in texts]
+        # UTF-8 can't hold halves of characters, which a command line may carry.
+        whole = [text if text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
         encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
@@ -180,24 +165,6 @@ class Tokenizer:
         whole, *parts = self.encode(["one two\n3 \nfour", "one", " two", "\n3 \nfour"])
         return whole.tolist() == np.concatenate(parts).tolist()
 
-    @cached_property
-    def _special(self) -> list[str]:
-        return [token.content for token in self._backend.get_added_tokens_decoder().values()]
-
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of the tokens; end-of-text is dropped."""
+        """Join the text of tokens; end-of-text is dropped."""
         return self._backend.decode(list(tokens), skip_special_tokens=True)
-
-
-def _without_halves(text: str) -> str:
-    """Text that UTF-8 can hold: a command line may carry halves of characters."""
-    return text.encode("utf-8", "replace").decode()
-
-
-@lru_cache(maxsize=4)  # the same tokenizer is asked for before and after shards are made
-def _fingerprint(json_text: str) -> str:
-    tree = json.loads(json_text)
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"]]
-    added = [[token[key] for key in ADDED] for token in tree["added_tokens"]]
-    parts = [tree["model"]["vocab"], merges, tree["normalizer"], tree["pre_tokenizer"], added]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

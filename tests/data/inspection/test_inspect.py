@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from gptstar.data.inspection.benchmark_items import Benchmark
-from gptstar.data.inspection.inspect import inspect, lengths_of, mixture_shares, printable, sampled, shard_table
-from gptstar.data.inspection.lengths import Lengths
+from gptstar.data.inspection.inspect import inspect, mixture_shares, printable, sampled, shard_table
 from gptstar.data.inspection.overlap import overlap_of_shards
 from gptstar.data.inspection.pictures import outline
-from gptstar.data.preparation.writer import ShardWriter
-from gptstar.data.storage.documents import bounds, document_beginning, documents
+from gptstar.data.preparation.writer import ShardLayout, ShardWriter
+from gptstar.data.storage.documents import Lengths, bounds, document_beginning, documents
 from gptstar.data.storage.manifest import Manifest, Shard, Source, write_manifest
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
@@ -49,8 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ShardFolder:
     tokenizer = Tokenizer.train([text_of(200)], 290)
     shards: list[Shard] = []
     for (split, corpus, stratum), texts in TEXTS.items():
-        n_vocab, end = tokenizer.n_vocab, tokenizer.end_of_text
-        writer = ShardWriter(path, corpus, split, stratum, n_vocab=n_vocab, end_of_text=end, shard_tokens=SHARD_TOKENS)
+        layout = ShardLayout(path, tokenizer.n_vocab, tokenizer.end_of_text, SHARD_TOKENS)
+        writer = ShardWriter(layout, corpus, split, stratum)
         for text in texts:
             writer.extend(tokenizer.encode([text])[0], len(text.encode()))
             writer.end_document()
@@ -109,7 +108,7 @@ def test_documents_come_back_as_they_were_written(folder: ShardFolder) -> None:
 
 def test_lengths_are_those_of_the_documents(folder: ShardFolder) -> None:
     sizes = [len(tokens) + 1 for tokens in folder.tokenizer.encode(train_texts("books"))]
-    lengths = lengths_of(folder, "train", "books")
+    lengths = Lengths.of(folder, "train", "books")
     assert np.repeat(lengths.values, lengths.counts).tolist() == sorted(sizes)
     row = cells(shown(folder, 0), "books", f"{min(sizes)}")
     assert (row[1], row[3], row[5]) == (f"{min(sizes)}", f"{sorted(sizes)[3]}", f"{max(sizes)}")
@@ -210,7 +209,7 @@ numbers = st.lists(st.integers(1, 5000), min_size=1, max_size=40)
 
 @given(st.lists(numbers, min_size=1, max_size=4), st.floats(0, 1))
 def test_counted_lengths_are_the_lengths(parts: list[list[int]], share: float) -> None:
-    lengths = Lengths.of(np.cumsum([0, *part]) for part in parts)
+    lengths = Lengths.between(np.cumsum([0, *part]) for part in parts)
     everything = sorted(length for part in parts for length in part)
     assert np.repeat(lengths.values, lengths.counts).tolist() == everything
     value = lengths.quantile(share)
@@ -221,7 +220,7 @@ def test_counted_lengths_are_the_lengths(parts: list[list[int]], share: float) -
 
 @given(numbers)
 def test_an_outline_has_all_documents_under_it(part: list[int]) -> None:
-    edges, shares = outline(Lengths.of([np.cumsum([0, *part])]))
+    edges, shares = outline(Lengths.between([np.cumsum([0, *part])]))
     assert math.isclose(shares.sum(), 1.0)
     assert edges[0] <= min(part) < edges[1]
     assert edges[-2] <= max(part) < edges[-1]

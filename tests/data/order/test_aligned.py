@@ -17,7 +17,7 @@ from gptstar.data.order.aligned import DocumentBlocks
 from gptstar.data.order.training_data import training_data, validation_data
 from gptstar.data.order.windows import StepSampler, Windows
 from gptstar.data.preparation.prepare import ensure_prepared
-from gptstar.data.storage.documents import bounds, shards_of
+from gptstar.data.storage.documents import bounds
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.entry import compose
@@ -80,7 +80,7 @@ def prepared(tmp_path: Path, **changes: object) -> tuple[ShardFolder, DataConfig
 def documents_in(folder: ShardFolder, split: str, end_of_text: str) -> list[list[int]]:
     """The targets of each document of the corpus, in the order of the shards, with what its first input is."""
     found: list[list[int]] = []
-    for shard in shards_of(folder, split, "long"):
+    for shard in folder.shards(split, "long"):
         tokens = np.load(Path(folder.folder) / f"{shard.name}.npy")
         for start, end in pairwise(bounds(folder, shard).tolist()):
             opened = [] if end_of_text == "both" or not found else [folder.tokenizer.end_of_text]
@@ -93,7 +93,7 @@ def documents_in(folder: ShardFolder, split: str, end_of_text: str) -> list[list
 def test_every_token_of_every_document_is_a_target_once(tmp_path: Path, split: str, end_of_text: str) -> None:
     folder, config = prepared(tmp_path, end_of_text=end_of_text)
     expected = documents_in(folder, split, end_of_text)
-    assert len(shards_of(folder, "train", "long")) > 3
+    assert len(folder.shards("train", "long")) > 3
     windows = training_data(folder, config)[0] if split == "train" else validation_data(folder, config)["long"]
     rows = windows.__getitems__(range(len(windows))).reshape(windows.n_blocks, 2, 33)
     blocks = iter(torch.cat((rows[:, 0, :1], rows[:, :, 1:].flatten(1)), dim=1).tolist())
@@ -200,7 +200,7 @@ def test_validation_counts_the_targets_of_each_document(overrides: Overrides, tm
     model = read(tmp_path / "run/last.ckpt").build()
     tokenizer, nats, n_tokens, n_bytes = shards.tokenizer, 0.0, 0, 0
     for corpus in ("alpha", "beta"):
-        for shard in shards_of(shards, "validation", corpus):
+        for shard in shards.shards("validation", corpus):
             tokens = torch.from_numpy(np.load(Path(shards.folder) / f"{shard.name}.npy").astype(np.int64))
             for start, end in pairwise(bounds(shards, shard).tolist()):
                 document = tokens[max(start - 1, 0) : end]

@@ -15,10 +15,12 @@ import pytest
 
 from gptstar.data.config import CorpusConfig
 from gptstar.data.preparation import packing
+from gptstar.data.preparation.encoding import Encoded, EncodingPool
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.manifest import read_manifest
 from gptstar.data.storage.shards import ShardFolder
+from gptstar.data.text.records import Piece
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
 from support.text import QUIET, config, documents_of, same, sentences, write_corpus
@@ -165,7 +167,7 @@ def test_a_part_that_was_copied_is_no_other(tmp_path: Path, tokenizer: Path) -> 
     asked = config(files=files, tokenizer=tokenizer, shards=str(tmp_path / "s"))
     ensure_prepared(asked, 300, QUIET, Part(1, 2))
     shutil.copytree(tmp_path / "s/part-00001-of-00002", tmp_path / "s/part-00002-of-00002")
-    with pytest.raises(DataError, match="part-00002-of-00002 is no part of the same whole"):
+    with pytest.raises(DataError, match="part-00002-of-00002 is not a part of the same whole"):
         merge(tmp_path / "s")
 
 
@@ -175,7 +177,7 @@ def test_links_do_not_count_twice(tmp_path: Path, tokenizer: Path) -> None:
     folder = ensure_prepared(config(files=f"{tmp_path}/text/**/*.jsonl", tokenizer=tokenizer), 300, QUIET)
     assert folder.manifest.sources["c"].counts == {"documents": 90}
     os.mkfifo(tmp_path / "text/c/pipe.jsonl")
-    with pytest.raises(DataError, match=r"pipe\.jsonl is no regular file"):
+    with pytest.raises(DataError, match=r"pipe\.jsonl is not a regular file"):
         ensure_prepared(config(files=f"{tmp_path}/text/c/*.jsonl", tokenizer=tokenizer), 300, QUIET)
 
 
@@ -263,17 +265,14 @@ def test_a_manifest_that_was_edited_is_refused(
 def test_a_worker_that_dies_is_one_line_and_loses_nothing(tmp_path: Path, tokenizer: Path) -> None:
     files = write_corpus(tmp_path / "c", TEXTS * 30)
     asked = {"files": files, "tokenizer": tokenizer, "shards": str(tmp_path / "s")}
-    plain = "gptstar.data.preparation.encoding.EncodingPool._encode"
+    plain = EncodingPool._encode
 
-    def dying(self: object, batch: object) -> object:
-        self._processes[0].kill()  # type: ignore[attr-defined]
-        return original(self, batch)
+    def dying(self: EncodingPool, batch: list[Piece]) -> list[Encoded]:
+        self._process().kill()
+        return plain(self, batch)
 
-    from gptstar.data.preparation.encoding import EncodingPool
-
-    original = EncodingPool._encode
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(plain, dying)
+        patched.setattr(EncodingPool, "_encode", dying)
         with pytest.raises(DataError, match="a process that tokenises died"):
             ensure_prepared(config(**asked, workers=2), 300, QUIET)
     ensure_prepared(config(**asked, workers=2), 300, QUIET)

@@ -180,7 +180,7 @@ def test_parts_that_do_not_fit_are_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"part=1/2 needs data\.tokenizer"):
         ensure_prepared(config(**asked), 300, QUIET, Part(1, 2))
     for words in ("0/3", "4/3", "x", "1/2/3", "3"):
-        with pytest.raises(ConfigError, match="is no part: give part=3/16"):
+        with pytest.raises(ConfigError, match="is not a part: give part=3/16"):
             Part.parse(words)
     with pytest.raises(DataError, match="holds no part"):
         merge(tmp_path)
@@ -189,7 +189,7 @@ def test_parts_that_do_not_fit_are_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.deduplicate can't be kept by a part"):
         ensure_prepared(config(**asked, deduplicate=True), 300, QUIET, Part(1, 2))
     ensure_prepared(config(**asked), 300, QUIET, Part(1, 2))
-    with pytest.raises(DataError, match="is no part of the same whole"):
+    with pytest.raises(DataError, match="is not a part of the same whole"):
         ensure_prepared(config(**asked, validation_fraction=0.3), 300, QUIET, Part(2, 3))
 
 
@@ -375,7 +375,7 @@ def flip(path: Path) -> None:
         (lambda folder: flip(folder / "train-beta-00000.documents.npy"), r"documents\.npy is damaged"),
         (lambda folder: (folder / "train-alpha-00000.npy").unlink(), r"train-alpha-00000\.npy is missing"),
         (lambda folder: (folder / "train-alpha-00000.npy").write_bytes(b"x"), r"train-alpha-00000\.npy is damaged"),
-        (lambda folder: (folder / "manifest.json").write_text("{}"), r"manifest\.json is no manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), r"manifest\.json is not a manifest"),
         (lambda folder: (folder / "manifest.json").unlink(), r"not a folder of shards"),
         (lambda folder: (folder / "tokenizer.json").unlink(), r"tokenizer\.json: No such file"),
     ],

@@ -17,9 +17,9 @@ import pytest
 import s3fs
 from torch.utils.data import DataLoader, Dataset
 
-from gptstar.data.preparation.writer import ShardWriter
+from gptstar.data.preparation.writer import ShardLayout, ShardWriter
 from gptstar.data.storage.manifest import SEGMENT_BYTES, Manifest, Source, write_manifest
-from gptstar.data.storage.prefetch import BatchesAhead, Prefetcher, Span
+from gptstar.data.storage.prefetch import PLANNED_SHARE, BatchesAhead, Span
 from gptstar.data.storage.remote import SegmentCache, open_shards
 from gptstar.data.storage.remote_files import RemoteFiles
 from gptstar.data.storage.shards import ShardFolder
@@ -40,8 +40,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of random tokens."""
     folder, random = tmp_path_factory.mktemp("shards"), np.random.default_rng(0)
     tokenizer = Tokenizer.train(["some words to learn from, and more of them " * 9], 263)
-    options = {"n_vocab": 263, "end_of_text": tokenizer.end_of_text, "shard_tokens": SHARD_TOKENS}
-    writer = ShardWriter(folder, "made-up", "train", "first", **options)
+    writer = ShardWriter(ShardLayout(folder, 263, tokenizer.end_of_text, SHARD_TOKENS), "made-up", "train")
     for _ in range(N_SHARDS):
         writer.extend(random.integers(0, 263, SHARD_TOKENS - 1), SHARD_TOKENS)
         writer.end_document()
@@ -96,26 +95,24 @@ class Watch(threading.Thread):
         self.folder, self.most, self.looks, self.done = folder, 0, 0, threading.Event()
         self.start()
 
-    def ledger(self) -> tuple[str, int]:
-        return (self.folder / "used").read_text(), (self.folder / "used").stat().st_mtime_ns
-
     def run(self) -> None:
         while not self.done.wait(0.002):
-            before, total = self.ledger(), 0
+            total = 0
             for folder, _, names in os.walk(self.folder):
                 for name in names:
                     with contextlib.suppress(FileNotFoundError):
                         total += os.stat(f"{folder}/{name}").st_size
-            if before == self.ledger():  # otherwise it saw files that were never there at the same time
-                self.most, self.looks = max(self.most, total), self.looks + 1
+            self.most, self.looks = max(self.most, total), self.looks + 1
 
 
 def run_through(cache: SegmentCache, manifest: Manifest, local: Path, server: Server, outage: float) -> None:
     """One pass in the order of a run, the server gone for a while in its middle."""
     far, near = stream(cache, manifest), ShardFolder(local).stream("train", "made-up")
     batches, used = two_level_order(len(near) - 1), 0
-    watch = Watch(cache.folder.folder)
-    for number, batch in enumerate(BatchesAhead(batches, lambda b: spans_of(far, b), cache)):
+    watch = Watch(cache.folder)
+    for number, batch in enumerate(
+        BatchesAhead(batches, lambda b: spans_of(far, b), cache, int(PLANNED_SHARE * LIMIT))
+    ):
         if number == len(batches) // 2:
             server.stop()
             threading.Timer(outage, server.start).start()
@@ -204,7 +201,7 @@ def test_damage_for_good_is_one_error(
         cache.tokens(manifest.shards[3])[40_000:40_001]
 
 
-@pytest.mark.parametrize("name", ["0", "hashes"])
+@pytest.mark.parametrize("name", ["segments", "{}.segments.npy"])
 @pytest.mark.parametrize("size", [SEGMENT_BYTES // 2, None])
 def test_damage_on_the_disk_is_noticed(
     cache: SegmentCache, manifest: Manifest, local: Path, name: str, size: int | None
@@ -212,17 +209,13 @@ def test_damage_on_the_disk_is_noticed(
     shard = manifest.shards[5]
     expected = np.load(local / f"{shard.name}.npy")[:9]
     assert np.array_equal(cache.tokens(shard)[:9], expected)
-    path = cache.folder.folder / "items" / shard.name / name
+    path = cache.folder / name.format(shard.name)
     content = path.read_bytes()
-    path.write_bytes(content[:size] if size else content[:-1] + bytes([content[-1] ^ 1]))
+    with path.open("r+b") as file:
+        file.write(content[:-1] + bytes([content[-1] ^ 1]))
+        file.truncate(min(size, len(content) - 1) if size else len(content))
     assert np.array_equal(pickle.loads(pickle.dumps(cache)).tokens(shard)[:9], expected)
     assert path.read_bytes() == content
-
-
-def read_on(ahead: Prefetcher) -> None:
-    for _ in range(200):
-        ahead.consumed(0)
-        time.sleep(0.02)
 
 
 def test_a_server_gone_for_good_is_one_error(server: Server, manifest: Manifest, tmp_path: Path) -> None:
@@ -236,26 +229,27 @@ def test_a_server_gone_for_good_is_one_error(server: Server, manifest: Manifest,
             tokens[100_000:100_001]
         assert 1.0 <= time.monotonic() - start < 4.0
         assert len(tokens[:100]) == 100  # what is on the disk can still be read
-        with Prefetcher(cache, iter([[(tokens, 200_000, 1)]])) as ahead, pytest.raises(DataError, match="reached for"):
-            read_on(ahead)
+        with pytest.raises(DataError, match="reached for"):
+            list(BatchesAhead([[200_000]], lambda batch: [(tokens, batch[0], 1)], cache, LIMIT))
     finally:
         server.start()
 
 
 def test_reading_ahead_stops_at_its_budget_and_goes_on(cache: SegmentCache, manifest: Manifest) -> None:
-    shard, budget = manifest.shards[2], 8 * SEGMENT_BYTES
-    reads = [[(cache.tokens(shard), number * SEGMENT_BYTES // 2 + 99, 5)] for number in range(40)]
-    with Prefetcher(cache, reads, budget) as ahead:
-        time.sleep(1.0)
-        assert 6 * SEGMENT_BYTES < cache.fetched_bytes < 9 * SEGMENT_BYTES
-        ahead.consumed(20)  # it passes over what was read without it
-        time.sleep(1.0)
-        assert 14 * SEGMENT_BYTES < cache.fetched_bytes < 17 * SEGMENT_BYTES
-        held = {int(name) for name in os.listdir(cache.folder.folder / "items" / shard.name) if name != "hashes"}
-        assert held == {*range(8), *range(20, 28)}
-    threads = [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-    assert not threads
-    assert not list((cache.folder.folder / "plans").iterdir())
+    tokens = cache.tokens(manifest.shards[2])
+    batches = [[number * SEGMENT_BYTES // 2 + 99] for number in range(40)]  # each reads a segment
+    reading = iter(BatchesAhead(batches, lambda batch: [(tokens, batch[0], 5)], cache, 8 * SEGMENT_BYTES))
+    assert next(reading) == batches[0]
+    time.sleep(1.0)
+    assert 6 * SEGMENT_BYTES < cache.fetched_bytes < 9 * SEGMENT_BYTES
+    assert [next(reading) for _ in range(12)] == batches[1:13]
+    time.sleep(1.0)
+    assert 18 * SEGMENT_BYTES < cache.fetched_bytes < 21 * SEGMENT_BYTES
+    segments = tokens.segments(0, SHARD_TOKENS)
+    held = {segment - segments[0] for segment, there in zip(segments, cache.holds(segments), strict=True) if there}
+    assert held == set(range(20))
+    reading.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 class Reader(Dataset[tuple[np.ndarray, int, int]]):
@@ -295,7 +289,7 @@ def test_an_address_without_shards_is_refused(server: Server, monkeypatch: pytes
     assert refused("memory://nowhere").startswith("memory://nowhere/manifest.json is not there: copy")
     assert refused("s3://shards/elsewhere").startswith("s3://shards/elsewhere/manifest.json is not there: copy")
     assert refused("s3://no-such-bucket/a").startswith("s3://no-such-bucket/a/manifest.json is not there: copy")
-    assert "is no address that can be read" in refused("carrier-pigeon://a")
+    assert "is not an address that can be read" in refused("carrier-pigeon://a")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert refused("gs://bucket/a").endswith("pip install 'gptstar[gcs]'")
 
@@ -313,11 +307,11 @@ def test_an_address_without_credentials_is_refused(server: Server, monkeypatch: 
 def test_foreign_manifests_and_caches_too_small_are_refused(local: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/odd/manifest.json", b"{")
-    assert "memory://odd/manifest.json is no manifest" in refused("memory://odd")
+    assert "memory://odd/manifest.json is not a manifest" in refused("memory://odd")
     tree = json.loads((local / "manifest.json").read_text())
     tree["shards"][0]["name"] = "../../.bashrc"
     memory.pipe("/odd/manifest.json", json.dumps(tree).encode())
-    assert "no name of a shard" in refused("memory://odd")
+    assert "not a shard's name" in refused("memory://odd")
     tree["shards"] = tree["shards"][1:]
     memory.pipe("/odd/manifest.json", json.dumps(tree).encode())
     assert "memory://odd/tokenizer.json is not there" in refused("memory://odd")
@@ -338,6 +332,6 @@ def test_a_server_that_sends_whole_files_is_refused(local: Path, manifest: Manif
         address = f"http://127.0.0.1:{site.server_port}"
         assert "is not there" in refused(f"{address}/nothing")
         cache = SegmentCache(RemoteFiles(address), manifest, tmp_path / "cache", LIMIT)
-        with pytest.raises(DataError, match="comes whole where a part is asked for"):
+        with pytest.raises(DataError, match="comes whole where a part is requested"):
             cache.tokens(manifest.shards[0])[:3]
         site.shutdown()

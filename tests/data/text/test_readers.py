@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptstar.data.config import CorpusConfig
-from gptstar.data.text.corpora import bundled_corpora, local_corpora, named_corpora
+from gptstar.data.text.corpora import bundled_corpora, local_corpora, named_corpus
 from gptstar.data.text.pieces import cut, decoded_pieces, pieces
 from gptstar.data.text.readers import File
 from gptstar.data.text.records import Fields, Piece, Record, Skipped
@@ -169,7 +169,7 @@ def test_a_folder_is_read_as_the_hub_would_be(tmp_path: Path) -> None:
     documents = [f"document {number}" for number in range(12)]
     for part in range(3):
         write_parquet(tmp_path / f"train-{part:05d}-of-00003.parquet", [*documents[part::3]])
-    (corpus,) = named_corpora({"wiki": CorpusConfig(hub=str(tmp_path))})
+    corpus = named_corpus("wiki", CorpusConfig(hub=str(tmp_path)))
     assert [unit.name for unit in corpus.units] == [f"{tmp_path}, shard {index}" for index in range(3)]
     assert list(corpus.documents()) == documents[::3] + documents[1::3] + documents[2::3]
     records = list(corpus.units[1].read(2))
@@ -178,7 +178,7 @@ def test_a_folder_is_read_as_the_hub_would_be(tmp_path: Path) -> None:
 
 def test_a_dataset_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the dataset .* can't be read .*: check its name") as refused:
-        named_corpora({"wiki": CorpusConfig(hub=str(tmp_path / "nowhere"))})
+        named_corpus("wiki", CorpusConfig(hub=str(tmp_path / "nowhere")))
     assert "\n" not in str(refused.value)
 
 
@@ -186,7 +186,7 @@ def test_a_corpus_that_was_withdrawn_says_why() -> None:
     with pytest.raises(
         DataError, match=r"books3 has no source \(it was withdrawn\): give .* data.corpora.books3.files"
     ):
-        named_corpora({"books3": CorpusConfig(note="it was withdrawn")})
+        named_corpus("books3", CorpusConfig(note="it was withdrawn"))
 
 
 def test_patterns_that_match_nothing_known_are_refused(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -11,9 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.data.inspection.lengths import Lengths
-from gptstar.data.storage.documents import bounds, document_beginning, shards_of
-from gptstar.data.storage.manifest import Manifest, Split
+from gptstar.data.storage.documents import Lengths, document_beginning
+from gptstar.data.storage.manifest import Manifest, Size
 from gptstar.data.storage.shards import ShardFolder
 
 SAMPLE_CHARACTERS = 300
@@ -28,13 +28,12 @@ def inspect(folder: ShardFolder, console: Console, samples: int, picture: Path |
     Args:
         samples: documents to show of each corpus.
         picture: where to draw the lengths of documents.
-        seed: of the samples.
 
     Raises:
         DataError: a file is damaged, can't be read, or the picture can't be written.
     """
     manifest = folder.manifest
-    lengths = {corpus: lengths_of(folder, "train", corpus) for corpus in folder.corpora("train")}
+    lengths = {corpus: Lengths.of(folder, "train", corpus) for corpus in folder.corpora("train")}
     console.print(shard_table(manifest))
     console.print(documents_table(manifest))
     console.print(lengths_table(lengths))
@@ -52,15 +51,12 @@ def inspect(folder: ShardFolder, console: Console, samples: int, picture: Path |
 
 
 def shard_table(manifest: Manifest) -> Table:
-    """How much text there is of each corpus in each split, and how much of the training mixture it makes up."""
+    """Show how much text there is of each corpus in each split, and how much of the training mixture it makes up."""
     shares = mixture_shares(manifest)
-    table = Table(title="tokens by corpus", box=SIMPLE_HEAD)
-    for column in ("corpus", "split"):
-        table.add_column(column, overflow="fold")
-    for column in ("documents", "tokens", "B/token", "mixture"):
-        table.add_column(column, justify="right", overflow="fold")  # in a narrow terminal no figure is cut short
+    figures = ("documents", "tokens", "B/token", "mixture")  # folded: in a narrow terminal none is cut short
+    table = _table("tokens by corpus", ("corpus", "split"), figures)
     for corpus, split in dict.fromkeys((shard.corpus, shard.split) for shard in manifest.shards):
-        n_documents, n_tokens, n_bytes = (manifest.total(split, w, corpus) for w in ("documents", "tokens", "bytes"))
+        n_documents, n_tokens, n_bytes = (manifest.total(split, size, corpus) for size in get_args(Size))
         source = manifest.sources[corpus]
         read = f"{source.epochs:g} ×" if source.weight is None else f"weight {source.weight:g}"
         mixture = f"{shares[corpus]:.1%} ({read})" if split == "train" else ""
@@ -70,7 +66,7 @@ def shard_table(manifest: Manifest) -> Table:
 
 
 def mixture_shares(manifest: Manifest) -> dict[str, float]:
-    """Of the tokens that a run reads, those of each corpus: by its weight, or by its tokens and epochs."""
+    """Compute each corpus's share of the tokens that a run reads: by its weight, or by its tokens and epochs."""
     read: dict[str, float] = {}
     for shard in manifest.shards:
         if shard.split == "train":
@@ -84,11 +80,8 @@ def mixture_shares(manifest: Manifest) -> dict[str, float]:
 
 
 def documents_table(manifest: Manifest) -> Table:
-    """What became of the documents of each corpus, and where what was left out was first met."""
-    table = Table(title="what became of the documents", box=SIMPLE_HEAD)
-    table.add_column("corpus", overflow="fold")
-    table.add_column("what")
-    table.add_column("documents", justify="right")
+    """Show what became of the documents of each corpus, and where what was left out was first met."""
+    table = _table("what became of the documents", ("corpus", "what"), ("documents",))
     table.add_column("first met in", overflow="fold")
     for corpus, source in manifest.sources.items():
         for what, count in source.counts.items():
@@ -98,19 +91,26 @@ def documents_table(manifest: Manifest) -> Table:
 
 
 def lengths_table(lengths: dict[str, Lengths]) -> Table:
-    """Quantiles of the lengths of documents."""
-    table = Table(title="tokens in a document to train on, end-of-text included", box=SIMPLE_HEAD)
-    table.add_column("corpus", overflow="fold")
-    for quantile in QUANTILES:
-        name = {0.0: "least", 0.5: "median", 1.0: "most"}.get(quantile, f"{quantile:.0%}")
-        table.add_column(name, justify="right", overflow="fold")
+    """Show quantiles of the lengths of documents."""
+    names = [{0.0: "least", 0.5: "median", 1.0: "most"}.get(quantile, f"{quantile:.0%}") for quantile in QUANTILES]
+    table = _table("tokens in a document to train on, end-of-text included", ("corpus",), names)
     for corpus, those in lengths.items():
         table.add_row(escape(corpus), *(f"{those.quantile(quantile):,}" for quantile in QUANTILES))
     return table
 
 
+def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
+    """Make a table with columns of words, to the left, and of figures, to the right."""
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for column in words:
+        table.add_column(column, overflow="fold")
+    for column in figures:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
+
+
 def origin_table(manifest: Manifest) -> Table:
-    """Where the text came from and what was done to it."""
+    """Show where the text came from and what was done to it."""
     table = Table(title="origin", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -123,18 +123,13 @@ def origin_table(manifest: Manifest) -> Table:
     return table
 
 
-def lengths_of(folder: ShardFolder, split: Split, corpus: str) -> Lengths:
-    """The lengths of a corpus's documents in tokens, read shard by shard."""
-    return Lengths.of(bounds(folder, shard) for shard in shards_of(folder, split, corpus))
-
-
-def sampled(n_documents: int, count: int, seed: str) -> Iterator[int]:
-    """Numbers of some documents, different ones, in their order."""
-    return iter(sorted(random.Random(seed).sample(range(n_documents), max(0, min(count, n_documents)))))
+def sampled(n_documents: int, count: int, seed: str) -> list[int]:
+    """Draw the numbers of some documents, different ones, in their order."""
+    return sorted(random.Random(seed).sample(range(n_documents), max(0, min(count, n_documents))))
 
 
 def printable(text: str) -> str:
-    """Text that does nothing to a terminal but show: control characters are written as escapes."""
+    """Write control characters as escapes, so that a terminal does nothing but show the text."""
     return "".join(
         character if character.isprintable() or character == "\n" else character.encode("unicode-escape").decode()
         for character in text

@@ -1,13 +1,12 @@
 """Which benchmark items does the training text hold: runs of 13 words that both have.
 
 As in appendix C of the GPT-3 paper (https://arxiv.org/abs/2005.14165): lower case, punctuation left out, 13 words in a
-row, a word being a run of letters and digits (`words.py`). An item of fewer than 13 words can't be tested, and is
+row, a word being a run of letters and digits (`grams.words`). An item of fewer than 13 words can't be tested, and is
 counted as such. A gram is only reported after its words were compared, never by its hash alone.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,111 +22,73 @@ from gptstar.data.storage.documents import documents
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import DataError
 
+Report = dict[str, dict[str, Any]]
+"""For each benchmark, as plain values:
 
-@dataclass
-class ItemOverlap:
-    """An item that shares something with a corpus.
+- `items`: how many it has;
+- `too_short`: rows that can't be tested, as they have fewer than 13 words;
+- `dirty`: rows that share a gram with any corpus; what is neither here nor too short is clean;
+- `corpora`: for each corpus, the items that share a gram, by row: how many `grams` an item has, how many of them are
+  `found`, their `share`, the first `document` with one of them, and its `words`.
 
-    Attributes:
-        row: of the benchmark's file, from 0.
-        grams, found: how many different ones the item has, and how many of these the corpus has too.
-        document: the first of the corpus with one of them, from 0.
-        words: the gram it has.
-    """
-
-    row: int
-    grams: int
-    found: int
-    document: int
-    words: str
-
-    @property
-    def share(self) -> float:
-        """Of the item's grams. A long page with one quotation in common has little in common."""
-        return self.found / self.grams
+Rows and documents are counted from 0. A long page with one quotation in common has a small share.
+"""
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """What some corpora share with some benchmarks.
-
-    Attributes:
-        items: of each benchmark.
-        too_short: rows of each benchmark that can't be tested, as they have fewer than 13 words.
-        hits: for each benchmark and corpus, the items that share a gram, by row.
-    """
-
-    items: dict[str, int]
-    too_short: dict[str, list[int]]
-    hits: dict[str, dict[str, list[ItemOverlap]]] = field(default_factory=dict)
-
-    def dirty(self, benchmark: str) -> list[int]:
-        """Rows of a benchmark that share a gram with any corpus; what is neither here nor too short is clean."""
-        return sorted({hit.row for hits in self.hits[benchmark].values() for hit in hits})
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: all rows, so that an evaluation can be repeated on those that are clean."""
-        return {
-            name: {
-                "items": n_items,
-                "too_short": self.too_short[name],
-                "dirty": self.dirty(name),
-                "corpora": {
-                    corpus: [asdict(hit) | {"share": hit.share} for hit in hits]
-                    for corpus, hits in self.hits[name].items()
-                },
-            }
-            for name, n_items in self.items.items()
-        }
-
-
-def report(documents_by_corpus: Mapping[str, Iterable[str]], index: GramIndex) -> Overlap:
+def report(documents_by_corpus: Mapping[str, Iterable[str]], index: GramIndex) -> Report:
     """Look for all items in all documents, each of which is whole."""
-    too_short: dict[str, list[int]] = {name: [] for name in index.benchmarks}
+    overlap: Report = {
+        name: {
+            "items": n_items,
+            "too_short": [],
+            "dirty": [],
+            "corpora": {corpus: [] for corpus in documents_by_corpus},
+        }
+        for name, n_items in index.benchmarks.items()
+    }
     for name, row in map(index.item, np.flatnonzero(index.grams == 0).tolist()):
-        too_short[name].append(row)
-    overlap = Overlap(dict(index.benchmarks), too_short, {name: {} for name in index.benchmarks})
+        overlap[name]["too_short"].append(row)
     for corpus, texts in documents_by_corpus.items():
-        first: dict[int, tuple[int, int]] = {}  # of each gram that is found: the document, and its turn
+        first_document: dict[int, int] = {}  # of each gram of a benchmark, in the order in which they are met
         for document, text in enumerate(texts):
             for grams in index.find(text):
                 for gram in grams.tolist():
-                    first.setdefault(gram, (document, len(first)))
+                    first_document.setdefault(gram, document)
+        turns = {gram: turn for turn, gram in enumerate(first_document)}
         by_item: dict[int, list[int]] = {}
-        for gram, item in index.pairs(np.asarray(list(first), dtype=np.int64)).T.tolist():
+        for gram, item in index.pairs(np.asarray(list(first_document), dtype=np.int64)).T.tolist():
             by_item.setdefault(item, []).append(gram)
-        for hits in overlap.hits.values():
-            hits[corpus] = []
-        for item, grams_found in sorted(by_item.items()):
+        for item, grams_met in sorted(by_item.items()):
             name, row = index.item(item)
-            gram = min(grams_found, key=first.__getitem__)
-            overlap.hits[name][corpus].append(
-                ItemOverlap(row, int(index.grams[item]), len(grams_found), first[gram][0], index.gram_text(gram))
-            )
+            gram = min(grams_met, key=turns.__getitem__)
+            n_grams, n_met = int(index.grams[item]), len(grams_met)
+            hit: dict[str, Any] = {"row": row, "grams": n_grams, "found": n_met, "document": first_document[gram]}
+            hit |= {"words": index.gram_text(gram), "share": n_met / n_grams}
+            overlap[name]["corpora"][corpus].append(hit)
+    for of_benchmark in overlap.values():
+        of_benchmark["dirty"] = sorted({hit["row"] for hits in of_benchmark["corpora"].values() for hit in hits})
     return overlap
 
 
-def overlap_table(overlap: Overlap) -> Table:
-    """A line for each benchmark and corpus."""
+def overlap_table(overlap: Report) -> Table:
+    """Make a line for each benchmark and corpus."""
     table = Table(title=f"items that share {GRAM_WORDS} words in a row with the training text", box=SIMPLE_HEAD)
     for column in ("benchmark", "corpus"):
         table.add_column(column, overflow="fold")
     for column in ("items", "testable", "hit", "share", "most"):
         table.add_column(column, justify="right")
     table.add_column("for example", overflow="fold")
-    for name, by_corpus in overlap.hits.items():
-        testable = overlap.items[name] - len(overlap.too_short[name])
-        for corpus, hits in by_corpus.items():
-            worst = max(hits, key=lambda hit: hit.share, default=None)
-            counts = f"{overlap.items[name]:,}", f"{testable:,}", f"{len(hits):,}"
-            table.add_row(
-                escape(name),
-                escape(corpus),
-                *counts,
-                f"{len(hits) / testable:.1%}" if testable else "",
-                f"{worst.share:.1%}" if worst else "",
-                f"row {worst.row}, document {worst.document}: {worst.words}" if worst else "",
-            )
+    for name, of_benchmark in overlap.items():
+        n_items = of_benchmark["items"]
+        testable = n_items - len(of_benchmark["too_short"])
+        for corpus, hits in of_benchmark["corpora"].items():
+            row = [escape(name), escape(corpus), f"{n_items:,}", f"{testable:,}", f"{len(hits):,}"]
+            row.append(f"{len(hits) / testable:.1%}" if testable else "")
+            if hits:
+                worst = max(hits, key=lambda hit: hit["share"])
+                row.append(f"{worst['share']:.1%}")
+                row.append(f"row {worst['row']}, document {worst['document']}: {worst['words']}")
+            table.add_row(*row)
     return table
 
 
@@ -135,8 +96,7 @@ def overlap_of_shards(shards: Path | str, benchmarks: Sequence[Path], console: C
     """Hold all training documents of a folder of shards against benchmark files, and show what they share.
 
     Args:
-        shards: the folder, or its address.
-        path: where to write `Overlap.as_dict`, with the shards' fingerprint.
+        path: where to write the `Report` as JSON, with the shards' fingerprint.
 
     Raises:
         DataError: a benchmark or the shards can't be read, or the result can't be written.
@@ -150,7 +110,7 @@ def overlap_of_shards(shards: Path | str, benchmarks: Sequence[Path], console: C
     overlap = report({corpus: texts(corpus) for corpus in folder.corpora("train")}, index)
     console.print(overlap_table(overlap))
     if path is not None:
-        content = {"shards": folder.manifest.fingerprint, "benchmarks": overlap.as_dict()}
+        content = {"shards": folder.manifest.fingerprint, "benchmarks": overlap}
         try:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         except OSError as error:

@@ -5,11 +5,10 @@ from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from gptstar.data.inspection.lengths import Lengths
+from gptstar.data.storage.documents import Lengths
 from gptstar.errors import DataError
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
@@ -19,13 +18,8 @@ DASHES = "-", "--", ":", "-."
 
 
 def plot_document_lengths(lengths: Mapping[str, Lengths], path: Path) -> None:
-    """The lengths of documents, an outline a corpus, each as shares of its own documents.
-
-    Raises:
-        DataError: the file can't be written.
-    """
+    """Draw an outline of document lengths for each corpus. Raises DataError if the file can't be written."""
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set(
         title="document lengths",

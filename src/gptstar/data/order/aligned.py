@@ -1,10 +1,11 @@
 """Blocks that start where documents do, for training on long documents as wholes."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
-from gptstar.data.storage.documents import bounds, shards_of
+from gptstar.data.storage.documents import bounds
 from gptstar.data.storage.manifest import Split, Stratum
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import ConfigError
@@ -30,7 +31,7 @@ class DocumentBlocks:
         self._before = 0 if opened else 1
         self._stream_starts = np.cumsum([0, *(each[-1] for each in streams)], dtype=np.int64)
         shifted = [each[:-1] + start for each, start in zip(streams, self._stream_starts, strict=False)]
-        # Of all documents there are kept two numbers of 8 bytes: the start here, and the first block below.
+        # Each document costs two numbers of 8 bytes: the start here, and the first block below.
         self._starts = np.concatenate([*shifted, self._stream_starts[-1:]])
         blocks = [self._blocks(each) for each in streams]
         self.stream_blocks = tuple(int(each.sum()) for each in blocks)
@@ -38,15 +39,12 @@ class DocumentBlocks:
         self._first_blocks = np.cumsum(np.concatenate([np.zeros(1, np.int64), *blocks]), dtype=np.int64)
 
     def _blocks(self, stream: np.ndarray) -> np.ndarray:
-        """`(document,)`, int64: blocks of each document of a stream."""
+        """Count the blocks of each document of a stream: `(document,)`, int64."""
         first_inputs = np.maximum(stream[:-1] - self._before, 0)
         return -(-(stream[1:] - 1 - first_inputs) // self.block_tokens)
 
     def starts(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where blocks start, and what is left of their documents.
-
-        Args:
-            blocks: `(block,)`, int64, numbered through all streams.
+        """Find where blocks, `(block,)`, numbered through all streams, start, and what is left of their documents.
 
         Returns:
             Each `(block,)`, int64: the first input in the tokens of all streams, and how many targets the document has
@@ -63,10 +61,7 @@ class DocumentBlocks:
 def document_blocks(
     folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], block_tokens: int
 ) -> DocumentBlocks:
-    """The blocks of some streams of a folder.
-
-    Args:
-        streams: corpus and stratum of each.
+    """Count the blocks of some streams of a folder, given by corpus and stratum.
 
     Raises:
         ConfigError: the shards are far away.
@@ -79,9 +74,8 @@ def document_blocks(
         )
     joined = []
     for corpus, stratum in streams:
-        before, pieces = 0, []
-        for shard in shards_of(folder, split, corpus, stratum):
-            pieces.append(bounds(folder, shard)[:-1] + before)
-            before += shard.tokens
-        joined.append(np.concatenate([*pieces, np.asarray([before], dtype=np.int64)]))
+        shards = folder.shards(split, corpus, stratum)
+        *starts, end = accumulate((shard.tokens for shard in shards), initial=0)
+        pieces = [bounds(folder, shard)[:-1] + start for shard, start in zip(shards, starts, strict=True)]
+        joined.append(np.concatenate([*pieces, np.asarray([end], dtype=np.int64)]))
     return DocumentBlocks(joined, block_tokens, opened=folder.manifest.options.get("end of text") == "both")

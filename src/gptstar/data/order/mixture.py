@@ -51,21 +51,21 @@ class Mixture:
         epochs: Mapping[str, float],
         grouping: Grouping | None = None,
     ) -> "Mixture":
-        """Corpora that are each read for so many epochs.
+        """Mix corpora that are each read for so many epochs.
 
-        Of 2.5 epochs, `first` is read three times and `rest` twice; of 2 epochs, both are read twice.
+        For 2.5 epochs, `first` is read three times and `rest` twice; for 2 epochs, both are read twice.
 
         Args:
-            blocks: of each stream, by corpus and stratum, in the order of the streams.
-            epochs: of each corpus, above 0.
+            blocks: number of them in each stream, in the order of the streams.
+            epochs: above 0, by corpus.
 
         Raises:
             DataError: there is no block to read.
         """
         entries = []
         for (corpus, stratum), n_blocks in blocks.items():
-            wanted = round(epochs[corpus], 9)  # as `CorpusConfig.fraction`, by which the strata are made
-            times = math.ceil(wanted) if stratum == "first" else math.floor(wanted)
+            rounded = round(epochs[corpus], 9)  # as `CorpusConfig.fraction`, by which the strata are made
+            times = math.ceil(rounded) if stratum == "first" else math.floor(rounded)
             entries.append(Entry(n_blocks, times * n_blocks))
         return cls(tuple(entries), grouping)
 
@@ -78,12 +78,12 @@ class Mixture:
         block_tokens: int,
         grouping: Grouping | None = None,
     ) -> "Mixture":
-        """Corpora that share a mixture epoch by weight, in whole blocks by the method of the largest remainder.
+        """Mix corpora that share a mixture epoch by weight, in whole blocks by the method of the largest remainder.
 
         Args:
-            blocks: of each corpus, one stream each, in the order of the streams.
-            weights: of each corpus, above 0.
-            mixture_tokens: of a mixture epoch, `mixture_tokens // block_tokens` blocks.
+            blocks: number of them in each corpus, one stream each, in the order of the streams.
+            weights: above 0, by corpus.
+            mixture_tokens: of a mixture epoch, which has `mixture_tokens // block_tokens` blocks.
 
         Raises:
             DataError: a corpus has no block.
@@ -119,44 +119,24 @@ class Mixture:
         """Blocks of a mixture epoch, those that are read twice counted twice."""
         return sum(entry.count for entry in self.entries)
 
-    def blocks_at(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which block stands at each position.
-
-        Args:
-            positions: `(position,)`, non-negative integers.
-
-        Returns:
-            Number of the stream and number of the block in it, each `(position,)`, int64.
-        """
-        positions = np.asarray(positions, dtype=np.int64)
-        indices = blocks_at(positions, self.n_blocks, seed, self.grouping)
-        return self._look_up(indices, positions // self.n_blocks, seed)
-
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum([entry.count for entry in self.entries], dtype=np.int64)
 
-    @cached_property
-    def _sizes(self) -> np.ndarray:
-        return np.asarray([entry.n_blocks for entry in self.entries], dtype=np.int64)
-
-    @cached_property
-    def _whole(self) -> np.ndarray:
-        """Of each entry's count, what whole passes make up."""
-        return np.asarray([e.count - e.count % e.n_blocks if e.n_blocks else 0 for e in self.entries], dtype=np.int64)
-
-    def _look_up(self, indices: np.ndarray, epochs: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Streams and blocks at some indices of the row of a mixture epoch, all `(index,)`."""
+    def blocks_at(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Find at each position, `(position,)`, the stream and the number of the block in it: each like it, int64."""
+        positions = np.asarray(positions, dtype=np.int64)
+        indices = blocks_at(positions, self.n_blocks, seed, self.grouping)
         streams = np.searchsorted(self._ends, indices, side="right")
-        counts = np.diff(self._ends, prepend=0)
-        places = indices - (self._ends - counts)[streams]
-        blocks = places % self._sizes[streams]
-        partial = places >= self._whole[streams]
+        blocks = np.empty_like(indices)
         run = 1 if self.grouping is None else self.grouping.run
-        for stream in np.unique(streams[partial]).tolist():
+        for stream in np.unique(streams).tolist():
             n, count = self.entries[stream].n_blocks, self.entries[stream].count
-            here = partial & (streams == stream)
+            here = np.flatnonzero(streams == stream)
+            places = indices[here] - (self._ends[stream] - count)
+            blocks[here] = places % n
+            here = here[places >= count - count % n]  # of the partial pass
             # Each mixture epoch goes on where the last one stopped, so that all blocks get their turn.
-            turns = (blocks[here] + epochs[here] % n * (count % n)) % n
+            turns = (blocks[here] + positions[here] // self.n_blocks % n * (count % n)) % n
             blocks[here] = permute_runs(turns, n, run, f"{seed}/of/{stream}".encode())
         return streams, blocks

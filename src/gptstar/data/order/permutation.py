@@ -17,7 +17,7 @@ RUN_TOKENS = 2**18
 
 
 def permute(indices: np.ndarray, n: int, key: bytes) -> np.ndarray:
-    """A keyed bijection of `range(n)`.
+    """Map indices by a keyed bijection of `range(n)`.
 
     A Feistel network on pairs `(left, right)` in `range(a) x range(b)`, with `a * b` just above `n`; what falls outside
     `range(n)` is sent through again until it falls inside (cycle walking).
@@ -67,19 +67,14 @@ def _mix(x: np.ndarray, key: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grouping:
-    """An order in groups: runs of neighbouring blocks change places, then blocks change places within groups of runs.
-
-    Attributes:
-        run: blocks left together.
-        runs: how many of them make a group.
-    """
+    """An order in groups: runs of `run` neighbouring blocks change places, then blocks within groups of `runs` runs."""
 
     run: int
     runs: int
 
     @classmethod
     def of_tokens(cls, shuffle_tokens: int, block_tokens: int) -> "Grouping":
-        """Groups of at most `shuffle_tokens`, a run at least."""
+        """Make groups of at most `shuffle_tokens`, a run at least."""
         run = max(1, RUN_TOKENS // block_tokens)
         return cls(run, max(1, shuffle_tokens // (run * block_tokens)))
 
@@ -89,23 +84,16 @@ class Grouping:
         return self.run * self.runs
 
     def groups_at(self, indices: np.ndarray, n: int) -> np.ndarray:
-        """The groups of some indices of an epoch of `n` blocks; the last group takes what is left over."""
+        """Find the groups of some indices of an epoch of `n` blocks; the last group takes what is left over."""
         return np.minimum(indices // self.group, max(1, -(-(n // self.run) // self.runs)) - 1)
 
     def bounds(self, group: int, n: int) -> tuple[int, int]:
-        """First index of a group, and the index after its last."""
+        """Find the first index of a group, and the index after its last."""
         last = int(self.groups_at(np.asarray(n - 1), n))
         return group * self.group, n if group == last else (group + 1) * self.group
 
     def permute(self, indices: np.ndarray, n: int, key: str) -> np.ndarray:
-        """A keyed bijection of `range(n)`; the images of a group's indices fill whole runs.
-
-        Args:
-            indices: `(index,)`, integers in `[0, n)`.
-
-        Returns:
-            `(index,)`, int64.
-        """
+        """Map indices, `(index,)`, by a keyed bijection of `range(n)`: a group's images, int64, fill whole runs."""
         inside = np.array(indices, dtype=np.int64)
         groups = self.groups_at(inside, n)
         for group in np.unique(groups).tolist():
@@ -116,16 +104,10 @@ class Grouping:
 
 
 def permute_runs(indices: np.ndarray, n: int, run: int, key: bytes) -> np.ndarray:
-    """A keyed bijection of `range(n)` that keeps runs of `run` neighbours together.
+    """Map indices, `(index,)`, by a keyed bijection of `range(n)` that keeps runs of `run` neighbours together.
 
     Runs change places; the `n % run` numbers that are left over come last; and all of it is turned by a keyed amount,
-    so that at another key others are left over.
-
-    Args:
-        indices: `(index,)`, integers in `[0, n)`.
-
-    Returns:
-        `(index,)`, int64; neighbours within a run of indices, except that 0 follows `n - 1`.
+    so that at another key others are left over. So in the images, int64, 0 follows `n - 1` within a run.
     """
     indices = np.asarray(indices, dtype=np.int64)
     whole = n // run
@@ -136,14 +118,11 @@ def permute_runs(indices: np.ndarray, n: int, run: int, key: bytes) -> np.ndarra
 
 
 def blocks_at(positions: np.ndarray, n_blocks: int, seed: int, grouping: Grouping | None = None) -> np.ndarray:
-    """Which block stands at each position of an endless run through `n_blocks` blocks, reshuffled every epoch.
+    """Find the block at each position of an endless run through `n_blocks` blocks, reshuffled every epoch.
 
     Args:
-        positions: `(position,)`, non-negative integers.
+        positions: `(position,)`, non-negative integers, as is what is returned.
         grouping: None for any block anywhere in its epoch.
-
-    Returns:
-        `(position,)`, int64, in `[0, n_blocks)`.
     """
     positions = np.asarray(positions, dtype=np.int64)
     epochs, indices = positions // n_blocks, positions % n_blocks

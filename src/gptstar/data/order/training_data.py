@@ -1,6 +1,6 @@
 """What a run reads: the training streams of some shards, cut into windows and mixed as the configuration says."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from gptstar.data.config import CorpusConfig, DataConfig
 from gptstar.data.order.aligned import document_blocks
@@ -9,17 +9,16 @@ from gptstar.data.order.permutation import Grouping
 from gptstar.data.order.windows import Windows
 from gptstar.data.storage.manifest import Split, Stratum
 from gptstar.data.storage.shards import ShardFolder
-from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError, DataError
 
 
 def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mixture, dict[str, int]]:
-    """The windows to train on, the mixture that orders them, and how many blocks of each corpus are in it.
+    """Build the windows to train on, the mixture that orders them, and the number of blocks of each corpus in it.
 
-    How corpora are mixed is as configured, or else as it was when the shards were prepared.
+    Corpora are mixed as configured, or else as they were when the shards were prepared.
 
     Raises:
-        DataError: the shards hold no block, or hold a corpus otherwise than is asked for.
+        DataError: the shards hold no block, or hold other documents of a corpus than its epochs need.
         ConfigError: weights without a budget, corpora that the shards don't hold, or windows that these shards can't be
             cut into.
     """
@@ -27,28 +26,28 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
     unknown = [name for name in config.corpora if name not in folder.manifest.sources]
     if unknown:
         raise ConfigError(f"data.corpora.{unknown[0]} is not in {folder.folder}, which holds {', '.join(names)}")
-    wanted = {name: config.corpora.get(name) or _as_prepared(folder, name) for name in names}
-    for name, corpus in wanted.items():
-        prepared = _as_prepared(folder, name)
+    corpora = {}
+    for name in names:
+        source = folder.manifest.sources[name]
+        prepared = CorpusConfig(epochs=source.epochs, weight=source.weight)
+        corpora[name] = corpus = config.corpora.get(name, prepared)
         all_there = corpus.fraction == prepared.fraction and (prepared.epochs >= 1.0 or corpus.epochs < 1.0)
         if not all_there and (corpus.fraction or prepared.fraction):
-            asked = f"epochs={corpus.epochs:g}" if corpus.weight is None else f"weight={corpus.weight:g}"
+            share = f"epochs={corpus.epochs:g}" if corpus.weight is None else f"weight={corpus.weight:g}"
             raise DataError(
-                f"the shards in {folder.folder} hold of {name} what epochs={prepared.epochs:g} needs, not {asked}: "
+                f"the shards in {folder.folder} hold of {name} what epochs={prepared.epochs:g} needs, not {share}: "
                 "prepare the text again in another data.shards"
             )
-    strata: tuple[Stratum, ...] = ("first", "rest")
-    streams = {(name, stratum): folder.stream("train", name, stratum) for name in names for stratum in strata}
-    streams = {key: stream for key, stream in streams.items() if len(stream)}
+    streams = list(dict.fromkeys((s.corpus, s.stratum) for name in names for s in folder.shards("train", name)))
     windows = windows_of(folder, "train", streams, config)
     if not windows.n_blocks:
         raise DataError(f"{folder.folder} holds no block of {config.block_tokens} tokens to train on: add text")
     blocks = dict(zip(streams, windows.stream_blocks, strict=True))
     tokens = config.shuffle_tokens
     grouping = Grouping.of_tokens(tokens, config.block_tokens) if tokens is not None else None
-    weights = {name: corpus.weight for name, corpus in wanted.items() if corpus.weight is not None}
+    weights = {name: corpus.weight for name, corpus in corpora.items() if corpus.weight is not None}
     if not weights:
-        mixture = Mixture.from_epochs(blocks, {name: each.epochs for name, each in wanted.items()}, grouping)
+        mixture = Mixture.from_epochs(blocks, {name: each.epochs for name, each in corpora.items()}, grouping)
     elif config.mixture_tokens is None or len(weights) < len(names):
         raise ConfigError("corpora with weights need data.mixture_tokens=N, the tokens they share, and each a weight")
     else:
@@ -61,7 +60,7 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
 
 
 def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Windows]:
-    """The held-out windows of each corpus that has a block of them.
+    """Cut the held-out windows of each corpus that has a block of them.
 
     Raises:
         ConfigError: windows that these shards can't be cut into.
@@ -69,29 +68,27 @@ def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Window
     """
     windows = {}
     for name in folder.corpora("validation"):
-        windows[name] = windows_of(folder, "validation", {(name, "first"): folder.stream("validation", name)}, config)
-    if not any(each.n_blocks for each in windows.values()):
+        of_corpus = windows_of(folder, "validation", [(name, "first")], config)
+        if of_corpus.n_blocks:
+            windows[name] = of_corpus
+    if not windows:
         raise DataError(
             f"no corpus in {folder.folder} holds out a block of {config.block_tokens} tokens to validate on: "
             "add text, raise data.validation_fraction, or lower data.block_tokens"
         )
-    return {name: each for name, each in windows.items() if each.n_blocks}
+    return windows
 
 
 def windows_of(
-    folder: ShardFolder, split: Split, streams: Mapping[tuple[str, Stratum], TokenStream], config: DataConfig
+    folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], config: DataConfig
 ) -> Windows:
-    """Windows of some streams of a folder, given by corpus and stratum.
+    """Cut windows of some streams of a folder, given by corpus and stratum.
 
     Raises:
         ConfigError: they are to start at documents, and the shards are far away.
         DataError: a file of documents is damaged or missing.
     """
     aligned = config.windows == "documents"
-    documents = document_blocks(folder, split, list(streams), config.block_tokens) if aligned else None
-    return Windows(list(streams.values()), config.context_length, config.block_tokens, documents)
-
-
-def _as_prepared(folder: ShardFolder, name: str) -> CorpusConfig:
-    source = folder.manifest.sources[name]
-    return CorpusConfig(epochs=source.epochs, weight=source.weight)
+    documents = document_blocks(folder, split, streams, config.block_tokens) if aligned else None
+    tokens = [folder.stream(split, corpus, stratum) for corpus, stratum in streams]
+    return Windows(tokens, config.context_length, config.block_tokens, documents)

@@ -4,6 +4,7 @@ Blocks are the unit of order and windows divide them, so at every context length
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -48,101 +49,88 @@ class Windows(Dataset[Tensor]):
         self.tokens = TokenStream(arrays)
         """Those of all streams."""
         self._stream_starts = np.cumsum([0, *(len(stream) for stream in streams)], dtype=np.int64)
-        if documents is None:
-            # The last target of a block is the first token of the next, so a stream needs one token beyond its blocks.
-            self.stream_blocks = tuple(max(0, len(stream) - 1) // block_tokens for stream in streams)
-            """Blocks of each stream; whole ones, unless they start at documents."""
-        else:
+        # The last target of a block is the first token of the next, so a stream needs one token beyond its blocks.
+        self.stream_blocks = tuple(max(0, len(stream) - 1) // block_tokens for stream in streams)
+        """Blocks of each stream; whole ones, unless they start at documents."""
+        if documents is not None:
             assert documents.block_tokens == block_tokens
             self.stream_blocks = documents.stream_blocks
+        self.n_blocks = sum(self.stream_blocks)
+        self.windows_per_block = block_tokens // context_length
         self._block_ends = np.cumsum(self.stream_blocks, dtype=np.int64)
         self._first_blocks = self._block_ends - np.asarray(self.stream_blocks, dtype=np.int64)
-
-    @property
-    def n_blocks(self) -> int:
-        """Blocks in all streams."""
-        return sum(self.stream_blocks)
-
-    @property
-    def windows_per_block(self) -> int:
-        """Windows cut from a block."""
-        return self.block_tokens // self.context_length
 
     def __len__(self) -> int:
         return self.n_blocks * self.windows_per_block
 
     def numbers(self, streams: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-        """`(block * windows_per_block,)`, int64: the windows of some blocks, given by stream and number in it."""
+        """Number the windows of blocks, given by stream and number in it: `(block * windows_per_block,)`, int64."""
         first_windows = (self._first_blocks[streams] + blocks) * self.windows_per_block
         return (first_windows[:, None] + np.arange(self.windows_per_block)).reshape(-1)
 
     def starts(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """`(window,)`, int64: where windows begin in `tokens`."""
-        if self._documents is not None:
-            return self._starts_in(self._documents, np.asarray(numbers))[0]
-        blocks, parts = np.divmod(np.asarray(numbers, dtype=np.int64), self.windows_per_block)
-        streams = np.searchsorted(self._block_ends, blocks, side="right")
-        in_stream = (blocks - self._first_blocks[streams]) * self.block_tokens + parts * self.context_length
-        return self._stream_starts[streams] + in_stream
+        """Find where windows begin in `tokens`: `(window,)`, int64."""
+        return self._starts_and_targets(numbers)[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
-        """`(window, context_length + 1)`, int64; the last target of one window is the first input of the next."""
+        """Read `(window, context_length + 1)`, int64; the last target of a window is the first input of the next."""
         present = np.maximum(np.asarray(numbers, dtype=np.int64), 0)
-        if self._documents is None:
-            windows = self.tokens.gather(self.starts(present), self.context_length + 1)
-        else:
-            starts, left = self._starts_in(self._documents, present)
-            windows = self.tokens.gather(starts, self.context_length + 1)
+        starts, left = self._starts_and_targets(present)
+        windows = self.tokens.gather(starts, self.context_length + 1)
+        if left is not None:
             windows[np.arange(self.context_length + 1) > left[:, None]] = NO_TARGET
         windows[np.asarray(numbers) == BLANK] = NO_TARGET
         return torch.from_numpy(windows)
 
-    def _starts_in(self, documents: DocumentBlocks, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each `(window,)`, int64: where windows begin, and the targets left of their documents, less than 0 beyond."""
+    def _starts_and_targets(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Find where windows begin, and the targets that their documents have left, less than 0 beyond the end.
+
+        Each is `(window,)`, int64; the second is None where blocks don't start at documents.
+        """
         blocks, parts = np.divmod(np.asarray(numbers, dtype=np.int64), self.windows_per_block)
-        starts, left = documents.starts(blocks)
         inside = parts * self.context_length
-        return starts + np.minimum(inside, left), left - inside
+        if self._documents is not None:
+            starts, left = self._documents.starts(blocks)
+            return starts + np.minimum(inside, left), left - inside
+        streams = np.searchsorted(self._block_ends, blocks, side="right")
+        in_stream = (blocks - self._first_blocks[streams]) * self.block_tokens
+        return self._stream_starts[streams] + in_stream + inside, None
 
 
+@dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
     """Window numbers of one rank's micro-batches, from a step of the run to its end.
 
     A global batch is the same whatever the number of ranks and the size of micro-batches; each rank reads its slice.
 
-    Args:
-        windows: what is numbered.
-        mixture: the order of their blocks; of the same streams.
+    Attributes:
+        mixture: the order of the windows' blocks.
         sequences_per_step: windows of a global batch; whole blocks.
         micro_batch_size: windows a rank reads at once.
         start_step, total_steps: the run's steps that are read.
     """
 
-    def __init__(
-        self,
-        windows: Windows,
-        mixture: Mixture,
-        *,
-        seed: int,
-        sequences_per_step: int,
-        micro_batch_size: int,
-        start_step: int,
-        total_steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        assert tuple(entry.n_blocks for entry in mixture.entries) == windows.stream_blocks
+    windows: Windows
+    mixture: Mixture
+    _: KW_ONLY
+    seed: int
+    sequences_per_step: int
+    micro_batch_size: int
+    start_step: int
+    total_steps: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        windows, sequences_per_step = self.windows, self.sequences_per_step
+        assert tuple(entry.n_blocks for entry in self.mixture.entries) == windows.stream_blocks
         if sequences_per_step % windows.windows_per_block:
             raise ConfigError(f"a step of {sequences_per_step} sequences does not hold whole blocks")
-        if sequences_per_step % (world_size * micro_batch_size):
+        if sequences_per_step % (self.world_size * self.micro_batch_size):
             raise ConfigError(
-                f"a step of {sequences_per_step} sequences does not divide among {world_size} ranks "
-                f"in micro-batches of {micro_batch_size}: change hardware.micro_batch_size or batch_tokens"
+                f"a step of {sequences_per_step} sequences does not divide among {self.world_size} ranks "
+                f"in micro-batches of {self.micro_batch_size}: change hardware.micro_batch_size or batch_tokens"
             )
-        self.windows, self.mixture, self.seed = windows, mixture, seed
-        self.sequences_per_step, self.micro_batch_size = sequences_per_step, micro_batch_size
-        self.start_step, self.total_steps = start_step, total_steps
-        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         steps = self.total_steps - self.start_step
@@ -157,7 +145,7 @@ class StepSampler(Sampler[list[int]]):
                 yield mine[start : start + self.micro_batch_size].tolist()
 
     def global_batch(self, step: int) -> np.ndarray:
-        """`(sequence,)`: the windows that all ranks together read at a step."""
+        """Number the windows that all ranks together read at a step: `(sequence,)`."""
         blocks = self.sequences_per_step // self.windows.windows_per_block
         positions = np.arange(step * blocks, (step + 1) * blocks)
         return self.windows.numbers(*self.mixture.blocks_at(positions, self.seed))

@@ -7,18 +7,20 @@ and they end by themselves when the parent does, even by `kill -9`.
 import contextlib
 import os
 import pickle
-import queue
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 
 from gptstar.data.inspection.grams import GramIndex
+from gptstar.data.storage.manifest import token_dtype
 from gptstar.data.text.clean import clean
 from gptstar.data.text.pieces import pieces
 from gptstar.data.text.records import Piece, Record
@@ -49,25 +51,23 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is done to each piece.
+    """What is done to each piece: cleaned by ftfy or not, tokenised, and searched for runs of words to exclude."""
 
-    Attributes:
-        tokenizer: as JSON.
-        ftfy: whether to clean.
-        exclude: the runs of words that are looked for.
-    """
-
-    tokenizer: str
+    tokenizer_json: str
     ftfy: bool
     exclude: GramIndex | None
 
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.tokenizer_json)
+
     def encode(self, batch: Sequence[Piece]) -> list[Encoded]:
         """Clean and tokenise some pieces."""
-        tokenizer = self._tokenizer()
+        tokenizer = self._tokenizer
         texts = [clean(piece.text, piece.plain) if self.ftfy else piece.text for piece in batch]
         chunks = [list(pieces(text, CHUNK_CHARACTERS)) if tokenizer.can_be_cut else [text] for text in texts]
         tokens = iter(tokenizer.encode([chunk for text in chunks for chunk in text]))
-        dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
+        dtype = token_dtype(tokenizer.n_vocab)
         return [
             Encoded(
                 np.concatenate([next(tokens) for _ in text_chunks]).astype(dtype),
@@ -78,54 +78,22 @@ class Encoder:
             for piece, text, text_chunks in zip(batch, texts, chunks, strict=True)
         ]
 
-    def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer not in _tokenizers:
-            _tokenizers[self.tokenizer] = Tokenizer(self.tokenizer)
-        return _tokenizers[self.tokenizer]
-
-
-_tokenizers: dict[str, Tokenizer] = {}
-
 
 class EncodingPool:
-    """Runs an encoder here, with one worker, or in several processes, which load while the caller is still busy.
+    """Runs an encoder here, with one worker, or in several processes, each of which a thread feeds.
 
     Args:
-        workers: processes; with 1 the work is done in this one, by the threads of the tokeniser.
+        workers: processes; with 1 the work is done in this one, by the threads of the tokenizer.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._encoder: Encoder | None = None
+    def __init__(self, encoder: Encoder, workers: int) -> None:
+        self._encoder, self._workers = encoder, workers
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(max(1, workers))
+        self._of_thread = threading.local()
+        self._threads = ThreadPoolExecutor(workers)
 
     def __enter__(self) -> Self:
-        if self._workers > 1:
-            environment = os.environ | {
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                "TOKENIZERS_PARALLELISM": "false",
-            }
-            command = [sys.executable, "-c", "from gptstar.data.preparation.encoding import serve; serve()"]
-            for _ in range(self._workers):
-                process = subprocess.Popen(
-                    command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
-                )
-                self._processes.append(process)
         return self
-
-    def begin(self, encoder: Encoder) -> None:
-        """Say what is to be done; before `map`."""
-        self._encoder = encoder
-        for process in self._processes:
-            self._threads.submit(self._introduce, process)
-
-    def _introduce(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdin is not None
-        with contextlib.suppress(OSError):  # it has died, which the first batch that it gets will say
-            pickle.dump(self._encoder, process.stdin)
-        self._idle.put(process)
 
     def __exit__(self, *error: object) -> None:
         for process in self._processes:
@@ -135,7 +103,7 @@ class EncodingPool:
             process.communicate()
 
     def map(self, records: Iterable[Record]) -> Iterator[tuple[Record, Encoded | None]]:
-        """Each record with its tokens, or with None where it is no text; in their order."""
+        """Yield each record with its tokens, or with None where it is not text; in their order."""
         running: deque[tuple[list[Record], Future[list[Encoded]]]] = deque()
         for batch in _batches(records):
             texts = [record for record in batch if isinstance(record, Piece)]
@@ -146,13 +114,12 @@ class EncodingPool:
             yield from _joined(*running.popleft())
 
     def _encode(self, batch: list[Piece]) -> list[Encoded]:
-        assert self._encoder is not None
         if self._workers == 1 or not batch:
             return self._encoder.encode(batch)
-        process = self._idle.get()
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
+            process = self._process()
+            assert process.stdin is not None
+            assert process.stdout is not None
             pickle.dump(batch, process.stdin, protocol=5)
             process.stdin.flush()
             return pickle.load(process.stdout)
@@ -161,8 +128,23 @@ class EncodingPool:
                 "a process that tokenises died, most likely out of memory: set data.workers lower; the same command "
                 "goes on from what is done"
             ) from error
-        finally:
-            self._idle.put(process)
+
+    def _process(self) -> subprocess.Popen[bytes]:
+        """Start a process for this thread, once."""
+        if not hasattr(self._of_thread, "process"):
+            environment = os.environ | {
+                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+                "TOKENIZERS_PARALLELISM": "false",
+            }
+            command = [sys.executable, "-c", "from gptstar.data.preparation.encoding import serve; serve()"]
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True
+            )
+            self._processes.append(process)
+            self._of_thread.process = process
+            assert process.stdin is not None
+            pickle.dump(self._encoder, process.stdin)
+        return self._of_thread.process
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -186,8 +168,8 @@ def _joined(batch: list[Record], encoding: Future[list[Encoded]]) -> Iterator[tu
 def serve() -> None:
     """Be one of the processes: batches come on standard input, and their tokens go to standard output."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
-    gone = EOFError, BrokenPipeError, KeyboardInterrupt, pickle.UnpicklingError
-    with contextlib.suppress(*gone):  # the parent has gone
+    parent_is_gone = EOFError, BrokenPipeError, KeyboardInterrupt, pickle.UnpicklingError
+    with contextlib.suppress(*parent_is_gone):
         encoder: Encoder = pickle.load(source)
         while True:
             pickle.dump(encoder.encode(pickle.load(source)), sink, protocol=5)

@@ -5,15 +5,14 @@ are on the same side, but for a corpus so small that one has to be held out, or 
 """
 
 from gptstar.data.text.corpora import Corpus
-from gptstar.data.text.found import Found
-from gptstar.data.text.records import Piece, Skipped
+from gptstar.data.text.records import Counts, Piece, Skipped
 
 SMALL_BYTES = 2**27
 """A corpus up to this size is read once more beforehand, so that at least one of its documents is held out."""
 
 
 def number_of(digest: bytes, which: int = 0) -> float:
-    """A number in [0, 1) that depends on a document's text alone; there are two, independent of each other."""
+    """Compute a number in [0, 1) from a document's digest; there are two, independent of each other."""
     return int.from_bytes(digest[8 * which : 8 * which + 8], "big") / 2**64
 
 
@@ -28,26 +27,23 @@ def is_in_share(piece: Piece, fraction: float) -> bool:
 
 
 def held_out_below(corpus: Corpus, fraction: float) -> float:
-    """The number below which documents are held out: the fraction, or in a small corpus what takes one document.
+    """Choose the number below which documents are held out: the fraction, or in a small corpus what takes one document.
 
     Raises:
         DataError: a small corpus holds nothing but what is broken.
     """
     if corpus.size is None or corpus.size > SMALL_BYTES:
         return fraction
-    first, second = 1.0, 1.0  # the two smallest numbers
-    found = Found()
+    numbers: set[float] = set()
+    counts = Counts()
     for record in (record for unit in corpus.units for record in unit.read()):
         if isinstance(record, Skipped):
-            found.count(record.reason, record.place)
-        elif record.first:
-            number = number_of(record.digest)
-            if number < first:
-                first, second = number, first
-            elif first < number < second:
-                second = number
-    if first == 1.0:
-        found.refuse_if_hopeless(corpus.name)
-    if second == 1.0:
+            counts.count(record.reason, record.place)
+        else:
+            numbers.add(number_of(record.digest))
+    if not numbers:
+        counts.refuse_if_all_are_broken(corpus.name)
+    if len(numbers) < 2:
         return 0.0  # a single document is trained on
+    first, second = sorted(numbers)[:2]
     return fraction if first < fraction else (first + second) / 2

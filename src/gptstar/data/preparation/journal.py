@@ -2,21 +2,21 @@
 
 import json
 import sqlite3
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gptstar.errors import DataError
 
 
 class Journal:
-    """A small database beside the shards; what was not committed when the process died never happened.
+    """A small database beside the shards. What was not committed when the process died never happened.
 
-    Args:
-        identity: of the request.
+    Attributes:
+        state: what `commit` writes, plain values and dataclasses; None where no process has committed yet.
 
     Raises:
-        DataError: it is the journal of another request, or no journal.
+        DataError: it is the journal of another request.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -24,30 +24,25 @@ class Journal:
         self._database.execute("CREATE TABLE IF NOT EXISTS states (identity TEXT PRIMARY KEY, state TEXT)")
         self._database.execute("CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
         self._identity = identity
-        found = self._database.execute("SELECT identity, state FROM states").fetchone()
-        if found and found[0] != identity:
+        row = self._database.execute("SELECT identity, state FROM states").fetchone()
+        if row and row[0] != identity:
             raise DataError(
-                f"{path.parent} holds an unfinished preparation of other text, or with other options: ask for the same "
-                "to go on with it, delete it, or choose another data.shards"
+                f"{path.parent} holds an unfinished preparation of other text, or with other options: repeat that "
+                "command to go on with it, delete it, or choose another data.shards"
             )
-        self.state: dict[str, Any] | None = json.loads(found[1]) if found else None
+        self.state: dict[str, Any] | None = json.loads(row[1]) if row else None
         self._database.execute("BEGIN")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
-    def commit(self, state: dict[str, Any]) -> None:
-        """Make a state, and the documents met so far, what a later process goes on from."""
-        row = self._identity, json.dumps(state)
+    def commit(self) -> None:
+        """Make the state, and the documents met so far, what a later process goes on from."""
+        row = self._identity, json.dumps(self.state, default=asdict)
         self._database.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", row)
         self._database.execute("COMMIT")
         self._database.execute("BEGIN")
-        self.state = state
 
     def is_new(self, digest: bytes) -> bool:
         """Whether a document has not been met before; from now on it has."""

@@ -3,17 +3,16 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
+from gptstar.data.config import DataConfig
 from gptstar.data.preparation.encoding import Encoded, EncodingPool
 from gptstar.data.preparation.holdout import is_held_out, is_in_share
 from gptstar.data.preparation.journal import Journal
-from gptstar.data.preparation.writer import ShardWriter
+from gptstar.data.preparation.writer import ShardLayout, ShardWriter
 from gptstar.data.storage.manifest import Shard, Split, Stratum
 from gptstar.data.text.corpora import Corpus
-from gptstar.data.text.found import DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS, Found
-from gptstar.data.text.records import Piece, Record, Skipped
+from gptstar.data.text.records import DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS, Counts, Piece, Record, Skipped
 
 COMMIT_SECONDS = 2.0
 HOPELESS = 10_000
@@ -22,44 +21,14 @@ HOPELESS = 10_000
 WRITERS: tuple[tuple[Split, Stratum], ...] = (("train", "first"), ("train", "rest"), ("validation", "first"))
 
 
-@dataclass(frozen=True)
-class Packing:
-    """How documents become shards.
-
-    Attributes:
-        both: end-of-text on both sides of a document.
-        deduplicate: leave out documents met before.
-        is_part: a corpus may come out empty, as others have the rest of it.
-        excludes: documents may be left out for what they share with a benchmark.
-        max_tokens: stop after the document that reaches so many tokens to train on.
-    """
-
-    folder: Path
-    n_vocab: int
-    end_of_text: int
-    both: bool
-    deduplicate: bool
-    excludes: bool
-    is_part: bool
-    max_tokens: int | None
-    shard_tokens: int
-
-
 @dataclass
-class CorpusState:
+class CorpusState(Counts):
     """What has been packed of a corpus: plain values, for the journal and at the end for the manifest."""
 
     unit: int = 0
     record: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
     writers: dict[str, Any] = field(default_factory=dict)
     done: bool = False
-
-    @property
-    def found(self) -> Found:
-        """What was counted; shares its values with this."""
-        return Found(self.counts, self.examples)
 
     @property
     def shards(self) -> list[Shard]:
@@ -72,129 +41,113 @@ class CorpusPacker:
 
     Args:
         held_out_below: documents whose number is below are for validation.
-        state: how far it has come.
-        commit: puts a state into the journal.
-        advance: is told each record, its tokens, and whether a document ended, for a progress bar.
+        state: how far it has come; a part of the journal's state.
     """
 
     def __init__(
         self,
         corpus: Corpus,
-        packing: Packing,
+        config: DataConfig,
+        layout: ShardLayout,
         held_out_below: float,
         state: CorpusState,
         journal: Journal,
-        commit: Callable[[], None],
-        advance: Callable[[Record, int, int], None],
     ) -> None:
-        self._corpus, self._units, self._packing, self._held_out_below = corpus, corpus.units, packing, held_out_below
-        self._state, self._journal, self._commit, self._advance = state, journal, commit, advance
-        self._found = state.found
+        self._corpus, self._config, self._held_out_below = corpus, config, held_out_below
+        self._state, self._journal = state, journal
         self._fraction = corpus.config.fraction
-        self._writers: dict[str, ShardWriter] = {}
-        self._waiting: list[Encoded] = []
-        self._writer_now: ShardWriter | None = None
-        self._changed = self._begun = False
-        for split, stratum in WRITERS:
-            self._writers[f"{split} {stratum}"] = self._writer(split, stratum)
+        self._writers = {
+            f"{split} {stratum}": ShardWriter(layout, corpus.name, split, stratum) for split, stratum in WRITERS
+        }
         for name, written in state.writers.items():
             self._writers[name].restore(written)
+        # of the document that is being read
+        self._writer: ShardWriter | None = None
+        self._waiting: list[Encoded] = []
+        self._changed = self._begun = False
 
-    def _writer(self, split: Split, stratum: Stratum) -> ShardWriter:
-        packing = self._packing
-        return ShardWriter(
-            packing.folder,
-            self._corpus.name,
-            split,
-            stratum,
-            n_vocab=packing.n_vocab,
-            end_of_text=packing.end_of_text,
-            both=packing.both,
-            shard_tokens=packing.shard_tokens,
-        )
+    def pack(self, pool: EncodingPool, count: Callable[[Record, int, int], None]) -> None:
+        """Read, encode and write to the end.
 
-    def pack(self, pool: EncodingPool) -> None:
-        """Read, encode and write from where the state is, to the end.
+        Args:
+            count: receives each record, the tokens packed, and whether a document ended, for a progress bar.
 
         Raises:
-            DataError: the corpus can't be read, or holds no document.
+            DataError: the corpus can't be read, or holds nothing but what is broken for long.
         """
         committed = time.monotonic()
         for record, encoded in pool.map(self._records()):
             if encoded is None:
                 self._skip(record)
+                count(record, 0, 0)
             else:
                 self._take(record, encoded)
+                count(record, len(encoded.tokens), int(record.last))
             if not record.last:
                 continue
             self._state.unit, self._state.record = record.unit, record.record
             if self._is_full():
                 break
             if time.monotonic() - committed > COMMIT_SECONDS:
-                self._keep()
+                self._commit()
                 committed = time.monotonic()
-        if not self._packing.is_part:
-            self._found.refuse_if_hopeless(self._corpus.name)
         for writer in self._writers.values():
             writer.finish()
         self._state.done = True
-        self._keep()
+        self._commit()
 
     def _records(self) -> Iterator[Record]:
-        for number in range(self._state.unit, len(self._units)):
+        for number in range(self._state.unit, len(self._corpus.units)):
             start = self._state.record if number == self._state.unit else 0
-            for record in self._units[number].read(start):
-                if isinstance(record, Piece) and not self._wanted(record):
-                    if record.first:
-                        yield Skipped(NOT_THIS_SHARE, "", record.record, record.offset, number)
-                else:
+            for record in self._corpus.units[number].read(start):
+                if isinstance(record, Skipped) or self._is_needed(record):
                     yield replace(record, unit=number)
+                elif record.first:
+                    yield Skipped(NOT_THIS_SHARE, "", record.record, record.offset, number)
 
-    def _wanted(self, piece: Piece) -> bool:
+    def _is_needed(self, piece: Piece) -> bool:
         whole_epochs = self._corpus.config.epochs >= 1.0 or not self._fraction
         return whole_epochs or is_held_out(piece, self._held_out_below) or is_in_share(piece, self._fraction)
 
     def _skip(self, record: Record) -> None:
         assert isinstance(record, Skipped)
-        self._found.count(record.reason, record.place)
-        self._advance(record, 0, 0)
+        self._state.count(record.reason, record.place)
         if self._state.counts[record.reason] > HOPELESS:
-            self._found.refuse_if_hopeless(self._corpus.name)
+            self._state.refuse_if_all_are_broken(self._corpus.name)
 
     def _take(self, piece: Record, encoded: Encoded) -> None:
         """Add a piece to its document. Where a later piece could still exclude it, nothing is written before."""
         assert isinstance(piece, Piece)
         if piece.first:
-            self._writer_now, self._changed = self._writer_for(piece), False
-            self._begun = False
+            self._writer, self._changed, self._begun = self._writer_for(piece), False, False
         self._changed |= encoded.changed
+        self._begun |= len(encoded.tokens) > 0
         self._waiting.append(encoded)
-        self._begun |= any(len(each.tokens) for each in self._waiting)
-        if not piece.last and (self._packing.excludes or not self._begun):
+        if not piece.last and (self._config.exclude or not self._begun):
             return
         waiting, self._waiting = self._waiting, []
-        self._advance(piece, sum(len(each.tokens) for each in waiting), int(piece.last))
-        if self._writer_now is None:
+        if self._writer is None:
             return
+        place = f"{self._corpus.units[piece.unit].name}, record {piece.record}"
         if any(each.excluded for each in waiting):
-            self._found.count(OVERLAPS, f"{self._units[piece.unit].name}, record {piece.record}")
+            self._state.count(OVERLAPS, place)
             return
         if not self._begun:
-            self._found.count("empty once cleaned", f"{self._units[piece.unit].name}, record {piece.record}")
+            self._state.count("empty once cleaned", place)
             return
         for each in waiting:
-            self._writer_now.extend(each.tokens, each.n_bytes)
+            self._writer.extend(each.tokens, each.n_bytes)
         if piece.last:
-            self._writer_now.end_document()
-            self._found.count(DOCUMENTS)
+            self._writer.end_document()
+            self._state.count(DOCUMENTS)
             if self._changed:
-                self._found.count("cleaned")
+                self._state.count("cleaned")
             if piece.repaired:
-                self._found.count("half characters replaced", f"{self._units[piece.unit].name}, record {piece.record}")
+                self._state.count("half characters replaced", place)
 
     def _writer_for(self, piece: Piece) -> ShardWriter | None:
-        if self._packing.deduplicate and not self._journal.is_new(piece.digest):
-            self._found.count(DUPLICATES)
+        if self._config.deduplicate and not self._journal.is_new(piece.digest):
+            self._state.count(DUPLICATES)
             return None
         if is_held_out(piece, self._held_out_below):
             return self._writers["validation first"]
@@ -202,9 +155,9 @@ class CorpusPacker:
         return self._writers["train first" if first else "train rest"]
 
     def _is_full(self) -> bool:
-        limit = self._corpus.config.max_tokens or self._packing.max_tokens
+        limit = self._corpus.config.max_tokens or self._config.max_tokens
         return limit is not None and sum(self._writers[f"train {each}"].tokens for each in ("first", "rest")) >= limit
 
-    def _keep(self) -> None:
+    def _commit(self) -> None:
         self._state.writers = {name: writer.commit() for name, writer in self._writers.items()}
-        self._commit()
+        self._journal.commit()

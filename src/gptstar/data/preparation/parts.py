@@ -9,7 +9,7 @@ from typing import Self
 
 from gptstar.data.storage.manifest import Manifest, Source, read_manifest, write_manifest
 from gptstar.data.text.corpora import Corpus
-from gptstar.data.text.found import EXAMPLES
+from gptstar.data.text.records import EXAMPLES
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
 
@@ -25,15 +25,11 @@ class Part:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """From `3/16`.
-
-        Raises:
-            ConfigError: it is no such thing.
-        """
-        found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ConfigError(f"part={text} is no part: give part=3/16 for the third of sixteen")
-        return cls(int(found[1]), int(found[2]))
+        """Read `3/16`. Raises ConfigError for anything else."""
+        match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"part={text} is not a part: give part=3/16 for the third of sixteen")
+        return cls(int(match[1]), int(match[2]))
 
     @property
     def folder(self) -> str:
@@ -41,7 +37,7 @@ class Part:
         return f"part-{self.number:05d}-of-{self.of:05d}"
 
     def of_corpora(self, corpora: Sequence[Corpus]) -> list[Corpus]:
-        """The corpora with those of their units that are in this part; parts have about as many bytes each."""
+        """Take of each corpus the units that are in this part; parts have about as many bytes each."""
         known = [unit.size for corpus in corpora for unit in corpus.units if unit.size]
         usual = sum(known) // len(known) if known else 1  # for those whose size is not known
         sizes = [[unit.size or usual for unit in corpus.units] for corpus in corpora]
@@ -75,7 +71,8 @@ def merge(folder: Path) -> Manifest | None:
     n_parts = int(paths[0].parent.name.rpartition("-")[2])
     for name, part in parts.items():
         if (part.identity, name.rpartition("-")[2]) != (f"{first.whole}-{name}", f"{n_parts:05d}"):
-            raise DataError(f"{folder / name} is no part of the same whole as {paths[0].parent}: remove one of them")
+            other = paths[0].parent
+            raise DataError(f"{folder / name} is not a part of the same whole as {other}: remove one of them")
     if len(parts) < n_parts:
         return None
     shards = tuple(replace(shard, name=f"{name}/{shard.name}") for name, m in parts.items() for shard in m.shards)

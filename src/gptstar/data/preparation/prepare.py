@@ -4,7 +4,8 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -16,14 +17,15 @@ from gptstar.data.inspection.grams import GramIndex
 from gptstar.data.preparation.encoding import Encoder, EncodingPool
 from gptstar.data.preparation.holdout import held_out_below, is_held_out
 from gptstar.data.preparation.journal import Journal
-from gptstar.data.preparation.packing import CorpusPacker, CorpusState, Packing
+from gptstar.data.preparation.packing import CorpusPacker, CorpusState
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.progress import PackingProgress
 from gptstar.data.preparation.request import Request
+from gptstar.data.preparation.writer import ShardLayout
 from gptstar.data.storage.manifest import Manifest, Source, write_manifest
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.text.clean import clean
-from gptstar.data.text.corpora import Corpus, bundled_corpora, local_corpora, named_corpora
+from gptstar.data.text.corpora import Corpus, bundled_corpora, local_corpora, named_corpus, total_size
 from gptstar.data.text.records import Piece
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
@@ -32,22 +34,21 @@ from gptstar.files import partial_path
 JOURNAL = "journal.sqlite"
 WORTH_PROCESSES_BYTES = 2**23
 TOKENIZER_CHARACTERS = 2**30
-"""A tokenizer is trained on the first so many characters."""
+"""How much of the text a tokenizer is trained on at most."""
 
 
 def ensure_prepared(config: DataConfig, n_vocab: int, console: Console, part: Part | None = None) -> ShardFolder:
-    """The shards that a configuration asks for, prepared now if they are not there yet.
+    """Open the shards that a configuration asks for, prepared now if they are not there yet.
 
     Args:
         n_vocab: the model's vocabulary; a tokenizer is trained to this size or has to have it.
-        console: where progress is shown.
-        part: prepare only this; what is returned then is the part.
+        part: prepare only this part, and open it.
 
     Raises:
         DataError: text, tokenizer or shards are missing, damaged or don't belong together.
     """
     given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
-    if config.source == "local" and config.files is None and not _has_files(config):
+    if config.source == "local" and config.files is None and not any(map(_has_source, config.corpora.values())):
         assert config.shards is not None  # DataConfig refuses anything else
         folder = ShardFolder(config.shards, config.cache_bytes)
         _check_tokenizer(folder, given, n_vocab)
@@ -60,7 +61,8 @@ def ensure_prepared(config: DataConfig, n_vocab: int, console: Console, part: Pa
             "afterwards, and read them with data=local and no data.files"
         )
     request = Request(config, tuple(_corpora(config)), given, n_vocab, part)
-    _check_part(request)
+    if part:
+        _check_part(request, f"part={part.number}/{part.of}")
     name = f"{config.source}-{request.whole[:16]}"
     whole = Path(config.shards).absolute() if config.shards else user_cache_path("gptstar") / "shards" / name
     path = whole / part.folder if part else whole
@@ -74,28 +76,24 @@ def ensure_prepared(config: DataConfig, n_vocab: int, console: Console, part: Pa
     _check_tokenizer(folder, given, n_vocab)
     if folder.manifest.identity != request.identity:
         raise DataError(
-            f"data.shards={path} holds shards of other text or made otherwise than asked for: choose another folder, "
+            f"data.shards={path} holds shards of other text, or made with other options: choose another folder, "
             "or leave data.files out to use it as it is (data=local)"
         )
-    return _as_asked(folder, request)
+    return _with_todays_mixture(folder, request)
 
 
-def _as_asked(folder: ShardFolder, request: Request) -> ShardFolder:
-    """A folder whose manifest says how its corpora are mixed today: that needs no other shards."""
+def _with_todays_mixture(folder: ShardFolder, request: Request) -> ShardFolder:
+    """Update how the manifest says that the corpora are mixed, which needs no other shards."""
     manifest = folder.manifest
-    now = {corpus.name: corpus.config for corpus in request.corpora}
+    configs = {corpus.name: corpus.config for corpus in request.corpora}
     sources = {
-        name: replace(source, epochs=now[name].epochs, weight=now[name].weight, licence=now[name].licence)
+        name: replace(source, epochs=configs[name].epochs, weight=configs[name].weight, licence=configs[name].licence)
         for name, source in manifest.sources.items()
     }
-    if sources != manifest.sources:
-        write_manifest(Path(folder.folder), replace(manifest, sources=sources), folder.tokenizer)
-        return ShardFolder(folder.folder)
-    return folder
-
-
-def _has_files(config: DataConfig) -> bool:
-    return any(_has_source(corpus) for corpus in config.corpora.values())
+    if sources == manifest.sources:
+        return folder
+    write_manifest(Path(folder.folder), replace(manifest, sources=sources), folder.tokenizer)
+    return ShardFolder(folder.folder)
 
 
 def _has_source(corpus: CorpusConfig) -> bool:
@@ -108,31 +106,22 @@ def _corpora(config: DataConfig) -> list[Corpus]:
     named = {
         name: corpus for name, corpus in config.corpora.items() if config.source == "corpora" or _has_source(corpus)
     }
-    found = named_corpora(named)
+    corpora = []
     if config.files is not None:
-        found = local_corpora(config.files, {n: c for n, c in config.corpora.items() if n not in named}) + found
-    names = [corpus.name for corpus in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"corpus {name} comes from data.files and from data.corpora.{name}: give one of them")
-    return found
+        corpora = local_corpora(config.files, {n: c for n, c in config.corpora.items() if n not in named})
+    if both := [corpus.name for corpus in corpora if corpus.name in named]:
+        raise DataError(f"corpus {both[0]} comes from data.files and from data.corpora.{both[0]}: give one of them")
+    return corpora + [named_corpus(name, corpus) for name, corpus in named.items()]
 
 
-def _check_part(request: Request) -> None:
-    if request.part is None:
-        return
-    for key, wrong in (
-        ("data.tokenizer", request.tokenizer is None),
-        ("data.shards", request.config.shards is None),
-    ):
-        if wrong:
-            raise ConfigError(f"part={request.part.number}/{request.part.of} needs {key}, the same for every part")
-    limits = [request.config.max_tokens, *(corpus.config.max_tokens for corpus in request.corpora)]
-    for key, wrong in (
-        ("data.deduplicate", request.config.deduplicate),
-        ("max_tokens", any(limits)),
-    ):
-        if wrong:
+def _check_part(request: Request, part: str) -> None:
+    config = request.config
+    for key, value in (("data.tokenizer", config.tokenizer), ("data.shards", config.shards)):
+        if value is None:
+            raise ConfigError(f"{part} needs {key}, the same for every part")
+    limits = [config.max_tokens, *(corpus.config.max_tokens for corpus in request.corpora)]
+    for key, is_set in (("data.deduplicate", config.deduplicate), ("max_tokens", any(limits))):
+        if is_set:
             raise ConfigError(f"{key} can't be kept by a part that knows nothing of the others: prepare in one go")
 
 
@@ -151,12 +140,9 @@ def _other_size(what: str, size: int, n_vocab: int) -> str:
 
 
 def prepare(request: Request, path: Path, console: Console) -> None:
-    """Write the shards of a request; the folder appears complete or not at all.
+    """Write the shards of a request into a new folder, which appears complete or not at all.
 
     What is done lies in `.NAME.partial` beside it, and the next call goes on from there.
-
-    Args:
-        path: the folder to make; it does not exist, or is empty.
 
     Raises:
         DataError: the text can't be read, is too short, or the folder can't be written.
@@ -168,11 +154,11 @@ def prepare(request: Request, path: Path, console: Console) -> None:
             if (path / "manifest.json").exists():  # another process was first
                 return
             work.mkdir(exist_ok=True)
-            with Journal(work / JOURNAL, request.identity) as journal:
+            with closing(Journal(work / JOURNAL, request.identity)) as journal:
                 if journal.state is None:
-                    for path_left in work.iterdir():  # by a process that was killed before it had anything to keep
-                        if not path_left.name.startswith(JOURNAL):
-                            path_left.unlink()
+                    for leftover in work.iterdir():  # of a process that was killed before its first commit
+                        if not leftover.name.startswith(JOURNAL):
+                            leftover.unlink()
                 try:
                     manifest = _write(request, work, journal, console)
                 except BaseException:
@@ -193,56 +179,36 @@ def prepare(request: Request, path: Path, console: Console) -> None:
 
 
 def _write(request: Request, folder: Path, journal: Journal, console: Console) -> Manifest:
-    with EncodingPool(_workers(request.config, request.mine)) as pool:
-        return _write_with(pool, request, folder, journal, console)
-
-
-def _write_with(pool: EncodingPool, request: Request, folder: Path, journal: Journal, console: Console) -> Manifest:
     config, corpora = request.config, request.mine
     held_out = {corpus.name: held_out_below(corpus, config.validation_fraction) for corpus in request.corpora}
     if not any(held_out.values()):
         raise DataError("no corpus has two documents or more, so none can be held out for validation: add text")
-    going_on = journal.state is not None
-    tokenizer = request.tokenizer or _own_tokenizer(request, folder, held_out, going_on, console)
-    states = [CorpusState() for _ in corpora]
-
-    def commit() -> None:
-        journal.commit({"corpora": [asdict(state) for state in states]})
-
     if journal.state is None:
-        commit()
+        tokenizer = request.tokenizer or _train_tokenizer(request, folder, held_out, console)
+        states = [CorpusState() for _ in corpora]
     else:
+        tokenizer = request.tokenizer or Tokenizer.from_file(folder / "tokenizer.json")
         states = [CorpusState(**state) for state in journal.state["corpora"]]
         done = sum(state.counts.get("documents", 0) for state in states)
         console.print(f"going on with {folder} after {done:,} documents", soft_wrap=True)
+    journal.state = {"corpora": states}
+    journal.commit()
     exclude = GramIndex.from_files(request.exclude) if request.exclude else None
-    packing = Packing(
-        folder,
-        tokenizer.n_vocab,
-        tokenizer.end_of_text,
-        both=config.end_of_text == "both",
-        deduplicate=config.deduplicate,
-        excludes=exclude is not None,
-        is_part=request.part is not None,
-        max_tokens=config.max_tokens,
-        shard_tokens=config.shard_tokens,
-    )
-    pool.begin(Encoder(tokenizer.json_text, config.clean == "ftfy", exclude))
-    with PackingProgress(console, corpora) as progress:
+    both = config.end_of_text == "both"
+    layout = ShardLayout(folder, tokenizer.n_vocab, tokenizer.end_of_text, config.shard_tokens, both)
+    encoder = Encoder(tokenizer.json_text, config.clean == "ftfy", exclude)
+    with EncodingPool(encoder, _workers(config, corpora)) as pool, PackingProgress(console, corpora) as progress:
         for corpus, state in zip(corpora, states, strict=True):
-            progress.begin(corpus)
+            progress.begin_corpus(corpus)
             if not state.done:
-                CorpusPacker(
-                    corpus,
-                    packing,
-                    held_out[corpus.name],
-                    state,
-                    journal,
-                    commit=commit,
-                    advance=progress.advance,
-                ).pack(pool)
-            progress.end(corpus, state)
-    sources = {corpus.name: _source(corpus, state) for corpus, state in zip(corpora, states, strict=True)}
+                CorpusPacker(corpus, config, layout, held_out[corpus.name], state, journal).pack(pool, progress.count)
+            if request.part is None:
+                state.refuse_if_all_are_broken(corpus.name)
+            progress.end_corpus(corpus, state)
+    sources = {}
+    for corpus, state in zip(corpora, states, strict=True):
+        licence, epochs, weight = corpus.config.licence, corpus.config.epochs, corpus.config.weight
+        sources[corpus.name] = Source(corpus.source, licence, epochs, weight, state.counts, state.examples)
     shards = tuple(shard for state in states for shard in state.shards)
     described = tokenizer.fingerprint, tokenizer.n_vocab, sources, shards, request.options
     manifest = Manifest(request.identity, request.whole, *described)
@@ -250,39 +216,29 @@ def _write_with(pool: EncodingPool, request: Request, folder: Path, journal: Jou
     return manifest
 
 
-def _source(corpus: Corpus, state: CorpusState) -> Source:
-    config = corpus.config
-    return Source(corpus.source, config.licence, config.epochs, config.weight, state.counts, state.examples)
-
-
 def _workers(config: DataConfig, corpora: Sequence[Corpus]) -> int:
     if config.workers is not None:
         return config.workers
-    sizes = [corpus.size for corpus in corpora]
-    small = None not in sizes and sum(size for size in sizes if size is not None) < WORTH_PROCESSES_BYTES
-    return 1 if small else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    size = total_size(corpora)
+    if size is not None and size < WORTH_PROCESSES_BYTES:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _own_tokenizer(
-    request: Request, folder: Path, held_out: dict[str, float], going_on: bool, console: Console
-) -> Tokenizer:
-    """A tokenizer trained on what is not held out; the one that an earlier process made, if it did."""
-    path = folder / "tokenizer.json"
-    if going_on:
-        return Tokenizer.from_file(path)
+def _train_tokenizer(request: Request, folder: Path, held_out: dict[str, float], console: Console) -> Tokenizer:
+    """Train a tokenizer on what is not held out, and keep it for a process that goes on."""
     console.print(f"training a byte-level BPE of {request.n_vocab:,} tokens")
 
     def texts() -> Iterator[str]:
         left = TOKENIZER_CHARACTERS
         for corpus in request.corpora:
-            for unit in corpus.units:
-                for piece in unit.read():
-                    if isinstance(piece, Piece) and not is_held_out(piece, held_out[corpus.name]):
-                        yield clean(piece.text, piece.plain) if request.config.clean == "ftfy" else piece.text
-                        left -= len(piece.text)
-                        if left < 0:
-                            return
+            for piece in (record for unit in corpus.units for record in unit.read()):
+                if isinstance(piece, Piece) and not is_held_out(piece, held_out[corpus.name]):
+                    yield clean(piece.text, piece.plain) if request.config.clean == "ftfy" else piece.text
+                    left -= len(piece.text)
+                    if left < 0:
+                        return
 
     tokenizer = Tokenizer.train(texts(), request.n_vocab)
-    path.write_text(tokenizer.json_text, encoding="utf-8")
+    (folder / "tokenizer.json").write_text(tokenizer.json_text, encoding="utf-8")
     return tokenizer

@@ -18,9 +18,7 @@ from gptstar.files import file_sha256
 class Request:
     """What is to be prepared, and what it is called.
 
-    Attributes:
-        tokenizer: None to train one of `n_vocab` tokens on the documents that are not held out.
-        part: of the text, where many machines share the work.
+    Without a tokenizer, one of `n_vocab` tokens is trained on the documents that are not held out.
     """
 
     config: DataConfig

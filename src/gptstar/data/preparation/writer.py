@@ -1,51 +1,52 @@
 """Writing shards so that a process killed at any moment can go on: append, then say in a journal how far."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
-from gptstar.data.storage.manifest import HEADER_BYTES, Shard, Split, Stratum, segment_hashes
+from gptstar.data.storage.manifest import HEADER_BYTES, Shard, Split, Stratum, segment_hashes, token_dtype
 from gptstar.errors import DataError
 from gptstar.files import file_sha256
 
-SHARD_TOKENS = 2**26
 PENDING_TOKENS = 2**22
 """Tokens held in memory before they are appended to the file."""
 STARTS = np.dtype("<u8")
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """How documents are written into shards.
+
+    Attributes:
+        n_vocab: decides between 16 and 32 bits a token.
+        end_of_text: the token written once after each document.
+        shard_tokens: a shard is closed by the document that reaches this many.
+        both: write end-of-text before each document too, as the original did.
+    """
+
+    folder: Path
+    n_vocab: int
+    end_of_text: int
+    shard_tokens: int
+    both: bool = False
 
 
 class ShardWriter:
     """Appends documents to numbered shards of one corpus, split and stratum.
 
     The files of the shard being written grow in place: what lies beyond the last `commit` is cut off by `restore`.
-
-    Args:
-        n_vocab: decides between 16 and 32 bits a token.
-        end_of_text: the token written once after each document.
-        both: write it before each document too, as the original did.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        corpus: str,
-        split: Split,
-        stratum: Stratum,
-        *,
-        n_vocab: int,
-        end_of_text: int,
-        both: bool = False,
-        shard_tokens: int = SHARD_TOKENS,
-    ) -> None:
+    def __init__(self, layout: ShardLayout, corpus: str, split: Split, stratum: Stratum = "first") -> None:
         self.finished: list[Shard] = []
-        self._folder, self._corpus, self._split, self._stratum = folder, corpus, split, stratum
-        self._dtype = np.dtype("<u2" if n_vocab <= 2**16 else "<u4")
-        self._end_of_text = np.asarray([end_of_text], dtype=self._dtype)
-        self._both, self._shard_tokens = both, shard_tokens
+        self._layout, self._corpus, self._split, self._stratum = layout, corpus, split, stratum
+        self._folder = layout.folder
+        self._dtype = token_dtype(layout.n_vocab)
+        self._end_of_text = np.asarray([layout.end_of_text], dtype=self._dtype)
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
         self._starts: list[int] = []
@@ -63,7 +64,7 @@ class ShardWriter:
             self._starts.append(self._tokens)
             self._documents += 1
             self._inside = True
-            if self._both:
+            if self._layout.both:
                 self._push(self._end_of_text)
         self._push(tokens)
         self._bytes += n_bytes
@@ -74,22 +75,18 @@ class ShardWriter:
         """Close the document that `extend` began."""
         self._push(self._end_of_text)
         self._inside = False
-        if self._tokens >= self._shard_tokens:
+        if self._tokens >= self._layout.shard_tokens:
             self.finish()
 
     def commit(self) -> dict[str, Any]:
-        """Put everything on the disk, between documents; plain values that `restore` takes."""
+        """Sync everything to the disk, between documents; return plain values for `restore`."""
         self._flush()
         if self._documents:
             for path, _, _ in self._open_files():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-        return {
-            "finished": [asdict(shard) for shard in self.finished],
-            "tokens": self._tokens,
-            "documents": self._documents,
-            "bytes": self._bytes,
-        }
+        finished = [asdict(shard) for shard in self.finished]
+        return {"finished": finished, "tokens": self._tokens, "documents": self._documents, "bytes": self._bytes}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to a `commit` of an earlier process; what it wrote later is cut off when it is written again."""
@@ -99,10 +96,8 @@ class ShardWriter:
             for path, dtype, length in self._open_files():
                 size = HEADER_BYTES + dtype.itemsize * length
                 if not path.exists() or path.stat().st_size < size:
-                    raise DataError(
-                        f"{path} has lost what an unfinished preparation had written: delete {self._folder} to begin "
-                        "anew"
-                    )
+                    cause = "has lost what an unfinished preparation had written"
+                    raise DataError(f"{path} {cause}: delete {self._folder} to begin anew")
                 os.truncate(path, size)
 
     def finish(self) -> None:
@@ -114,14 +109,11 @@ class ShardWriter:
             with path.open("r+b") as file:
                 _write_header(file, dtype, length)
                 os.fsync(file.fileno())
-        name = self._name
-        tokens_path, documents_path, segments_path = (
-            self._folder / f"{name}{suffix}" for suffix in (".npy", ".documents.npy", ".segments.npy")
-        )
-        np.save(segments_path, segment_hashes(tokens_path))
-        hashes = file_sha256(tokens_path), file_sha256(documents_path), file_sha256(segments_path)
+        paths = [self._folder / f"{self._name}{suffix}" for suffix in (".npy", ".documents.npy", ".segments.npy")]
+        np.save(paths[2], segment_hashes(paths[0]))
         counts = self._tokens, self._documents, self._bytes
-        self.finished.append(Shard(name, self._corpus, self._split, self._stratum, *counts, *hashes))
+        shard = Shard(self._name, self._corpus, self._split, self._stratum, *counts, *map(file_sha256, paths))
+        self.finished.append(shard)
         self._tokens = self._documents = self._bytes = 0
 
     @property
@@ -129,11 +121,11 @@ class ShardWriter:
         stratum = "" if self._stratum == "first" else f".{self._stratum}"
         return f"{self._split}{stratum}-{self._corpus}-{len(self.finished):05d}"
 
-    def _open_files(self) -> tuple[tuple[Path, np.dtype, int], tuple[Path, np.dtype, int]]:
+    def _open_files(self) -> list[tuple[Path, np.dtype, int]]:
         """Path, type and number of items of the two files that grow."""
         tokens = self._folder / f"{self._name}.npy", self._dtype, self._tokens
         documents = self._folder / f"{self._name}.documents.npy", STARTS, self._documents
-        return tokens, documents
+        return [tokens, documents]
 
     def _push(self, tokens: np.ndarray) -> None:
         self._pending.append(tokens.astype(self._dtype, copy=False))

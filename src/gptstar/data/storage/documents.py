@@ -1,20 +1,21 @@
-"""The documents of a folder of shards: where each one is, and its text."""
+"""The documents of a folder of shards: where each one is, how long they are, their tokens and their text."""
 
 import io
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 
-from gptstar.data.storage.manifest import AGAIN, Shard, Split, Stratum
+from gptstar.data.storage.manifest import AGAIN, Shard, Split
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import DataError
 
 
 def bounds(folder: ShardFolder, shard: Shard) -> np.ndarray:
-    """`(document + 1,)`, int64: where each document of a shard begins, and where the last one ends.
+    """Read where each document of a shard begins, and where the last one ends: `(document + 1,)`, int64.
 
     Raises:
         DataError: the file that says so is damaged, missing or can't be reached; names it.
@@ -32,35 +33,61 @@ def bounds(folder: ShardFolder, shard: Shard) -> np.ndarray:
     return ends
 
 
+def document_tokens(folder: ShardFolder, split: Split, corpus: str) -> Iterator[np.ndarray]:
+    """Yield the tokens of each document of a corpus, `(token,)`, in the order of the shards."""
+    for shard in folder.shards(split, corpus):
+        tokens = folder.tokens(shard)
+        for start, end in pairwise(bounds(folder, shard).tolist()):
+            yield tokens[start:end]
+
+
 def documents(folder: ShardFolder, split: Split, corpus: str) -> Iterator[str]:
-    """The text of each document of a corpus, in the order of the shards."""
-    for stratum in get_args(Stratum):
-        stream, before = folder.stream(split, corpus, stratum), 0
-        for shard in shards_of(folder, split, corpus, stratum):
-            for start, end in pairwise(bounds(folder, shard).tolist()):
-                yield folder.tokenizer.decode(stream.read(before + start, end - start).tolist())
-            before += shard.tokens
+    """Yield the text of each document of a corpus, in the order of the shards."""
+    for tokens in document_tokens(folder, split, corpus):
+        yield folder.tokenizer.decode(tokens.tolist())
 
 
 def document_beginning(folder: ShardFolder, split: Split, corpus: str, number: int, n_tokens: int) -> tuple[str, int]:
-    """The text of a document's first tokens, and how many it has in all.
-
-    Args:
-        number: of the document in the order of `documents`, from 0.
-    """
-    for stratum in get_args(Stratum):
-        before = 0
-        for shard in shards_of(folder, split, corpus, stratum):
-            if number < shard.documents:
-                start, end = bounds(folder, shard)[number : number + 2].tolist()
-                tokens = folder.stream(split, corpus, stratum).read(before + start, min(n_tokens, end - start))
-                return folder.tokenizer.decode(tokens.tolist()), end - start
-            number -= shard.documents
-            before += shard.tokens
+    """Read the text of a document's first tokens, and how many it has in all; `number` counts as `documents` does."""
+    for shard in folder.shards(split, corpus):
+        if number < shard.documents:
+            start, end = bounds(folder, shard)[number : number + 2].tolist()
+            tokens = folder.tokens(shard)[start : min(start + n_tokens, end)]
+            return folder.tokenizer.decode(tokens.tolist()), end - start
+        number -= shard.documents
     raise IndexError(number)
 
 
-def shards_of(folder: ShardFolder, split: Split, corpus: str, stratum: Stratum | None = None) -> list[Shard]:
-    """The shards of a corpus in a split, or in a stratum of it, in their order."""
-    shards = [shard for shard in folder.manifest.shards if (shard.split, shard.corpus) == (split, corpus)]
-    return [shard for shard in shards if stratum in (None, shard.stratum)]
+@dataclass(frozen=True)
+class Lengths:
+    """How many documents there are of each length.
+
+    Of 10^12 tokens there are at most 1.4 million different lengths, however many documents they are.
+
+    Attributes:
+        values: `(length,)`, int64, ascending: tokens.
+        counts: `(length,)`, int64: documents of that length.
+    """
+
+    values: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, folder: ShardFolder, split: Split, corpus: str) -> "Lengths":
+        """Count the lengths of a corpus's documents, shard by shard."""
+        return cls.between(bounds(folder, shard) for shard in folder.shards(split, corpus))
+
+    @classmethod
+    def between(cls, bounds: Iterable[np.ndarray]) -> "Lengths":
+        """Count the lengths of documents that lie between `bounds`, each `(document + 1,)`."""
+        counter: Counter[int] = Counter()
+        for ends in bounds:
+            values, counts = np.unique(np.diff(ends), return_counts=True)
+            counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        lengths = sorted(counter)
+        return cls(np.asarray(lengths, np.int64), np.asarray([counter[length] for length in lengths], np.int64))
+
+    def quantile(self, share: float) -> int:
+        """Find the smallest length that at least this share of the documents does not exceed."""
+        ends = np.cumsum(self.counts)
+        return int(self.values[min(np.searchsorted(ends, share * ends[-1]), len(ends) - 1)])

@@ -9,7 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
@@ -25,13 +25,14 @@ SEGMENT_BYTES = 2**16
 AGAIN = "delete the folder to have it prepared again"
 
 Split = Literal["train", "validation"]
+Size = Literal["documents", "tokens", "bytes"]
 Stratum = Literal["first", "rest"]
-"""Of a corpus read for 2.5 epochs, `first` is the half of its documents that is read a third time."""
+"""In a corpus read for 2.5 epochs, `first` is the half of its documents that is read a third time."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A line of the manifest: `bytes` is of text; the hashes are SHA-256 of the shard's three files."""
+    """An entry of the manifest: `bytes` counts the text; the hashes are SHA-256 of the shard's three files."""
 
     name: str
     corpus: str
@@ -47,8 +48,11 @@ class Shard:
     @property
     def files(self) -> dict[str, str]:
         """The shard's files and their hashes."""
-        names = f"{self.name}.npy", f"{self.name}.documents.npy", f"{self.name}.segments.npy"
-        return dict(zip(names, (self.sha256, self.documents_sha256, self.segments_sha256), strict=True))
+        return {
+            f"{self.name}.npy": self.sha256,
+            f"{self.name}.documents.npy": self.documents_sha256,
+            f"{self.name}.segments.npy": self.segments_sha256,
+        }
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,9 @@ class Source:
     """Where a corpus came from and what became of its documents.
 
     Attributes:
-        epochs: how often a run reads it, as it was asked for when the corpus was prepared.
+        epochs: how often a run reads it, as configured when the corpus was prepared.
         weight: its share of a run's tokens instead.
-        counts: documents read, cleaned, held out, left out by reason.
+        counts: documents read, cleaned, and left out by reason.
         examples: for each reason to leave something out, the first places where it was met.
     """
 
@@ -96,30 +100,32 @@ class Manifest:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def training_corpora(self) -> dict[str, dict[str, Any]]:
-        """What a model was trained on, for those who only have the model: by corpus."""
-        sizes: tuple[Literal["tokens", "documents", "bytes"], ...] = ("documents", "tokens", "bytes")
+        """Describe by corpus what a model was trained on, for those who only have the model."""
         return {
             name: {"source": source.source, "licence": source.licence}
-            | {size: self.total("train", size, name) for size in sizes}
+            | {size: self.total("train", size, name) for size in get_args(Size)}
             for name, source in self.sources.items()
         }
 
-    def total(self, split: Split, what: Literal["tokens", "documents", "bytes"], corpus: str | None = None) -> int:
+    def total(self, split: Split, size: Size, corpus: str | None = None) -> int:
         """Sum over the shards of a split, or of one corpus of it."""
-        return sum(getattr(s, what) for s in self.shards if s.split == split and corpus in (None, s.corpus))
+        return sum(getattr(s, size) for s in self.shards if s.split == split and corpus in (None, s.corpus))
+
+
+def token_dtype(n_vocab: int) -> np.dtype:
+    """Choose between 16 and 32 bits a token."""
+    return np.dtype("<u2" if n_vocab <= 2**16 else "<u4")
 
 
 def segment_hashes(path: Path) -> np.ndarray:
-    """`(segment,)`, uint64: a hash of each 64 KiB of a file, against damage on the way and not against an enemy."""
-    hashes = []
+    """Hash each 64 KiB of a file, against damage on the way and not against an enemy: `(segment,)`, uint64."""
     with path.open("rb") as file:
-        while segment := file.read(SEGMENT_BYTES):
-            hashes.append(segment_hash(segment))
+        hashes = [segment_hash(segment) for segment in iter(lambda: file.read(SEGMENT_BYTES), b"")]
     return np.asarray(hashes, dtype=np.uint64)
 
 
 def segment_hash(segment: bytes) -> int:
-    """The first 64 bits of SHA-256."""
+    """Compute the first 64 bits of SHA-256."""
     return int.from_bytes(hashlib.sha256(segment).digest()[:8], "big")
 
 
@@ -130,39 +136,26 @@ def write_manifest(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> No
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest in a file.
-
-    Raises:
-        DataError: it is missing, damaged, or of another version.
-    """
+    """Read a manifest. Raises DataError if it is missing, damaged, or of another version."""
     try:
         return parse_manifest(path.read_bytes(), path, AGAIN)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}: not a folder of shards") from error
 
 
-def parse_manifest(content: bytes, where: Path | str, cure: str) -> Manifest:
-    """The manifest that a file holds.
-
-    Args:
-        where: for the error.
-        cure: for the error.
-
-    Raises:
-        DataError: it is damaged, or of another version.
-    """
+def parse_manifest(content: bytes, where: Path | str, fix: str) -> Manifest:
+    """Parse a manifest. Raises DataError, which says `where` and `fix`, if it is damaged or of another version."""
     try:
         tree = json.loads(content)
         if tree["format_version"] != FORMAT_VERSION:
-            raise DataError(f"{where} has format {tree['format_version']}, this version reads {FORMAT_VERSION}: {cure}")
+            raise DataError(f"{where} has format {tree['format_version']}, this version reads {FORMAT_VERSION}: {fix}")
         manifest = TypeAdapter(Manifest).validate_python(tree)
-        strays = {shard.corpus for shard in manifest.shards} - set(manifest.sources)
-        if strays:
-            raise DataError(f"{where} names shards of {', '.join(strays)} but no such source: {cure}")
-        return manifest
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"{where} is no manifest ({key}={first['input']!r}: {first['msg']}): {cure}") from error
+        raise DataError(f"{where} is not a manifest ({key}={first['input']!r}: {first['msg']}): {fix}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{where} is no manifest ({error!r}): {cure}") from error
+        raise DataError(f"{where} is not a manifest ({error!r}): {fix}") from error
+    if missing := {shard.corpus for shard in manifest.shards} - set(manifest.sources):
+        raise DataError(f"{where} names shards of {', '.join(missing)} but no such source: {fix}")
+    return manifest

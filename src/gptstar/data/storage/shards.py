@@ -51,21 +51,26 @@ class ShardFolder:
         """The folder as any working directory finds it."""
         return str(self.folder.resolve()) if isinstance(self.folder, Path) else self.folder
 
-    def _open(self, shard: Shard) -> Tokens:
+    def tokens(self, shard: Shard) -> Tokens:
+        """Map the tokens of a shard, or read them through the cache."""
         return self.cache.tokens(shard) if self.cache else _map(Path(self.folder), shard)
 
+    def shards(self, split: Split, corpus: str, stratum: Stratum | None = None) -> list[Shard]:
+        """List the shards of a corpus in a split, or in a stratum of it; `first` before `rest`."""
+        shards = [shard for shard in self.manifest.shards if (shard.split, shard.corpus) == (split, corpus)]
+        return sorted((s for s in shards if stratum in (None, s.stratum)), key=lambda shard: shard.stratum)
+
     def corpora(self, split: Split) -> list[str]:
-        """Corpora with tokens in a split, in the manifest's order."""
+        """List the corpora with tokens in a split, in the manifest's order."""
         return list(dict.fromkeys(shard.corpus for shard in self.manifest.shards if shard.split == split))
 
     def stream(self, split: Split, corpus: str, stratum: Stratum = "first") -> TokenStream:
-        """The tokens of one corpus in a split."""
-        wanted = (split, corpus, stratum)
-        return TokenStream([self._open(s) for s in self.manifest.shards if (s.split, s.corpus, s.stratum) == wanted])
+        """Join the tokens of one corpus in a split."""
+        return TokenStream([self.tokens(shard) for shard in self.shards(split, corpus, stratum)])
 
 
 def damaged(folder: Path, files: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Those of some files, given with their SHA-256, that are missing or whose content has another."""
+    """Yield those of some files, given with their SHA-256, that are missing or have another content."""
     return (name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256)
 
 

@@ -15,11 +15,7 @@ class Tokens(Protocol):
 
 
 class TokenStream:
-    """The tokens of some shards as one sequence.
-
-    Attributes:
-        arrays: one a shard.
-    """
+    """The tokens of some shards, `arrays`, as one sequence."""
 
     def __init__(self, arrays: Sequence[Tokens]) -> None:
         # A slice of a plain array costs a tenth of one of a memory map.
@@ -32,7 +28,7 @@ class TokenStream:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def spans(self, start: int, count: int) -> Iterator[tuple[Tokens, int, int]]:
-        """Where tokens `[start, start + count)` lie: a shard's tokens, the first of them that is read, how many."""
+        """Yield where tokens `[start, start + count)` lie: a shard's tokens, the first that is read, and how many."""
         shard = int(np.searchsorted(self._ends, start, side="right"))
         while count > 0:
             offset = start - self._firsts[shard]
@@ -41,11 +37,11 @@ class TokenStream:
             start, count, shard = start + here, count - here, shard + 1
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Tokens `[start, start + count)`, int64, across shards where need be."""
+        """Read tokens `[start, start + count)`, int64, across shards where need be."""
         return self.gather(np.asarray([start]), count)[0]
 
     def gather(self, starts: np.ndarray, count: int) -> np.ndarray:
-        """`(row, count)`, int64: the tokens that follow each of `starts`, `(row,)`."""
+        """Read the tokens that follow each of `starts`, `(row,)`: `(row, count)`, int64."""
         shards = np.searchsorted(self._ends, starts, side="right")
         whole = (starts + count <= self._ends[shards]).tolist()
         pieces: list[np.ndarray] = []

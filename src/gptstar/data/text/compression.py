@@ -11,7 +11,7 @@ CHUNK_BYTES = 2**14
 
 
 class ZstdFile(io.RawIOBase):
-    """The content of a file of zstd frames. The library's own reader takes a file that was cut short for its end."""
+    """The content of a file of zstd frames. The library's own reader does not notice a file that was cut short."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -29,13 +29,13 @@ class ZstdFile(io.RawIOBase):
 
         Raises:
             EOFError: the file ends within a frame.
-            zstandard.ZstdError: it is damaged, or no zstd.
+            zstandard.ZstdError: it is damaged, or not zstd.
         """
         while not self._left:
-            chunk = self._frame.unused_data if self._frame.eof else b""
+            chunk = b""
             if self._frame.eof:
+                chunk, self._between_frames = self._frame.unused_data, True
                 self._frame = self._decompressor.decompressobj()
-                self._between_frames = True
             chunk = chunk or self._file.read(CHUNK_BYTES)
             if not chunk:
                 if self._between_frames:
@@ -55,14 +55,14 @@ class ZstdFile(io.RawIOBase):
 
 
 def decompressed(file: BinaryIO, name: str) -> BinaryIO:
-    """The content of a file, by the ending of its name; closing it closes the file."""
+    """Decompress a file, by the ending of its name; closing the content closes the file."""
+    content: Any = file
     if name.endswith(".zst"):
-        return cast(BinaryIO, io.BufferedReader(ZstdFile(file), 2**20))
-    if name.endswith(".gz"):
+        content = ZstdFile(file)
+    elif name.endswith(".gz"):
         if not file.read(1):
             raise EOFError("it is empty, which no compressed file is")
         file.seek(0)
         content = gzip.GzipFile(fileobj=file)
-        content.myfileobj = cast(Any, file)  # which it closes
-        return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, content), 2**20))
-    return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, file), 2**20))  # not every store reads by lines
+        content.myfileobj = file  # which it closes
+    return cast(BinaryIO, io.BufferedReader(content, 2**20))  # not every store reads by lines

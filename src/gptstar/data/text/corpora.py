@@ -9,7 +9,7 @@ import platform
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,14 @@ import fsspec
 
 from gptstar.data.config import CorpusConfig
 from gptstar.data.text.compression import COMPRESSIONS
-from gptstar.data.text.hub import HubShard, commit_of, hub_dataset
+from gptstar.data.text.hub import commit_of, hub_shards
 from gptstar.data.text.readers import FORMS, File, form_of
 from gptstar.data.text.records import Fields, Piece, Record, Unit, document
-from gptstar.data.text.sources import SourcePart, described, identity_of
-from gptstar.errors import DataError
+from gptstar.data.text.sources import described, identity_of, source_parts
+from gptstar.errors import DataError, in_one_line
 
 STAMPED_PARTS, STAMPED_BYTES = 16, 2**20
+BUNDLED_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,10 @@ class Corpus:
     @property
     def size(self) -> int | None:
         """Bytes to read, where they are known."""
-        sizes = [unit.size for unit in self.units]
-        return None if None in sizes else sum(size for size in sizes if size is not None)
+        return total_size(self.units)
 
     def documents(self) -> Iterator[str]:
-        """The texts of its documents, whole, anew at every call."""
+        """Yield the texts of its documents, whole, anew at every call."""
         pieces: list[str] = []
         for unit in self.units:
             for record in unit.read():
@@ -60,44 +60,49 @@ class Corpus:
                         pieces = []
 
 
-@dataclass(frozen=True)
-class Carried:
-    """Documents that a function makes, of no file."""
+def total_size(parts: Iterable[Unit | Corpus]) -> int | None:
+    """Sum up bytes to read; None where they are not known."""
+    sizes = [part.size for part in parts]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
-    name: str
-    size: int
-    texts: Callable[[], Iterator[str]]
+
+@dataclass(frozen=True)
+class Bundled(Unit):
+    """Documents that a function makes."""
+
+    texts: Callable[[], Sequence[str]]
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its documents, without the first `start`."""
-        for number, text in enumerate(self.texts(), start=1):
-            if number > start:
-                yield from document(text, number, min(self.size, number * 4096))
+        """Yield its documents, without the first `start`."""
+        for number, text in enumerate(self.texts()[start:], start=start + 1):
+            yield from document(text, number, min(BUNDLED_BYTES, number * 4096))
 
 
 def bundled_corpora() -> list[Corpus]:
-    """The Python language reference and the standard library's docstrings: no download, about 2 MB of English."""
-    library = sysconfig.get_paths()["stdlib"]
+    """Name the Python language reference and the standard library's docstrings: about 2 MB of English, no download."""
     version = platform.python_version()
-    identity = hashlib.sha256(f"{sys.version} {library}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{sys.version} {sysconfig.get_paths()['stdlib']}".encode()).hexdigest()
     config = CorpusConfig(licence="PSF-2.0")
-    parts = (
-        ("reference", f"pydoc_data.topics of CPython {version}", _reference_topics),
-        ("docstrings", f"docstrings of CPython {version}", lambda: iter(_docstrings(Path(library)))),
-    )
-    return [Corpus(name, source, identity, (Carried(source, 2**20, texts),), config) for name, source, texts in parts]
+
+    def corpus(name: str, source: str, texts: Callable[[], Sequence[str]]) -> Corpus:
+        return Corpus(name, source, identity, (Bundled(source, BUNDLED_BYTES, texts),), config)
+
+    return [
+        corpus("reference", f"pydoc_data.topics of CPython {version}", _reference),
+        corpus("docstrings", f"docstrings of CPython {version}", _docstrings),
+    ]
 
 
-def _reference_topics() -> Iterator[str]:
+def _reference() -> list[str]:
     from pydoc_data.topics import topics
 
-    for name in sorted(topics):
-        yield topics[name].strip()
+    return [topics[name].strip() for name in sorted(topics)]
 
 
 @functools.cache
-def _docstrings(library: Path) -> tuple[str, ...]:
-    """One document a module: its docstrings in the order of the source."""
+def _docstrings() -> tuple[str, ...]:
+    """Make a document of each module: its docstrings in the order of the source."""
+    library = Path(sysconfig.get_paths()["stdlib"])
     not_the_library = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     documents = []
@@ -107,7 +112,7 @@ def _docstrings(library: Path) -> tuple[str, ...]:
         try:
             with warnings.catch_warnings(action="ignore"):  # of invalid escapes, in code that is not ours
                 tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):  # some distributions ship templates that are no Python
+        except (SyntaxError, ValueError):  # some distributions ship templates that are not Python
             continue
         docstrings = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented)]
         text = "\n\n".join(docstring for docstring in docstrings if docstring)
@@ -117,7 +122,7 @@ def _docstrings(library: Path) -> tuple[str, ...]:
 
 
 def local_corpora(patterns: str | Sequence[str], settings: Mapping[str, CorpusConfig] | None = None) -> list[Corpus]:
-    """Files grouped into corpora by the folder they lie in.
+    """Group files into corpora by the folder they lie in.
 
     Args:
         patterns: globs of `.jsonl` (one object a line), `.parquet` or `.txt` (a document a file), plain or compressed
@@ -143,31 +148,27 @@ def local_corpora(patterns: str | Sequence[str], settings: Mapping[str, CorpusCo
     ]
 
 
-def named_corpora(configs: Mapping[str, CorpusConfig]) -> list[Corpus]:
-    """Corpora from the user's own code or files where those are given, else from the Hub.
+def named_corpus(name: str, config: CorpusConfig) -> Corpus:
+    """Open a corpus from the user's own code or files where those are given, else from the Hub.
 
     Raises:
         DataError: files or dataset are not there; or there is neither, and the note that says why.
     """
-    return [_named(name, config) for name, config in configs.items()]
-
-
-def _named(name: str, config: CorpusConfig) -> Corpus:
     if config.source is not None:
-        parts = tuple(SourcePart(config.source, part) for part in range(config.source.n_parts))
-        return Corpus(name, described(config.source), identity_of(config.source), parts, config)
+        source, units = config.source, source_parts(config.source)
+        return Corpus(name, described(source), identity_of(source), units, config)
     if config.files is not None:
         shown = config.files if isinstance(config.files, str) else ", ".join(config.files)
         return _of_files(name, shown, find_files(config.files), config)
     if config.hub is None:
         why = f" ({config.note})" if config.note else ""
         raise DataError(f"corpus {name} has no source{why}: give your own copy as data.corpora.{name}.files=GLOB")
-    where = config.hub, config.hub_config, config.revision, config.split
-    units = tuple(HubShard(*where, index, _fields(config)) for index in range(hub_dataset(*where).num_shards))
-    source = f"{commit_of(config.hub, config.revision)}, {config.hub_config or 'default'}, {config.split}"
+    fields = _fields(config)
+    shards = hub_shards(config, fields)
+    origin = f"{commit_of(config.hub, config.revision)}, {config.hub_config or 'default'}, {config.split}"
     own = sorted(str(path) for path in Path(config.hub).rglob("*") if path.is_file())  # where it is a folder
     stamps = [stamp for _, stamp in map(_stamp, own)]
-    return Corpus(name, source, "\n".join([f"{source} {_fields(config)}", *stamps]), units, config)
+    return Corpus(name, origin, "\n".join([f"{origin} {fields}", *stamps]), shards, config)
 
 
 def _of_files(name: str, source: str, files: Sequence[str], config: CorpusConfig) -> Corpus:
@@ -183,33 +184,34 @@ def _fields(config: CorpusConfig) -> Fields:
 
 
 def find_files(patterns: str | Sequence[str]) -> list[str]:
-    """The files that globs match, in the order of the patterns and then of the names.
+    """Find the files that globs match, in the order of the patterns and then of the names.
 
     Raises:
         DataError: a pattern matches nothing or can't be looked up, or a file's form is unknown.
     """
-    found: dict[str, str] = {}  # by where they really are, so that no link counts twice
+    files: dict[str, str] = {}  # by where they really are, so that no link counts twice
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matches = _matches(pattern)
         if not matches:
             here = "" if "://" in pattern else f" (looked from {Path.cwd()})"
             raise DataError(f"{pattern} matches no file{here}")
         for name in matches:
-            found.setdefault(name if "://" in name else os.path.realpath(name), name)
-    for address in found.values():
+            files.setdefault(name if "://" in name else os.path.realpath(name), name)
+    for address in files.values():
         if form_of(address) is None:
             forms = f"{', '.join(FORMS)}, plain or compressed as {' or '.join(COMPRESSIONS)}"
             raise DataError(f"{address}: unknown form; known are {forms}")
-    return list(found.values())
+    return list(files.values())
 
 
 def _matches(pattern: str) -> list[str]:
     if "://" not in pattern:
         matches = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
-        special = [name for name in matches if not os.path.isfile(name) and not os.path.isdir(name)]
-        if special:
-            raise DataError(f"{special[0]} is no regular file")
-        return [name for name in matches if os.path.isfile(name)]
+        matches = [name for name in matches if not os.path.isdir(name)]
+        for name in matches:
+            if not os.path.isfile(name):
+                raise DataError(f"{name} is not a regular file")
+        return matches
     try:
         filesystem, path = fsspec.core.url_to_fs(pattern)
         if not glob.has_magic(path):
@@ -219,8 +221,7 @@ def _matches(pattern: str) -> list[str]:
         names = (name if "://" in name else f"{protocol}://{name.lstrip('/')}" for name in filesystem.glob(path))
         return [f"{name}{chain}{outer}" for name in sorted(names)]
     except Exception as error:  # each kind of store has its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{pattern} can't be looked up ({reason})") from error
+        raise DataError(f"{pattern} can't be looked up ({in_one_line(error)})") from error
 
 
 def _folder(address: str) -> str:
@@ -230,7 +231,7 @@ def _folder(address: str) -> str:
 
 
 def _stamp(address: str) -> tuple[int | None, str]:
-    """A file's size, and what changes with its content: a hash of 16 MiB spread over it, or what a server says."""
+    """Return a file's size, and what changes with its content: a hash of 16 MiB spread over it, or a server's word."""
     if "://" in address:
         filesystem, path = fsspec.core.url_to_fs(address)
         return filesystem.size(path), f"{address} {filesystem.ukey(path)}"

@@ -1,41 +1,27 @@
 """Datasets of the Hugging Face Hub, streamed shard by shard in their own order."""
 
-import functools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptstar.data.text.records import Fields, Record, row
+from gptstar.data.config import CorpusConfig
+from gptstar.data.text.records import Fields, Record, Unit, row
 from gptstar.errors import DataError, in_one_line
 
 
 @dataclass(frozen=True)
-class HubShard:
+class HubShard(Unit):
     """One of the shards in which the Hugging Face Hub keeps a dataset, streamed; or of a folder in the same form."""
 
-    hub: str
-    hub_config: str | None
-    revision: str | None
-    split: str
+    dataset: Any
     index: int
     fields: Fields
-    size: None = None
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{self.hub}, shard {self.index}"
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its rows, without the first `start`.
-
-        Raises:
-            DataError: the Hub can't be reached, or has no such dataset.
-        """
-        dataset = hub_dataset(self.hub, self.hub_config, self.revision, self.split)
-        rows = dataset.shard(num_shards=dataset.num_shards, index=self.index)
+        """Yield its rows, without the first `start`. Raises DataError if the Hub can't be reached."""
+        rows = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.index)
         try:
             for number, content in enumerate(rows.skip(start), start=start + 1):
                 yield from row(content, self.fields, f"{self.name}, row {number}", number)
@@ -43,25 +29,25 @@ class HubShard:
             raise DataError(f"{self.name}: {type(error).__name__}: {in_one_line(error)}") from error
 
 
-@functools.lru_cache(maxsize=8)
-def hub_dataset(hub: str, hub_config: str | None, revision: str | None, split: str) -> Any:
-    """A dataset to stream: its `num_shards` and `shard` are what is used of it.
-
-    Raises:
-        DataError: it does not exist, or can't be reached.
-    """
+def hub_shards(config: CorpusConfig, fields: Fields) -> tuple[HubShard, ...]:
+    """Open a dataset to stream. Raises DataError if it does not exist, or can't be reached."""
     import datasets
 
     datasets.logging.set_verbosity_error()  # what goes wrong is said below, in one line
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    hub = str(config.hub)
     try:
-        return datasets.load_dataset(hub, hub_config, revision=revision, split=split, streaming=True)
+        dataset: Any = datasets.load_dataset(
+            hub, config.hub_config, revision=config.revision, split=config.split, streaming=True
+        )
     except Exception as error:  # connection, authentication, not found, no such split, …
-        raise DataError(_unreachable(hub, error)) from error
+        raise _unreachable(hub, error) from error
+    indices = range(dataset.num_shards)
+    return tuple(HubShard(f"{hub}, shard {index}", None, dataset, index, fields) for index in indices)
 
 
 def commit_of(hub: str, revision: str | None) -> str:
-    """The commit that a revision of a dataset is today; of a folder on this machine, the folder."""
+    """Name the commit that a revision of a dataset is today; of a folder on this machine, the folder."""
     if Path(hub).exists():
         return hub
     import huggingface_hub
@@ -69,11 +55,11 @@ def commit_of(hub: str, revision: str | None) -> str:
     try:
         return f"{hub}@{huggingface_hub.HfApi().dataset_info(hub, revision=revision).sha}"
     except Exception as error:  # of several libraries that speak HTTP
-        raise DataError(_unreachable(hub, error)) from error
+        raise _unreachable(hub, error) from error
 
 
-def _unreachable(hub: str, error: Exception) -> str:
-    return (
+def _unreachable(hub: str, error: Exception) -> DataError:
+    return DataError(
         f"the dataset {hub} can't be read ({type(error).__name__}: {in_one_line(error)}): check its name and the "
         "network, or give your own copy as data.corpora.NAME.files=GLOB"
     )

@@ -36,11 +36,7 @@ def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 def decoded_pieces(file: BinaryIO, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """The pieces of a whole file of UTF-8, read bit by bit.
-
-    Raises:
-        UnicodeDecodeError: it is not UTF-8.
-    """
+    """Yield the pieces of a file, read bit by bit. Raises UnicodeDecodeError if it is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     text = ""
     while chunk := file.read(READ_BYTES):

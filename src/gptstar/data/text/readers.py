@@ -4,8 +4,10 @@ import hashlib
 import json
 import time
 import zlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import fsspec
@@ -13,18 +15,18 @@ import zstandard
 
 from gptstar.data.text.compression import COMPRESSIONS, decompressed
 from gptstar.data.text.pieces import decoded_pieces
-from gptstar.data.text.records import Fields, Piece, Record, Skipped, in_pieces, row
+from gptstar.data.text.records import Fields, Piece, Record, Skipped, Unit, in_pieces, row
 from gptstar.errors import DataError, in_one_line
 
 LINE_BYTES = 2**28
-"""A line longer than this is no document but a file of another form."""
+"""A longer line is not a document but a file of another form."""
 RETRY_SECONDS = (1, 2, 4, 8, 16)
 """Waits before a file that is read from afar is tried again, from the record where the connection was lost."""
 FORMS = {".jsonl": "jsonl", ".json": "jsonl", ".txt": "txt", ".parquet": "parquet"}
 
 
 def form_of(address: str) -> str | None:
-    """`jsonl`, `txt` or `parquet`, by the name of a file."""
+    """Tell `jsonl`, `txt` and `parquet` apart by the name of a file; None for other files."""
     name = address.partition("::")[0]
     plain = name.removesuffix(next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), ""))
     form = next((form for ending, form in FORMS.items() if plain.endswith(ending)), None)
@@ -32,21 +34,23 @@ def form_of(address: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class File:
-    """A file of documents: an address that fsspec knows, or a path on this machine."""
+class File(Unit):
+    """A file of documents; its name is an address that fsspec knows, or a path on this machine."""
 
-    name: str
-    size: int | None
     fields: Fields
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its records, without the first `start`.
+        """Yield its records, without the first `start`.
 
         Raises:
             DataError: the file is damaged, cut short, or can't be reached; names it.
         """
         read = {"jsonl": _read_lines, "txt": _read_text, "parquet": _read_parquet}[form_of(self.name) or ""]
-        for wait in (*(RETRY_SECONDS if "://" in self.name else ()), None):
+        waits: tuple[float | None, ...] = (None,)
+        errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, zstandard.ZstdError)
+        if "://" in self.name:
+            waits, errors = (*RETRY_SECONDS, None), (Exception,)  # each kind of store raises its own
+        for wait in waits:
             between = True  # documents
             try:
                 for record in read(self, start):
@@ -54,53 +58,40 @@ class File:
                     between = record.last
                     start = record.record if between else start
                 return
-            except self._errors as error:
+            except errors as error:
                 if isinstance(error, DataError):
                     raise
                 if wait is None or not between or isinstance(error, FileNotFoundError | PermissionError):
                     raise DataError(f"{self.name}: can't be read ({error}): damaged, cut short or gone") from error
                 time.sleep(wait)
 
-    @property
-    def _errors(self) -> tuple[type[Exception], ...]:
-        """What reading may raise: of a store far away anything."""
-        return (Exception,) if "://" in self.name else (OSError, EOFError, zlib.error, zstandard.ZstdError)
-
     def open(self) -> tuple[BinaryIO, Callable[[], int]]:
-        """The decompressed content, and a function that says how many bytes of the file were read for it."""
+        """Open the decompressed content, and a function that says how many bytes of the file were read for it."""
         filesystem, path = fsspec.core.url_to_fs(self.name)
         raw = filesystem.open(path, "rb")
         content = decompressed(raw, self.name.partition("::")[0])
-
-        def position() -> int:
-            return raw.tell() if filesystem else 0  # an archive's filesystem closes it once it is forgotten
-
-        return content, position
+        return content, lambda: raw.tell() if filesystem else 0  # an archive's filesystem closes it once forgotten
 
 
 def _read_lines(file: File, start: int) -> Iterator[Record]:
     content, position = file.open()
     with content:
-        number = 0
-        while line := content.readline(LINE_BYTES):
-            number += 1
-            if too_long := not line.endswith(b"\n") and len(line) == LINE_BYTES:
+        for number, line in enumerate(iter(lambda: content.readline(LINE_BYTES), b""), start=1):
+            is_too_long = len(line) == LINE_BYTES and not line.endswith(b"\n")
+            if is_too_long:
                 while (more := content.readline(LINE_BYTES)) and not more.endswith(b"\n"):
                     pass
-            if number <= start:
+            if number <= start or (line.isspace() and not is_too_long):
                 continue
             place, offset = f"{file.name}, line {number}", position()
-            if too_long:
-                yield Skipped(f"a line longer than {LINE_BYTES >> 20} MiB", place, number, offset)
-            elif line.isspace():
-                continue
+            try:
+                if is_too_long:
+                    raise ValueError(f"a line longer than {LINE_BYTES >> 20} MiB")
+                parsed = _parsed(line)
+            except ValueError as error:
+                yield Skipped(str(error), place, number, offset)
             else:
-                try:
-                    parsed = _parsed(line)
-                except ValueError as error:
-                    yield Skipped(str(error), place, number, offset)
-                else:
-                    yield from row(parsed, file.fields, place, number, offset)
+                yield from row(parsed, file.fields, place, number, offset)
 
 
 def _parsed(line: bytes) -> Any:
@@ -113,7 +104,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _read_text(file: File, start: int) -> Iterator[Record]:
-    """A whole file is a document. It is read twice, as its hash decides where its first piece goes."""
+    """Read a whole file as a document, and read it twice, as its hash decides where its first piece goes."""
     if start:
         return
     digest = hashlib.sha256()
@@ -140,28 +131,26 @@ def _read_parquet(file: File, start: int) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
-    wanted = {name.partition(".")[0] for name in (file.fields.column, file.fields.date_column or file.fields.column)}
-    number, rows_before = start, 0
+    fields = {name.partition(".")[0] for name in (file.fields.column, file.fields.date_column or file.fields.column)}
     content, _ = file.open()
     try:
         with content, pyarrow.parquet.ParquetFile(content) as table:
-            columns = [name for name in table.schema_arrow.names if name in wanted]
-            for group in range(table.num_row_groups):
-                n_rows = table.metadata.row_group(group).num_rows
-                skip, rows_before = max(0, start - rows_before), rows_before + n_rows
-                if skip >= n_rows:
-                    continue
-                offset = (file.size or 0) * (group + 1) // table.num_row_groups
-                for batch in table.iter_batches(64, row_groups=[group], columns=columns):
-                    for index in range(min(skip, len(batch)), len(batch)):
-                        number += 1
-                        place = f"{file.name}, row {number}"
-                        try:
-                            (values,) = batch.slice(index, 1).to_pylist()
-                        except (ValueError, OverflowError):
-                            yield Skipped("can't be decoded", place, number, offset)
-                        else:
-                            yield from row(values, file.fields, place, number, offset)
-                    skip = max(0, skip - len(batch))
+            metadata = table.metadata
+            ends = list(accumulate(metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
+            first_group = bisect_right(ends, start)
+            number = [0, *ends][first_group]
+            columns = [name for name in table.schema_arrow.names if name in fields]
+            for batch in table.iter_batches(64, row_groups=range(first_group, len(ends)), columns=columns):
+                for index in range(len(batch)):
+                    number += 1
+                    if number <= start:
+                        continue
+                    place, offset = f"{file.name}, row {number}", (file.size or 0) * number // metadata.num_rows
+                    try:
+                        (values,) = batch.slice(index, 1).to_pylist()
+                    except (ValueError, OverflowError):
+                        yield Skipped("can't be decoded", place, number, offset)
+                    else:
+                        yield from row(values, file.fields, place, number, offset)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{file.name}: no Parquet, or damaged ({in_one_line(error)})") from error
+        raise DataError(f"{file.name}: not Parquet, or damaged ({in_one_line(error)})") from error

@@ -1,18 +1,25 @@
-"""What reading yields: documents in pieces, and what is left out, each with its place.
+"""What reading yields: documents in pieces, and what is left out, each with its place; and counts of both.
 
-Nothing is lost silently: what is no document comes as a `Skipped` with its reason.
+Nothing is lost silently: what is not a document comes as a `Skipped` with its reason.
 """
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from gptstar.data.text.found import NOT_NEWER
 from gptstar.data.text.pieces import PIECE_CHARACTERS, pieces
+from gptstar.errors import DataError
 
 BEFORE_CHARACTERS = 1024
+
+DOCUMENTS = "documents"
+DUPLICATES = "duplicates"
+NOT_THIS_SHARE = "not in this share of the documents"
+OVERLAPS = "overlaps with a benchmark"
+NOT_NEWER = "not newer than"
+EXAMPLES = 5
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,37 @@ class Skipped:
 Record = Piece | Skipped
 
 
-class Unit(Protocol):
-    """What is read in one go: a file, or a shard of a dataset."""
+@dataclass
+class Counts:
+    """Counts by what became of documents, and the first places where each was met."""
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        ...
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def size(self) -> int | None:
-        """In bytes, where it is known."""
-        ...
+    def count(self, what: str, place: str = "") -> None:
+        """Count a document, and remember where it was if it is one of the first."""
+        self.counts[what] = self.counts.get(what, 0) + 1
+        if place and len(places := self.examples.setdefault(what, [])) < EXAMPLES:
+            places.append(place)
+
+    def refuse_if_all_are_broken(self, corpus: str) -> None:
+        """Raise DataError if a corpus holds nothing but what is broken: names what it holds, and where."""
+        fine = {DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS}
+        if not any(what in fine or what.startswith(NOT_NEWER) for what in self.counts):
+            reasons = [f"{self.counts[what]:,} {what} ({places[0]})" for what, places in self.examples.items()]
+            raise DataError(f"corpus {corpus} holds no document: {'; '.join(reasons) or 'its files are empty'}")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read in one go, a file or a shard of a dataset: its name, and its size in bytes where it is known."""
+
+    name: str
+    size: int | None
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its records in their order, without the first `start`."""
-        ...
+        """Yield its records in their order, without the first `start`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -88,27 +110,27 @@ class Fields:
     newer_than: date | None = None
 
     def text(self, record: Any) -> str:
-        """The text of a record.
+        """Look up the text of a record.
 
         Raises:
             ValueError: it has none, or is left out by its date; the message is the reason.
         """
-        text = self._look(record, self.column)
+        text = _look_up(record, self.column)
         if not isinstance(text, str):
             raise ValueError(f'"{self.column}" is no string')
         if not text:
             raise ValueError("empty")
-        if self.newer_than and _as_date(self._look(record, self.date_column or "")) <= self.newer_than:
+        if self.newer_than and _as_date(_look_up(record, self.date_column or "")) <= self.newer_than:
             raise ValueError(f"{NOT_NEWER} {self.newer_than}")
         return text
 
-    @staticmethod
-    def _look(record: Any, path: str) -> Any:
-        for name in path.split("."):
-            if not isinstance(record, dict) or name not in record:
-                raise ValueError(f'no "{path}" field')
-            record = record[name]
-        return record
+
+def _look_up(record: Any, path: str) -> Any:
+    for name in path.split("."):
+        if not isinstance(record, dict) or name not in record:
+            raise ValueError(f'no "{path}" field')
+        record = record[name]
+    return record
 
 
 def _as_date(value: Any) -> date:
@@ -123,21 +145,19 @@ def _as_date(value: Any) -> date:
 
 
 def document(text: str, record: int, offset: int = 0) -> Iterator[Piece]:
-    """The pieces of a document that is at hand."""
+    """Cut a document that is at hand into pieces."""
     repaired = False
     try:
-        encoded = text.encode()
+        digest = hashlib.sha256(text.encode()).digest()[:16]
     except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        encoded, repaired = text.encode(), True
-    digest = hashlib.sha256(encoded).digest()[:16]
-    del encoded
+        text, repaired = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), True
+        digest = hashlib.sha256(text.encode()).digest()[:16]
     whole = Piece(text, digest, record=record, offset=offset, repaired=repaired)
     return iter((whole,)) if len(text) <= PIECE_CHARACTERS else in_pieces(whole, pieces(text))
 
 
 def in_pieces(whole: Piece, texts: Iterator[str]) -> Iterator[Piece]:
-    """A document as its pieces, from what they have in common and the text of each."""
+    """Yield a document's pieces, from what they have in common and the text of each."""
     plain, first, text, before = True, True, next(texts), ""
     for following in texts:
         yield replace(whole, text=text, first=first, last=False, before=before, plain=plain)
@@ -146,7 +166,7 @@ def in_pieces(whole: Piece, texts: Iterator[str]) -> Iterator[Piece]:
 
 
 def row(content: Any, fields: Fields, place: str, number: int, offset: int = 0) -> Iterator[Record]:
-    """What a record that was parsed holds: a document, or the reason why it is left out."""
+    """Yield what a record that was parsed holds: a document, or the reason why it is left out."""
     try:
         text = fields.text(content)
     except ValueError as error:

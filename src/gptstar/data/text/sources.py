@@ -1,11 +1,6 @@
-"""Documents from a user's own code: a class, registered under the name that a corpus gives as its `source`.
+"""Documents from a user's own code: a class that is registered under the name a corpus gives as its `source`.
 
-@SOURCES.register("mine")
-@dataclass(frozen=True)
-class Mine(Source):
-path: str
-
-def documents(self, part: int) -> Iterator[str]: ...
+docs/extending.md has an example.
 """
 
 import hashlib
@@ -14,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from gptstar.choices import Choices
-from gptstar.data.text.records import Record, Skipped, document
+from gptstar.data.text.records import Record, Skipped, Unit, document
 from gptstar.errors import DataError, Refusal, in_one_line
 
 
@@ -45,11 +40,7 @@ class Source:
         return ""
 
     def documents(self, part: int) -> Iterator[str]:
-        """Yield the text of each document of a part.
-
-        Args:
-            part: from 0 to `n_parts - 1`.
-        """
+        """Yield the text of each document of a part, from 0 to `n_parts - 1`."""
         raise NotImplementedError
 
 
@@ -57,28 +48,14 @@ SOURCES: Choices[Source] = Choices("data.corpora.*.source", tag="kind", is_word=
 
 
 @dataclass(frozen=True)
-class SourcePart:
+class SourcePart(Unit):
     """A part of a source, to be read as a file is."""
 
     source: Source
     part: int
 
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return f"{SOURCES.name_of(self.source)}, part {self.part + 1} of {self.source.n_parts}"
-
-    @property
-    def size(self) -> int | None:
-        """In bytes, where it is known."""
-        return self.source.size
-
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Its documents, without the first `start`.
-
-        Raises:
-            DataError: the source fails; names it and the document it failed at.
-        """
+        """Yield its documents, without the first `start`. Raises DataError, with the place, if the source fails."""
         number, offset = 0, 0
         try:
             for number, text in enumerate(self.source.documents(self.part), start=1):
@@ -97,14 +74,22 @@ class SourcePart:
             raise DataError(f"{where}: {type(error).__name__}: {in_one_line(error)}") from error
 
 
+def source_parts(source: Source) -> tuple[SourcePart, ...]:
+    """List the parts of a source."""
+    name, n_parts = SOURCES.name_of(source), source.n_parts
+    return tuple(
+        SourcePart(f"{name}, part {part + 1} of {n_parts}", source.size, source, part) for part in range(n_parts)
+    )
+
+
 def described(source: Source) -> str:
-    """A source in one line for the manifest: `mine(path=…) of package.module`."""
+    """Describe a source in one line for the manifest: `mine(path=…) of package.module`."""
     keys = ", ".join(f"{field.name}={getattr(source, field.name)}" for field in fields(source))
     return f"{SOURCES.name_of(source)}({keys}) of {type(source).__module__}"
 
 
 def identity_of(source: Source) -> str:
-    """Hash of the keys, the stamp, the number of parts and the file of the class: another one means another text."""
+    """Hash the keys, the stamp, the number of parts and the file of the class: another hash means another text."""
     try:
         code = inspect.getsource(inspect.getmodule(type(source)) or type(source))
     except (OSError, TypeError):  # typed at a prompt

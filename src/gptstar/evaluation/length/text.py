@@ -4,14 +4,12 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from gptstar.data.storage.documents import bounds, shards_of
-from gptstar.data.storage.manifest import Stratum
+from gptstar.data.storage.documents import document_tokens
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.storage.stream import TokenStream
 from gptstar.data.text.pieces import pieces
@@ -226,11 +224,6 @@ def text_of_shards(folder: ShardFolder, *, joined: bool = True) -> Text:
 
 def _documents(folder: ShardFolder, corpus: str) -> Iterator[TokenStream]:
     end_of_text = folder.tokenizer.end_of_text
-    for stratum in get_args(Stratum):
-        stream, before = folder.stream("validation", corpus, stratum), 0
-        for shard in shards_of(folder, "validation", corpus, stratum):
-            for start, end in pairwise(bounds(folder, shard).tolist()):
-                tokens = stream.read(before + start, end - start)
-                text = tokens[tokens != end_of_text]
-                yield TokenStream([np.concatenate(([end_of_text], text)).astype(np.int32)])
-            before += shard.tokens
+    for tokens in document_tokens(folder, "validation", corpus):
+        text = tokens[tokens != end_of_text]
+        yield TokenStream([np.concatenate(([end_of_text], text)).astype(np.int32)])

@@ -17,8 +17,8 @@ from gptstar.checkpoint.read import load
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Score, Scorer
-from gptstar.evaluation.tasks.team import Settled, Team, no_progress
+from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Scorer
+from gptstar.evaluation.tasks.team import OnResults, Team, no_progress
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 
 MAX_NEW = 256
@@ -41,7 +41,7 @@ def lm(
         path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.
         context_length: tokens read at most; 1,024, or what learned positions hold, unless given.
         device: as PyTorch calls it; `auto` takes a GPU where there is one.
-        dtype: the type of products: `float32`, `bfloat16` or `float16`.
+        dtype: the type of products.
         batch_tokens: tokens to read at once; by default 1,024 on a CPU, and on a GPU what its memory holds.
 
     Raises:
@@ -64,6 +64,20 @@ def n_to_write(task: Task) -> int:
     return int(normalize_gen_kwargs(settings, MAX_NEW)["max_gen_toks"]) if settings is not None else 0
 
 
+def room_for_prompt(context_length: int, n_new: int, task: str) -> int:
+    """Tokens of a prompt that the model can read when it is to write so many.
+
+    Raises:
+        ConfigError: none.
+    """
+    if n_new >= context_length:
+        raise ConfigError(
+            f"evaluation.context_length={context_length} leaves no room for a prompt, as {task} wants {n_new} tokens "
+            "written: give a longer one"
+        )
+    return context_length - n_new
+
+
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
     """A model as the harness's evaluator takes it.
 
@@ -74,17 +88,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
     """
 
     def __init__(
-        self,
-        team: Team[Scorable | Prompt, Score | str],
-        tokenizer: Tokenizer,
-        begin: Callable[[int], Settled],
-        context_length: int,
+        self, team: Team, tokenizer: Tokenizer, begin: Callable[[int], OnResults], context_length: int
     ) -> None:
-        """Take requests for a team, of which this is rank 0.
-
-        Args:
-            begin: told how many results will come, it says whom to tell of them.
-        """
+        """Take requests for a team on its rank 0; given their number, `begin` returns a progress callback."""
         super().__init__()
         self.context_length, self.n_cut = context_length, 0
         self._team, self._bpe, self._begin = team, tokenizer, begin
@@ -92,26 +98,22 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The token that stands before a text without a context."""
         return self._bpe.end_of_text
 
     @property
     def tokenizer_name(self) -> str:
-        """By which the harness would tell its caches of requests apart."""
+        """The name by which the harness would tell its caches of requests apart."""
         return self._bpe.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of a text; what looks like a special token in it is text, and none is added."""
         return list(self._encode(string))
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As the harness has it, without a bar of its own."""
-        return super().loglikelihood(requests, disable_tqdm=True)
-
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Of each continuation: its log-likelihood in nats, and whether greedy decoding would have written it.
+        """The log-likelihood of each continuation in nats, and whether greedy decoding would have written it.
 
         Raises:
             ConfigError: an empty continuation, or one longer than the context length.
@@ -120,27 +122,21 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         for (context, continuation), before, after in requests:
             try:
                 scorables.append(Scorable.cut(before, after, self.context_length))
-                self.n_cut += len(before) + len(after) > self.context_length + 1
             except ValueError as error:
                 start = f"{context[-40:]!r} + {continuation[:40]!r}"
                 raise ConfigError(
                     f"{error}, at {start}: nothing to score, or evaluation.context_length={self.context_length} is too "
                     "short"
                 ) from error
+            self.n_cut += len(before) + len(after) > self.context_length + 1
+        on_results = self._begin(len(scorables))
 
-        settled = self._begin(len(scorables))
+        def cache(scores: Mapping[int, tuple[float, bool]]) -> None:
+            on_results(scores)
+            for number, score in scores.items():
+                self.cache_hook.add_partial("loglikelihood", requests[number][0], tuple(score))
 
-        def keep(found: Mapping[int, Score]) -> None:
-            settled(found)
-            for number, score in found.items():
-                answer = (score.log_likelihood, score.greedy)
-                self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
-
-        answers = []
-        for score in self._team.all_results(scorables, keep):
-            assert isinstance(score, Score)
-            answers.append((score.log_likelihood, score.greedy))
-        return answers
+        return [tuple(score) for score in self._team.all_results(scorables, cache)]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[float]:
         """The log-likelihood of each whole text, in nats, from the token that separates documents on."""
@@ -154,10 +150,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 owners.append(number)
         totals = [0.0] * len(requests)
         for owner, score in zip(owners, self._team.all_results(windows, self._begin(len(windows))), strict=True):
-            assert isinstance(score, Score)
             totals[owner] += score.log_likelihood
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -168,30 +161,24 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 sampling that is not offered.
         """
         prompts = [self._prompt(*request.args) for request in requests]
-        settled = self._begin(len(prompts))
+        on_results = self._begin(len(prompts))
 
-        def keep(found: Mapping[int, str]) -> None:
-            settled(found)
-            for number, text in found.items():
+        def cache(texts: Mapping[int, str]) -> None:
+            on_results(texts)
+            for number, text in texts.items():
                 if prompts[number].temperature == 0.0:  # a draw is not to be repeated from a cache
                     self.cache_hook.add_partial("generate_until", requests[number].args, text)
 
-        return [str(text) for text in self._team.all_results(prompts, keep)]
+        return self._team.all_results(prompts, cache)
 
     def _prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
-        wanted = dict(normalize_gen_kwargs(settings, MAX_NEW))
-        n_new, until, sampled = wanted.pop("max_gen_toks"), wanted.pop("until"), wanted.pop("do_sample", False)
-        temperature = wanted.pop("temperature", None)
-        top_k = wanted.pop("top_k", None)
-        unknown = [key for key, value in wanted.items() if sampled and value is not None]
+        choices = dict(normalize_gen_kwargs(settings, MAX_NEW))
+        n_new, until, sampled = choices.pop("max_gen_toks"), choices.pop("until"), choices.pop("do_sample", False)
+        temperature, top_k = choices.pop("temperature", None), choices.pop("top_k", None)
+        unknown = [key for key, value in choices.items() if sampled and value is not None]
         if unknown:
             raise ConfigError(f"a task asks for {', '.join(unknown)} when sampling, which is not offered: leave it out")
-        room = self.context_length - n_new
-        if room < 1:
-            raise ConfigError(
-                f"evaluation.context_length={self.context_length} leaves no room for a prompt, as a task wants {n_new} "
-                "tokens written: give a longer one"
-            )
+        room = room_for_prompt(self.context_length, n_new, "a task")
         tokens = self.tok_encode(context) or [self.eot_token_id]
         self.n_cut += len(tokens) > room
         return Prompt(

@@ -115,7 +115,7 @@ def ours() -> TaskResults:
 
 def printed(results: TaskResults, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(task_table(results, PUBLISHED))
+    console.print(task_table(results))
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
@@ -160,13 +160,13 @@ def test_tasks_that_were_never_published_on(ours: TaskResults, tmp_path: Path) -
     assert any(line.split() == ["arc_easy", "acc", "40.00", "38.0–42.0", "2,376"] for line in lines)
     alone = replace(ours, tasks=(arc,))
     assert not any("GPT-Neo" in line for line in printed(alone))
-    assert "GPT-Neo" not in task_markdown(alone, PUBLISHED)
-    plot_tasks(alone, PUBLISHED, tmp_path / "alone.png")
+    assert "GPT-Neo" not in task_markdown(alone)
+    plot_tasks(alone, tmp_path / "alone.png")
     assert (tmp_path / "alone.png").stat().st_size > 5000
 
 
 def test_markdown_holds_every_figure_and_where_it_is_from(ours: TaskResults) -> None:
-    text = task_markdown(ours, PUBLISHED)
+    text = task_markdown(ours)
     lines = text.splitlines()
     assert lines[0] == "# mine, float32, context 1,024 and 2,048"
     assert "- sha256: `" + "cd" * 32 + "`" in lines
@@ -187,12 +187,12 @@ def test_figures_without_an_interval_and_huge_ones_are_shown(ours: TaskResults, 
     huge = replace(lambada.metrics[0], value=7.3e8, low=None, high=None)
     results = replace(ours, tasks=(replace(lambada, metrics=(huge, lambada.metrics[1])),))
     assert any("7.30e+08" in line for line in printed(results))
-    plot_tasks(results, PUBLISHED, tmp_path / "huge.png")
+    plot_tasks(results, tmp_path / "huge.png")
 
 
 def test_the_picture_has_a_panel_a_metric(ours: TaskResults, tmp_path: Path) -> None:
-    plot_tasks(ours, PUBLISHED, tmp_path / "six.png")
-    plot_tasks(replace(ours, tasks=ours.tasks[:1]), PUBLISHED, tmp_path / "two.png")
+    plot_tasks(ours, tmp_path / "six.png")
+    plot_tasks(replace(ours, tasks=ours.tasks[:1]), tmp_path / "two.png")
     six, two = imread(tmp_path / "six.png"), imread(tmp_path / "two.png")
     assert six.shape[0] > 1.5 * two.shape[0]
     assert six.shape[1] > 1.3 * two.shape[1]

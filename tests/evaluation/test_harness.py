@@ -29,7 +29,7 @@ from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import load_tasks
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.suite import evaluate_and_report, evaluate_tasks
-from gptstar.evaluation.tasks.team import Team, no_progress
+from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.model import GPT, GPTConfig
 from support.text import QUIET, sentences, write_tasks_files
@@ -76,7 +76,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> 
 
 
 def ours(model: GPT, bpe: Tokenizer, length: int) -> HarnessModel:
-    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, lambda total: no_progress, length)
+    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, length)
 
 
 def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: str) -> float:

@@ -18,7 +18,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Scorer
-from gptstar.evaluation.tasks.team import OnResults, Team, no_progress
+from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 
 MAX_NEW = 256
@@ -55,7 +55,7 @@ def lm(
     length = TasksConfig(context_length=context_length).length_for("any", model.config.n_ctx)
     model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     worker = Worker(Scorer(model, dtype=dtype, batch_tokens=batch_tokens), tokenizer)
-    return HarnessModel(Team(worker), tokenizer, lambda _: no_progress, length)
+    return HarnessModel(Team(worker), tokenizer, length)
 
 
 def n_to_write(task: Task) -> int:
@@ -88,12 +88,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
     """
 
     def __init__(
-        self, team: Team, tokenizer: Tokenizer, begin: Callable[[int], OnResults], context_length: int
+        self,
+        team: Team,
+        tokenizer: Tokenizer,
+        context_length: int,
+        on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        """Take requests for a team on its rank 0; given their number, `begin` returns a progress callback."""
+        """Take requests for a team, of which this is rank 0."""
         super().__init__()
         self.context_length, self.n_cut = context_length, 0
-        self._team, self._bpe, self._begin = team, tokenizer, begin
+        self._team, self._bpe, self._on_progress = team, tokenizer, on_progress
         self._encode = lru_cache(maxsize=256)(lambda text: tuple(tokenizer.encode([text])[0].tolist()))
 
     @property
@@ -129,14 +133,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                     "short"
                 ) from error
             self.n_cut += len(before) + len(after) > self.context_length + 1
-        on_results = self._begin(len(scorables))
-
-        def cache(scores: Mapping[int, tuple[float, bool]]) -> None:
-            on_results(scores)
-            for number, score in scores.items():
-                self.cache_hook.add_partial("loglikelihood", requests[number][0], tuple(score))
-
-        return [tuple(score) for score in self._team.all_results(scorables, cache)]
+        scores = self._results(scorables, "loglikelihood", [arguments for arguments, _, _ in requests])
+        return [tuple(score) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[float]:
         """The log-likelihood of each whole text, in nats, from the token that separates documents on."""
@@ -149,7 +147,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 windows.append(Scorable.cut(before, after, self.context_length))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for owner, score in zip(owners, self._team.all_results(windows, self._begin(len(windows))), strict=True):
+        for owner, score in zip(owners, self._results(windows), strict=True):
             totals[owner] += score.log_likelihood
         return totals
 
@@ -161,15 +159,25 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 sampling that is not offered.
         """
         prompts = [self._prompt(*request.args) for request in requests]
-        on_results = self._begin(len(prompts))
+        is_drawn = [prompt.temperature > 0 for prompt in prompts]  # which is not to be repeated from a cache
+        cached = [None if drawn else request.args for request, drawn in zip(requests, is_drawn, strict=True)]
+        return self._results(prompts, "generate_until", cached)
 
-        def cache(texts: Mapping[int, str]) -> None:
-            on_results(texts)
-            for number, text in texts.items():
-                if prompts[number].temperature == 0.0:  # a draw is not to be repeated from a cache
-                    self.cache_hook.add_partial("generate_until", requests[number].args, text)
+    def _results(self, requests: Sequence[Scorable | Prompt], kind: str = "", cached: Sequence[Any] = ()) -> list[Any]:
+        """Results of requests; those with arguments in `cached` go to the harness's cache of this kind as they come."""
+        n_done = 0
 
-        return self._team.all_results(prompts, cache)
+        def on_results(results: Mapping[int, Any]) -> None:
+            nonlocal n_done
+            n_done += len(results)
+            self._on_progress(n_done, len(requests))
+            for number, result in results.items() if cached else ():
+                if cached[number] is not None:
+                    answer = result if isinstance(result, str) else tuple(result)
+                    self.cache_hook.add_partial(kind, cached[number], answer)
+
+        self._on_progress(0, len(requests))
+        return self._team.all_results(requests, on_results)
 
     def _prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
         choices = dict(normalize_gen_kwargs(settings, MAX_NEW))

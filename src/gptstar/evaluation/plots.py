@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,8 +31,8 @@ def plot_loss(rows: Sequence[dict[str, float]], path: Path, title: str, bigram: 
         axes.plot(*zip(*train, strict=True), color=BLUE, linewidth=1, alpha=0.6, label="training")
     if validation:
         axes.plot(*zip(*validation, strict=True), color=ORANGE, marker="o", markersize=4, label="validation")
-        above = {"xytext": (0, 8), "textcoords": "offset points", "ha": "right"}
-        axes.annotate(f"{validation[-1][1]:.2f}", validation[-1], color=ORANGE, **above)
+        last = validation[-1]
+        axes.annotate(f"{last[1]:.2f}", last, xytext=(0, 8), textcoords="offset points", ha="right", color=ORANGE)
     if bigram is not None:
         axes.axhline(bigram, color=GREY, linestyle="--", linewidth=1, label=f"bigram model, {bigram:.2f}")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k")
@@ -93,12 +94,12 @@ def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _styles() -> Iterator[dict[str, str]]:
+def _styles() -> Iterator[dict[str, Any]]:
     for colour, marker, dash in zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False):
         yield {"color": colour, "marker": marker, "linestyle": dash}
 
 
-def _bars(axes: Axes, x: Sequence[float], y: Sequence[Interval], name: str, style: dict[str, str]) -> None:
+def _bars(axes: Axes, x: Sequence[float], y: Sequence[Interval], name: str, style: dict[str, Any]) -> None:
     """Points, and bars where there are intervals (matplotlib leaves out what is NaN)."""
     values = [each.value for each in y]
     reach = [[each.value - each.low for each in y], [each.high - each.value for each in y]]

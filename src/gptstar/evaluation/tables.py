@@ -60,13 +60,13 @@ def length_markdown(curves: Sequence[Curve], head: Sequence[str]) -> str:
     lines = ["# Loss against context length", "", *head]
     for curve in curves:
         change = "change" if curve.reference is None else f"change against {curve.reference:,}"
-        columns = ("context", "mean context", "tokens", "loss", change, "p", "perplexity", "bits/byte", "s", "GB")
+        columns = ["context", "mean context", "tokens", "loss", change, "p", "perplexity", "bits/byte", "s", "GB"]
         lines += ["", f"## {curve.name}", "", f"Intervals are of 95 %, over {curve.units}.", ""]
         if curve.reference is None:
             lines[-2] = "The published estimator has no intervals."
         lines += [*markdown_table(columns, map(_markdown_cells, curve.lengths)), "", cost_line(curve)]
         if curve.positions:
-            columns = ("tokens before a target", "targets", "loss")
+            columns = ["tokens before a target", "targets", "loss"]
             rows = [(f"{p.first:,} to {p.last:,}", f"{p.tokens:,}", _whole(p.loss, 4)) for p in curve.positions]
             lines += ["", *markdown_table(columns, rows)]
     return "\n".join(lines) + "\n"
@@ -93,7 +93,7 @@ def _half(interval: Interval | None, sign: str = "") -> str:
 def _change(result: LengthResult) -> Interval | None:
     """The change of a result's loss against the reference."""
     paired = result.change
-    return paired and Interval(paired.difference, paired.low, paired.high, paired.test)
+    return None if paired is None else Interval(paired.difference, paired.low, paired.high, paired.test)
 
 
 def _markdown_cells(result: LengthResult) -> list[str]:

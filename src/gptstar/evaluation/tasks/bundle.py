@@ -9,7 +9,7 @@ from lm_eval.api.task import ConfigurableTask
 from rich.console import Console
 from rich.progress import track
 
-from gptstar.errors import ConfigError, DataError
+from gptstar.errors import ConfigError
 from gptstar.evaluation.tasks import local_files, manifest
 from gptstar.evaluation.tasks.hub import revision_of
 from gptstar.evaluation.tasks.manifest import Entry
@@ -70,9 +70,7 @@ def _gather(
     task = config["task"]
     name = f"{task}.jsonl" if evaluated else f"{task}/{split}.jsonl"
     path, entry = folder / name, entries.get(name)
-    local = None if source is None else manifest.find_items(source, task, split, evaluated=evaluated)
-    if source is not None and local is None:
-        raise DataError(f"--from={source} lacks {name}: the {split} split of {task}")
+    local = None if source is None else manifest.find_items("--from", source, config, split, evaluated=evaluated)
     if path.exists():
         if entry is None:
             raise ConfigError(f"{path} is in the way: move it, or choose another folder")
@@ -102,9 +100,9 @@ def _gather(
             dataset=config.get("dataset_path"),
             config=config.get("dataset_name"),
             revision=revision,
-            licence=known and known.licence,
-            homepage=known and known.homepage,
-            citation=known and known.citation,
+            licence=known.licence if known else None,
+            homepage=known.homepage if known else None,
+            citation=known.citation if known else None,
             taken_from=None if local is None else local.sha256,
         )
         manifest.write_manifest(folder, entries)  # before the file: one that is in no manifest would be somebody else's

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
+import pyarrow.parquet
 import zstandard
 
 from gptstar.data.text.compression import decompressed
@@ -72,9 +73,13 @@ def read(path: Path, task: str) -> list[tuple[str, Row]]:
             that the task can't use; names file, line and column.
     """
     try:
-        rows = list(_parquet(path) if path.suffix == ".parquet" else _lines(path))
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(f"{path}: can't be read ({error}): damaged, cut short or gone") from error
+        if path.suffix == ".parquet":
+            items = pyarrow.parquet.read_table(path).to_pylist()
+            rows = [(f"row {number}", row) for number, row in enumerate(items, start=1)]
+        else:
+            rows = list(_lines(path))
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: can't be read ({in_one_line(error)}): damaged, cut short or gone") from error
     if not rows:
         raise DataError(f"{path}: holds no items")
     rules = COLUMNS.get(task, {})
@@ -121,22 +126,8 @@ def _lines(path: Path) -> Iterator[tuple[str, Row]]:
             where = f"line {number}"
             try:
                 row = json.loads(line)
-            except UnicodeDecodeError as error:
-                raise DataError(f"{path}, {where}: not UTF-8") from error
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, {where}: not JSON ({error})") from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, {where}: not a JSON object, but {type(row).__name__}")
             yield where, row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not Parquet, or damaged ({in_one_line(error)})") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", row

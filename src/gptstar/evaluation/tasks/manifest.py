@@ -1,9 +1,11 @@
 """Folders of benchmark items, and their `manifest.json`: where each file is from, under which licence, and its hash."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -104,16 +106,28 @@ def verified_sha256(path: Path, entry: Entry | None) -> str:
     return sha256
 
 
-def find_items(folder: Path, task: str, split: str, *, evaluated: bool) -> ItemFile | None:
+def find_items(
+    option: str, folder: Path, config: Mapping[str, Any], split: str, *, evaluated: bool, num_fewshot: int | None = None
+) -> ItemFile:
     """Find and verify the file of a task's split: `TASK/SPLIT.jsonl`, or `TASK.jsonl` if the split is evaluated.
 
+    Args:
+        option: what the user named the folder by.
+        config: the task's definition.
+
     Raises:
-        DataError: there are several, or it is not the file that the folder's manifest describes.
+        DataError: there are several, none, or it is not the file that the folder's manifest describes.
     """
+    task = config["task"]
     stems = (f"{task}/{split}", task) if evaluated else (f"{task}/{split}",)
     paths = [path for stem in stems for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()]
     if not paths:
-        return None
+        purpose = "" if evaluated else ", which its few-shot examples are from"
+        examples = "" if evaluated else f" --num-fewshot {num_fewshot or 1}"
+        raise DataError(
+            f"{option}={folder} lacks {stems[-1]}.jsonl: the {split} split of {dataset_of(config)}{purpose}; on a "
+            f"machine with network `gptstar evaluation bundle DIR --tasks {task}{examples}` fetches it"
+        )
     if len(paths) > 1:
         raise DataError(f"{paths[0]} and {paths[1]} both claim to be the {split} split of {task}: keep one")
     path = paths[0]
@@ -123,3 +137,9 @@ def find_items(folder: Path, task: str, split: str, *, evaluated: bool) -> ItemF
         return ItemFile(str(path), sha256, entry.split, entry.revision, entry.licence)
     named_split = split if path.parent != folder else None
     return ItemFile(str(path), sha256, named_split, revision=None, licence=licence_of(task))
+
+
+def dataset_of(config: Mapping[str, Any]) -> str:
+    """The dataset of a task's definition, by its name on the Hub."""
+    name = config.get("dataset_name")
+    return f"{config.get('dataset_path', 'its dataset')}{f' ({name})' if name else ''}"

@@ -20,7 +20,7 @@ from gptstar.errors import ConfigError, DataError, Refusal, in_one_line
 from gptstar.evaluation.tasks import local_files
 from gptstar.evaluation.tasks.hub import revision_of, without_waiting
 from gptstar.evaluation.tasks.local_files import COLUMNS, as_harness_dataset
-from gptstar.evaluation.tasks.manifest import find_items
+from gptstar.evaluation.tasks.manifest import dataset_of, find_items
 from gptstar.evaluation.tasks.published import licence_of
 from gptstar.evaluation.tasks.registry import leaves, manager_for, quiet
 
@@ -89,23 +89,13 @@ def splits_of(config: Mapping[str, Any], num_fewshot: int | None) -> tuple[list[
 
 def _on_local_files(definition: Any, data_dir: Path, num_fewshot: int | None) -> Any:
     """A task's entry in the harness's registry, as it was but for where the items are from."""
-    task, config = definition.name, definition.cfg
+    key, config, files = "evaluation.data_dir", definition.cfg, []
     used, absent = splits_of(config, num_fewshot)
-    files = []
     for split in used:
-        is_evaluated = split == used[0]
-        file = find_items(data_dir, task, split, evaluated=is_evaluated)
-        if file is None:
-            name = f"{task}.jsonl" if is_evaluated else f"{task}/{split}.jsonl"
-            purpose = "" if is_evaluated else ", which its few-shot examples are from"
-            option = "" if is_evaluated else f" --num-fewshot {num_fewshot or 1}"
-            raise DataError(
-                f"evaluation.data_dir={data_dir} lacks {name}: the {split} split of {_dataset(config)}{purpose}; on a "
-                f"machine with network `gptstar evaluation bundle DIR --tasks {task}{option}` fetches it"
-            )
+        file = find_items(key, data_dir, config, split, evaluated=split == used[0], num_fewshot=num_fewshot)
         files.append(asdict(file))
     paths = {split: file["path"] for split, file in zip(used, files, strict=True)}
-    local = {"task": task, "files": paths, "absent": absent, "source": files[0]}
+    local = {"task": definition.name, "files": paths, "absent": absent, "source": files[0]}
     try:
         config = load_yaml(definition.yaml_path)
     except Exception as error:  # of the functions that it names
@@ -139,14 +129,9 @@ def _built(name: str, manager: TaskManager) -> dict[str, Task]:
         if isinstance(error, ConnectionError):
             reason = "the Hub can't be reached, and they are not in its cache"
         raise DataError(
-            f"the items of {name}, {_dataset(config)} on the Hub, can't be had ({reason}): on a machine with network "
+            f"the items of {name}, {dataset_of(config)} on the Hub, can't be had ({reason}): on a machine with network "
             f"run `gptstar evaluation bundle DIR --tasks {name}`, then give evaluation.data_dir=DIR here"
         ) from error
-
-
-def _dataset(config: Mapping[str, Any]) -> str:
-    name = config.get("dataset_name")
-    return f"{config.get('dataset_path', 'its dataset')}{f' ({name})' if name else ''}"
 
 
 def _missing_part(error: Exception) -> str | None:

@@ -20,14 +20,6 @@ class PublishedTask:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a figure was read."""
-
-    title: str
-    url: str
-
-
-@dataclass(frozen=True)
 class Figure:
     """One published figure.
 
@@ -69,10 +61,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """All published results; figures name their sources and notes by the keys here."""
+    """All published results; figures name their sources, which are Markdown links, and notes by the keys here."""
 
     tasks: dict[str, PublishedTask]
-    sources: dict[str, Source]
+    sources: dict[str, str]
     notes: dict[str, str]
     rows: tuple[Row, ...]
 

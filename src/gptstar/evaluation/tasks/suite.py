@@ -5,7 +5,7 @@ import io
 import json
 import random
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from gptstar.evaluation.tasks.pictures import plot_tasks
 from gptstar.evaluation.tasks.registry import definitions
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.tables import task_markdown, task_table
-from gptstar.evaluation.tasks.team import OnResults, Team
+from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.model import GPT
 
@@ -115,9 +115,13 @@ def evaluate_tasks(
             if not team.ranks.first:
                 team.serve()
                 return None
+
+            def show(n_done: int, n_requests: int) -> None:
+                progress.update(progress.task_ids[-1], completed=n_done, total=n_requests)
+
             for task in tasks or prepared_tasks(config, model.config.n_ctx):
-                begin = _progress_of(task, progress)
-                lm = HarnessModel(team, tokenizer, begin, config.length_for(task.config.task, model.config.n_ctx))
+                progress.add_task(task.config.task, total=0)
+                lm = HarnessModel(team, tokenizer, config.length_for(task.config.task, model.config.n_ctx), show)
                 results.append(_evaluate(task, lm, config, checkpoint))
                 if lm.n_cut:
                     console.print(
@@ -143,17 +147,6 @@ def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> list[Task]:
         if config.overlap is not None:
             _unclean_items(config.overlap, task)
     return tasks
-
-
-def _progress_of(task: Task, progress: Progress) -> Callable[[int], OnResults]:
-    """A function that, given the number of a task's requests, returns a progress callback."""
-    bar = progress.add_task(task.config.task, total=0)
-
-    def begin(total: int) -> OnResults:
-        progress.update(bar, total=total, completed=0)
-        return lambda results: progress.advance(bar, len(results))
-
-    return begin
 
 
 def _protocol(config: TasksConfig, tokenizer: Tokenizer, scorer: Scorer) -> dict[str, Any]:

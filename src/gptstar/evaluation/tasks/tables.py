@@ -90,7 +90,7 @@ def task_markdown(results: TaskResults) -> str:
     lines += [*markdown_table(FIGURE_COLUMNS, figures, n_left=3), ""]
     if comparison is not None:
         lines += ["Published figures are from", ""]
-        lines += [f"- [{source.title}]({source.url})" for source in published_rows().sources.values()]
+        lines += [f"- {link}" for link in published_rows().sources.values()]
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,7 @@ class Row:
         difference: b - a.
         ratio: b / a, of perplexities only.
         low, high: of the 95 % interval of the ratio where there is one, else of the difference; None without interval.
-        p: two-sided; None where the metric is no mean over items.
+        p: two-sided; None where the metric is not a mean over items.
         p_holm: adjusted for the tasks; of each task's primary metric only.
         test: that p comes from.
         primary: the task's first metric that has a p: one a task, and these are Holm's family.

@@ -33,7 +33,7 @@ class Metric:
     """One figure of a task, with its 95 % interval.
 
     Attributes:
-        low, high: None where the metric is no mean over items and so has no interval here.
+        low, high: None where the metric is not a mean over items and so has no interval here.
         method: of the interval, such as `Wilson` or `bootstrap-t over documents`.
         subset: of the items it is over: None for all of them, or `clean`, those that training never saw.
     """

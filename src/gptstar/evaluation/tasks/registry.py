@@ -28,18 +28,15 @@ def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskM
     root = Path(lm_eval.tasks.__file__).parent
     own = [] if include_path is None else [include_path.resolve()]  # definitions include each other from elsewhere
     with quiet():
-        own_names = set(TaskManager(include_path=own, include_defaults=False).task_index)
-        if taken := sorted(own_names & set(SUITE)):
-            raise ConfigError(
-                f"evaluation.include_path={include_path} defines {taken[0]}, beside which published figures of the "
-                "harness's task are shown: give yours another name"
-            )
-        if set(names) <= own_names | set(SUITE):
-            folders = [root / folder for folder in FOLDERS] if set(names) & set(SUITE) else []
-            manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
-            if set(names) <= set(manager.all_subtasks):  # a group's members may be anywhere
-                return manager
-        manager = TaskManager(include_path=own)
+        manager = TaskManager(include_path=[*(root / folder for folder in FOLDERS), *own], include_defaults=False)
+        for name in SUITE:
+            if root not in Path(manager.task_index[name].yaml_path or "").parents:
+                raise ConfigError(
+                    f"evaluation.include_path={include_path} defines {name}, beside which published figures of the "
+                    "harness's task are shown: give yours another name"
+                )
+        if not set(names) <= set(manager.all_subtasks):  # a group's members may be anywhere
+            manager = TaskManager(include_path=own)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)

@@ -94,7 +94,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         context_length: int,
         on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        """Take requests for a team, of which this is rank 0."""
+        """Take requests for a team on its rank 0; `on_progress` gets the numbers of requests done and in all."""
         super().__init__()
         self.context_length, self.n_cut = context_length, 0
         self._team, self._bpe, self._on_progress = team, tokenizer, on_progress

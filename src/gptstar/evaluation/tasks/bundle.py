@@ -75,12 +75,12 @@ def _gather(
         if entry is None:
             raise ConfigError(f"{path} is in the way: move it, or choose another folder")
         manifest.verified_sha256(path, entry)
-        if local is None or entry.taken_from == local.sha256:
+        if local is None or entry.taken_from == local["sha256"]:
             return
     rows: Iterable[Any]
     if local is not None:
-        rows = (row for _, row in local_files.read(Path(local.path), task))
-        named_split, revision = local.split, local.revision
+        rows = (row for _, row in local_files.read(Path(local["path"]), task))
+        named_split, revision = local["split"], local["revision"]
     else:
         (loaded,) = load_tasks([task], None)
         if not isinstance(loaded, ConfigurableTask):
@@ -103,7 +103,7 @@ def _gather(
             licence=known.licence if known else None,
             homepage=known.homepage if known else None,
             citation=known.citation if known else None,
-            taken_from=None if local is None else local.sha256,
+            taken_from=None if local is None else local["sha256"],
         )
         manifest.write_manifest(folder, entries)  # before the file: one that is in no manifest would be somebody else's
 

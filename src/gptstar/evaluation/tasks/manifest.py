@@ -45,17 +45,6 @@ class Entry:
     taken_from: str | None = None
 
 
-@dataclass(frozen=True)
-class ItemFile:
-    """A file with the items of a task's split; split, revision and licence as far as they are known."""
-
-    path: str
-    sha256: str
-    split: str | None
-    revision: str | None
-    licence: str | None
-
-
 def read_manifest(folder: Path) -> dict[str, Entry]:
     """Files of a bundle by name; none where a folder has no manifest.
 
@@ -108,12 +97,15 @@ def verified_sha256(path: Path, entry: Entry | None) -> str:
 
 def find_items(
     option: str, folder: Path, config: Mapping[str, Any], split: str, *, evaluated: bool, num_fewshot: int | None = None
-) -> ItemFile:
+) -> dict[str, Any]:
     """Find and verify the file of a task's split: `TASK/SPLIT.jsonl`, or `TASK.jsonl` if the split is evaluated.
 
     Args:
         option: what the user named the folder by.
         config: the task's definition.
+
+    Returns:
+        `path` and `sha256`; `split`, `revision` and `licence` as far as they are known.
 
     Raises:
         DataError: there are several, none, or it is not the file that the folder's manifest describes.
@@ -132,11 +124,11 @@ def find_items(
         raise DataError(f"{paths[0]} and {paths[1]} both claim to be the {split} split of {task}: keep one")
     path = paths[0]
     entry = read_manifest(folder).get(path.relative_to(folder).as_posix())
-    sha256 = verified_sha256(path, entry)
+    file = {"path": str(path), "sha256": verified_sha256(path, entry)}
     if entry is not None:
-        return ItemFile(str(path), sha256, entry.split, entry.revision, entry.licence)
+        return file | {"split": entry.split, "revision": entry.revision, "licence": entry.licence}
     named_split = split if path.parent != folder else None
-    return ItemFile(str(path), sha256, named_split, revision=None, licence=licence_of(task))
+    return file | {"split": named_split, "revision": None, "licence": licence_of(task)}
 
 
 def dataset_of(config: Mapping[str, Any]) -> str:

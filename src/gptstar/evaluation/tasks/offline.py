@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +89,13 @@ def splits_of(config: Mapping[str, Any], num_fewshot: int | None) -> tuple[list[
 
 def _on_local_files(definition: Any, data_dir: Path, num_fewshot: int | None) -> Any:
     """A task's entry in the harness's registry, as it was but for where the items are from."""
-    key, config, files = "evaluation.data_dir", definition.cfg, []
+    key, config, files = "evaluation.data_dir", definition.cfg, {}
     used, absent = splits_of(config, num_fewshot)
     for split in used:
-        file = find_items(key, data_dir, config, split, evaluated=split == used[0], num_fewshot=num_fewshot)
-        files.append(asdict(file))
-    paths = {split: file["path"] for split, file in zip(used, files, strict=True)}
-    local = {"task": definition.name, "files": paths, "absent": absent, "source": files[0]}
+        is_evaluated = split == used[0]
+        files[split] = find_items(key, data_dir, config, split, evaluated=is_evaluated, num_fewshot=num_fewshot)
+    paths = {split: file["path"] for split, file in files.items()}
+    local = {"task": definition.name, "files": paths, "absent": absent, "source": files[used[0]]}
     try:
         config = load_yaml(definition.yaml_path)
     except Exception as error:  # of the functions that it names

@@ -29,7 +29,6 @@ class Figure:
         context_length: in tokens; None where the source does not say.
         measures: what it really is, where that is another metric than ours, or `unknown`.
         notes: what a reader has to know before comparing.
-        confirmed: read in `source`; otherwise a note says why not.
     """
 
     task: str
@@ -39,7 +38,6 @@ class Figure:
     source: str
     measures: str | None = None
     notes: tuple[str, ...] = ()
-    confirmed: bool = True
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,7 @@ def n_to_write(task: Task) -> int:
 
 
 def room_for_prompt(context_length: int, n_new: int, task: str) -> int:
-    """Tokens of a prompt that the model can read when it is to write so many.
-
-    Raises:
-        ConfigError: none.
-    """
+    """Tokens of a prompt that the model can read when it is to write `n_new`; a task that leaves none is refused."""
     if n_new >= context_length:
         raise ConfigError(
             f"evaluation.context_length={context_length} leaves no room for a prompt, as {task} wants {n_new} tokens "
@@ -117,11 +113,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation in nats, and whether greedy decoding would have written it.
-
-        Raises:
-            ConfigError: an empty continuation, or one longer than the context length.
-        """
+        """The log-likelihood of each continuation in nats, and whether greedy decoding would have written it."""
         scorables = []
         for (context, continuation), before, after in requests:
             try:

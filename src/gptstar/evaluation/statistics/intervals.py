@@ -118,10 +118,8 @@ def ratio_interval(
 
     Documents (or clusters) are resampled, and the ratio's deviation is measured in its own standard error, so that
     skewed documents do not give too short an interval. It is symmetric (Hall 1988). With fewer than 5 documents it is
-    Student's t instead. The order of items does not matter.
-
-    Returns:
-        Low and high are NaN for a single document, and the value where all documents have the same ratio.
+    Student's t instead. The order of items does not matter. Low and high are NaN for a single document, and the value
+    where all documents have the same ratio.
 
     Raises:
         ValueError: not as many numerators, denominators and clusters.

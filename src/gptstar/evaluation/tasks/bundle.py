@@ -25,15 +25,11 @@ def bundle(
     """Write what tasks need to `folder`: `TASK.jsonl`, `TASK/SPLIT.jsonl` for few-shot examples, and `manifest.json`.
 
     Files are in the columns of the dataset on the Hub, one item a line, and appear whole or not at all. The same call
-    goes on where an earlier one was interrupted.
+    goes on where an earlier one was interrupted. Returns what the manifest says of all files in the folder, by name.
 
     Args:
-        tasks: of the harness; groups and tags too.
         source: a folder of files, as `load_tasks` reads them, to take the items from; the Hub unless given.
         num_fewshot: examples before each item, which come from another split; what each task says unless given.
-
-    Returns:
-        By name: what `manifest.json` says of all files in the folder.
 
     Raises:
         ConfigError: no such task, or a file in the way.

@@ -52,10 +52,7 @@ def kinds_of(task: Task) -> dict[str, Kind]:
 def metrics_of(
     task: Task, figures: Mapping[str, Any], samples: Sequence[Sample], *, subset: str | None = None
 ) -> tuple[Metric, ...]:
-    """Each figure of a task over some samples, with its interval.
-
-    Metrics that are not means over items have the harness's own figures, such as `{"acc,none": 0.6}`.
-    """
+    """Each figure of a task over some samples; those that are not means over items are the harness's, of all items."""
     kinds, higher_is_better, metrics = kinds_of(task), task.higher_is_better(), []
     clusters = [sample.cluster for sample in samples]
     for key, value in figures.items():

@@ -105,11 +105,7 @@ def _on_local_files(definition: Any, data_dir: Path, num_fewshot: int | None) ->
 
 
 def _built(name: str, manager: TaskManager) -> dict[str, Task]:
-    """Build a task, or the tasks of a group or tag.
-
-    Raises:
-        DataError: one can't be built; names it.
-    """
+    """Build a task, or the tasks of a group or tag; refuse what can't be built by the name of the task."""
     try:
         return manager.load([name])["tasks"]
     except Refusal:
@@ -151,11 +147,7 @@ def _unusable(path: str, where: str | None, task: str, row: Mapping[str, Any], e
 
 
 def _try_every_item(task: Task) -> None:
-    """Ask the harness's own functions for text, target and choices of each item.
-
-    Raises:
-        DataError: they can't; names file and line.
-    """
+    """Ask the harness's own functions for text, target and choices of each item; refuse by file and line."""
     name, source = task.config.task, task.config.dataset_kwargs[KEY]["source"]
     rows = local_files.read(Path(source["path"]), name)
     documents = task.eval_docs

@@ -24,7 +24,6 @@ class Figure:
     """One published figure.
 
     Attributes:
-        task, metric: ours, beside which it stands.
         value: an accuracy is a share, not a percentage.
         context_length: in tokens; None where the source does not say.
         measures: what it really is, where that is another metric than ours, or `unknown`.

@@ -131,9 +131,8 @@ class Scorer:
 
     def _padded(self, arrays: Sequence[np.ndarray]) -> Tensor:
         """Arrays as the rows of a tensor on the device, with zeros at their ends."""
-        return to_device(
-            pad_sequence([torch.from_numpy(each) for each in arrays], batch_first=True).numpy(), self.device
-        )
+        padded = pad_sequence([torch.from_numpy(each) for each in arrays], batch_first=True)
+        return to_device(padded.numpy(), self.device)
 
     def _view(self, batch: Sequence[Row], length: int) -> View:
         mask = np.broadcast_to(np.eye(length, dtype=bool), (len(batch), length, length)).copy()  # padding sees itself

@@ -78,15 +78,12 @@ def evaluate_tasks(
 ) -> TaskResults | None:
     """Score a model on tasks, with all ranks of the job if it has several.
 
-    Random states are left as they were found, and so is the model's mode.
+    Random states are left as they were found, and so is the model's mode. Only rank 0 returns results.
 
     Args:
         model: on its device.
         checkpoint: who the model is, for the results; its `sha256` is part of any cache's key.
         tasks: as `prepared_tasks` gave them, where they are already there.
-
-    Returns:
-        On rank 0 the results, on the others None.
 
     Raises:
         ConfigError: a task that does not exist, or can't be done in this context length.
@@ -199,9 +196,6 @@ def _unclean_items(overlap: Path, task: Task) -> set[int]:
     """Numbers of the items that share a run of words with the training text, or are too short to tell.
 
     A task that the file of `gptstar data overlap --json` does not know has none, so its clean items are all.
-
-    Raises:
-        ConfigError: the file is not what it should be, or is about other items.
     """
     name, n_items = task.config.task, len(task.eval_docs)
     try:

@@ -65,11 +65,7 @@ class Worker:
             yield finish()
 
     def _start(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> list[Finish]:
-        """Start to score a batch; where a GPU runs out of memory, start with its halves.
-
-        Raises:
-            ConfigError: one row does not fit the memory.
-        """
+        """Start to score a batch; where a GPU runs out of memory, start with its halves, down to a single row."""
         try:
             return [self.scorer.score(requests, batch)]
         except torch.OutOfMemoryError as error:

@@ -70,8 +70,8 @@ def test_a_cpu_reads_what_is_fastest_there():
 
 def test_ranks_agree_on_the_smallest():
     assert smallest([BatchSize(7, 50, 3), BatchSize(9, 40, 5)]) == BatchSize(7, 40, 3)
-    team = Team(lambda *_: {})
-    assert team.agree(BatchSize(7, 50, 3), smallest) == BatchSize(7, 50, 3)
+    alone = Team(lambda *_: {}).ranks.gathered(BatchSize(7, 50, 3))
+    assert smallest(alone) == BatchSize(7, 50, 3)
 
 
 class Limited(Scorer):
@@ -107,8 +107,8 @@ def test_a_device_computes_a_batch_while_the_last_is_read_off(monkeypatch):
     class Watched(Scorer):
         def score(self, requests, batch):
             told.append("start")
-            pending = super().score(requests, batch)
-            return SimpleNamespace(scores=lambda: told.append("read") or pending.scores())
+            finish = super().score(requests, batch)
+            return lambda: told.append("read") or finish()
 
     Team(Worker(Watched(model, batch_tokens=97), SimpleNamespace())).all_results(asked)
     assert told[:4] == ["start", "start", "read", "start"]

@@ -27,10 +27,9 @@ from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import TaskResults, read_tasks, write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import load_tasks
-from gptstar.evaluation.tasks.report import evaluate_and_report
 from gptstar.evaluation.tasks.scoring import Scorer
-from gptstar.evaluation.tasks.suite import evaluate_tasks
-from gptstar.evaluation.tasks.team import Team, no_progress
+from gptstar.evaluation.tasks.suite import evaluate_and_report, evaluate_tasks
+from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.model import GPT, GPTConfig
 from support.text import QUIET, sentences, write_tasks_files
@@ -77,7 +76,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> 
 
 
 def ours(model: GPT, bpe: Tokenizer, length: int) -> HarnessModel:
-    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, lambda total: no_progress, length)
+    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, length)
 
 
 def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: str) -> float:
@@ -226,7 +225,7 @@ def test_a_cache_goes_on_where_it_was_and_is_of_one_checkpoint_length_and_type(b
         assert database.execute("select count(*) from unnamed").fetchone()[0] >= 18
     for file in files:
         (tmp_path / "cache" / file).write_text("garbage " * 99)
-    with pytest.raises(ConfigError, match=r"\.db is no cache of scores, or damaged \(.*\): remove it"):
+    with pytest.raises(ConfigError, match=r"\.db is not a cache of scores, or damaged \(.*\): remove it"):
         suite(model, bpe, task_files, limit=9, **choices)
 
 

@@ -40,16 +40,16 @@ def add_evaluation_commands(commands: "argparse._SubParsersAction[argparse.Argum
 
 
 def _compare(options: argparse.Namespace) -> None:
-    import json
+    from dataclasses import asdict
 
     from rich.console import Console
 
     from gptstar.evaluation.compare import compare, comparison_markdown, comparison_table
-    from gptstar.evaluation.results import read_tasks
+    from gptstar.evaluation.results import read_tasks, to_json
 
     comparison = compare(read_tasks(options.a), read_tasks(options.b))
     if options.json:
-        print(json.dumps(comparison.as_dict(), indent=2))
+        print(to_json(asdict(comparison)), end="")
     elif options.markdown:
         print(comparison_markdown(comparison))
     else:

@@ -17,7 +17,7 @@ class Bigram:
     """
 
     def __init__(self, tokens: np.ndarray, n_vocab: int) -> None:
-        """Count `(token,)`."""
+        """Count the pairs of a text, `(token,)`."""
         self._n_vocab = n_vocab
         pairs, self._counts = np.unique(tokens[:-1] * n_vocab + tokens[1:], return_counts=True)
         self._pairs = pairs
@@ -29,9 +29,9 @@ class Bigram:
     def loss(self, tokens: np.ndarray) -> float:
         """Mean loss of each token given the one before, in nats."""
         before, after = tokens[:-1], tokens[1:]
-        wanted = before * self._n_vocab + after
-        place = np.minimum(np.searchsorted(self._pairs, wanted), len(self._pairs) - 1)
-        count = np.where(self._pairs[place] == wanted, self._counts[place], 0)
+        pairs = before * self._n_vocab + after
+        place = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
+        count = np.where(self._pairs[place] == pairs, self._counts[place], 0)
         total = np.maximum(self._followed[before], 1)
         backed_off = np.where(self._followed[before] > 0, DISCOUNT * self._followers[before] / total, 1.0)
         probability = np.maximum(count - DISCOUNT, 0) / total + backed_off * self._continuation[after]
@@ -39,11 +39,7 @@ class Bigram:
 
 
 def bigram_loss(folder: ShardFolder, max_tokens: int) -> float:
-    """Loss on held-out text of a bigram counted on the training text, over all corpora, nats a token.
-
-    Args:
-        max_tokens: at most this many tokens of each corpus are held against it.
-    """
+    """Loss of a bigram counted on all training text, in nats a token, on up to `max_tokens` of each held-out corpus."""
     train = [folder.stream("train", name) for name in folder.corpora("train")]
     held_out = [folder.stream("validation", name) for name in folder.corpora("validation")]
     bigram = Bigram(np.concatenate([stream.read(0, len(stream)) for stream in train]), folder.manifest.n_vocab)

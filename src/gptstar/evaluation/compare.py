@@ -1,9 +1,9 @@
 """Two evaluations set against each other, item by item. B minus A throughout."""
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults
+from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, from_nats
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
+from gptstar.evaluation.tables import markdown_table
 
 CAVEAT = (
     "This compares two checkpoints, not two recipes: each is one training run, and other seeds would differ too. "
@@ -31,7 +32,7 @@ class Row:
         difference: b - a.
         ratio: b / a, of perplexities only.
         low, high: of the 95 % interval of the ratio where there is one, else of the difference; None without interval.
-        p: two-sided; None where the metric is no mean over items.
+        p: two-sided; None where the metric is not a mean over items.
         p_holm: adjusted for the tasks; of each task's primary metric only.
         test: that p comes from.
         primary: the task's first metric that has a p: one a task, and these are Holm's family.
@@ -69,22 +70,13 @@ class Comparison:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: no NaN, None in its place."""
-        tree = asdict(self)
-        for row in tree["rows"]:
-            for key, value in row.items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    row[key] = None
-        return tree
-
 
 def compare(a: TaskResults, b: TaskResults) -> Comparison:
     """Pair two evaluations item by item, and test each metric they share.
 
     Items are paired by their hash. Accuracies have McNemar's test, and other metrics a paired bootstrap-t; items of one
-    cluster count as one. Perplexities are tested by their losses and shown with their ratio,
-    which is exp of the losses' difference. Holm's adjustment has one family: the first metric of each task.
+    cluster count as one. Perplexities are tested by their losses and shown with their ratio, which is exp of the
+    losses' difference. Holm's adjustment has one family: the first metric of each task.
 
     Raises:
         ConfigError: no task in both; a task whose items, version, context length or few-shot examples differ.
@@ -92,24 +84,26 @@ def compare(a: TaskResults, b: TaskResults) -> Comparison:
     tasks_b = {task.task: task for task in b.tasks}
     shared = [(task, tasks_b[task.task]) for task in a.tasks if task.task in tasks_b]
     if not shared:
-        raise ConfigError(f"no task is in both results: {_tasks(a)} in the one, {_tasks(b)} in the other")
+        names = [", ".join(task.task for task in results.tasks) or "nothing" for results in (a, b)]
+        raise ConfigError(f"no task is in both results: {names[0]} in the one, {names[1]} in the other")
     name_a, name_b = _names(a.checkpoint, b.checkpoint)
     notes = _differences(a, b)
+    seeds = [(results.protocol.get("seeds") or {}).get("fewshot") for results in (a, b)]
     rows: list[Row] = []
     for task_a, task_b in shared:
-        _check_comparable(task_a, task_b, a.protocol, b.protocol)
+        _check_comparable(task_a, task_b, seeds)
         pairs = _pairs(task_a.samples, task_b.samples)
         if not pairs:
             raise ConfigError(
                 f"{task_a.task}: the results have no item in common ({len(task_a.samples):,} and "
                 f"{len(task_b.samples):,} others): evaluate both on the same items"
             )
-        left = (len(task_a.samples) - len(pairs), len(task_b.samples) - len(pairs))
-        if any(left):
+        only_a, only_b = len(task_a.samples) - len(pairs), len(task_b.samples) - len(pairs)
+        if only_a or only_b:
             notes.append(
-                f"{task_a.task}: {len(pairs):,} items are in both, {left[0]:,} only in A, {left[1]:,} only in B."
+                f"{task_a.task}: {len(pairs):,} items are in both, {only_a:,} only in A, {only_b:,} only in B."
             )
-        rows += _rows(task_a, task_b, pairs, whole=not any(left))
+        rows += _rows(task_a, task_b, pairs, whole=not (only_a or only_b))
     primaries = [number for number, row in enumerate(rows) if row.primary]
     adjusted = holm([p for number in primaries if (p := rows[number].p) is not None])
     for number, p in zip(primaries, adjusted, strict=True):
@@ -120,7 +114,7 @@ def compare(a: TaskResults, b: TaskResults) -> Comparison:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """For the terminal."""
+    """The comparison as a table for the terminal."""
     notes = escape("\n".join(comparison.notes))
     table = Table(title=escape(_title(comparison)), caption=notes, caption_justify="left")
     for column in COLUMNS:
@@ -132,9 +126,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The same as Markdown, without a newline at its end."""
-    lines = [COLUMNS, ("---", "---", *["---:"] * (len(COLUMNS) - 2)), *(_cells(row) for row in comparison.rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join((_title(comparison), table, *comparison.notes))
+    table = markdown_table(COLUMNS, [_cells(row) for row in comparison.rows], n_left=2)
+    return "\n\n".join((_title(comparison), "\n".join(table), *comparison.notes))
 
 
 def _title(comparison: Comparison) -> str:
@@ -153,11 +146,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _rows(a: TaskResult, b: TaskResult, pairs: Sequence[tuple[Sample, Sample]], *, whole: bool) -> list[Row]:
-    """A row for each metric that both have over all of their items.
-
-    Args:
-        whole: whether all items are paired; otherwise metrics that are no means over items are left out.
-    """
+    """A row for each metric that both have; only for means over items unless all items are paired (`whole`)."""
     metrics_b = {metric.name: metric for metric in b.metrics if metric.subset is None}
     rows: list[Row] = []
     for metric in a.metrics:
@@ -165,94 +154,91 @@ def _rows(a: TaskResult, b: TaskResult, pairs: Sequence[tuple[Sample, Sample]], 
         if metric.subset is not None or other is None or other.kind != metric.kind:
             continue
         if metric.kind != "other":
-            row = _row(a.task, metric, pairs)
-            rows.append(replace(row, primary=row.p is not None and not any(each.primary for each in rows)))
+            values, paired = _tested(a.task, metric, pairs)
         elif whole:  # the two figures, and nothing to test
-            nothing = Paired(other.value - metric.value, math.nan, math.nan, math.nan, "none")
-            rows.append(_filled(a.task, metric, (metric.value, other.value), nothing, len(pairs)))
+            values = metric.value, other.value
+            paired = Paired(other.value - metric.value, math.nan, math.nan, math.nan, "none")
+        else:
+            continue
+        low, high, p = (None if math.isnan(number) else number for number in (paired.low, paired.high, paired.p))
+        row = Row(
+            task=a.task,
+            metric=metric.name,
+            kind=metric.kind,
+            higher_is_better=metric.higher_is_better,
+            a=values[0],
+            b=values[1],
+            difference=values[1] - values[0],
+            ratio=paired.difference if metric.kind == "perplexity" else None,
+            low=low,
+            high=high,
+            p=p,
+            p_holm=None,
+            test=paired.test,
+            primary=p is not None and not any(each.primary for each in rows),
+            items=len(pairs),
+        )
+        rows.append(row)
     return rows
 
 
-def _row(task: str, metric: Metric, pairs: Sequence[tuple[Sample, Sample]]) -> Row:
+def _tested(task: str, metric: Metric, pairs: Sequence[tuple[Sample, Sample]]) -> tuple[tuple[float, float], Paired]:
+    """A metric of A and of B over the same items, and how they differ: by their ratio where it is a perplexity."""
     name, kind = metric.name, metric.kind
     if not all(name in sample.scores for pair in pairs for sample in pair):
         raise ConfigError(f"{task}: the results lack {name} of some items: evaluate again")
     scores = np.asarray([(first.scores[name], second.scores[name]) for first, second in pairs], dtype=float)
     a, b = scores[:, 0], scores[:, 1]  # (item,), or (item, 2): log-likelihoods, and what they are per
     # Of a file without what tells clusters each item is its own: the other side knows better.
-    clusters = min(
-        ([each.cluster for each in side] for side in zip(*pairs, strict=True)), key=lambda side: len(set(side))
-    )
+    both = [[sample.cluster for sample in side] for side in zip(*pairs, strict=True)]
+    clusters = min(both, key=lambda side: len(set(side)))
     if kind == "mean":
-        accuracy = np.isin(scores, (0, 1)).all()
-        found = paired_accuracy(a, b, clusters) if accuracy else paired_ratio(a, b, np.ones(len(a)), clusters)
-        return _filled(task, metric, (a.mean(), b.mean()), found, len(pairs))
+        is_accuracy = np.isin(scores, (0, 1)).all()
+        paired = paired_accuracy(a, b, clusters) if is_accuracy else paired_ratio(a, b, np.ones(len(a)), clusters)
+        return (float(a.mean()), float(b.mean())), paired
     weights = a[:, 1]
     if not (weights == b[:, 1]).all():
         raise ConfigError(f"{task}: {name} weighs the same items differently in A and B, so it can't be compared")
-    found = paired_ratio(-a[:, 0], -b[:, 0], weights, clusters)
-    with np.errstate(over="ignore"):
-        shown = np.exp if kind == "perplexity" else _bits
-        figures = [shown(-each[:, 0].sum() / weights.sum()) for each in (a, b)]
-        difference, low, high = (float(shown(nats)) for nats in (found.difference, found.low, found.high))
-    found = replace(found, difference=difference, low=low, high=high)
-    return _filled(task, metric, figures, found, len(pairs))
-
-
-def _bits(nats: Any) -> Any:
-    return nats / math.log(2)
-
-
-def _filled(task: str, metric: Metric, values: Sequence[float], found: Paired, items: int) -> Row:
-    a, b = (float(value) for value in values)
-    low, high, p = (None if math.isnan(number) else number for number in (found.low, found.high, found.p))
-    ratio = found.difference if metric.kind == "perplexity" else None
-    return Row(
-        task, metric.name, metric.kind, metric.higher_is_better, a, b, b - a, ratio, low, high, p, None, found.test,
-        primary=False, items=items,
-    )  # fmt: skip
+    losses = -a[:, 0], -b[:, 0]
+    paired = paired_ratio(*losses, weights, clusters)
+    value_a, value_b = (from_nats(loss.sum() / weights.sum(), kind) for loss in losses)
+    difference, low, high = (from_nats(nats, kind) for nats in (paired.difference, paired.low, paired.high))
+    return (value_a, value_b), replace(paired, difference=difference, low=low, high=high)
 
 
 def _pairs(a: Sequence[Sample], b: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
     """The same items in both, in A's order; of equal items the first with the first, and so on."""
-
-    def keyed(samples: Sequence[Sample]) -> dict[tuple[str, int], Sample]:
-        seen: Counter[str] = Counter()
-        found = {}
-        for sample in sorted(samples, key=lambda sample: sample.item):
-            found[sample.hash, seen[sample.hash]] = sample
-            seen[sample.hash] += 1
-        return found
-
-    others = keyed(b)
-    return [(sample, others[key]) for key, sample in keyed(a).items() if key in others]
+    others = defaultdict(list)
+    for sample in sorted(b, key=lambda sample: -sample.item):
+        others[sample.hash].append(sample)  # the first item is the last of the list
+    in_order = sorted(a, key=lambda sample: sample.item)
+    return [(sample, others[sample.hash].pop()) for sample in in_order if others[sample.hash]]
 
 
-def _check_comparable(a: TaskResult, b: TaskResult, protocol_a: dict[str, Any], protocol_b: dict[str, Any]) -> None:
-    cures = {"version": "evaluate both with the same lm-eval"}
-    for key in ("version", "context_length", "num_fewshot"):
-        first, second = getattr(a, key), getattr(b, key)
+def _check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[int | None]) -> None:
+    facts: list[tuple[str, object, object, str]] = [
+        ("version", a.version, b.version, "lm-eval"),
+        ("context_length", a.context_length, b.context_length, "evaluation.context_length"),
+        ("num_fewshot", a.num_fewshot, b.num_fewshot, "evaluation.num_fewshot"),
+    ]
+    if a.num_fewshot > 0:
+        facts.append(("few-shot seed", seeds[0], seeds[1], "evaluation.seed"))
+    for name, first, second, cure in facts:
         if first != second:
-            cure = cures.get(key, f"evaluate both with the same evaluation.{key}")
-            raise ConfigError(f"{a.task} can't be compared: its {key} is {first} in A and {second} in B: {cure}")
-    seeds = [(protocol.get("seeds") or {}).get("fewshot") for protocol in (protocol_a, protocol_b)]
-    if a.num_fewshot > 0 and seeds[0] != seeds[1]:
-        raise ConfigError(
-            f"{a.task} can't be compared: its examples were drawn with seed {seeds[0]} in A and {seeds[1]} in B: "
-            "evaluate both with the same evaluation.seed"
-        )
+            values = f"{first} in A and {second} in B"
+            raise ConfigError(f"{a.task} can't be compared: its {name} is {values}: evaluate both with the same {cure}")
 
 
 def _differences(a: TaskResults, b: TaskResults) -> list[str]:
     """What differs and leaves scores comparable, a line each."""
     notes = []
-    for mine, theirs, name in ((a, b, "A"), (b, a, "B")):
-        only = [task.task for task in mine.tasks if task.task not in {task.task for task in theirs.tasks}]
-        if only:
+    tasks_a, tasks_b = ([task.task for task in results.tasks] for results in (a, b))
+    for name, mine, theirs in (("A", tasks_a, tasks_b), ("B", tasks_b, tasks_a)):
+        if only := [task for task in mine if task not in theirs]:
             notes.append(f"Only in {name}: {', '.join(only)}.")
-    pairs = [("dtype", a.protocol.get("dtype"), b.protocol.get("dtype"))]
-    pairs.append(("lm-eval", a.versions.get("lm-eval"), b.versions.get("lm-eval")))
-    notes += [f"{what} is {first} in A and {second} in B." for what, first, second in pairs if first != second]
+    for name, first, second in (("dtype", a.protocol, b.protocol), ("lm-eval", a.versions, b.versions)):
+        if first.get(name) != second.get(name):
+            notes.append(f"{name} is {first.get(name)} in A and {second.get(name)} in B.")
     if a.checkpoint.get("sha256") and a.checkpoint["sha256"] == b.checkpoint.get("sha256"):
         notes.append("A and B are the same checkpoint.")
     return notes
@@ -260,16 +246,13 @@ def _differences(a: TaskResults, b: TaskResults) -> list[str]:
 
 def _names(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, str]:
     """Names that differ: by step, place or content where the checkpoints' own don't, by letter at last."""
-    names = tuple(str(who.get("name") or "unnamed") for who in (a, b))
+    names = [str(checkpoint.get("name") or "unnamed") for checkpoint in (a, b)]
     if names[0] != names[1]:
         return names[0], names[1]
-    for key in ("step", "path", "sha256"):
-        marks = tuple(str(who.get(key) or "")[: 8 if key == "sha256" else None] for who in (a, b))
-        if all(marks) and marks[0] != marks[1]:
-            text = "step " if key == "step" else ""
-            return f"{names[0]} ({text}{marks[0]})", f"{names[1]} ({text}{marks[1]})"
-    return f"{names[0]} (A)", f"{names[1]} (B)"
-
-
-def _tasks(results: TaskResults) -> str:
-    return ", ".join(task.task for task in results.tasks) or "nothing"
+    for key, form in (("step", "step {}"), ("path", "{}"), ("sha256", "{:.8}")):
+        marks = [form.format(checkpoint[key]) for checkpoint in (a, b) if checkpoint.get(key)]
+        if len(set(marks)) == 2:
+            break
+    else:
+        marks = ["A", "B"]
+    return f"{names[0]} ({marks[0]})", f"{names[1]} ({marks[1]})"

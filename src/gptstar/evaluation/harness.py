@@ -17,8 +17,8 @@ from gptstar.checkpoint.read import load
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Score, Scorer
-from gptstar.evaluation.tasks.team import Settled, Team, no_progress
+from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Scorer
+from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 
 MAX_NEW = 256
@@ -41,7 +41,7 @@ def lm(
         path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.
         context_length: tokens read at most; 1,024, or what learned positions hold, unless given.
         device: as PyTorch calls it; `auto` takes a GPU where there is one.
-        dtype: the type of products: `float32`, `bfloat16` or `float16`.
+        dtype: the type of products.
         batch_tokens: tokens to read at once; by default 1,024 on a CPU, and on a GPU what its memory holds.
 
     Raises:
@@ -55,13 +55,23 @@ def lm(
     length = TasksConfig(context_length=context_length).length_for("any", model.config.n_ctx)
     model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     worker = Worker(Scorer(model, dtype=dtype, batch_tokens=batch_tokens), tokenizer)
-    return HarnessModel(Team(worker), tokenizer, lambda _: no_progress, length)
+    return HarnessModel(Team(worker), tokenizer, length)
 
 
 def n_to_write(task: Task) -> int:
     """Tokens that a task wants written for each item at most; none where it only scores."""
     settings = task.config.generation_kwargs if task.OUTPUT_TYPE == "generate_until" else None
     return int(normalize_gen_kwargs(settings, MAX_NEW)["max_gen_toks"]) if settings is not None else 0
+
+
+def room_for_prompt(context_length: int, n_new: int, task: str) -> int:
+    """Tokens of a prompt that the model can read when it is to write `n_new`; a task that leaves none is refused."""
+    if n_new >= context_length:
+        raise ConfigError(
+            f"evaluation.context_length={context_length} leaves no room for a prompt, as {task} wants {n_new} tokens "
+            "written: give a longer one"
+        )
+    return context_length - n_new
 
 
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
@@ -75,72 +85,48 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
 
     def __init__(
         self,
-        team: Team[Scorable | Prompt, Score | str],
+        team: Team,
         tokenizer: Tokenizer,
-        begin: Callable[[int], Settled],
         context_length: int,
+        on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        """Take requests for a team, of which this is rank 0.
-
-        Args:
-            begin: told how many results will come, it says whom to tell of them.
-        """
+        """Take requests for a team on its rank 0; `on_progress` gets the numbers of requests done and in all."""
         super().__init__()
         self.context_length, self.n_cut = context_length, 0
-        self._team, self._bpe, self._begin = team, tokenizer, begin
+        self._team, self._bpe, self._on_progress = team, tokenizer, on_progress
         self._encode = lru_cache(maxsize=256)(lambda text: tuple(tokenizer.encode([text])[0].tolist()))
 
     @property
     def eot_token_id(self) -> int:
-        """What stands before a text without a context."""
+        """The token that stands before a text without a context."""
         return self._bpe.end_of_text
 
     @property
     def tokenizer_name(self) -> str:
-        """By which the harness would tell its caches of requests apart."""
+        """The name by which the harness would tell its caches of requests apart."""
         return self._bpe.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Tokens of a text; what looks like a special token in it is text, and none is added."""
         return list(self._encode(string))
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """As the harness has it, without a bar of its own."""
-        return super().loglikelihood(requests, disable_tqdm=True)
-
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """Of each continuation: its log-likelihood in nats, and whether greedy decoding would have written it.
-
-        Raises:
-            ConfigError: an empty continuation, or one longer than the context length.
-        """
+        """The log-likelihood of each continuation in nats, and whether greedy decoding would have written it."""
         scorables = []
         for (context, continuation), before, after in requests:
             try:
                 scorables.append(Scorable.cut(before, after, self.context_length))
-                self.n_cut += len(before) + len(after) > self.context_length + 1
             except ValueError as error:
                 start = f"{context[-40:]!r} + {continuation[:40]!r}"
                 raise ConfigError(
                     f"{error}, at {start}: nothing to score, or evaluation.context_length={self.context_length} is too "
                     "short"
                 ) from error
-
-        settled = self._begin(len(scorables))
-
-        def keep(found: Mapping[int, Score]) -> None:
-            settled(found)
-            for number, score in found.items():
-                answer = (score.log_likelihood, score.greedy)
-                self.cache_hook.add_partial("loglikelihood", requests[number][0], answer)
-
-        answers = []
-        for score in self._team.all_results(scorables, keep):
-            assert isinstance(score, Score)
-            answers.append((score.log_likelihood, score.greedy))
-        return answers
+            self.n_cut += len(before) + len(after) > self.context_length + 1
+        scores = self._results(scorables, "loglikelihood", [arguments for arguments, _, _ in requests])
+        return [tuple(score) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[float]:
         """The log-likelihood of each whole text, in nats, from the token that separates documents on."""
@@ -153,11 +139,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 windows.append(Scorable.cut(before, after, self.context_length))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        for owner, score in zip(owners, self._team.all_results(windows, self._begin(len(windows))), strict=True):
-            assert isinstance(score, Score)
+        for owner, score in zip(owners, self._results(windows), strict=True):
             totals[owner] += score.log_likelihood
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
@@ -168,30 +151,34 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
                 sampling that is not offered.
         """
         prompts = [self._prompt(*request.args) for request in requests]
-        settled = self._begin(len(prompts))
+        is_drawn = [prompt.temperature > 0 for prompt in prompts]  # which is not to be repeated from a cache
+        cached = [None if drawn else request.args for request, drawn in zip(requests, is_drawn, strict=True)]
+        return self._results(prompts, "generate_until", cached)
 
-        def keep(found: Mapping[int, str]) -> None:
-            settled(found)
-            for number, text in found.items():
-                if prompts[number].temperature == 0.0:  # a draw is not to be repeated from a cache
-                    self.cache_hook.add_partial("generate_until", requests[number].args, text)
+    def _results(self, requests: Sequence[Scorable | Prompt], kind: str = "", cached: Sequence[Any] = ()) -> list[Any]:
+        """Results of requests; those with arguments in `cached` go to the harness's cache of this kind as they come."""
+        n_done = 0
 
-        return [str(text) for text in self._team.all_results(prompts, keep)]
+        def on_results(results: Mapping[int, Any]) -> None:
+            nonlocal n_done
+            n_done += len(results)
+            self._on_progress(n_done, len(requests))
+            for number, result in results.items() if cached else ():
+                if cached[number] is not None:
+                    answer = result if isinstance(result, str) else tuple(result)
+                    self.cache_hook.add_partial(kind, cached[number], answer)
+
+        self._on_progress(0, len(requests))
+        return self._team.all_results(requests, on_results)
 
     def _prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
-        wanted = dict(normalize_gen_kwargs(settings, MAX_NEW))
-        n_new, until, sampled = wanted.pop("max_gen_toks"), wanted.pop("until"), wanted.pop("do_sample", False)
-        temperature = wanted.pop("temperature", None)
-        top_k = wanted.pop("top_k", None)
-        unknown = [key for key, value in wanted.items() if sampled and value is not None]
+        choices = dict(normalize_gen_kwargs(settings, MAX_NEW))
+        n_new, until, sampled = choices.pop("max_gen_toks"), choices.pop("until"), choices.pop("do_sample", False)
+        temperature, top_k = choices.pop("temperature", None), choices.pop("top_k", None)
+        unknown = [key for key, value in choices.items() if sampled and value is not None]
         if unknown:
             raise ConfigError(f"a task asks for {', '.join(unknown)} when sampling, which is not offered: leave it out")
-        room = self.context_length - n_new
-        if room < 1:
-            raise ConfigError(
-                f"evaluation.context_length={self.context_length} leaves no room for a prompt, as a task wants {n_new} "
-                "tokens written: give a longer one"
-            )
+        room = room_for_prompt(self.context_length, n_new, "a task")
         tokens = self.tok_encode(context) or [self.eot_token_id]
         self.n_cut += len(tokens) > room
         return Prompt(

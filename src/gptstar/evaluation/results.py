@@ -1,4 +1,4 @@
-"""What an evaluation found: `results.json`, written and read."""
+"""The results of an evaluation: `results.json`, written and read."""
 
 import json
 import math
@@ -7,14 +7,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from gptstar import __version__
-from gptstar.errors import ConfigError
+from gptstar.errors import ConfigError, in_one_line
 from gptstar.files import write_text
 
 FORMAT = "gptstar results"
 FORMAT_VERSION = 1
+HEADER = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": "tasks"}
 FILE_NAME = "results.json"
 
 Kind = Literal["mean", "perplexity", "bits_per_byte", "other"]
@@ -31,7 +33,7 @@ class Metric:
     """One figure of a task, with its 95 % interval.
 
     Attributes:
-        low, high: None where the metric is no mean over items and so has no interval here.
+        low, high: None where the metric is not a mean over items and so has no interval here.
         method: of the interval, such as `Wilson` or `bootstrap-t over documents`.
         subset: of the items it is over: None for all of them, or `clean`, those that training never saw.
     """
@@ -108,17 +110,16 @@ def versions_of(*packages: str) -> dict[str, str]:
     return {"gptstar": __version__} | {name: version(name) for name in packages}
 
 
-def to_json(figures: dict[str, Any]) -> str:
-    """Figures as text; what is not a number becomes null, as JSON has no NaN."""
+def from_nats(nats: float, kind: Kind) -> float:
+    """A mean loss in nats as a metric shows it: a perplexity, or bits per byte."""
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats) if kind == "perplexity" else nats / math.log(2))
 
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: clean(each) for key, each in value.items()}
-        if isinstance(value, list | tuple):
-            return [clean(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(clean(figures), indent=1) + "\n"
+def to_json(figures: Any) -> str:
+    """Figures as text; NaN and infinities become null, as JSON lacks them."""
+    finite = json.loads(json.dumps(figures), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=1) + "\n"
 
 
 def write_tasks(results: TaskResults, folder: Path) -> Path:
@@ -128,9 +129,8 @@ def write_tasks(results: TaskResults, folder: Path) -> Path:
         OSError: it can't be written; an older one stands.
     """
     path = folder / FILE_NAME
-    tree = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": "tasks"} | asdict(results)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, to_json(tree))
+    write_text(path, to_json(HEADER | asdict(results)))
     return path
 
 
@@ -143,15 +143,19 @@ def read_tasks(path: Path) -> TaskResults:
     file = path / FILE_NAME if path.is_dir() else path
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"can't read results from {file}: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("kind") != "tasks":
-        raise ConfigError(f"{file} holds no results of tasks, as evaluate.py evaluation.tasks=[…] writes them")
-    if tree["format_version"] != FORMAT_VERSION:
-        raise ConfigError(f"{file} has format {tree['format_version']}, this version reads {FORMAT_VERSION}")
-    try:
+        header = {key: tree.get(key) for key in HEADER}
+        if header != HEADER:
+            raise ValueError(f"its header is {header} instead of {HEADER}")
         return TypeAdapter(TaskResults).validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file} is damaged at {where}: {first['msg']}") from error
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"{file} is not results of tasks, as evaluate.py evaluation.tasks=[…] writes them: {problem(error)}"
+        ) from error
+
+
+def problem(error: Exception) -> str:
+    """What is wrong with a file, in one line: where pydantic found several things wrong, the first."""
+    if not isinstance(error, ValidationError):
+        return in_one_line(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -1,7 +1,7 @@
 """Studies of context length as tables, for the terminal and as Markdown."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -20,98 +20,94 @@ def length_table(curve: Curve, title: str | None = None) -> Table:
     for column in ("context", "×", "loss", change, "perplexity", "bits/byte"):
         table.add_column(column, justify="right")
     for result in curve.lengths:
-        table.add_row(f"{result.context_length:,}", _multiple(result, curve), *_cells(result))
+        multiple = f"{result.context_length / curve.trained_at:.4g}" if curve.trained_at else ""
+        cells = [f"{result.context_length:,}", multiple, _half(result.loss)]
+        if result.perplexity is not None:
+            perplexity = result.perplexity.value
+            shown = f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.2e}"
+            bits = f"{result.bits_per_byte.value:.3f}" if result.bits_per_byte else "unknown"
+            cells += [_half(_change(result), "+") if result.change else "", shown, bits]
+        table.add_row(*cells)
     return table
 
 
 def comparison_table(curves: Sequence[Curve], *, bits: bool = False) -> Table:
-    """Several models at each context length, for the terminal.
-
-    Args:
-        bits: bits per byte in place of loss.
-    """
+    """Several models at each context length, by their loss or bits per byte, for the terminal."""
     table = Table(title=f"{'bits per byte' if bits else 'loss'}, ± half of the 95 % interval")
     table.add_column("context", justify="right")
     for curve in curves:
         table.add_column(Text(curve.name), justify="right")
     for results in zip(*(curve.lengths for curve in curves), strict=True):
-        figures = [result.bits_per_byte if bits else result.loss for result in results]
-        cells = [UNDEFINED if each is None else f"{each.value:.3f}{_half(each.low, each.high, 3)}" for each in figures]
+        cells = [_half(result.bits_per_byte if bits else result.loss) for result in results]
         table.add_row(f"{results[0].context_length:,}", *cells)
     return table
 
 
 def cost_line(curve: Curve) -> str:
     """What reading took, and how it grows with the context."""
-    there = [result for result in curve.lengths if result.seconds is not None]
-    each = "; ".join(
-        f"{result.context_length:,}: {result.seconds:.1f} s, {(result.memory or 0) / 1e9:.2f} GB" for result in there
+    costs = "; ".join(
+        f"{result.context_length:,}: {result.seconds:.1f} s, {(result.memory or 0) / 1e9:.2f} GB"
+        for result in curve.lengths
+        if result.seconds is not None
     )
-    growths = ((curve.time_growth, "time"), (curve.memory_growth, "memory"))
-    said = ", ".join(f"{what} as T^{power:.2f}" for power, what in growths if math.isfinite(power))
-    return f"{each}; a window of T tokens takes {said}" if said else each
+    powers = (("time", curve.time_growth), ("memory", curve.memory_growth))
+    growth = ", ".join(f"{name} as T^{power:.2f}" for name, power in powers if math.isfinite(power))
+    return f"{costs}; a window of T tokens takes {growth}" if growth else costs
 
 
 def length_markdown(curves: Sequence[Curve], head: Sequence[str]) -> str:
-    """All models of a study, with whole intervals.
-
-    Args:
-        head: lines about the text and the protocol, before the tables.
-    """
+    """All models of a study, with whole intervals, below the lines of `head` about the text and the protocol."""
     lines = ["# Loss against context length", "", *head]
     for curve in curves:
         change = "change" if curve.reference is None else f"change against {curve.reference:,}"
-        columns = ("context", "mean context", "tokens", "loss", change, "p", "perplexity", "bits/byte", "s", "GB")
+        columns = ["context", "mean context", "tokens", "loss", change, "p", "perplexity", "bits/byte", "s", "GB"]
         lines += ["", f"## {curve.name}", "", f"Intervals are of 95 %, over {curve.units}.", ""]
         if curve.reference is None:
             lines[-2] = "The published estimator has no intervals."
-        lines += [f"| {' | '.join(columns)} |", f"|{' ---: |' * len(columns)}"]
-        for result in curve.lengths:
-            lines.append(f"| {' | '.join(_markdown_cells(result))} |")
-        lines += ["", cost_line(curve)]
+        lines += [*markdown_table(columns, map(_markdown_cells, curve.lengths)), "", cost_line(curve)]
         if curve.positions:
-            lines += ["", "| tokens before a target | targets | loss |", "| ---: | ---: | ---: |"]
-            lines += [f"| {p.first:,} to {p.last:,} | {p.tokens:,} | {_whole(p.loss, 4)} |" for p in curve.positions]
+            columns = ["tokens before a target", "targets", "loss"]
+            rows = [(f"{p.first:,} to {p.last:,}", f"{p.tokens:,}", _whole(p.loss, 4)) for p in curve.positions]
+            lines += ["", *markdown_table(columns, rows)]
     return "\n".join(lines) + "\n"
 
 
-def _multiple(result: LengthResult, curve: Curve) -> str:
-    return f"{result.context_length / curve.trained_at:.4g}" if curve.trained_at else ""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 0) -> list[str]:
+    """The lines of a Markdown table, with the first `n_left` columns aligned to the left, the others to the right."""
+    rule = ["---" if number < n_left else "---:" for number in range(len(header))]
+    lines = []
+    for row in (header, rule, *rows):
+        cells = [cell.replace("|", "\\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
-def _cells(result: LengthResult) -> list[str]:
-    if result.loss is None or result.perplexity is None:
-        return [UNDEFINED, "", "", ""]
-    change = ""
-    if result.change is not None:
-        change = f"{result.change.difference:+.3f}{_half(result.change.low, result.change.high, 3)}"
-    bits = f"{result.bits_per_byte.value:.3f}" if result.bits_per_byte else "unknown"
-    loss = f"{result.loss.value:.3f}{_half(result.loss.low, result.loss.high, 3)}"
-    perplexity = result.perplexity.value
-    return [loss, change, f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.2e}", bits]
+def _half(interval: Interval | None, sign: str = "") -> str:
+    """A figure with half the width of its interval."""
+    if interval is None:
+        return UNDEFINED
+    value, half = f"{interval.value:{sign}.3f}", (interval.high - interval.low) / 2
+    return f"{value} ± {half:.3f}" if math.isfinite(half) else value
 
 
-def _half(low: float, high: float, digits: int) -> str:
-    width = (high - low) / 2
-    return f" ± {width:.{digits}f}" if math.isfinite(width) else ""
+def _change(result: LengthResult) -> Interval | None:
+    """The change of a result's loss against the reference."""
+    paired = result.change
+    return None if paired is None else Interval(paired.difference, paired.low, paired.high, paired.test)
 
 
 def _markdown_cells(result: LengthResult) -> list[str]:
-    first = [f"{result.context_length:,}", f"{result.mean_context:,.0f}", f"{result.tokens:,}"]
+    cells = [f"{result.context_length:,}", f"{result.mean_context:,.0f}", f"{result.tokens:,}"]
     if result.loss is None or result.perplexity is None:
-        return [*first, UNDEFINED, *[""] * 6]
-    change = p = ""
-    if result.change is not None:
-        paired = result.change
-        change = _whole(Interval(paired.difference, paired.low, paired.high, paired.test), 4, "+")
-        p = f"{paired.p:.2g}" if math.isfinite(paired.p) else ""
-    bits = _whole(result.bits_per_byte, 4) if result.bits_per_byte else "unknown"
-    cost = [f"{result.seconds or 0:.1f}", f"{(result.memory or 0) / 1e9:.2f}"]
-    return [*first, _whole(result.loss, 4), change, p, _whole(result.perplexity, 2), bits, *cost]
+        return [*cells, UNDEFINED, *[""] * 6]
+    change = _change(result)
+    cells += [_whole(result.loss, 4), _whole(change, 4, "+") if change else ""]
+    cells.append(f"{result.change.p:.2g}" if result.change and math.isfinite(result.change.p) else "")
+    cells += [_whole(result.perplexity, 2), _whole(result.bits_per_byte, 4) if result.bits_per_byte else "unknown"]
+    return [*cells, f"{result.seconds or 0:.1f}", f"{(result.memory or 0) / 1e9:.2f}"]
 
 
 def _whole(interval: Interval, digits: int, sign: str = "") -> str:
-    value = f"{interval.value:{sign}.{digits}f}"
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return value
-    return f"{value} [{interval.low:{sign}.{digits}f}, {interval.high:{sign}.{digits}f}]"
+    """A figure with its interval."""
+    value, low, high = (f"{each:{sign}.{digits}f}" for each in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]" if math.isfinite(interval.high - interval.low) else value

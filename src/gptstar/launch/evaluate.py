@@ -54,7 +54,7 @@ def run(config: "EvaluateConfig") -> None:
             if ranks.first:
                 study(named, evaluation, shards=config.shards, device=device, console=console, output=output)
         else:
-            from gptstar.evaluation.tasks.report import evaluate_and_report
+            from gptstar.evaluation.tasks.suite import evaluate_and_report
 
             evaluate_and_report(*named[0], evaluation, device, output, console)
 

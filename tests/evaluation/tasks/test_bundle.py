@@ -12,8 +12,9 @@ from rich.console import Console
 
 from gptstar.errors import ConfigError, DataError, Refusal
 from gptstar.evaluation.tasks.bundle import bundle
-from gptstar.evaluation.tasks.manifest import FILE_NAME, read_manifest, sha256_of
+from gptstar.evaluation.tasks.manifest import FILE_NAME, read_manifest
 from gptstar.evaluation.tasks.offline import item_hash, load_tasks, source_of
+from gptstar.files import file_sha256
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -46,9 +47,9 @@ def test_it_holds_the_same_items_with_their_origin(source: Path, tmp_path: Path,
     entry = made["piqa.jsonl"]
     assert (entry.rows, entry.dataset, entry.licence) == (7, "baber/piqa", "AFL-3.0")
     assert (entry.split, entry.stands_for, entry.revision) == (None, "validation", None)  # the source does not say
-    assert entry.sha256 == sha256_of(folder / "piqa.jsonl")
+    assert entry.sha256 == file_sha256(folder / "piqa.jsonl")
     assert entry.bytes == (folder / "piqa.jsonl").stat().st_size
-    assert entry.taken_from == sha256_of(source / "piqa.jsonl")
+    assert entry.taken_from == file_sha256(source / "piqa.jsonl")
     assert [json.loads(line) for line in (folder / "piqa.jsonl").read_text().splitlines()] == PIQA
     for one, other in zip(load_tasks(TASKS, source), load_tasks(TASKS, folder), strict=True):
         assert list(map(item_hash, one.eval_docs)) == list(map(item_hash, other.eval_docs))
@@ -63,7 +64,7 @@ def test_real_files_go_through_unchanged(shared: Path, tmp_path: Path, console: 
     made = bundle(tasks, tmp_path, source=shared / "benchmarks", console=console)
     assert [made[f"{task}.jsonl"].rows for task in tasks] == [3091, 60, 1102, 760]
     for task in tasks:
-        assert sha256_of(tmp_path / f"{task}.jsonl") == sha256_of(shared / "benchmarks" / f"{task}.jsonl")
+        assert file_sha256(tmp_path / f"{task}.jsonl") == file_sha256(shared / "benchmarks" / f"{task}.jsonl")
 
 
 def test_a_file_that_has_changed_is_refused(source: Path, tmp_path: Path, console: Console) -> None:
@@ -129,7 +130,7 @@ def test_refusals_are_one_line(source: Path, tmp_path: Path, console: Console) -
         "lacks wikitext.jsonl": lambda: bundle(["wikitext"], folder, source=source, console=console),
         "winogrande.jsonl, line 1: no column 'option1'": lambda: bundle(TASKS, folder, source=source, console=console),
         "can't be written": lambda: bundle(TASKS, tmp_path / "file" / "x", source=source, console=console),
-        "no manifest as": lambda: bundle(TASKS, tmp_path / "odd", source=source, console=console),
+        "not a manifest as": lambda: bundle(TASKS, tmp_path / "odd", source=source, console=console),
         "baber/piqa on the Hub, can't be had": lambda: bundle(["piqa"], tmp_path / "hub", source=None, console=console),
     }.items():
         with pytest.raises(Refusal) as refused:

@@ -22,8 +22,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from gptstar.errors import ConfigError, DataError
 from gptstar.evaluation.tasks.config import SUITE
 from gptstar.evaluation.tasks.hub import reachable
-from gptstar.evaluation.tasks.manifest import Entry, sha256_of, write_manifest
+from gptstar.evaluation.tasks.manifest import Entry, write_manifest
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
+from gptstar.files import file_sha256
 
 pytestmark = pytest.mark.usefixtures("no_network")
 
@@ -153,21 +154,25 @@ Change = Callable[[list[dict[str, Any]]], None]
     [
         ("lambada_openai", lambda r: r[1].update(text="alone"), ["line 2", "'text'", "alone"]),
         ("lambada_openai", lambda r: r[1].update(text=""), ["line 2", "'text'"]),
-        ("wikitext", lambda r: r[1].update(page=" \n"), ["line 2", "'page' is empty"]),
+        ("wikitext", lambda r: r[1].update(page=" \n"), ["line 2", "'page' is ' \\n'", "a text that is not empty"]),
         ("wikitext", lambda r: [row.update(text=row.pop("page")) for row in r], ["line 1", "no column 'page'"]),
         ("piqa", lambda r: r[2].pop("sol2"), ["line 3", "no column 'sol2'", "piqa"]),
         ("piqa", lambda r: r[2].update(label=2), ["line 3", "'label' is 2", "0 or 1"]),
         ("piqa", lambda r: r[0].update(label=-1), ["line 1", "'label' is -1", "validation split"]),
-        ("piqa", lambda r: r[0].update(label="1"), ["line 1", "'label' is '1'", "int is needed"]),
+        ("piqa", lambda r: r[0].update(label="1"), ["line 1", "'label' is '1'", "needs 0 or 1"]),
         ("piqa", lambda r: r[0].update(label=True), ["line 1", "'label' is True"]),
-        ("piqa", lambda r: r[1].update(sol1="  "), ["line 2", "'sol1' is empty"]),
-        ("piqa", lambda r: r[1].update(goal=None), ["line 2", "'goal' is None", "str is needed"]),
+        ("piqa", lambda r: r[1].update(sol1="  "), ["line 2", "'sol1' is '  '", "piqa needs a text that is not empty"]),
+        ("piqa", lambda r: r[1].update(goal=None), ["line 2", "'goal' is None", "needs a text"]),
         ("piqa", lambda r: r[1].update(more=1), ["line 2", "a column 'more', which line 1 lacks"]),
         ("hellaswag", lambda r: r[1].update(label=""), ["line 2", "'label' is ''", "0 to 3"]),
         ("hellaswag", lambda r: r[1]["endings"].pop(), ["line 2", "'endings'", "four texts"]),
-        ("winogrande", lambda r: r[2].update(sentence="no gap"), ["line 3", "no '_'", "no gap"]),
+        (
+            "winogrande",
+            lambda r: r[2].update(sentence="no gap"),
+            ["line 3", "'sentence' is 'no gap'", "with '_'"],
+        ),
         ("winogrande", lambda r: r[2].update(answer="3"), ["line 3", "'answer' is '3'", "'1' or '2'"]),
-        ("winogrande", lambda r: r[2].update(option2=""), ["line 3", "'option2' is empty"]),
+        ("winogrande", lambda r: r[2].update(option2=""), ["line 3", "'option2' is ''", "a text that is not empty"]),
         ("winogrande", lambda r: r.clear(), ["holds no items"]),
     ],
 )
@@ -186,9 +191,9 @@ def test_what_is_wrong_is_named(tmp_path: Path, task: str, change: Change, told:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b'{"page": "a"}\n\n{"page": \n', "line 3: no JSON"),
-        (b'{"page": "a"}\n["b"]\n', "line 2: no JSON object, but list"),
-        (b'{"page": "\xff"}\n', "line 1: not UTF-8"),
+        (b'{"page": "a"}\n\n{"page": \n', "line 3: not JSON"),
+        (b'{"page": "a"}\n["b"]\n', "line 2: not a JSON object, but list"),
+        (b'{"page": "\xff"}\n', "line 1: not JSON .*utf-8"),
         (b"", "holds no items"),
     ],
 )
@@ -291,10 +296,10 @@ def test_the_source_says_which_file_and_split(folder: Path) -> None:
     file = folder / "wikitext.jsonl"
     (task,) = load_tasks(["wikitext"], folder)
     source = source_of(task)
-    assert (source["path"], source["sha256"], source["rows"]) == (str(file), sha256_of(file), 2)
+    assert (source["path"], source["sha256"], source["rows"]) == (str(file), file_sha256(file), 2)
     assert (source["split"], source["stands_for"]) == (None, "test")  # the file does not say
 
-    entry = Entry("wikitext", "validation", "test", 2, 1, sha256_of(file), "x/y", None, "abc", "CC", None, None)
+    entry = Entry("wikitext", "validation", "test", 2, 1, file_sha256(file), "x/y", None, "abc", "CC", None, None)
     write_manifest(folder, {"wikitext.jsonl": entry})
     (task,) = load_tasks(["wikitext"], folder)
     assert (source_of(task)["split"], source_of(task)["revision"]) == ("validation", "abc")

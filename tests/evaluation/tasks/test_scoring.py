@@ -67,17 +67,17 @@ sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=30), min_s
 
 @settings(max_examples=150, deadline=None)
 @given(sequences, st.randoms())
-def test_rows_hold_every_sequence_and_each_node_sees_its_own_way(these, draw):
+def test_rows_hold_every_sequence_and_each_node_attends_to_its_own_way(these, draw):
     rows = rows_of(these)
     assert sorted(number for row in rows for number in row.paths) == list(range(len(these)))
     for row in rows:
-        seen = row.seen()
+        mask = row.attention_mask()
         reached = np.zeros(len(row.tokens), dtype=bool)
         for number, path in row.paths.items():
             assert row.tokens[path].tolist() == these[number]
             assert row.positions[path].tolist() == list(range(len(path)))
             for depth, node in enumerate(path):
-                assert np.flatnonzero(seen[node]).tolist() == path[: depth + 1].tolist()
+                assert np.flatnonzero(mask[node]).tolist() == path[: depth + 1].tolist()
             reached[path] = True
         assert reached.all()
         assert row.branched == (max(len(path) for path in row.paths.values()) < len(row.tokens))

@@ -84,7 +84,7 @@ def test_one_process_is_a_team() -> None:
         settled(dict(enumerate(these)))
         return {number: each * 2 for number, each in reversed(list(enumerate(these)))}
 
-    team: Team[int, int] = Team(work)
+    team = Team(work)
     assert team.all_results([3, 1, 2], lambda found: told.extend(found)) == [6, 2, 4]
     assert told == [0, 1, 2]
     team.dismiss()

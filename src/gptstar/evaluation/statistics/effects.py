@@ -34,7 +34,7 @@ class Effect:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The same in words."""
         if self.is_significant:
             return "significant"
         if not self.low <= 0 <= self.high and not math.isnan(self.p):
@@ -42,36 +42,31 @@ class Effect:
         return "not told apart from chance" if self.n_seeds > 1 else "one seed: says nothing"
 
 
-def blocked_effect(differences: Mapping[Hashable, Mapping[Hashable, float]], confidence: float = 0.95) -> Effect:
-    """Of paired differences, Student's t over seeds; of a design with holes, its largest part without.
+def blocked_effect(differences: Mapping[Hashable, Mapping[Hashable, float]]) -> Effect:
+    """The mean of differences by seed and cell, by Student's t; of a design with holes, its largest part without.
 
     A seed decides initial weights and the order of data in every cell, so cells of one seed are not independent: they
     are averaged first, and the seeds' means are what varies.
 
-    Args:
-        differences: by seed and cell.
-
     Raises:
         ValueError: there is no difference at all.
     """
-    if not differences:
-        raise ValueError("no pair of runs differs in this alone")
     seeds, cells = _complete(differences)
     means = np.array([np.mean([differences[seed][cell] for cell in cells]) for seed in seeds])
     n, value, n_cells = len(means), float(means.mean()), len(cells)
     if n < 2:
         return Effect(value, math.nan, math.nan, math.nan, n, n_cells)
     error = float(means.std(ddof=1)) / math.sqrt(n)
-    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    half = float(stats.t.ppf(0.975, n - 1)) * error
     p = float(2 * stats.t.sf(abs(value) / error, n - 1)) if error else float(value == 0)
     return Effect(value, value - half, value + half, p, n, n_cells)
 
 
 def _complete(differences: Mapping[Hashable, Mapping[Hashable, float]]) -> tuple[list[Hashable], frozenset[Hashable]]:
-    """Seeds and cells of which none is missing: most together, and of those that hold as many, most seeds."""
-    held = {seed: frozenset(cells) for seed, cells in differences.items()}
-    candidates = {one & two for one in held.values() for two in held.values()} - {frozenset()}
-    blocks = [([seed for seed, cells in held.items() if wanted <= cells], wanted) for wanted in candidates]
+    """The seeds and cells of the largest block without holes; of blocks of one size, that with most seeds."""
+    cells_of = {seed: frozenset(cells) for seed, cells in differences.items()}
+    shared = {one & two for one in cells_of.values() for two in cells_of.values()} - {frozenset()}
+    blocks = [([seed for seed, cells in cells_of.items() if block <= cells], block) for block in shared]
     if not blocks:
         raise ValueError("no pair of runs differs in this alone")
     return max(blocks, key=lambda block: (len(block[0]) * len(block[1]), len(block[0]), sorted(map(str, block[1]))))

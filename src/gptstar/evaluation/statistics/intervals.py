@@ -1,17 +1,26 @@
-"""How sure a figure is: accuracies, and means of documents of different lengths."""
+"""How sure a figure is: accuracies by Wilson's interval, ratios of sums over documents by the studentised bootstrap."""
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from gptstar.evaluation.statistics.bootstrap import Ratio, Studentised, cluster_numbers
-
 RESAMPLES = 9_999
+
+LEAST_UNITS = 5
+"""Below this, more than 1 resample in 100 is of one unit alone, and has no standard error."""
+
+MOST_DEGENERATE = 0.005
+"""Share of resamples without a standard error up to which the others are believed."""
+
+CHUNK_DRAWS = 2**16
+"""Units drawn at once (or those of one resample, if more): their numbers and counts fit a CPU's cache."""
+
+Clusters = Sequence[int] | np.ndarray | None
+"""`(item,)`: items of the same number are not independent. None where every item stands alone."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,29 @@ class Interval:
     high: float
     method: str
 
+    def transformed(self, function: Callable[[np.float64], float]) -> "Interval":
+        """The interval of a function of the figure that rises or falls throughout, such as exp of a mean loss."""
+        with np.errstate(over="ignore"):
+            value, *ends = (float(function(np.float64(number))) for number in (self.value, self.low, self.high))
+        return replace(self, value=value, low=min(ends), high=max(ends))
 
-def accuracy_interval(
-    correct: ArrayLike, clusters: Sequence[int] | np.ndarray | None = None, confidence: float = 0.95
-) -> Interval:
-    """Of a share of items: Wilson's score interval (Wilson 1927).
+
+def cluster_numbers(clusters: Clusters, n_items: int) -> np.ndarray | None:
+    """Clusters numbered from 0, `(item,)`; None where every item is a cluster of its own.
+
+    Raises:
+        ValueError: not one for each item.
+    """
+    if clusters is None:
+        return None
+    if len(clusters) != n_items:
+        raise ValueError(f"{len(clusters)} clusters for {n_items} items")
+    names, numbers = np.unique(np.asarray(clusters), return_inverse=True)
+    return numbers if len(names) < n_items else None
+
+
+def accuracy_interval(correct: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a share of items, `(item,)`, each 0 or 1 (Wilson 1927).
 
     With clusters it is Wilson's at the effective sample size: items divided by the design effect, and by the square of
     the ratio of Student quantiles for clusters and for items (Korn & Graubard 1998; Dean & Pagano 2015 find Wilson's at
@@ -42,10 +69,6 @@ def accuracy_interval(
     knows, and so varies less than coins would. Cutting it at 1, as Korn & Graubard do, covers 99 % and more there. It
     is pulled towards 1 by as many pseudo-clusters as Wilson's interval has pseudo-items, so that it never is 0. Where
     all items are right, or none, they can't tell it: then each cluster counts as one item.
-
-    Args:
-        correct: `(item,)`, each 0 or 1.
-        clusters: `(item,)`: items of the same number are not independent.
 
     Raises:
         ValueError: something that is neither 0 nor 1; not one cluster for each item.
@@ -59,22 +82,16 @@ def accuracy_interval(
     if n == 0 or (numbers is not None and numbers.max() == 0):
         return Interval(value, math.nan, math.nan, "none")
     size = float(n) if numbers is None else _effective_size(right, numbers, confidence)
-    low, high = _wilson(value, size, confidence)
-    # At 0 and 1 one end is the value itself, but for rounding.
-    low, high = max(0.0, min(low, value)), min(1.0, max(high, value))
+    z = float(stats.norm.ppf((1 + confidence) / 2))
+    centre = value + z**2 / (2 * size)
+    reach = z * math.sqrt(value * (1 - value) / size + z**2 / (4 * size**2))
+    low, high = (centre - reach) / (1 + z**2 / size), (centre + reach) / (1 + z**2 / size)
+    low, high = max(0.0, min(low, value)), min(1.0, max(high, value))  # at 0 and 1 one end differs by rounding only
     return Interval(value, low, high, "Wilson" if numbers is None else "Wilson, clustered")
 
 
-def _wilson(share: float, size: float, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a share of so many items, which need not be a whole number."""
-    z = float(stats.norm.ppf((1 + confidence) / 2))
-    centre = share + z**2 / (2 * size)
-    reach = z * math.sqrt(share * (1 - share) / size + z**2 / (4 * size**2))
-    return (centre - reach) / (1 + z**2 / size), (centre + reach) / (1 + z**2 / size)
-
-
 def _effective_size(right: np.ndarray, numbers: np.ndarray, confidence: float) -> float:
-    """Independent items that would tell as much as these in their clusters."""
+    """The number of independent items that would tell as much as these in their clusters."""
     n, n_clusters, share = len(right), int(numbers.max()) + 1, float(right.mean())
     if share in (0, 1):
         effect = n / n_clusters
@@ -92,51 +109,113 @@ def _effective_size(right: np.ndarray, numbers: np.ndarray, confidence: float) -
 def ratio_interval(
     numerators: ArrayLike,
     denominators: ArrayLike,
-    clusters: Sequence[int] | np.ndarray | None = None,
+    clusters: Clusters = None,
     confidence: float = 0.95,
     seed: int = 0,
-    transform: Callable[[Any], Any] | None = None,
     n_resamples: int = RESAMPLES,
 ) -> Interval:
-    """Of a sum over a sum, such as nats per word over documents: bootstrap-t.
+    """The bootstrap-t interval of a sum over a sum of numbers of items, `(item,)`, such as nats per word of documents.
 
     Documents (or clusters) are resampled, and the ratio's deviation is measured in its own standard error, so that
-    skewed documents do not give too short an interval. Before any transform it is symmetric (Hall 1988). With fewer
-    than 5 documents it is Student's t instead. The order of items does not matter.
-
-    Args:
-        numerators, denominators: `(item,)`.
-        clusters: `(item,)`: items of the same number are not independent.
-        transform: of value and ends, rising or falling throughout, such as exp of a mean loss for perplexity.
-
-    Returns:
-        Low and high are NaN for a single document, and the value where all documents have the same ratio.
+    skewed documents do not give too short an interval. It is symmetric (Hall 1988). With fewer than 5 documents it is
+    Student's t instead. The order of items does not matter. Low and high are NaN for a single document, and the value
+    where all documents have the same ratio.
 
     Raises:
         ValueError: not as many numerators, denominators and clusters.
     """
-    ratio = Ratio.of(numerators, denominators, clusters)
-    if ratio.n_units < 2 or not math.isfinite(ratio.value):
-        low, high, method = math.nan, math.nan, "none"
-    elif ratio.standard_error == 0:
-        low, high, method = ratio.value, ratio.value, f"no variation over {ratio.unit}"
+    ratio = Ratio(numerators, denominators, clusters)
+    return studentised(ratio, confidence=confidence, n_resamples=n_resamples, seed=seed)[0]
+
+
+class Ratio:
+    """Sum of numerators over sum of denominators; independent units, which may be clusters of items.
+
+    Attributes:
+        residuals: `(unit,)`: numerator less the ratio times the denominator, by which the ratio is linearised.
+        denominators: `(unit,)`.
+        unit: what the units are called: items, documents, clusters.
+    """
+
+    def __init__(self, numerators: ArrayLike, denominators: ArrayLike, clusters: Clusters = None) -> None:
+        """Make a ratio from the numbers of each item.
+
+        Raises:
+            ValueError: not as many numerators as denominators.
+        """
+        x, w = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+        if x.shape != w.shape or x.ndim != 1:
+            raise ValueError(f"numerators {x.shape}, denominators {w.shape}")
+        self.unit = "items" if len(w) == 0 or (w == w[0]).all() else "documents"
+        numbers = cluster_numbers(clusters, len(x))
+        if numbers is not None:
+            x, w, self.unit = np.bincount(numbers, x), np.bincount(numbers, w), "clusters"
+        total = w.sum()
+        sign = -1 if x.sum() * total < 0 else 1
+        order = np.lexsort((w, sign * x))  # resampling is by place: neither items' order nor A's and B's may matter
+        x, w = x[order], w[order]
+        self.n_units, self.denominators = len(x), w
+        self.value = float(x.sum() / total) if total != 0 else math.nan
+        self.residuals = x - self.value * w if math.isfinite(self.value) else np.full(len(x), np.nan)
+        if math.isfinite(self.value) and len(x) and np.abs(self.residuals).max() <= 1e-12 * np.abs(x).max():
+            self.residuals = np.zeros(len(x))  # only rounding
+
+    @property
+    def standard_error(self) -> float:
+        """The error by linearisation (Cochran 1977, Sampling Techniques, eq. 6.13)."""
+        spread = float(self.residuals @ self.residuals) * self.n_units / (self.n_units - 1)
+        return math.sqrt(spread) / abs(float(self.denominators.sum()))
+
+    def resample(self, n_resamples: int, seed: int) -> np.ndarray:
+        """Deviations of resampled ratios from this one, each in its own standard errors: `(resample,)`.
+
+        Infinite where a resample has no standard error. Units are drawn with replacement (Efron 1979); studentised as
+        in Efron & Tibshirani 1993, section 12.5. Memory does not grow with the number of resamples times units.
+        """
+        random = np.random.default_rng(seed)
+        n, e, w = self.n_units, self.residuals, self.denominators
+        moments = np.stack((e, w, e * e, e * w, w * w), axis=1)  # (unit, moment)
+        at_once = max(1, CHUNK_DRAWS // n)
+        deviations = np.empty(n_resamples)
+        for start in range(0, n_resamples, at_once):
+            rows = min(at_once, n_resamples - start)
+            drawn = random.integers(0, n, size=(rows, n))
+            drawn += n * np.arange(rows)[:, None]
+            counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(float)
+            sum_e, sum_w, sum_ee, sum_ew, sum_ww = (counts @ moments).T
+            with np.errstate(divide="ignore", invalid="ignore"):
+                change = sum_e / sum_w
+                spread = sum_ee - 2 * change * sum_ew + change**2 * sum_ww
+                spread = np.where(spread > 1e-12 * sum_ee, spread, 0.0)  # below is rounding: one unit, again and again
+                deviations[start : start + rows] = sum_e / np.sqrt(spread * n / (n - 1))
+        return np.where(np.isnan(deviations), np.inf, deviations)
+
+
+def studentised(ratio: Ratio, *, confidence: float, n_resamples: int, seed: int) -> tuple[Interval, float]:
+    """The interval of a ratio, and the two-sided p of its being 0, by the law of |estimate - truth| / standard error.
+
+    The law is resampled, or Student's t where there are too few units to resample. Its absolute value is taken as the
+    coverage of such symmetric intervals is off by O(1 / n²), that of equal tails by O(1 / n) (Hall 1988, JRSS B 50:35).
+    p is at most 1 - confidence just where the interval leaves out 0, and NaN where the units can't say. Where all units
+    have the same ratio, the interval has no width, and p is that of a sign test.
+    """
+    n, value = ratio.n_units, ratio.value
+    if n < 2 or not math.isfinite(value):
+        return Interval(value, math.nan, math.nan, "none"), math.nan
+    error = ratio.standard_error
+    if error == 0:
+        p = 1.0 if value == 0 else max(1 / (n_resamples + 1), 0.5 ** (n - 1))
+        return Interval(value, value, value, f"no variation over {ratio.unit}"), p
+    deviation = abs(value) / error
+    resamples = np.empty(0)
+    if n >= LEAST_UNITS:
+        resamples = np.sort(np.abs(ratio.resample(n_resamples, seed)))
+    if len(resamples) and np.isinf(resamples).mean() <= MOST_DEGENERATE:
+        # Of n resamples, the true value deviates less than the k-th with probability k / (n + 1).
+        reach = np.quantile(resamples, confidence, method="weibull")
+        p, law = (np.sum(resamples >= deviation) + 1) / (n_resamples + 1), "bootstrap-t"
     else:
-        law = Studentised(ratio, n_resamples=n_resamples, seed=seed)
-        (low, high), method = law.interval(confidence), law.method
-    if transform is None:
-        return Interval(ratio.value, low, high, method)
-    with np.errstate(over="ignore"):
-        value, low, high = (float(transform(np.float64(number))) for number in (ratio.value, low, high))
-    return Interval(value, min(low, high), max(low, high), method)
-
-
-def mean_interval(
-    values: ArrayLike,
-    clusters: Sequence[int] | np.ndarray | None = None,
-    confidence: float = 0.95,
-    seed: int = 0,
-    n_resamples: int = RESAMPLES,
-) -> Interval:
-    """Of a mean of numbers that are not just 0 and 1: `ratio_interval` over the number of items."""
-    numbers = np.asarray(values, dtype=float)
-    return ratio_interval(numbers, np.ones_like(numbers), clusters, confidence, seed, n_resamples=n_resamples)
+        reach = stats.t.ppf((1 + confidence) / 2, n - 1)
+        p, law = 2 * stats.t.sf(deviation, n - 1), "Student t"
+    interval = Interval(value, float(value - reach * error), float(value + reach * error), f"{law} over {ratio.unit}")
+    return interval, float(p)

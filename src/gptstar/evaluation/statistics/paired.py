@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from gptstar.evaluation.statistics.bootstrap import Ratio, Studentised, cluster_numbers
-from gptstar.evaluation.statistics.intervals import RESAMPLES
+from gptstar.evaluation.statistics.intervals import RESAMPLES, Clusters, Ratio, cluster_numbers, studentised
 
 EXACT_BELOW = 25
 """Items that only one of the two got right below which McNemar's test is exact."""
+
+CONFIDENCE = 0.95
+UPPER = (1 + CONFIDENCE) / 2
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,8 @@ class Paired:
     test: str
 
 
-def paired_accuracy(
-    a: ArrayLike, b: ArrayLike, clusters: Sequence[int] | np.ndarray | None = None, confidence: float = 0.95
-) -> Paired:
-    """The difference of two accuracies on the same items.
+def paired_accuracy(a: ArrayLike, b: ArrayLike, clusters: Clusters = None) -> Paired:
+    """The difference of two accuracies on the same items, `(item,)`, each 0 or 1.
 
     The test is McNemar's (1947): exact below 25 items that only one got right, else asymptotic without continuity
     correction, which Fagerland, Lydersen & Laake (2013) recommend over the corrected. The interval is Bonett & Price's
@@ -45,10 +45,6 @@ def paired_accuracy(
     With clusters the test flips the sign of a cluster's difference as a whole, and p is exact over all flips: McNemar's
     exact test where clusters have one item. The interval takes its variance from the clusters' sums, and the ratio of
     Student quantiles for clusters and for items; Bonett & Price's where clusters have one item.
-
-    Args:
-        a, b: `(item,)`, each 0 or 1.
-        clusters: `(item,)`: items of the same number are not independent.
 
     Raises:
         ValueError: something that is neither 0 nor 1; not as many of each.
@@ -61,26 +57,26 @@ def paired_accuracy(
     if n == 0 or (numbers is not None and numbers.max() == 0):
         return Paired(float((second - first).mean()) if n else math.nan, math.nan, math.nan, math.nan, "none")
     change = second - first
-    numbers_of_all = np.arange(n) if numbers is None else numbers
-    low, high = _interval(np.bincount(numbers_of_all, change), np.bincount(numbers_of_all), confidence)
     if numbers is None:
+        low, high = _interval(change, np.ones(n, dtype=int))
         p, test = _mcnemar(int(np.sum(change > 0)), int(np.sum(change < 0)))
     else:
-        p, test = _flips(np.bincount(numbers, change).astype(int)), "sign flips of clusters, exact"
+        sums = np.bincount(numbers, change)
+        low, high = _interval(sums, np.bincount(numbers))
+        p, test = _flips(sums.astype(int)), "sign flips of clusters, exact"
     return Paired(float(change.mean()), low, high, p, test)
 
 
-def _interval(changes: np.ndarray, sizes: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Bonett & Price's, from each cluster's sum of differences and its number of items."""
+def _interval(changes: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Bonett & Price's 95 % interval, from each cluster's sum of differences and its number of items."""
     changes, sizes = np.append(changes, (1, -1)), np.append(sizes, (1, 1))
     n, n_clusters = sizes.sum(), len(sizes)
     mean = changes.sum() / n
     residuals = changes - sizes * mean
     unbiased = (n_clusters / (n_clusters - 1)) * ((n - 1) / n)  # 1 where clusters have one item
     error = math.sqrt(float(residuals @ residuals) * unbiased) / n
-    upper = (1 + confidence) / 2
-    few = stats.t.ppf(upper, n_clusters - 1) / stats.t.ppf(upper, n - 1)  # 1 likewise
-    reach = stats.norm.ppf(upper) * few * error
+    few = stats.t.ppf(UPPER, n_clusters - 1) / stats.t.ppf(UPPER, n - 1)  # 1 likewise
+    reach = stats.norm.ppf(UPPER) * few * error
     return max(-1.0, float(mean - reach)), min(1.0, float(mean + reach))
 
 
@@ -114,8 +110,7 @@ def paired_ratio(
     numerators_a: ArrayLike,
     numerators_b: ArrayLike,
     denominators: ArrayLike,
-    clusters: Sequence[int] | np.ndarray | None = None,
-    confidence: float = 0.95,
+    clusters: Clusters = None,
     seed: int = 0,
     n_resamples: int = RESAMPLES,
 ) -> Paired:
@@ -127,7 +122,6 @@ def paired_ratio(
     Args:
         numerators_a, numerators_b: `(item,)`: of each model.
         denominators: `(item,)`: of both, such as words; ones for a mean over items.
-        clusters: `(item,)`: items of the same number are not independent.
 
     Returns:
         NaN for interval and p where there are less than two documents. Where all differ alike, an interval of no width,
@@ -141,15 +135,11 @@ def paired_ratio(
         raise ValueError(f"numerators {first.shape} and {second.shape}")
     with np.errstate(invalid="ignore"):  # two that are infinite
         change = second - first
-    ratio = Ratio.of(change, denominators, clusters)
-    if ratio.n_units < 2 or not math.isfinite(ratio.value):
-        return Paired(ratio.value, math.nan, math.nan, math.nan, "none")
-    if ratio.standard_error == 0:
-        p = 1.0 if ratio.value == 0 else max(1 / (n_resamples + 1), 0.5 ** (ratio.n_units - 1))
-        return Paired(ratio.value, ratio.value, ratio.value, p, f"no variation over {ratio.unit}")
-    law = Studentised(ratio, n_resamples=n_resamples, seed=seed)
-    low, high = law.interval(confidence)
-    return Paired(ratio.value, low, high, law.p(), f"paired {law.method}")
+    ratio = Ratio(change, denominators, clusters)
+    interval, p = studentised(ratio, confidence=CONFIDENCE, n_resamples=n_resamples, seed=seed)
+    is_test = not interval.method.startswith("no")  # none, or no variation
+    test = f"paired {interval.method}" if is_test else interval.method
+    return Paired(ratio.value, interval.low, interval.high, p, test)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -70,10 +70,7 @@ class TasksConfig:
             raise ConfigError(f"evaluation.overlap={self.overlap} is not a file")
 
     def length_for(self, task: str, n_ctx: int | None) -> int:
-        """Tokens read at most in a task.
-
-        Args:
-            n_ctx: the capacity of learned positions, where a model has them.
+        """Tokens read at most in a task, by a model whose learned positions, if it has them, hold `n_ctx`.
 
         Raises:
             ConfigError: more is asked for than learned positions hold.

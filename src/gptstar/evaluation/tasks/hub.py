@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -41,9 +42,6 @@ def without_waiting() -> Iterator[None]:
 
 def revision_of(dataset: Any) -> str | None:
     """The commit that a loaded dataset was made from, if it tells."""
-    for address in dataset.info.download_checksums or {}:
-        _, _, after = str(address).partition("@")  # hf://datasets/OWNER/NAME@COMMIT/FILE
-        commit = after.partition("/")[0]
-        if len(commit) == 40:
-            return commit
-    return None
+    addresses = " ".join(dataset.info.download_checksums or {})  # hf://datasets/OWNER/NAME@COMMIT/FILE
+    commit = re.search(r"@([^/]{40})/", addresses)
+    return commit and commit[1]

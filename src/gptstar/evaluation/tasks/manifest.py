@@ -1,35 +1,30 @@
-"""`manifest.json` of a folder of benchmark items: where each file is from, under which licence, and its hash."""
+"""Folders of benchmark items, and their `manifest.json`: where each file is from, under which licence, and its hash."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from gptstar.errors import DataError
+from gptstar.evaluation.results import problem
+from gptstar.evaluation.tasks.published import licence_of
 from gptstar.files import file_sha256, write_text
 
 FILE_NAME = "manifest.json"
-FORMAT = "gptstar evaluation bundle"
-FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What is known of a dataset beyond its name. None is unknown."""
-
-    licence: str | None = None
-    homepage: str | None = None
-    citation: str | None = None
+FORMAT = {"format": "gptstar evaluation bundle", "format_version": 1}
+ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a bundle.
+    """A file of a bundle. None is unknown.
 
     Attributes:
-        split: of the dataset, as far as known.
+        split: of the dataset.
         stands_for: the split that the harness would take it as.
         dataset, config, revision: on the Hub.
         taken_from: sha256 of the local file that it was made from, if it was.
@@ -50,36 +45,6 @@ class Entry:
     taken_from: str | None = None
 
 
-ORIGINS = {
-    "lambada_openai": Origin(
-        "CC BY 4.0 (LAMBADA); the Hub's card of OpenAI's version says MIT",
-        "https://zenodo.org/record/2630551",
-        "Paperno et al. 2016, The LAMBADA dataset: Word prediction requiring a broad discourse context",
-    ),
-    "wikitext": Origin(
-        "CC BY-SA 3.0",
-        "https://huggingface.co/datasets/EleutherAI/wikitext_document_level",
-        "Merity et al. 2016, Pointer Sentinel Mixture Models",
-    ),
-    "piqa": Origin(
-        "AFL-3.0",
-        "https://yonatanbisk.com/piqa/",
-        "Bisk et al. 2020, PIQA: Reasoning about Physical Commonsense in Natural Language",
-    ),
-    "hellaswag": Origin(
-        "MIT",
-        "https://rowanzellers.com/hellaswag/",
-        "Zellers et al. 2019, HellaSwag: Can a Machine Really Finish Your Sentence?",
-    ),
-    "winogrande": Origin(
-        "CC BY (the data; version not stated; the code is Apache-2.0)",
-        "https://github.com/allenai/winogrande",
-        "Sakaguchi et al. 2019, WinoGrande: An Adversarial Winograd Schema Challenge at Scale",
-    ),
-}
-"""By task, as the datasets' own pages have it."""
-
-
 def read_manifest(folder: Path) -> dict[str, Entry]:
     """Files of a bundle by name; none where a folder has no manifest.
 
@@ -89,19 +54,16 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     path = folder / FILE_NAME
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
+        if not FORMAT.items() <= tree.items():
+            raise ValueError("of another format")
+        return TypeAdapter(dict[str, Entry]).validate_python(tree.get("files"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read ({error}): remove it, or make the bundle again") from error
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT or tree.get("format_version") != FORMAT_VERSION:
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{path}: no manifest as `gptstar evaluation bundle` writes it: remove it or choose another folder"
-        )
-    try:
-        return TypeAdapter(dict[str, Entry]).validate_python(tree.get("files"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{path}: damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            f"{path}: not a manifest as `gptstar evaluation bundle` writes it ({problem(error)}): remove it, or choose "
+            "another folder"
+        ) from error
 
 
 def write_manifest(folder: Path, files: dict[str, Entry]) -> None:
@@ -110,34 +72,66 @@ def write_manifest(folder: Path, files: dict[str, Entry]) -> None:
     Raises:
         OSError: it can't be written; the old one stands.
     """
-    tree = {"format": FORMAT, "format_version": FORMAT_VERSION, "harness": version("lm-eval")}
-    tree |= {"files": {name: asdict(files[name]) for name in sorted(files)}}
+    entries = {name: asdict(files[name]) for name in sorted(files)}
+    tree = FORMAT | {"harness": version("lm-eval"), "files": entries}
     write_text(folder / FILE_NAME, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
-def sha256_of(path: Path) -> str:
-    """Hash a file's bytes.
+def verified_sha256(path: Path, entry: Entry | None) -> str:
+    """Hash a file, and compare the hash with that of the file's entry in its manifest, if it has one.
 
     Raises:
-        DataError: it can't be read.
+        DataError: the file can't be read, or is not the one that the manifest describes.
     """
     try:
-        return file_sha256(path)
+        sha256 = file_sha256(path)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from error
+    if entry is not None and entry.sha256 != sha256:
+        raise DataError(
+            f"{path}: sha256 {sha256[:12]}… is not the {entry.sha256[:12]}… of {FILE_NAME}: the file has changed since "
+            "it was bundled; remove it, then `gptstar evaluation bundle` writes it again"
+        )
+    return sha256
 
 
-def verified(folder: Path, path: Path, manifest: dict[str, Entry]) -> tuple[str, Entry | None]:
-    """A file's sha256, and what the manifest says of the file, if it is in it.
+def find_items(
+    option: str, folder: Path, config: Mapping[str, Any], split: str, *, evaluated: bool, num_fewshot: int | None = None
+) -> dict[str, Any]:
+    """Find and verify the file of a task's split: `TASK/SPLIT.jsonl`, or `TASK.jsonl` if the split is evaluated.
+
+    Args:
+        option: what the user named the folder by.
+        config: the task's definition.
+
+    Returns:
+        `path` and `sha256`; `split`, `revision` and `licence` as far as they are known.
 
     Raises:
-        DataError: it is not the file that the manifest speaks of.
+        DataError: there are several, none, or it is not the file that the folder's manifest describes.
     """
-    found = sha256_of(path)
-    entry = manifest.get(path.relative_to(folder).as_posix())
-    if entry is not None and entry.sha256 != found:
+    task = config["task"]
+    stems = (f"{task}/{split}", task) if evaluated else (f"{task}/{split}",)
+    paths = [path for stem in stems for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()]
+    if not paths:
+        purpose = "" if evaluated else ", which its few-shot examples are from"
+        examples = "" if evaluated else f" --num-fewshot {num_fewshot or 1}"
         raise DataError(
-            f"{path}: sha256 {found[:12]}… is not the {entry.sha256[:12]}… of {folder / FILE_NAME}: the file has "
-            "changed since it was bundled; remove it, then `gptstar evaluation bundle` writes it again"
+            f"{option}={folder} lacks {stems[-1]}.jsonl: the {split} split of {dataset_of(config)}{purpose}; on a "
+            f"machine with network `gptstar evaluation bundle DIR --tasks {task}{examples}` fetches it"
         )
-    return found, entry
+    if len(paths) > 1:
+        raise DataError(f"{paths[0]} and {paths[1]} both claim to be the {split} split of {task}: keep one")
+    path = paths[0]
+    entry = read_manifest(folder).get(path.relative_to(folder).as_posix())
+    file = {"path": str(path), "sha256": verified_sha256(path, entry)}
+    if entry is not None:
+        return file | {"split": entry.split, "revision": entry.revision, "licence": entry.licence}
+    named_split = split if path.parent != folder else None
+    return file | {"split": named_split, "revision": None, "licence": licence_of(task)}
+
+
+def dataset_of(config: Mapping[str, Any]) -> str:
+    """The dataset of a task's definition, by its name on the Hub."""
+    name = config.get("dataset_name")
+    return f"{config.get('dataset_path', 'its dataset')}{f' ({name})' if name else ''}"

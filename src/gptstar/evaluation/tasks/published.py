@@ -1,7 +1,6 @@
 """Published results to set beside ours: `published.json`, with where each figure is from and what it measures."""
 
 import functools
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -10,23 +9,14 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class PublishedTask:
-    """A task as it was published on.
-
-    Attributes:
-        items: in all, of the split.
-    """
+    """A task as it was published on, on all items of the split, and what its dataset's own page says of it."""
 
     title: str
     items: int
     split: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a figure was read."""
-
-    title: str
-    url: str
+    licence: str
+    homepage: str
+    citation: str
 
 
 @dataclass(frozen=True)
@@ -34,12 +24,10 @@ class Figure:
     """One published figure.
 
     Attributes:
-        task, metric: ours, beside which it stands.
         value: an accuracy is a share, not a percentage.
         context_length: in tokens; None where the source does not say.
         measures: what it really is, where that is another metric than ours, or `unknown`.
         notes: what a reader has to know before comparing.
-        confirmed: read in `source`; otherwise a note says why not.
     """
 
     task: str
@@ -49,16 +37,11 @@ class Figure:
     source: str
     measures: str | None = None
     notes: tuple[str, ...] = ()
-    confirmed: bool = True
 
 
 @dataclass(frozen=True)
 class Row:
-    """A model's published figures.
-
-    Attributes:
-        notes: on the model; `tokens_note` is on its training tokens.
-    """
+    """A model's published figures, with notes on the model and one on its training tokens."""
 
     model: str
     training_tokens: int
@@ -75,20 +58,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """All published results.
-
-    Attributes:
-        sources, notes: by the name that figures have them under.
-    """
+    """All published results; figures name their sources, which are Markdown links, and notes by the keys here."""
 
     tasks: dict[str, PublishedTask]
-    sources: dict[str, Source]
+    sources: dict[str, str]
     notes: dict[str, str]
     rows: tuple[Row, ...]
 
 
 @functools.cache
 def published_rows() -> Published:
-    """What the package carries."""
-    text = files("gptstar.evaluation.tasks").joinpath("published.json").read_text(encoding="utf-8")
-    return TypeAdapter(Published).validate_python(json.loads(text))
+    """The published results that the package carries."""
+    content = files("gptstar.evaluation.tasks").joinpath("published.json").read_bytes()
+    return TypeAdapter(Published).validate_json(content)
+
+
+def licence_of(task: str) -> str | None:
+    """The licence of a task's dataset, if its page was read."""
+    known = published_rows().tasks.get(task)
+    return known.licence if known else None

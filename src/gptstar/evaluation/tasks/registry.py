@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
@@ -20,10 +19,7 @@ FOLDERS = ("lambada", "wikitext", "piqa", "hellaswag", "winogrande")
 
 
 def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskManager:
-    """The harness's registry, of which at least these names are part.
-
-    Args:
-        include_path: a folder with definitions of the user's own tasks.
+    """The harness's registry, of which at least these names are part; also of the user's own tasks in `include_path`.
 
     Raises:
         ConfigError: there is no such task, group or tag; names the nearest. Or a task of the user's has the name of one
@@ -32,18 +28,15 @@ def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskM
     root = Path(lm_eval.tasks.__file__).parent
     own = [] if include_path is None else [include_path.resolve()]  # definitions include each other from elsewhere
     with quiet():
-        known = _defined_in(own)
-        if taken := sorted(known & set(SUITE)):
-            raise ConfigError(
-                f"evaluation.include_path={include_path} defines {taken[0]}, beside which published figures of the "
-                "harness's task are shown: give yours another name"
-            )
-        if set(names) <= known | set(SUITE):
-            folders = [root / folder for folder in FOLDERS] if set(names) & set(SUITE) else []
-            manager = TaskManager(include_path=[*folders, *own], include_defaults=False)
-            if set(names) <= set(manager.all_subtasks):  # a group's members may be anywhere
-                return manager
-        manager = TaskManager(include_path=own or None)
+        manager = TaskManager(include_path=[*(root / folder for folder in FOLDERS), *own], include_defaults=False)
+        for name in SUITE:
+            if root not in Path(manager.task_index[name].yaml_path or "").parents:
+                raise ConfigError(
+                    f"evaluation.include_path={include_path} defines {name}, beside which published figures of the "
+                    "harness's task are shown: give yours another name"
+                )
+        if not set(names) <= set(manager.all_subtasks):  # a group's members may be anywhere
+            manager = TaskManager(include_path=own)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
@@ -53,11 +46,6 @@ def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskM
                 f"evaluation.tasks: lm-evaluation-harness has no task {name!r}: {hint}; of your own {yours}"
             )
     return manager
-
-
-def _defined_in(folders: Sequence[Path]) -> set[str]:
-    """The names of tasks, groups and tags that folders define."""
-    return set(TaskManager(include_path=list(folders), include_defaults=False).task_index) if folders else set()
 
 
 def definitions(include_path: Path) -> dict[str, str]:
@@ -74,29 +62,24 @@ def leaves(name: str, manager: TaskManager) -> Iterator[str]:
     Raises:
         ConfigError: a group defines a task within itself, which local files can't stand for.
     """
-    index = manager.task_index
-    entry = index[name]
-    if name in manager.all_subtasks:
-        yield name
-    elif name in manager.all_tags:
+    entry = manager.task_index[name]
+    if name in manager.all_tags:
         yield from sorted(entry.tags)
+    elif name in manager.all_groups:
+        members = list(entry.cfg.get("task", []))
+        for member in members:
+            child = member.get("group", member.get("task")) if isinstance(member, dict) else member
+            if isinstance(child, str) and child in manager.task_index:
+                yield from leaves(child, manager)
+            elif isinstance(member, dict) and isinstance(member.get("task"), list):
+                members += member["task"]  # a group that is defined within this one
+            else:
+                raise ConfigError(
+                    f"evaluation.tasks: the group {name} defines {child!r} within itself, which local files can't "
+                    "stand for: name its other tasks one by one"
+                )
     else:
-        yield from _members((entry.cfg or {}).get("task", []), name, manager)
-
-
-def _members(items: Sequence[str | dict[str, Any]], group: str, manager: TaskManager) -> Iterator[str]:
-    for item in items:
-        names = item if isinstance(item, dict) else {"task": item}
-        child = names.get("group", names.get("task"))
-        if isinstance(child, str) and child in manager.task_index:
-            yield from leaves(child, manager)
-        elif isinstance(names.get("task"), list):
-            yield from _members(names["task"], group, manager)
-        else:
-            raise ConfigError(
-                f"evaluation.tasks: the group {group} defines {child!r} within itself, which local files can't stand "
-                "for: name its other tasks one by one"
-            )
+        yield name
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Rows of sequences with shared prefixes: a prefix is read once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,20 +20,23 @@ class Row:
         tokens: `(node,)`, int64.
         positions: `(node,)`, int64: how deep each node lies, which is where its token stands in its sequences.
         paths: by number of the sequence, `(position,)`: its nodes.
-        branched: whether any node has two successors; otherwise the row is one sequence read from its beginning.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     paths: dict[int, np.ndarray]
-    branched: bool
 
-    def seen(self) -> np.ndarray:
-        """`(node, node)`, bool: each node sees those on its way from the beginning, and itself."""
-        seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
+    @property
+    def branched(self) -> bool:
+        """Whether any node has two successors; otherwise the row is one sequence read from its beginning."""
+        return max(map(len, self.paths.values())) < len(self.tokens)
+
+    def attention_mask(self) -> np.ndarray:
+        """`(node, node)`, bool: each node attends to those on its way from the beginning, and to itself."""
+        mask = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
         for path in self.paths.values():
-            seen[path[:, None], path[None, :]] = path[:, None] >= path[None, :]  # nodes of a path are in order
-        return seen
+            mask[path[:, None], path[None, :]] = path[:, None] >= path[None, :]  # nodes of a path are in order
+        return mask
 
 
 def rows_of(sequences: Sequence[Sequence[int]]) -> list[Row]:
@@ -42,53 +45,38 @@ def rows_of(sequences: Sequence[Sequence[int]]) -> list[Row]:
     Returns:
         The rows. Every sequence is in exactly one, and which does not depend on the order of the sequences.
     """
-    order = sorted(range(len(sequences)), key=lambda number: (tuple(sequences[number]), number))
-    rows: list[Row] = []
-    building: _Building | None = None
-    for number in order:
+    groups: list[dict[int, int]] = []  # for each row, the tokens that each sequence shares with the one before
+    last, n_nodes = np.empty(0, dtype=np.int64), 0
+    # In sorted order, what a sequence shares with any earlier one, it shares with the last.
+    for number in sorted(range(len(sequences)), key=lambda number: (tuple(sequences[number]), number)):
         sequence = np.asarray(sequences[number], dtype=np.int64)
-        shared = 0 if building is None else _shared(building.last, sequence)
-        if building is None or not building.takes(sequence, shared):
-            if building is not None:
-                rows.append(building.row())
-            building, shared = _Building(), 0
-        building.add(number, sequence, shared)
-    return [*rows, building.row()] if building is not None else rows
+        n_shared = _n_shared(last, sequence)
+        fits = n_nodes + len(sequence) - n_shared <= max(ROW_TOKENS, len(sequence))
+        if not groups or not fits or n_shared < min(WORTH_SHARING, len(sequence)):
+            groups.append({})
+            n_nodes = n_shared = 0
+        groups[-1][number] = n_shared
+        n_nodes += len(sequence) - n_shared
+        last = sequence
+    return [_row(sequences, group) for group in groups]
 
 
-class _Building:
-    """A row as it grows. Sequences come sorted, so what the next one shares with any, it shares with the last."""
-
-    def __init__(self) -> None:
-        self.last = np.empty(0, dtype=np.int64)
-        self._path = np.empty(0, dtype=np.int64)
-        self._tokens: list[np.ndarray] = []
-        self._positions: list[np.ndarray] = []
-        self._paths: dict[int, np.ndarray] = {}
-        self._n_nodes = 0
-        self._branched = False
-
-    def takes(self, sequence: np.ndarray, shared: int) -> bool:
-        fits = self._n_nodes + len(sequence) - shared <= max(ROW_TOKENS, len(sequence))
-        return fits and shared >= min(WORTH_SHARING, len(sequence))
-
-    def add(self, number: int, sequence: np.ndarray, shared: int) -> None:
-        n_new = len(sequence) - shared
-        self._branched |= shared < len(self.last)
-        self._path = np.concatenate((self._path[:shared], np.arange(self._n_nodes, self._n_nodes + n_new)))
-        self._tokens.append(sequence[shared:])
-        self._positions.append(np.arange(shared, len(sequence)))
-        self._paths[number] = self._path
-        self._n_nodes += n_new
-        self.last = sequence
-
-    def row(self) -> Row:
-        return Row(np.concatenate(self._tokens), np.concatenate(self._positions), self._paths, self._branched)
+def _row(sequences: Sequence[Sequence[int]], group: Mapping[int, int]) -> Row:
+    """Build a row of sequences in sorted order, by number, with the tokens that each shares with the one before."""
+    path, n_nodes = np.empty(0, dtype=np.int64), 0
+    tokens, positions, paths = [], [], {}
+    for number, n_shared in group.items():
+        sequence = np.asarray(sequences[number], dtype=np.int64)
+        path = np.concatenate((path[:n_shared], np.arange(n_nodes, n_nodes + len(sequence) - n_shared)))
+        n_nodes += len(sequence) - n_shared
+        tokens.append(sequence[n_shared:])
+        positions.append(np.arange(n_shared, len(sequence)))
+        paths[number] = path
+    return Row(np.concatenate(tokens), np.concatenate(positions), paths)
 
 
-def _shared(first: np.ndarray, second: np.ndarray) -> int:
-    """How many tokens two sequences begin with in common."""
+def _n_shared(first: np.ndarray, second: np.ndarray) -> int:
+    """The number of tokens that two sequences begin with in common."""
     length = min(len(first), len(second))
-    different = first[:length] != second[:length]
-    place = int(different.argmax()) if length else 0
-    return place if length and different[place] else length
+    different = np.flatnonzero(first[:length] != second[:length])
+    return int(different[0]) if len(different) else length

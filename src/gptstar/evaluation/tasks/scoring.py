@@ -1,13 +1,14 @@
 """Log-likelihoods of continuations: shared prefixes are read once, and logits computed only where they are needed."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gptstar.errors import CheckpointError
 from gptstar.evaluation.batch_size import batch_size_for
@@ -50,12 +51,15 @@ class Scorable:
         return cls((*context, *continuation)[-(context_length + 1) :], len(continuation))
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """A continuation's log-likelihood in nats, and whether greedy decoding would have written it."""
 
     log_likelihood: float
     greedy: bool
+
+
+Finish = Callable[[], dict[int, Score]]
+"""Waits for the scores of a batch, and returns them by number of the request."""
 
 
 class Scorer:
@@ -72,97 +76,104 @@ class Scorer:
     def __init__(
         self, model: GPT, *, dtype: Dtype = "float32", batch_tokens: int | None = None, batch_size: int | None = None
     ) -> None:
-        """Prepare to score.
-
-        Args:
-            batch_tokens: tokens to read at once; by default as `batch_size_for` says.
-            model, dtype, batch_size: the model, the type of its products, and rows to read at once at most.
-        """
+        """Prepare to score with products in `dtype`, `batch_tokens` at once; by default as `batch_size_for` says."""
         self.model, self.dtype, self.batch_size = model, dtype, batch_size
         self.most = batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS)
         if batch_tokens is not None:
-            self.most = replace(self.most, tokens=batch_tokens)
+            self.most = self.most._replace(tokens=batch_tokens)
         self.device = model.token_embedding.weight.device
 
     def batches(self, requests: Sequence[Scorable]) -> list[list[Row]]:
         """Requests as rows, and rows in batches, the longest first; rows with branches apart from those without."""
         rows = rows_of([request.tokens[:-1] for request in requests])
         batches: list[list[Row]] = []
-        for branched in (True, False):
-            batch: list[Row] = []
-            for row in sorted((row for row in rows if row.branched == branched), key=lambda row: -len(row.tokens)):
-                if batch and not self._fits(len(batch) + 1, len(batch[0].tokens), branched):
-                    batches.append(batch)
-                    batch = []
-                batch.append(row)
-            if batch:
-                batches.append(batch)
+        for row in sorted(rows, key=lambda row: (not row.branched, -len(row.tokens))):
+            if batches and self._fits(batches[-1], row):
+                batches[-1].append(row)
+            else:
+                batches.append([row])
         return batches
 
-    def _fits(self, n_rows: int, length: int, branched: bool) -> bool:
-        cells = n_rows * self.model.config.n_heads * length**2 if branched else 0
-        in_tokens = n_rows * length <= self.most.tokens and cells <= self.most.mask_cells
-        return in_tokens and (self.batch_size is None or n_rows <= self.batch_size)
+    def _fits(self, batch: Sequence[Row], row: Row) -> bool:
+        """Whether a batch may take one more row, which is not longer than its first."""
+        n_rows, length = len(batch) + 1, len(batch[0].tokens)
+        mask_cells = n_rows * self.model.config.n_heads * length**2 if row.branched else 0
+        return (
+            row.branched == batch[0].branched
+            and n_rows * length <= self.most.tokens
+            and mask_cells <= self.most.mask_cells
+            and (self.batch_size is None or n_rows <= self.batch_size)
+        )
 
     @torch.inference_mode()
-    def score(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> "Pending":
-        """Start to score the requests whose rows make up a batch; a GPU is not waited for."""
+    def score(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> Finish:
+        """Start to score the requests whose rows make up a batch, without waiting for a GPU.
+
+        Returns:
+            A function that waits for the scores. It raises `CheckpointError` if log-likelihoods are not finite.
+        """
         length = max(len(row.tokens) for row in batch)
-        tokens = np.zeros((len(batch), length), dtype=np.int64)
-        for number, row in enumerate(batch):
-            tokens[number, : len(row.tokens)] = row.tokens
-        asked = [_asked(requests, row) for row in batch]
-        most = max(len(nodes) for nodes in asked)
-        wanted = np.zeros((len(batch), most), dtype=np.int64)
-        for number, nodes in enumerate(asked):
-            wanted[number, : len(nodes)] = nodes
+        queries = [_queries(requests, row) for row in batch]
+        n_queries = max(map(len, queries))
         with self.computing():
-            scope = self._view(batch, length) if batch[0].branched else None
-            read, needed = to_device(tokens, self.device), to_device(wanted, self.device)
-            if most <= (0.8 if scope is not None else 0.5) * length:
-                hidden = self.model.hidden(read, scope, wanted=needed)  # (row, wanted, d_model)
+            view = self._view(batch, length) if batch[0].branched else None
+            tokens, nodes = self._padded([row.tokens for row in batch]), self._padded(queries)
+            if n_queries <= (0.8 if view is not None else 0.5) * length:
+                hidden = self.model.hidden(tokens, view, nodes)  # (row, query, d_model)
             else:  # selecting the tokens would cost more than it saves
-                hidden = self.model.hidden(read, scope)
-                hidden = hidden.gather(1, needed[..., None].expand(-1, -1, hidden.shape[2]))
-            return self._read_off(requests, batch, asked, hidden)
+                hidden = self.model.hidden(tokens, view)
+                hidden = hidden.gather(1, nodes[..., None].expand(-1, -1, hidden.shape[2]))
+            return self._read_off(requests, batch, queries, hidden)
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
         """Compute in the chosen type, and in nothing less."""
         return computing_in(getattr(torch, self.dtype), self.device)
 
+    def _padded(self, arrays: Sequence[np.ndarray]) -> Tensor:
+        """Arrays as the rows of a tensor on the device, with zeros at their ends."""
+        padded = pad_sequence([torch.from_numpy(each) for each in arrays], batch_first=True)
+        return to_device(padded.numpy(), self.device)
+
     def _view(self, batch: Sequence[Row], length: int) -> View:
-        positions = np.zeros((len(batch), length), dtype=np.int64)
-        seen = np.broadcast_to(np.eye(length, dtype=bool), (len(batch), length, length)).copy()  # padding sees itself
+        mask = np.broadcast_to(np.eye(length, dtype=bool), (len(batch), length, length)).copy()  # padding sees itself
         for number, row in enumerate(batch):
-            nodes = len(row.tokens)
-            positions[number, :nodes] = row.positions
-            seen[number, :nodes, :nodes] = row.seen()
-        at = to_device(positions, self.device)
-        return View(at, at, to_device(seen, self.device))
+            mask[number, : len(row.tokens), : len(row.tokens)] = row.attention_mask()
+        positions = self._padded([row.positions for row in batch])
+        return View(positions, positions, to_device(mask, self.device))
 
     def _read_off(
-        self, requests: Sequence[Scorable], batch: Sequence[Row], asked: Sequence[np.ndarray], hidden: Tensor
-    ) -> "Pending":
+        self, requests: Sequence[Scorable], batch: Sequence[Row], queries: Sequence[np.ndarray], hidden: Tensor
+    ) -> Finish:
         """Score the tokens of all continuations.
 
         Args:
-            asked: of each row the nodes whose logits are needed, in order.
-            hidden: `(row, asked, d_model)`, the normed output of the last block at these, padded at the end.
+            hidden: `(row, query, d_model)`, the normed output of the last block at `queries`, padded at the end.
         """
         numbers, places, targets = [], [], []
-        for start, row, nodes in zip(
-            range(0, len(batch) * hidden.shape[1], hidden.shape[1]), batch, asked, strict=True
-        ):
+        for row_number, (row, nodes) in enumerate(zip(batch, queries, strict=True)):
             for number, path in row.paths.items():
                 n_scored = requests[number].n_scored
                 numbers.append(number)
-                places.append(start + np.searchsorted(nodes, path[-n_scored:]))
+                places.append(row_number * hidden.shape[1] + np.searchsorted(nodes, path[-n_scored:]))
                 targets.append(requests[number].tokens[-n_scored:])
-        ends = np.cumsum([len(each) for each in places])
-        which, target = np.concatenate(places), np.concatenate(targets)
-        order = np.argsort(which, kind="stable")
-        found = self._token_scores(hidden.flatten(0, 1), which[order], target[order])
-        return Pending(numbers, np.concatenate(([0], ends[:-1])), order, HostCopy(found), self.dtype)
+        starts = np.cumsum([0] + [len(each) for each in places[:-1]])  # of each request, the first token
+        place, target = np.concatenate(places), np.concatenate(targets)
+        order = np.argsort(place, kind="stable")
+        copy = HostCopy(self._token_scores(hidden.flatten(0, 1), place[order], target[order]))
+
+        def finish() -> dict[int, Score]:
+            (in_order,) = copy.wait()
+            by_token = np.empty(in_order.shape)
+            by_token[:, order] = in_order.numpy()
+            if not np.isfinite(by_token).all():
+                is_full = self.dtype == "float32"
+                cause = "its weights are damaged or diverged" if is_full else "use evaluation.dtype=float32"
+                raise CheckpointError(f"the model's log-likelihoods are not finite in {self.dtype}: {cause}")
+            totals = np.add.reduceat(by_token[0], starts).tolist()
+            greedy = np.minimum.reduceat(by_token[1], starts).astype(bool).tolist()
+            return dict(zip(numbers, map(Score, totals, greedy), strict=True))
+
+        return finish
 
     def _token_scores(self, hidden: Tensor, places: np.ndarray, targets: np.ndarray) -> Tensor:
         """Score tokens at places.
@@ -177,7 +188,7 @@ class Scorer:
         """
         needed, which = np.unique(places, return_inverse=True)  # without the padding
         of_place, place, target = (to_device(each, self.device) for each in (needed, which, targets))
-        found = torch.empty(2, len(which), dtype=torch.float64, device=self.device)
+        scores = torch.empty(2, len(which), dtype=torch.float64, device=self.device)
         chunk = max(1, self.most.logits // self.model.config.n_vocab)
         for start in range(0, len(needed), chunk):
             tokens = slice(*np.searchsorted(which, (start, start + chunk)).tolist())
@@ -186,52 +197,12 @@ class Scorer:
             parts = torch.split(logits, len(logits) if logits.is_cuda else CACHED_ROWS)
             total = torch.cat([part.logsumexp(dim=-1) for part in parts])
             likeliest = torch.cat([part.argmax(dim=-1) for part in parts])
-            found[0, tokens] = logits[here, chosen].double() - total.double()[here]
-            found[1, tokens] = (likeliest[here] == chosen).double()
-        return found
+            scores[0, tokens] = logits[here, chosen].double() - total.double()[here]
+            scores[1, tokens] = (likeliest[here] == chosen).double()
+        return scores
 
 
-@dataclass(frozen=True)
-class Pending:
-    """Scores that a device computes.
-
-    Attributes:
-        numbers: of the requests.
-        starts: `(request,)`: the first token of each request.
-        order: `(token,)`: the token that each column of `copy` belongs to.
-        copy: as `Scorer._token_scores` returns it.
-        dtype: of the products.
-    """
-
-    numbers: Sequence[int]
-    starts: np.ndarray
-    order: np.ndarray
-    copy: HostCopy
-    dtype: Dtype
-
-    def scores(self) -> dict[int, Score]:
-        """Wait for the scores, and return them by number of the request.
-
-        Raises:
-            CheckpointError: log-likelihoods that are not finite.
-        """
-        (found,) = self.copy.wait()
-        by_token = np.empty(found.shape)
-        by_token[:, self.order] = found.numpy()
-        if not np.isfinite(by_token).all():
-            raise CheckpointError(
-                f"the model's log-likelihoods are not finite in {self.dtype}: "
-                + ("its weights are damaged or diverged" if self.dtype == "float32" else "use evaluation.dtype=float32")
-            )
-        totals = np.add.reduceat(by_token[0], self.starts).tolist()
-        greedy = np.minimum.reduceat(by_token[1], self.starts).tolist()
-        return {
-            number: Score(total, bool(is_greedy))
-            for number, total, is_greedy in zip(self.numbers, totals, greedy, strict=True)
-        }
-
-
-def _asked(requests: Sequence[Scorable], row: Row) -> np.ndarray:
+def _queries(requests: Sequence[Scorable], row: Row) -> np.ndarray:
     """The nodes of a row whose logits are needed; one-token continuations of one context need the same node."""
     nodes = [path[-requests[number].n_scored :] for number, path in row.paths.items()]
     return nodes[0] if len(nodes) == 1 else np.unique(np.concatenate(nodes))

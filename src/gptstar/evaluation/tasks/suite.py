@@ -1,11 +1,11 @@
-"""A model on tasks of the harness, from their names to figures with intervals."""
+"""A model on tasks of the harness, from their names to figures with intervals, tables and pictures."""
 
 import contextlib
 import io
+import json
 import random
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,54 @@ from lm_eval.evaluator import evaluate
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.evaluation.batch_size import smallest
-from gptstar.evaluation.harness import HarnessModel, n_to_write
-from gptstar.evaluation.results import TaskResult, TaskResults, versions_of
-from gptstar.evaluation.tasks.clean import left_out
+from gptstar.evaluation.harness import HarnessModel, n_to_write, room_for_prompt
+from gptstar.evaluation.results import TaskResult, TaskResults, versions_of, write_tasks
 from gptstar.evaluation.tasks.collect import metrics_of, samples_of
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
+from gptstar.evaluation.tasks.pictures import plot_tasks
 from gptstar.evaluation.tasks.registry import definitions
-from gptstar.evaluation.tasks.scoring import Scorable, Score, Scorer
-from gptstar.evaluation.tasks.team import Settled, Team
-from gptstar.evaluation.tasks.worker import Prompt, Worker
+from gptstar.evaluation.tasks.scoring import Scorer
+from gptstar.evaluation.tasks.tables import task_markdown, task_table
+from gptstar.evaluation.tasks.team import Team
+from gptstar.evaluation.tasks.worker import Worker
 from gptstar.model import GPT
 
 PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
+
+
+def evaluate_and_report(
+    who: Mapping[str, Any],
+    checkpoint: Checkpoint,
+    config: TasksConfig,
+    device: torch.device,
+    output: Path,
+    console: Console,
+) -> None:
+    """Score a checkpoint with identity `who`, print a table, and write `results.json`, `results.md` and `results.png`.
+
+    Raises:
+        Refusal: as `evaluate_tasks`; or the results can't be written, after they were printed.
+    """
+    tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
+    model = checkpoint.build().to(device)
+    results = evaluate_tasks(model, tokenizer, config, checkpoint=who, console=console)
+    if results is None:
+        return
+    console.print(task_table(results))
+    try:
+        write_tasks(results, output)
+        (output / "results.md").write_text(task_markdown(results), encoding="utf-8")
+        plot_tasks(results, output / "results.png")
+    except OSError as error:
+        raise ConfigError(
+            f"can't write all results into {output} ({error.strerror or error}): make room there"
+        ) from error
+    console.print(f"in {output}: results.json, results.md, results.png", soft_wrap=True, highlight=False)
 
 
 def evaluate_tasks(
@@ -46,15 +78,12 @@ def evaluate_tasks(
 ) -> TaskResults | None:
     """Score a model on tasks, with all ranks of the job if it has several.
 
-    Random states are left as they were found, and so is the model's mode.
+    Random states are left as they were found, and so is the model's mode. Only rank 0 returns results.
 
     Args:
         model: on its device.
         checkpoint: who the model is, for the results; its `sha256` is part of any cache's key.
         tasks: as `prepared_tasks` gave them, where they are already there.
-
-    Returns:
-        On rank 0 the results, on the others None.
 
     Raises:
         ConfigError: a task that does not exist, or can't be done in this context length.
@@ -68,122 +97,126 @@ def evaluate_tasks(
     if tokenizer.n_vocab > model.config.n_vocab:
         raise CheckpointError(f"the tokenizer has {tokenizer.n_vocab:,} tokens, the model {model.config.n_vocab:,}")
     scorer = Scorer(model, dtype=config.dtype, batch_tokens=config.batch_tokens, batch_size=config.batch_size)
-    team: Team[Scorable | Prompt, Score | str] = Team(Worker(scorer, tokenizer, seed=config.seed))
-    scorer.most = team.agree(scorer.most, smallest)
+    team = Team(Worker(scorer, tokenizer, seed=config.seed))
+    scorer.most = smallest(team.ranks.gathered(scorer.most))
     was_training = model.training
     model.eval()
+    results = []
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}")
+    is_quiet = not (console.is_terminal and team.ranks.first)
     try:
-        with _undisturbed(config.seed, scorer.device):
-            if team.rank != 0:
+        with (
+            _undisturbed(config.seed, scorer.device),
+            Progress(*columns, TimeRemainingColumn(), console=console, disable=is_quiet) as progress,
+        ):
+            if not team.ranks.first:
                 team.serve()
                 return None
-            tasks = tasks or prepared_tasks(config, model.config.n_ctx)
-            results = _on_rank_0(team, tokenizer, config, checkpoint, tasks, console, model.config.n_ctx)
-            batches = {"batch_tokens": scorer.most.tokens, "batch_size": config.batch_size}
-            return replace(results, protocol=results.protocol | batches | {"device": scorer.device.type})
+
+            def show(n_done: int, n_requests: int) -> None:
+                progress.update(progress.task_ids[-1], completed=n_done, total=n_requests)
+
+            for task in tasks or prepared_tasks(config, model.config.n_ctx):
+                progress.add_task(task.config.task, total=0)
+                lm = HarnessModel(team, tokenizer, config.length_for(task.config.task, model.config.n_ctx), show)
+                results.append(_evaluate(task, lm, config, checkpoint))
+                if lm.n_cut:
+                    console.print(
+                        f"{task.config.task}: {lm.n_cut:,} of its requests are longer than {lm.context_length:,} "
+                        "tokens, and lost their beginnings",
+                        highlight=False,
+                    )
     finally:
         team.dismiss()
         model.train(was_training)
+    return TaskResults(dict(checkpoint), _protocol(config, tokenizer, scorer), versions_of(*PACKAGES), tuple(results))
 
 
 def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> list[Task]:
-    """The tasks with their items, and all that can be refused before a model has read anything.
-
-    Args:
-        n_ctx: the capacity of learned positions, where a model has them.
+    """The tasks with their items, and all that can be refused before a model, of capacity `n_ctx`, has read anything.
 
     Raises:
         ConfigError, DataError: as `evaluate_tasks`.
     """
     tasks = load_tasks(config.tasks, config.data_dir, num_fewshot=config.num_fewshot, include_path=config.include_path)
     for task in tasks:
-        length, to_write = config.length_for(task.config.task, n_ctx), n_to_write(task)
-        if to_write >= length:
-            raise ConfigError(
-                f"evaluation.context_length={length} leaves no room for a prompt, as {task.config.task} wants "
-                f"{to_write} tokens written: give a longer one"
-            )
+        room_for_prompt(config.length_for(task.config.task, n_ctx), n_to_write(task), task.config.task)
         if config.overlap is not None:
-            left_out(config.overlap, task)
+            _unclean_items(config.overlap, task)
     return tasks
 
 
-def _on_rank_0(
-    team: Team[Scorable | Prompt, Score | str],
-    tokenizer: Tokenizer,
-    config: TasksConfig,
-    checkpoint: Mapping[str, Any],
-    tasks: Sequence[Task],
-    console: Console,
-    n_ctx: int | None,
-) -> TaskResults:
-    results = []
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}")
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        for task in tasks:
-            bar = progress.add_task(task.config.task, total=0)
-
-            def settled(found: Mapping[int, Any], bar: Any = bar) -> None:
-                progress.advance(bar, len(found))
-
-            def begin(total: int, bar: Any = bar, settled: Settled = settled) -> Settled:
-                progress.update(bar, total=total, completed=0)
-                return settled
-
-            lm = HarnessModel(team, tokenizer, begin, config.length_for(task.config.task, n_ctx))
-            results.append(_one(task, lm, config, checkpoint))
-            if lm.n_cut:
-                console.print(
-                    f"{task.config.task}: {lm.n_cut:,} of its requests are longer than {lm.context_length:,} tokens, "
-                    "and lost their beginnings",
-                    highlight=False,
-                )
+def _protocol(config: TasksConfig, tokenizer: Tokenizer, scorer: Scorer) -> dict[str, Any]:
+    """What shapes the scores, for the results."""
     protocol: dict[str, Any] = {
         "dtype": config.dtype,
         "limit": config.limit,
         "num_fewshot": config.num_fewshot,
-        "seeds": {"random": config.seed, "numpy": config.seed, "torch": config.seed, "fewshot": config.seed},
+        "seeds": dict.fromkeys(("random", "numpy", "torch", "fewshot"), config.seed),
         "tokenizer": tokenizer.fingerprint,
     }
     if config.include_path is not None:
         protocol["include_path"] = definitions(config.include_path)
-    return TaskResults(dict(checkpoint), protocol, versions_of(*PACKAGES), tuple(results))
+    batches = {"batch_tokens": scorer.most.tokens, "batch_size": config.batch_size, "device": scorer.device.type}
+    return protocol | batches
 
 
-def _one(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Mapping[str, Any]) -> TaskResult:
+def _evaluate(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Mapping[str, Any]) -> TaskResult:
     name = task.config.task
-    if config.num_fewshot is not None:
-        task.set_config(key="num_fewshot", value=config.num_fewshot)
-    elif task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=0)
+    if config.num_fewshot is not None or task.get_config("num_fewshot") is None:
+        task.set_config(key="num_fewshot", value=config.num_fewshot or 0)
     task.set_fewshot_seed(seed=config.seed)
-    asked = CachingLM(lm, str(_cache_file(config, lm, checkpoint))) if config.cache else lm
+    cached = CachingLM(lm, str(_cache_file(config, lm, checkpoint))) if config.cache else lm
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # bars of its own, which say nothing
-            found = evaluate(asked, {"tasks": {name: task}}, limit=config.limit, bootstrap_iters=0, log_samples=True)
+            output = evaluate(cached, {"tasks": {name: task}}, limit=config.limit, bootstrap_iters=0, log_samples=True)
     except OverflowError as error:  # of its exp
         raise CheckpointError(f"{name}: a perplexity beyond what a float holds; the model has diverged") from error
-    documents = list(task.eval_docs)
+    documents, figures = list(task.eval_docs), output["results"][name]
     hashes = [item_hash(document, name) for document in documents]
-    samples = samples_of(task, found["samples"][name], hashes, clusters_of(name, documents))
-    metrics = metrics_of(task, found["results"][name], samples)
+    samples = samples_of(task, output["samples"][name], hashes, clusters_of(name, documents))
+    metrics = metrics_of(task, figures, samples)
     if config.overlap is not None:
-        clean = [sample for sample in samples if sample.item not in left_out(config.overlap, task)]
-        metrics += metrics_of(task, found["results"][name], clean, subset="clean") if clean else ()
+        unclean = _unclean_items(config.overlap, task)
+        clean = [sample for sample in samples if sample.item not in unclean]
+        metrics += metrics_of(task, figures, clean, subset="clean")
     return TaskResult(
-        name,
-        str(task.VERSION),
-        source_of(task),
-        lm.context_length,
-        int(task.get_config("num_fewshot")),
-        metrics,
-        samples,
-        lm.n_cut,
+        task=name,
+        version=str(task.VERSION),
+        source=source_of(task),
+        context_length=lm.context_length,
+        num_fewshot=int(task.get_config("num_fewshot")),
+        metrics=metrics,
+        samples=samples,
+        n_cut=lm.n_cut,
     )
 
 
+def _unclean_items(overlap: Path, task: Task) -> set[int]:
+    """Numbers of the items that share a run of words with the training text, or are too short to tell.
+
+    A task that the file of `gptstar data overlap --json` does not know has none, so its clean items are all.
+    """
+    name, n_items = task.config.task, len(task.eval_docs)
+    try:
+        known = json.loads(overlap.read_text(encoding="utf-8"))["benchmarks"].get(name)
+        if known is None:
+            return set()
+        n_known, items = known["items"], {*known["dirty"], *known["too_short"]}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({error!r})"
+        ) from error
+    if n_known != n_items:
+        raise ConfigError(
+            f"evaluation.overlap={overlap} is about {n_known:,} items of {name}, which has {n_items:,} here: run "
+            "`gptstar data overlap` on the same file"
+        )
+    return items
+
+
 def _cache_file(config: TasksConfig, lm: HarnessModel, checkpoint: Mapping[str, Any]) -> Path:
-    """Of scores by this checkpoint, tokenizer, length and type: the harness's own keys hold the text alone."""
+    """The cache for this checkpoint, tokenizer, length and type: the harness's own keys hold the text alone."""
     assert config.cache is not None
     if not checkpoint.get("sha256"):
         raise ConfigError("evaluation.cache needs a checkpoint that is a file: leave it out")
@@ -193,7 +226,7 @@ def _cache_file(config: TasksConfig, lm: HarnessModel, checkpoint: Mapping[str, 
             with contextlib.closing(sqlite3.connect(path)) as database:
                 database.execute("pragma quick_check").fetchall()
         except sqlite3.Error as error:
-            raise ConfigError(f"{path} is no cache of scores, or damaged ({error}): remove it") from error
+            raise ConfigError(f"{path} is not a cache of scores, or damaged ({error}): remove it") from error
     return path
 
 

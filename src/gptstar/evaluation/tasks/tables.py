@@ -1,7 +1,7 @@
 """Results on tasks beside the published rows: for the terminal, and as Markdown."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gptstar.evaluation.results import Metric, TaskResult, TaskResults
-from gptstar.evaluation.tasks.published import Published, Row
+from gptstar.evaluation.tables import markdown_table
+from gptstar.evaluation.tasks.published import Row, published_rows
 
 COLUMNS = (
     ("lambada_openai", "acc"),
@@ -21,139 +22,148 @@ COLUMNS = (
 )
 """What is set beside published figures."""
 
+FIGURE_COLUMNS = (
+    "task", "version", "metric", "value", "95 % interval", "method", "items", "few-shot", "context", "items from",
+)  # fmt: skip
+
 SHORT = {"acc": "acc %", "perplexity": "ppl", "word_perplexity": "word ppl"}
-
-
-@dataclass
-class Footnotes:
-    """Notes in the order in which they are first needed."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def mark(self, notes: Iterable[str]) -> str:
-        """Superscript numbers of notes."""
-        numbers = []
-        for note in notes:
-            if note not in self.texts:
-                self.texts.append(note)
-            numbers.append(self.texts.index(note) + 1)
-        return "·".join(str(number).translate(SUPERSCRIPT) for number in numbers)
-
-
 SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Ours and published figures as text: a header, then rows of `model, tokens, figure, …`; figures have two lines."""
+    """Model, tokens and figures in rows, of which the first `n_ours` are ours. An interval is a cell's second line."""
 
     header: list[str]
-    rows: list[list[tuple[str, str]]]
+    rows: list[list[str]]
     notes: list[str]
-    ours: int
+    n_ours: int
 
 
-def task_table(results: TaskResults, published: Published) -> RenderableType:
+def task_table(results: TaskResults) -> RenderableType:
     """Ours with 95 % intervals, then the published rows, for the terminal; what was never published on in a list."""
     parts: list[RenderableType] = [Text(title(results), style="italic")]
-    comparison = compared(results, published)
+    comparison = compared(results)
     if comparison is not None:
         table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         for number, name in enumerate(comparison.header):
-            table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
-        for number, row in enumerate(comparison.rows):
-            cells = [f"{first}\n{second}" if second else first for first, second in row]
-            table.add_row(
-                *cells, style="bold" if number < comparison.ours else "", end_section=number == comparison.ours - 1
-            )
+            table.add_column(name, justify="right" if number else "left", overflow="fold")
+        for number, row in enumerate(comparison.rows, start=1):
+            style = "bold" if number <= comparison.n_ours else ""
+            table.add_row(*row, style=style, end_section=number == comparison.n_ours)
         parts.append(table)
-    if others := _others(results):
+    published_on = published_rows().tasks
+    others = [(task, metric) for task in results.tasks if task.task not in published_on for metric in task.metrics]
+    if others:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False)
         for name in ("task", "metric", "ours", "95 % interval", "items"):
             table.add_column(name, justify="left" if name in ("task", "metric") else "right")
         for task, metric in others:
-            table.add_row(task.task, _name(metric), value(metric), interval(metric) or "", f"{metric.items:,}")
+            table.add_row(task.task, _name(metric), value(metric), interval(metric), f"{metric.items:,}")
         parts.append(table)
     for number, note in enumerate(comparison.notes if comparison else (), start=1):
-        parts.append(Text(f"{str(number).translate(SUPERSCRIPT)} {note}", style="dim"))
+        parts.append(Text(f"{number}".translate(SUPERSCRIPT) + f" {note}", style="dim"))
     return Group(*parts)
 
 
-def task_markdown(results: TaskResults, published: Published) -> str:
+def task_markdown(results: TaskResults) -> str:
     """The same as a Markdown file: what was scored and how, the comparison, every figure, and all sources."""
-    checkpoint, protocol = results.checkpoint, results.protocol
     lines = [f"# {title(results)}", ""]
     for name in ("path", "sha256", "n_params", "step", "tokens"):
-        if checkpoint.get(name) is not None:
-            shown = checkpoint[name]
-            lines.append(f"- {name}: {f'{shown:,}' if isinstance(shown, int) else f'`{shown}`'}")
-    for name, shown in protocol.items():
-        if shown is not None:
-            pairs = shown.items() if isinstance(shown, dict) else ()
-            lines.append(f"- {name}: {', '.join(f'{key} {each}' for key, each in pairs) or shown}")
-    lines += ["- versions: " + ", ".join(f"{name} {number}" for name, number in results.versions.items()), ""]
-    comparison = compared(results, published)
+        content = results.checkpoint.get(name)
+        if content is not None:
+            lines.append(f"- {name}: {content:,}" if isinstance(content, int) else f"- {name}: `{content}`")
+    for name, content in (*results.protocol.items(), ("versions", results.versions)):
+        if isinstance(content, dict):
+            content = ", ".join(f"{key} {each}" for key, each in content.items())
+        if content is not None:
+            lines.append(f"- {name}: {content}")
+    lines.append("")
+    comparison = compared(results)
     if comparison is not None:
-        lines += _markdown(
-            [name.replace("\n", " ") for name in comparison.header],
-            [[f"{first} ({second})" if second else first for first, second in row] for row in comparison.rows],
-        )
+        header = [name.replace("\n", " ") for name in comparison.header]
+        rows = [list(map(_in_one_line, row)) for row in comparison.rows]
+        lines += [*markdown_table(header, rows, n_left=1), ""]
         lines += [f"{number}. {note}" for number, note in enumerate(comparison.notes, start=1)]
     lines += ["", "## Every figure", ""]
-    lines += _markdown(
-        ["task", "version", "metric", "value", "95 % interval", "method", "items", "few-shot", "context", "items from"],
-        [
-            [
-                task.task,
-                task.version,
-                _name(metric),
-                value(metric),
-                interval(metric) or "–",
-                metric.method,
-                f"{metric.items:,}",
-                str(task.num_fewshot),
-                f"{task.context_length:,}",
-                _source(task),
-            ]
-            for task in results.tasks
-            for metric in task.metrics
-        ],
-    )
+    figures = [_figure_row(task, metric) for task in results.tasks for metric in task.metrics]
+    lines += [*markdown_table(FIGURE_COLUMNS, figures, n_left=3), ""]
     if comparison is not None:
         lines += ["Published figures are from", ""]
-        used = {figure.source for row in published.rows for figure in row.figures}
-        used |= {row.tokens_source for row in published.rows}
-        lines += [f"- [{source.title}]({source.url})" for name, source in published.sources.items() if name in used]
+        lines += [f"- {link}" for link in published_rows().sources.values()]
     return "\n".join(lines) + "\n"
 
 
-def compared(results: TaskResults, published: Published) -> Comparison | None:
+def _figure_row(task: TaskResult, metric: Metric) -> list[str]:
+    source = task.source
+    if "path" in source:
+        origin = f"`{source['path']}` ({source.get('split') or 'split not stated'}), sha256 `{source['sha256'][:12]}…`"
+    else:
+        revision = f" at {source['revision'][:12]}" if source.get("revision") else ""
+        origin = f"{source.get('dataset')} ({source.get('split')}){revision}"
+    figure = [_name(metric), value(metric), interval(metric) or "–", metric.method, f"{metric.items:,}"]
+    return [task.task, task.version, *figure, str(task.num_fewshot), f"{task.context_length:,}", origin]
+
+
+def compared(results: TaskResults) -> Comparison | None:
     """Ours beside the published rows; None where no task of ours was published on."""
+    published = published_rows()
     by_name = {task.task: task for task in results.tasks}
     ours = {(task, name): metric_of(by_name[task], name) for task, name in COLUMNS if task in by_name}
     columns = [column for column, metric in ours.items() if metric]
     if not columns:
         return None
-    footnotes = Footnotes()
-    apart = {task: differences(by_name[task], ours[task, name], published) for task, name in columns}
-    apart = {task: found for task, found in apart.items() if found}
-    note = "; ".join(f"{published.tasks[task].title} {found}" for task, found in apart.items())
+    notes: list[str] = []
+    differing = {task: differences(by_name[task], ours[task, name]) for task, name in columns}
+    differing = {task: words for task, words in differing.items() if words}
+    note = "; ".join(f"{published.tasks[task].title} {words}" for task, words in differing.items())
     header = ["model", "tokens"]
     for task, name in columns:
-        mark = footnotes.mark([f"not what the published figures are over: {note}"] if task in apart else [])
+        mark = _mark(notes, [f"not what the published figures are over: {note}"] if task in differing else [])
         header.append(f"{published.tasks[task].title}\n{SHORT[name]}{mark}")
-    rows = [[(str(results.checkpoint["name"]), ""), (_tokens(results.checkpoint.get("tokens")), "")]]
-    rows[0] += [_ours(ours[column]) for column in columns]
-    normed = [metric_of(by_name[task], "acc_norm") if name == "acc" else None for task, name in columns]
+    tokens = results.checkpoint.get("tokens")
+    model = [str(results.checkpoint["name"]), "" if tokens is None else _brief(tokens)]
+    rows = [[*model, *(_cell(ours[column]) for column in columns)]]
+    normed = [_cell(metric_of(by_name[task], "acc_norm") if name == "acc" else None) for task, name in columns]
     if any(normed):
-        rows.append([("… acc_norm", ""), ("", ""), *map(_ours, normed)])
-    clean = [metric_of(by_name[task], name, "clean") for task, name in columns]
+        rows.append(["… acc_norm", "", *normed])
+    clean = [_cell(metric_of(by_name[task], name, "clean")) for task, name in columns]
     if any(clean):
-        mark = footnotes.mark(["only items that share no run of words with the training text"])
-        rows.append([(f"… clean{mark}", ""), ("", ""), *map(_ours, clean)])
-    contexts = {task: by_name[task].context_length for task, _ in columns}
-    theirs = [_published_row(row, columns, published, contexts, footnotes) for row in published.rows]
-    return Comparison(header, rows + theirs, footnotes.texts, len(rows))
+        mark = _mark(notes, ["only items that share no run of words with the training text"])
+        rows.append([f"… clean{mark}", "", *clean])
+    n_ours = len(rows)
+    wikitext = by_name["wikitext"].context_length if "wikitext" in by_name else None
+    rows += [_published_row(row, columns, wikitext, notes) for row in published.rows]
+    return Comparison(header, rows, notes, n_ours)
+
+
+def _published_row(
+    row: Row, columns: Sequence[tuple[str, str]], wikitext_context: int | None, notes: list[str]
+) -> list[str]:
+    texts = published_rows().notes
+    mark = _mark(notes, [texts[row.tokens_note]] if row.tokens_note else [])
+    cells = [row.model + _mark(notes, [texts[note] for note in row.notes]), _brief(row.training_tokens) + mark]
+    for task, name in columns:
+        figure = row.figure(task, name)
+        if figure is None:
+            cells.append("–")
+            continue
+        number = f"{100 * figure.value:.2f}" if name == "acc" else _perplexity(figure.value)
+        about = [texts[note] for note in figure.notes]
+        if task == "wikitext" and figure.context_length not in (None, wikitext_context):
+            about.append(f"at a context of {figure.context_length:,} tokens")  # items of the others fit into either
+        cells.append(number + _mark(notes, about))
+    return cells
+
+
+def _mark(notes: list[str], texts: Iterable[str]) -> str:
+    """Superscript numbers of footnotes, which are added to `notes` when they are first needed."""
+    numbers = []
+    for text in texts:
+        if text not in notes:
+            notes.append(text)
+        numbers.append(str(notes.index(text) + 1).translate(SUPERSCRIPT))
+    return "·".join(numbers)
 
 
 def metric_of(task: TaskResult, name: str, subset: str | None = None) -> Metric | None:
@@ -161,27 +171,26 @@ def metric_of(task: TaskResult, name: str, subset: str | None = None) -> Metric 
     return next((each for each in task.metrics if (each.name, each.subset) == (name, subset)), None)
 
 
-def differences(task: TaskResult, metric: Metric | None, published: Published) -> str:
+def differences(task: TaskResult, metric: Metric | None) -> str:
     """What sets our own figure apart from every published one, if anything: its items, or examples before them."""
-    known, found = published.tasks[task.task], []
-    if metric is not None and metric.items != known.items:
-        found.append(f"{metric.items:,} of {known.items:,} items")
-        if "path" in task.source and task.source.get("split") is None:
-            found.append("the file does not say of which split")
-    if task.source.get("split") not in (None, known.split):
-        found.append(f"{task.source['split']} split instead of {known.split}")
+    published, split, words = published_rows().tasks[task.task], task.source.get("split"), []
+    if metric is not None and metric.items != published.items:
+        words.append(f"{metric.items:,} of {published.items:,} items")
+        if "path" in task.source and split is None:
+            words.append("the file does not say of which split")
+    if split not in (None, published.split):
+        words.append(f"{split} split instead of {published.split}")
     if task.num_fewshot:
-        found.append(f"{task.num_fewshot} examples before each item")
-    return ", ".join(found)
+        words.append(f"{task.num_fewshot} examples before each item")
+    return ", ".join(words)
 
 
 def title(results: TaskResults) -> str:
     """What was scored and how, in a line."""
     limit = results.protocol.get("limit")
-    contexts = sorted({task.context_length for task in results.tasks})
-    parts = [str(results.checkpoint["name"]), f"{results.protocol.get('dtype')}"]
-    parts.append(f"context {' and '.join(f'{each:,}' for each in contexts)}")
-    return ", ".join(parts) + (f", only the first {limit:,} items of each task" if limit else "")
+    contexts = " and ".join(f"{length:,}" for length in sorted({task.context_length for task in results.tasks}))
+    line = f"{results.checkpoint['name']}, {results.protocol.get('dtype')}, context {contexts}"
+    return f"{line}, only the first {limit:,} items of each task" if limit else line
 
 
 def is_share(metric: Metric) -> bool:
@@ -196,46 +205,22 @@ def value(metric: Metric) -> str:
     return _perplexity(metric.value) if metric.kind == "perplexity" else f"{metric.value:.4g}"
 
 
-def interval(metric: Metric) -> str | None:
-    """Its 95 % interval, in the same unit."""
+def interval(metric: Metric) -> str:
+    """Its 95 % interval in the same unit; empty where it has none."""
     if metric.low is None or metric.high is None:
-        return None
+        return ""
     if is_share(metric):
         return f"{100 * metric.low:.1f}–{100 * metric.high:.1f}"
     return f"{_brief(metric.low)}–{_brief(metric.high)}"
 
 
-def _ours(metric: Metric | None) -> tuple[str, str]:
-    return (value(metric), interval(metric) or "") if metric else ("", "")
+def _cell(metric: Metric | None) -> str:
+    return f"{value(metric)}\n{interval(metric)}".rstrip() if metric else ""
 
 
-def _published_row(
-    row: Row,
-    columns: Sequence[tuple[str, str]],
-    published: Published,
-    contexts: Mapping[str, int],
-    footnotes: Footnotes,
-) -> list[tuple[str, str]]:
-    mark = footnotes.mark([published.notes[row.tokens_note]] if row.tokens_note else [])
-    model = row.model + footnotes.mark(published.notes[note] for note in row.notes)
-    cells = [(model, ""), (_tokens(row.training_tokens) + mark, "")]
-    for task, name in columns:
-        figure = row.figure(task, name)
-        if figure is None:
-            cells.append(("–", ""))
-            continue
-        shown = f"{100 * figure.value:.2f}" if name == "acc" else _perplexity(figure.value)
-        notes = [published.notes[note] for note in figure.notes]
-        if name == "word_perplexity" and figure.context_length not in (None, contexts[task]):
-            notes.append(f"at a context of {figure.context_length:,} tokens")  # items of the others fit into either
-        cells.append((shown + footnotes.mark(notes), ""))
-    return cells
-
-
-def _others(results: TaskResults) -> list[tuple[TaskResult, Metric]]:
-    """Figures of tasks that nothing was published on."""
-    known = {task for task, _ in COLUMNS}
-    return [(task, metric) for task in results.tasks if task.task not in known for metric in task.metrics]
+def _in_one_line(cell: str) -> str:
+    figure, _, ends = cell.partition("\n")
+    return f"{figure} ({ends})" if ends else figure
 
 
 def _name(metric: Metric) -> str:
@@ -243,29 +228,14 @@ def _name(metric: Metric) -> str:
 
 
 def _perplexity(number: float) -> str:
-    return f"{number:.2f}" if number < 1000 else f"{number:,.0f}" if number < 1e6 else f"{number:.2e}"
+    if number < 1000:
+        return f"{number:.2f}"
+    return f"{number:,.0f}" if number < 1e6 else f"{number:.2e}"
 
 
 def _brief(number: float) -> str:
-    """In five characters or so."""
+    """A number in five characters or so."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= unit:
             return f"{number / unit:.3g}{letter}" if number < 1000 * unit else f"{number:.1e}"
     return f"{number:.1f}" if number >= 10 else f"{number:.3g}"
-
-
-def _tokens(number: int | None) -> str:
-    return "" if number is None else _brief(number)
-
-
-def _source(task: TaskResult) -> str:
-    source = task.source
-    if "path" in source:
-        return f"`{source['path']}` ({source.get('split') or 'split not stated'}), sha256 `{source['sha256'][:12]}…`"
-    revision = f" at {source['revision'][:12]}" if source.get("revision") else ""
-    return f"{source.get('dataset')} ({source.get('split')}){revision}"
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    cells = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells] + [""]

@@ -1,15 +1,17 @@
 """What the model does for the harness: score continuations, and write them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError
 from gptstar.evaluation.tasks.rows import Row
-from gptstar.evaluation.tasks.scoring import Pending, Scorable, Score, Scorer
-from gptstar.evaluation.tasks.team import Settled
+from gptstar.evaluation.tasks.scoring import Finish, Scorable, Score, Scorer
+from gptstar.evaluation.tasks.team import OnResults
 from gptstar.inference.decode import decode
 from gptstar.inference.sampling import Sampling
 
@@ -38,40 +40,32 @@ class Worker:
     def __init__(self, scorer: Scorer, tokenizer: Tokenizer, *, seed: int = 0) -> None:
         self.scorer, self._tokenizer, self._seed = scorer, tokenizer, seed
 
-    def __call__(
-        self, requests: Sequence[Scorable | Prompt], rank: int, world: int, settled: Settled
-    ) -> dict[int, Score | str]:
-        """Results by number of the request."""
-        to_score = [request for request in requests if isinstance(request, Scorable)]
-        to_write = [request for request in requests if isinstance(request, Prompt)]
-        assert not (to_score and to_write)  # they are numbered apart
-        found: dict[int, Score | str] = {}
-        for scores in self._scores(to_score, self.scorer.batches(to_score)[rank::world]):
-            settled(scores)
-            found |= scores
-        for numbers in self._together(to_write)[rank::world]:
-            texts = self._write({number: to_write[number] for number in numbers})
-            settled(texts)
-            found |= texts
-        return found
+    def __call__(self, requests: Sequence[Any], rank: int, world: int, on_results: OnResults) -> dict[int, Any]:
+        """Score `Scorable`s or continue `Prompt`s; returns `Score`s or texts by number of the request."""
+        shares: Iterable[dict[int, Any]]
+        if requests and isinstance(requests[0], Prompt):
+            shares = (self._write(requests, numbers) for numbers in self._together(requests)[rank::world])
+        else:
+            shares = self._scores(requests, self.scorer.batches(requests)[rank::world])
+        results: dict[int, Any] = {}
+        for share in shares:
+            on_results(share)
+            results |= share
+        return results
 
     def _scores(self, requests: Sequence[Scorable], batches: Sequence[Sequence[Row]]) -> Iterator[dict[int, Score]]:
         """Score batches; a GPU computes the next batch while the host prepares and reads off others."""
-        waiting: list[Pending] = []
+        waiting: list[Finish] = []
         for batch in batches:
             started = self._start(requests, batch)
-            for pending in waiting:
-                yield pending.scores()
+            for finish in waiting:
+                yield finish()
             waiting = started
-        for pending in waiting:
-            yield pending.scores()
+        for finish in waiting:
+            yield finish()
 
-    def _start(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> list[Pending]:
-        """Start to score a batch; where a GPU runs out of memory, start with its halves.
-
-        Raises:
-            ConfigError: one row does not fit the memory.
-        """
+    def _start(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> list[Finish]:
+        """Start to score a batch; where a GPU runs out of memory, start with its halves, down to a single row."""
         try:
             return [self.scorer.score(requests, batch)]
         except torch.OutOfMemoryError as error:
@@ -85,9 +79,9 @@ class Worker:
 
     def _together(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Prompts that are continued in the same way, by length, as many at once as a batch holds."""
-        alike: dict[object, list[int]] = {}
+        alike: defaultdict[object, list[int]] = defaultdict(list)
         for number, prompt in enumerate(prompts):
-            alike.setdefault((prompt.n_new, prompt.until, prompt.temperature, prompt.top_k), []).append(number)
+            alike[prompt.n_new, prompt.until, prompt.temperature, prompt.top_k].append(number)
         batches = []
         for numbers in alike.values():
             numbers.sort(key=lambda number: -len(prompts[number].tokens))
@@ -98,32 +92,29 @@ class Worker:
                 del numbers[:n_rows]
         return batches
 
-    def _write(self, prompts: Mapping[int, Prompt]) -> dict[int, str]:
-        some = next(iter(prompts.values()))
+    def _write(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> dict[int, str]:
+        """Continue the prompts with these numbers, which are continued in the same way."""
+        first = prompts[numbers[0]]
         end_of_text = self._tokenizer.end_of_text
-        tail = 1 + max((len(stop.encode()) for stop in some.until), default=0)  # a token is a byte or more
+        tail = 1 + max((len(stop.encode()) for stop in first.until), default=0)  # a token is a byte or more
 
         def ended(tokens: Sequence[int]) -> bool:
-            text = self._tokenizer.decode(tokens[-tail:]) if some.until else ""
-            return tokens[-1] == end_of_text or any(stop in text for stop in some.until)
+            text = self._tokenizer.decode(tokens[-tail:]) if first.until else ""
+            return tokens[-1] == end_of_text or any(stop in text for stop in first.until)
 
         with self.scorer.computing():
             written = decode(
                 self.scorer.model,
-                [prompt.tokens for prompt in prompts.values()],
-                some.n_new,
-                sampling=Sampling(some.temperature, some.top_k, self._seed),
+                [prompts[number].tokens for number in numbers],
+                first.n_new,
+                sampling=Sampling(first.temperature, first.top_k, self._seed),
                 ended=ended,
-                numbers=list(prompts),
+                numbers=numbers,
             )
-        return {  # decoding drops end-of-text
-            number: _cut(self._tokenizer.decode(tokens), some.until)
-            for number, tokens in zip(prompts, written, strict=True)
-        }
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    """What stands before the first of the texts that end it."""
-    for stop in until:
-        text = text.partition(stop)[0]
-    return text
+        texts = {}
+        for number, tokens in zip(numbers, written, strict=True):
+            text = self._tokenizer.decode(tokens)  # decoding drops end-of-text
+            for stop in first.until:
+                text = text.partition(stop)[0]
+            texts[number] = text
+        return texts

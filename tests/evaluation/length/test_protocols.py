@@ -276,7 +276,7 @@ def test_growth_is_the_power() -> None:
     [
         ({"context_lengths": ()}, "evaluation.context_lengths is empty: name some, or leave it out"),
         ({"context_lengths": (0, 8)}, "evaluation.context_lengths: 0 is below 1"),
-        ({"context_lengths": (8, 8)}, r"evaluation.context_lengths=\[8, 8\] names a length twice"),
+        ({"context_lengths": (8, 8)}, r"evaluation.context_lengths=\[8, 8\] names one twice: name each once"),
         ({"max_tokens": 0}, "evaluation.max_tokens=0 is below 1"),
         ({"stride": 8}, "evaluation.stride is for evaluation.protocol=sliding, not disjoint: leave it out"),
         ({"targets": 8}, "evaluation.targets is for evaluation.protocol=fixed_targets, not disjoint"),

@@ -19,12 +19,7 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Arms that differ in their budget alone.
-
-    Attributes:
-        arms: its levels of the factor, the smallest budget first.
-        runs: the finished ones, as lines of `frames.runs`.
-    """
+    """Arms that differ in their budget alone: levels of a factor, the smallest budget first, and the finished runs."""
 
     arms: tuple[Any, ...]
     runs: pd.DataFrame
@@ -41,55 +36,43 @@ class Recipe:
 
     def at(self, tokens: int) -> dict[Any, dict[str, Any]]:
         """The run of each seed at one budget."""
-        lines = self.runs[self.runs["tokens"] == tokens].to_dict("records")
-        return {line[SEED]: line for line in lines}
+        return {run[SEED]: run for run in self.runs[self.runs["tokens"] == tokens].to_dict("records")}
 
 
 def recipes(frame: pd.DataFrame, factor: str, factors: Sequence[str]) -> list[Recipe]:
     """Group the arms of a factor into recipes, in the order of its levels.
 
-    Two arms are one recipe at two budgets where every setting that was not varied by itself is alike, or is a count of
+    Two arms are one recipe at two budgets if every setting that was not varied by itself is the same, or is a count of
     steps in proportion to `total_steps`, such as a warm-up of a tenth of the run.
 
     Args:
         frame: runs with a loss.
         factors: all that was varied: the factor, the seed, and perhaps the learning rate and `total_steps`.
     """
-    by_themselves = {each for each in factors if each != factor}
-    keys = [key for key in frame if is_setting(key) and key not in {*by_themselves, STEPS, EXPERIMENT, SEED}]
-    found: list[tuple[Mapping[str, Any], list[pd.DataFrame]]] = []
+    varied_by_themselves = {each for each in factors if each != factor}
+    keys = [key for key in frame if is_setting(key) and key not in {*varied_by_themselves, STEPS, EXPERIMENT, SEED}]
+    groups: list[tuple[Mapping[str, Any], list[pd.DataFrame]]] = []
     for level in levels_of(frame, factor):
         for _, runs in frame[frame[factor] == level].groupby(STEPS):
             first = runs.iloc[0].to_dict()
-            for example, of_recipe in found:
-                if _differ_in_budget(first, example, keys):
-                    of_recipe.append(runs)
-                    break
+            group = next((group for example, group in groups if _differ_in_budget(first, example, keys)), None)
+            if group is None:
+                groups.append((first, [runs]))
             else:
-                found.append((first, [runs]))
-    return [_recipe(factor, pd.concat(runs)) for _, runs in found]
-
-
-def _recipe(factor: str, runs: pd.DataFrame) -> Recipe:
-    runs = runs.sort_values("tokens", kind="stable")
-    return Recipe(tuple(runs[factor].drop_duplicates()), runs)
+                group.append(runs)
+    ordered = [pd.concat(group).sort_values("tokens", kind="stable") for _, group in groups]
+    return [Recipe(tuple(runs[factor].drop_duplicates()), runs) for runs in ordered]
 
 
 def _differ_in_budget(one: Mapping[str, Any], two: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    """Whether two runs differ in nothing but counts that are the same share of `total_steps`, to a whole step."""
     total = one[STEPS], two[STEPS]
-    pairs = {key: (one[key], two[key]) for key in keys if one[key] != two[key]}
-    return all(_counts_steps(key) and _in_proportion(pair, total) for key, pair in pairs.items())
-
-
-def _counts_steps(key: str) -> bool:
-    return key.endswith(("steps", "_until"))
-
-
-def _in_proportion(steps: tuple[Any, Any], total: tuple[int, int]) -> bool:
-    """Whether both are the same share of their totals, each rounded to a whole step."""
-    if not all(isinstance(each, int | float) for each in steps):
-        return False
-    return abs(steps[0] * total[1] - steps[1] * total[0]) <= (total[0] + total[1]) / 2
+    for key in (key for key in keys if one[key] != two[key]):
+        steps = one[key], two[key]
+        counts_steps = key.endswith(("steps", "_until")) and all(isinstance(each, int | float) for each in steps)
+        if not (counts_steps and abs(steps[0] * total[1] - steps[1] * total[0]) <= (total[0] + total[1]) / 2):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -114,29 +97,26 @@ class Reached:
 
     @property
     def text(self) -> str:
-        """The share with its interval; where some seed has only a bound, how many of each there are."""
+        """The share with its interval; if some seed has only a bound, how many of each there are."""
         if self.share is not None:
             return ratio_text(self.share)
-        bounds = (
-            (self.within, "between two points"),
-            (self.before, "by the first point"),
-            (self.never, "not by the last point"),
-        )
-        return ", ".join(f"{count} of {self.n_seeds} seeds {where}" for count, where in bounds if count)
+        counts = {
+            "between two points": self.within,
+            "by the first point": self.before,
+            "not by the last point": self.never,
+        }
+        return ", ".join(f"{count} of {self.n_seeds} seeds {where}" for where, count in counts.items() if count)
 
 
 def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, float]]) -> Reached:
     """Compare, seed by seed, where a curve reaches the reference's loss with what the reference took.
 
-    Args:
-        curves: the curve of each seed.
-        references: the cost and final loss of each seed; seeds without a curve are left out.
+    `references` holds the cost and final loss of each seed; seeds without a curve are left out.
     """
     shares: dict[Any, float] = {}
     before = never = 0
-    for seed, (cost, loss) in references.items():
-        if seed not in curves:
-            continue
+    for seed in (seed for seed in references if seed in curves):
+        cost, loss = references[seed]
         at = tokens_to(curves[seed], loss)
         if math.isnan(at):
             never += 1
@@ -144,8 +124,8 @@ def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, f
             before += 1
         else:
             shares[seed] = math.log(at / cost)
-    known = bool(shares) and not before and not never
-    effect = blocked_effect({seed: {"": share} for seed, share in shares.items()}) if known else None
+    all_known = bool(shares) and not before and not never
+    effect = blocked_effect({seed: {"": share} for seed, share in shares.items()}) if all_known else None
     return Reached(effect, len(shares), before, never)
 
 
@@ -162,19 +142,15 @@ def costs(found: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame) -> l
     """Find the tokens and hours after which every recipe but the reference reaches the reference's final loss.
 
     A recipe's curve is its final loss at each of its budgets, for the seeds that ran them all. A recipe with one budget
-    has its validations instead, and hours in proportion to tokens.
-
-    Args:
-        found: all recipes.
-        reference: one of them, at its largest budget.
-        curves: what `frames.curves` returns for the runs; those without a recorded speed have no hours.
+    has its validations instead, and hours in proportion to tokens. The reference is taken at its largest budget. Runs
+    without a recorded speed have no hours.
     """
     ends = reference.at(reference.budgets[-1])
 
     def compare(recipe: Recipe, measure: str) -> Reached:
-        final = {seed: (line[measure], line[OUTCOME]) for seed, line in ends.items() if line[measure] > 0}
-        found = _curves(recipe, curves, measure)
-        return reached({seed: curve for seed, curve in found.items() if all(cost > 0 for cost, _ in curve)}, final)
+        final = {seed: (run[measure], run[OUTCOME]) for seed, run in ends.items() if run[measure] > 0}
+        by_seed = _curves(recipe, curves, measure)
+        return reached({seed: curve for seed, curve in by_seed.items() if all(cost > 0 for cost, _ in curve)}, final)
 
     return [Cost(each, compare(each, "tokens"), compare(each, "hours")) for each in found if each is not reference]
 
@@ -186,12 +162,11 @@ def _curves(recipe: Recipe, curves: pd.DataFrame, measure: str) -> dict[Any, Cur
     if len(by_budget) > 1:
         return {seed: [(runs[seed][measure], runs[seed][OUTCOME]) for runs in by_budget] for seed in seeds}
     validated = curves[curves["metric"] == "validation/loss"]
-    found: dict[Any, Curve] = {}
-    for seed, line in by_budget[0].items():
-        mine = validated[validated["run"] == line["run"]].sort_values("tokens")
-        each = line[measure] / line["tokens"]
-        found[seed] = [(tokens * each, loss) for tokens, loss in zip(mine["tokens"], mine["value"], strict=True)]
-    return found
+    by_seed: dict[Any, Curve] = {}
+    for seed, run in by_budget[0].items():
+        mine = validated[validated["run"] == run["run"]].sort_values("tokens")
+        by_seed[seed] = list(zip(mine["tokens"] * (run[measure] / run["tokens"]), mine["value"], strict=True))
+    return by_seed
 
 
 def cost_table(found: Sequence[Cost]) -> pd.DataFrame:

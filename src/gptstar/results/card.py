@@ -27,11 +27,10 @@ def model_card(
     licence: str | None = None,
     evaluations: Sequence[Path] = (),
 ) -> str:
-    """The text of `README.md` in an exported folder, with the header that the Hub reads.
+    """Write the text of `README.md` in an exported folder, with the header that the Hub reads.
 
     Args:
-        path: of the checkpoint; its results in `evaluations` are found by its hash.
-        name: of the model.
+        path: the checkpoint's; its results in `evaluations` are found by its hash.
         context_length: tokens that users may read at once.
         licence: of the weights, as the Hub abbreviates it.
         evaluations: folders of `results.json` files.
@@ -39,10 +38,10 @@ def model_card(
     Raises:
         ConfigError: an evaluation is damaged; names it.
     """
-    who = identity(path, checkpoint)
+    who, training = identity(path, checkpoint), checkpoint.training
     found = [results for results in _evaluations(evaluations) if results.checkpoint.get("sha256") == who["sha256"]]
-    training = checkpoint.training
     settings: dict[str, Any] = training.settings if training else {}
+    data: dict[str, Any] = training.data if training else {}
     environment = Environment(
         loader=PackageLoader("gptstar.results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -51,15 +50,14 @@ def model_card(
         name=name,
         model=checkpoint.model,
         positions=POSITIONS.name_of(checkpoint.model.positions),
-        n_params=checkpoint.model.n_params,
         needs_trust=not is_gpt2(checkpoint.model),
         context_length=context_length,
         who=who,
         settings={key: settings[key] for key in shown_keys() if key in settings and not key.startswith("model.")},
         best_loss=training.best_loss if training else None,
         perplexity=float(np.exp(training.best_loss)) if training and training.best_loss else None,
-        corpora=training.data.get("corpora", {}) if training else {},
-        fingerprint=training.data.get("fingerprint") if training else None,
+        corpora=data.get("corpora", {}),
+        fingerprint=data.get("fingerprint"),
         tasks=[task for results in found for task in results.tasks],
         licence=licence,
         version=__version__,

@@ -49,10 +49,9 @@ def read_for(path: Path, ranks: Ranks, *, sharded: bool) -> Checkpoint:
         CheckpointError: damaged; names the file.
     """
     if sharded and in_parts(path):
-        from gptstar.checkpoint.parts import describe, verify_parts
+        from gptstar.checkpoint.parts import verify_parts
 
-        verify_parts(path, (ranks.rank, ranks.world_size))
-        return describe(path)[0]
+        return verify_parts(path, (ranks.rank, ranks.world_size))
     return read(path)
 
 

@@ -127,29 +127,23 @@ def verify_parts(path: Path, share: tuple[int, int] = (0, 1)) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing, cut short, altered or of another format; names it.
     """
-    checkpoint, files = _describe(path)
-    for name, about in sorted(files.items())[share[0] :: share[1]]:
-        file = path / name
-        is_whole = file.is_file() and file.stat().st_size == about["bytes"] and file_sha256(file) == about["sha256"]
-        if not is_whole:
-            raise CheckpointError(f"{path}: {name} is missing, cut short or altered: use another checkpoint")
-    return checkpoint
-
-
-def _describe(path: Path) -> tuple[Checkpoint, Files]:
-    """Read a checkpoint without its tensors, and what its files should be."""
     file = path / DESCRIPTION
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
-        files = {str(name): {"bytes": each["bytes"], "sha256": each["sha256"]} for name, each in tree["files"].items()}
-        if any(Path(name).name != name for name in files):
+        files = [(str(name), each["bytes"], each["sha256"]) for name, each in sorted(tree["files"].items())]
+        if any(Path(name).name != name for name, _, _ in files):
             raise ValueError("a file lies elsewhere")
         training = tree["training"] and tree["training"] | {"optimizer": {}}
     except OSError as error:
         raise CheckpointError(f"can't read {file}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged ({error!r}): use another checkpoint") from error
-    return parsed(file, tree | {"weights": {}, "training": training}), files
+    checkpoint = parsed(file, tree | {"weights": {}, "training": training})
+    for name, n_bytes, sha256 in files[share[0] :: share[1]]:
+        part = path / name
+        if not (part.is_file() and part.stat().st_size == n_bytes and file_sha256(part) == sha256):
+            raise CheckpointError(f"{path}: {name} is missing, cut short or altered: use another checkpoint")
+    return checkpoint
 
 
 def read_parts(path: Path) -> Checkpoint:

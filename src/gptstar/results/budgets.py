@@ -1,6 +1,7 @@
 """Recipes at several budgets: the tokens, or hours, until one reaches the final loss of another, paired by seed."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
-from gptstar.results.effects import OUTCOME, SEED, levels_of, ratio_text, tokens_to
+from gptstar.results.effects import OUTCOME, SEED, effect_text, levels_of, tokens_to
 from gptstar.results.frames import EXPERIMENT, is_setting
 
 STEPS = "total_steps"
+WITHIN, BEFORE, NEVER = "between two points", "by the first point", "not by the last point"
 
 Curve = Sequence[tuple[float, float]]
 """Tokens or hours, ascending, and the loss that was reached with each."""
@@ -81,31 +83,19 @@ class Reached:
 
     Attributes:
         share: the effect on the logarithm of that share over seeds; None unless every seed's is known.
-        within, before, never: how many seeds reached the loss between two points of their curves, at or before the
-            first one, and not at all.
+        seeds: how many seeds reached the loss within their curves, before, or never.
     """
 
     share: Effect | None
-    within: int
-    before: int
-    never: int
-
-    @property
-    def n_seeds(self) -> int:
-        """How many seeds were compared."""
-        return self.within + self.before + self.never
+    seeds: Counter[str]
 
     @property
     def text(self) -> str:
         """The share with its interval; if some seed has only a bound, how many of each there are."""
         if self.share is not None:
-            return ratio_text(self.share)
-        counts = {
-            "between two points": self.within,
-            "by the first point": self.before,
-            "not by the last point": self.never,
-        }
-        return ", ".join(f"{count} of {self.n_seeds} seeds {where}" for where, count in counts.items() if count)
+            return effect_text(self.share, ratio=True)
+        total = self.seeds.total()
+        return ", ".join(f"{count} of {total} seeds {where}" for where, count in self.seeds.items() if count)
 
 
 def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, float]]) -> Reached:
@@ -114,19 +104,20 @@ def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, f
     `references` holds the cost and final loss of each seed; seeds without a curve are left out.
     """
     shares: dict[Any, float] = {}
-    before = never = 0
+    seeds = Counter({WITHIN: 0, BEFORE: 0, NEVER: 0})
     for seed in (seed for seed in references if seed in curves):
         cost, loss = references[seed]
         at = tokens_to(curves[seed], loss)
         if math.isnan(at):
-            never += 1
+            seeds[NEVER] += 1
         elif curves[seed][0][1] <= loss:
-            before += 1
+            seeds[BEFORE] += 1
         else:
+            seeds[WITHIN] += 1
             shares[seed] = math.log(at / cost)
-    all_known = bool(shares) and not before and not never
+    all_known = bool(shares) and len(shares) == seeds.total()
     effect = blocked_effect({seed: {"": share} for seed, share in shares.items()}) if all_known else None
-    return Reached(effect, len(shares), before, never)
+    return Reached(effect, seeds)
 
 
 @dataclass(frozen=True)
@@ -138,7 +129,7 @@ class Cost:
     hours: Reached
 
 
-def costs(found: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame) -> list[Cost]:
+def costs(candidates: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame) -> list[Cost]:
     """Find the tokens and hours after which every recipe but the reference reaches the reference's final loss.
 
     A recipe's curve is its final loss at each of its budgets, for the seeds that ran them all. A recipe with one budget
@@ -152,7 +143,7 @@ def costs(found: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame) -> l
         by_seed = _curves(recipe, curves, measure)
         return reached({seed: curve for seed, curve in by_seed.items() if all(cost > 0 for cost, _ in curve)}, final)
 
-    return [Cost(each, compare(each, "tokens"), compare(each, "hours")) for each in found if each is not reference]
+    return [Cost(each, compare(each, "tokens"), compare(each, "hours")) for each in candidates if each is not reference]
 
 
 def _curves(recipe: Recipe, curves: pd.DataFrame, measure: str) -> dict[Any, Curve]:
@@ -169,7 +160,7 @@ def _curves(recipe: Recipe, curves: pd.DataFrame, measure: str) -> dict[Any, Cur
     return by_seed
 
 
-def cost_table(found: Sequence[Cost]) -> pd.DataFrame:
+def cost_table(lines: Sequence[Cost]) -> pd.DataFrame:
     """Make a line for each recipe."""
     return pd.DataFrame(
         [
@@ -178,9 +169,9 @@ def cost_table(found: Sequence[Cost]) -> pd.DataFrame:
                 "million tokens": ", ".join(f"{tokens / 1e6:.3g}" for tokens in each.recipe.budgets),
                 "tokens": each.tokens.text,
                 "hours": each.hours.text,
-                "seeds": each.tokens.n_seeds,
+                "seeds": each.tokens.seeds.total(),
                 "": each.tokens.share.verdict if each.tokens.share else "",
             }
-            for each in found
+            for each in lines
         ]
     )

@@ -30,7 +30,7 @@ def model_card(
     """Write the text of `README.md` in an exported folder, with the header that the Hub reads.
 
     Args:
-        path: the checkpoint's; its results in `evaluations` are found by its hash.
+        path: the checkpoint's; its results in `evaluations` have its hash.
         context_length: tokens that users may read at once.
         licence: of the weights, as the Hub abbreviates it.
         evaluations: folders of `results.json` files.
@@ -38,27 +38,27 @@ def model_card(
     Raises:
         ConfigError: an evaluation is damaged; names it.
     """
-    who, training = identity(path, checkpoint), checkpoint.training
-    found = [results for results in _evaluations(evaluations) if results.checkpoint.get("sha256") == who["sha256"]]
+    known, training = identity(path, checkpoint), checkpoint.training
+    evaluated = [each for each in _evaluations(evaluations) if each.checkpoint.get("sha256") == known["sha256"]]
     settings: dict[str, Any] = training.settings if training else {}
     data: dict[str, Any] = training.data if training else {}
     environment = Environment(
         loader=PackageLoader("gptstar.results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("model_card.md").render(
-        header=_header(name, licence, found),
+        header=_header(name, licence, evaluated),
         name=name,
         model=checkpoint.model,
         positions=POSITIONS.name_of(checkpoint.model.positions),
         needs_trust=not is_gpt2(checkpoint.model),
         context_length=context_length,
-        who=who,
+        known=known,
         settings={key: settings[key] for key in shown_keys() if key in settings and not key.startswith("model.")},
         best_loss=training.best_loss if training else None,
         perplexity=float(np.exp(training.best_loss)) if training and training.best_loss else None,
         corpora=data.get("corpora", {}),
         fingerprint=data.get("fingerprint"),
-        tasks=[task for results in found for task in results.tasks],
+        tasks=[task for results in evaluated for task in results.tasks],
         licence=licence,
         version=__version__,
     )
@@ -74,7 +74,7 @@ def _evaluations(folders: Sequence[Path]) -> Iterator[TaskResults]:
                 raise
 
 
-def _header(name: str, licence: str | None, found: Sequence[TaskResults]) -> str:
+def _header(name: str, licence: str | None, evaluated: Sequence[TaskResults]) -> str:
     results = [
         EvalResult(
             task_type="text-generation",
@@ -84,7 +84,7 @@ def _header(name: str, licence: str | None, found: Sequence[TaskResults]) -> str
             metric_value=metric.value,
             metric_name=metric.name if metric.subset is None else f"{metric.name} ({metric.subset})",
         )
-        for result in found
+        for result in evaluated
         for task in result.tasks
         for metric in task.metrics
     ]

@@ -32,16 +32,14 @@ class LevelEffect:
     @property
     def text(self) -> str:
         """The value with its interval."""
-        if self.is_ratio:
-            return ratio_text(self.effect)
-        value, low, high = self.effect.value, self.effect.low, self.effect.high
-        return f"{value:+.4f}" if math.isnan(low) else f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+        return effect_text(self.effect, ratio=self.is_ratio)
 
 
-def ratio_text(effect: Effect) -> str:
-    """An effect on a logarithm, as a ratio with its interval."""
-    interval = "" if math.isnan(effect.low) else f" [{math.exp(effect.low):.3f}, {math.exp(effect.high):.3f}]"
-    return f"× {math.exp(effect.value):.3f}{interval}"
+def effect_text(effect: Effect, *, ratio: bool) -> str:
+    """An effect with its interval; an effect on a logarithm as a ratio."""
+    ends = (effect.value, effect.low, effect.high)
+    value, low, high = (f"{math.exp(each):.3f}" if ratio else f"{each:+.4f}" for each in ends)
+    return f"{'× ' if ratio else ''}{value}" + ("" if math.isnan(effect.low) else f" [{low}, {high}]")
 
 
 def effects(
@@ -100,7 +98,7 @@ def reference_of(levels: Sequence[Any], against: str | None) -> Any:
     return next((each for each in levels if str(each) == against), next(iter(levels), None))
 
 
-def effect_table(found: Sequence[LevelEffect]) -> pd.DataFrame:
+def effect_table(level_effects: Sequence[LevelEffect]) -> pd.DataFrame:
     """Make a line for each effect."""
     return pd.DataFrame(
         [
@@ -113,7 +111,7 @@ def effect_table(found: Sequence[LevelEffect]) -> pd.DataFrame:
                 "left out": each.left_out,
                 "": each.effect.verdict,
             }
-            for each in found
+            for each in level_effects
         ]
     )
 

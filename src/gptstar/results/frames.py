@@ -46,9 +46,9 @@ def runs(*paths: Path | str) -> pd.DataFrame:
     Raises:
         ConfigError: there is no run; or one is damaged.
     """
-    found = _labelled(paths)
+    by_name = _labelled(paths)
     lines, groups = [], []
-    for name, run in found.items():
+    for name, run in by_name.items():
         figures = {key: getattr(run, key) for key in FIGURES if key not in ("run", "path")}
         settings = {
             key: str(value) if isinstance(value, list | dict) else value  # which frames can group by
@@ -63,8 +63,8 @@ def runs(*paths: Path | str) -> pd.DataFrame:
     for key in groups[0]:
         if all(key in chosen for chosen in groups):  # else it was left at its default in some
             frame[key] = [chosen[key] for chosen in groups]
-    folders = pd.Series([run.path.resolve().parent for run in found.values()])
-    names = pd.Series([str(run.config.get("name")) for run in found.values()])
+    folders = pd.Series([run.path.resolve().parent for run in by_name.values()])
+    names = pd.Series([str(run.config.get("name")) for run in by_name.values()])
     if (names.groupby(folders).nunique() > 1).any():
         frame[EXPERIMENT] = names
     return frame

@@ -53,8 +53,8 @@ def between_arms(
     merged = lengths.merge(runs[["run", "began", *factors]], on="run")
     tables = []
     for multiple, here in merged.groupby("multiple"):
-        found = effects(here, [*factors, "rotary_scaling"], "loss", against=against)
-        if arms := [each for each in found if each.factor not in (CONTEXT, "rotary_scaling")]:
+        changes = effects(here, [*factors, "rotary_scaling"], "loss", against=against)
+        if arms := [each for each in changes if each.factor not in (CONTEXT, "rotary_scaling")]:
             tables.append(effect_table(arms).assign(context=f"{multiple:g} ×"))
     if not tables:
         return pd.DataFrame()

@@ -67,37 +67,37 @@ def plot_lengths(frame: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[s
     return figure
 
 
-def plot_effects(found: Sequence[LevelEffect]) -> Figure | None:
+def plot_effects(changes: Sequence[LevelEffect]) -> Figure | None:
     """Draw a line for each effect, with its 95 % interval; None if there is no effect."""
-    if not found:
+    if not changes:
         return None
-    names = [f"{each.factor}: {each.level} against {each.against}" for each in reversed(found)]
+    names = [f"{each.factor}: {each.level} against {each.against}" for each in reversed(changes)]
     width = max(7.2, 4 + 0.085 * max(map(len, names)))  # inches; what is below the axis needs four
-    figure, (axes,) = _figure(1, (width, 1.2 + 0.34 * len(found)), grid="x")
-    for place, each in enumerate(reversed(found)):
+    figure, (axes,) = _figure(1, (width, 1.2 + 0.34 * len(changes)), grid="x")
+    for place, each in enumerate(reversed(changes)):
         effect, colour = each.effect, BLUE if each.effect.is_significant else GREY
         reach = 0 if math.isnan(effect.low) else effect.high - effect.value
         inside = BLUE if effect.is_significant else "white"
         axes.errorbar(effect.value, place, xerr=reach, fmt="o", color=colour, capsize=3, mfc=inside)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(found)), names)
-    axes.set_ylim(-0.6, len(found) - 0.4)
+    axes.set_yticks(range(len(changes)), names)
+    axes.set_ylim(-0.6, len(changes) - 0.4)
     axes.margins(x=0.1)
     axes.set_xlabel(
-        f"change of {found[0].outcome.replace('_', ' ')}\n95 % intervals over seeds; filled: significant, open: not"
+        f"change of {changes[0].outcome.replace('_', ' ')}\n95 % intervals over seeds; filled: significant, open: not"
     )
     return figure
 
 
-def plot_budgets(found: Sequence[Recipe]) -> Figure | None:
+def plot_budgets(recipes: Sequence[Recipe]) -> Figure | None:
     """Draw final loss against tokens: a line for each recipe with several budgets, a level for one, dots for runs.
 
     Returns None if no recipe has several.
     """
-    if all(len(recipe.budgets) < 2 for recipe in found):
+    if all(len(recipe.budgets) < 2 for recipe in recipes):
         return None
     figure, (axes,) = _figure(1)
-    for recipe, style in zip(found, _styles(), strict=False):
+    for recipe, style in zip(recipes, _styles(), strict=False):
         means = recipe.runs.groupby("tokens")["validation_loss"].mean()
         axes.plot(means.index, means, label=recipe.name, linewidth=1.3, **style)
         axes.plot(recipe.runs["tokens"], recipe.runs["validation_loss"], ".", color=style["color"], alpha=0.5)

@@ -27,7 +27,7 @@ def write_report(
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
-    found = list(sections(paths, against))
+    contents = list(sections(paths, against))
     output.mkdir(parents=True, exist_ok=True)
     title = title or ", ".join(path.resolve().name for path in paths)
     environment = Environment(
@@ -35,10 +35,10 @@ def write_report(
     )
     environment.filters |= {"picture": _data_address, "cell": _cell, "align": _align}
     page = environment.get_template("report.html").render(
-        title=title, sections=found, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
+        title=title, sections=contents, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
     )
     (output / "report.html").write_text(page, encoding="utf-8")
-    (output / "report.md").write_text(_markdown(title, found, output), encoding="utf-8")
+    (output / "report.md").write_text(_markdown(title, contents, output), encoding="utf-8")
     return [output / "report.html", output / "report.md"]
 
 
@@ -48,9 +48,9 @@ def _data_address(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _markdown(title: str, found: Sequence[Section], folder: Path) -> str:
+def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
     parts = [f"# {title}"]
-    for number, section in enumerate(found, start=1):
+    for number, section in enumerate(contents, start=1):
         parts += [f"## {section.heading}", *([section.text] if section.text else [])]
         if section.picture is not None:
             name = f"report-{number}.png"

@@ -128,8 +128,8 @@ def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
 def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None) -> Iterator[Section]:
     tuned, left = at_best_rate(finished, factors)
     outcome = "validation_bits_per_byte" if _other_tokens(finished) else OUTCOME
-    found = effects(tuned, left, outcome, against=against)
-    if not found:
+    changes = effects(tuned, left, outcome, against=against)
+    if not changes:
         return
     text = [EXPLAINED]
     if outcome != OUTCOME:
@@ -141,7 +141,8 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
             "Each arm is at its best learning rate, as above. It was chosen by the same seeds, which favours an arm "
             "with more rates that are nearly as good, by up to half a standard error."
         )
-    yield Section(f"Effects on {outcome.replace('_', ' ')}", " ".join(text), effect_table(found), plot_effects(found))
+    heading = f"Effects on {outcome.replace('_', ' ')}"
+    yield Section(heading, " ".join(text), effect_table(changes), plot_effects(changes))
     if tuned["tokens"].nunique() > 1 and (hours := effects(tuned, left, "hours", against=against, ratio=True)):
         yield Section("Effects on hours of training", f"Ratios. {TURNS} {EXPLAINED}", effect_table(hours))
 
@@ -155,21 +156,21 @@ def _costs(
 ) -> Iterator[Section]:
     """Where one factor varies: what each recipe needs for the final loss of the first."""
     tuned, left = at_best_rate(finished[finished[OUTCOME].notna()], factors)
-    by_themselves = [each for each in left if each not in (SEED, STEPS)]
-    if len(by_themselves) != 1 or _other_tokens(finished):
+    varied = [each for each in left if each not in (SEED, STEPS)]
+    if len(varied) != 1 or _other_tokens(finished):
         return
-    found = recipes(tuned, by_themselves[0], factors)
-    level = reference_of(levels_of(tuned, by_themselves[0]), against)
-    reference = next((each for each in found if level in each.arms), None)
-    if reference is None or len(found) < 2:
+    candidates = recipes(tuned, varied[0], factors)
+    level = reference_of(levels_of(tuned, varied[0]), against)
+    reference = next((each for each in candidates if level in each.arms), None)
+    if reference is None or len(candidates) < 2:
         return
     text = (
         f"What each recipe needs for the final loss of {level}, as a ratio to what that took: seed by seed, by a line "
         "over the logarithm between final losses at the budgets of the recipe, or, where it has one budget, between "
         f"its validations. {TURNS} Intervals are of 95 %, by Student's t over seeds."
     )
-    table = cost_table(costs(found, reference, curves))
-    yield Section(f"Tokens and hours to the loss of {level}", text, table, plot_budgets(found))
+    table = cost_table(costs(candidates, reference, curves))
+    yield Section(f"Tokens and hours to the loss of {level}", text, table, plot_budgets(candidates))
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:
@@ -240,8 +241,8 @@ def _study(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], wh
 
 
 def _repeat(paths: Sequence[Path]) -> Section:
-    found = find_runs(paths)
-    commits = sorted({str(run.about.get("commit")) for run in found})
-    data = sorted({str(run.about.get("data"))[:16] for run in found})
+    runs = find_runs(paths)
+    commits = sorted({str(run.about.get("commit")) for run in runs})
+    data = sorted({str(run.about.get("data"))[:16] for run in runs})
     text = f"Code: {', '.join(commits)}. Data: {', '.join(data)}. What each run was started by:"
-    return Section("To repeat it", text, commands=tuple(dict.fromkeys(run.about.get("command", "") for run in found)))
+    return Section("To repeat it", text, commands=tuple(dict.fromkeys(run.about.get("command", "") for run in runs)))

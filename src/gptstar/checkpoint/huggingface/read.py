@@ -100,11 +100,11 @@ def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Non
     for name, like in expected.items():
         if name not in tensors:
             raise CheckpointError(f"the weights lack {name}: copy the whole folder")
-        found = tensors[name]
-        if found.shape != like.shape or not found.is_floating_point():
-            kind = "" if found.is_floating_point() else f" of {found.dtype}"
+        tensor = tensors[name]
+        if tensor.shape != like.shape or not tensor.is_floating_point():
+            kind = "" if tensor.is_floating_point() else f" of {tensor.dtype}"
             raise CheckpointError(
-                f"{name} is {list(found.shape)}{kind}, not {list(like.shape)} as its config.json says"
+                f"{name} is {list(tensor.shape)}{kind}, not {list(like.shape)} as its config.json says"
             )
     if extra := set(tensors) - set(expected):
         raise CheckpointError(f"{min(extra)} is not a tensor of this model")

@@ -73,8 +73,8 @@ def _beside(node: ast.ImportFrom, cls: type[Positions]) -> tuple[str, list[Modul
         elif node.module == package.__name__ and alias.name == "POSITIONS":
             continue
         elif node.module == package.__name__:
-            found = getattr(package, alias.name)
-            module, what = import_module(found.__module__), f"{found.__name__} as {alias.asname or alias.name}"
+            named = getattr(package, alias.name)
+            module, what = import_module(named.__module__), f"{named.__name__} as {alias.asname or alias.name}"
         elif (node.module or "").startswith(f"{package.__name__}."):
             module, what = import_module(str(node.module)), ast.unparse(alias)
         else:

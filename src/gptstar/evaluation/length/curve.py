@@ -73,10 +73,10 @@ class Plan:
         else:
             side_by_side = config.protocol == "disjoint"
             self.spans = stretches(text.sizes, self.lengths, config.limit, side_by_side=side_by_side)
-        self.n_targets = sum(span.count for span in self.spans)
+        self.n_targets = sum(span.size for span in self.spans)
         self._units = Units(self.spans, longest)
         self.units = f"{self._units.count:,} {self._units.name}"
-        targets = [text.documents[span.document].read(span.start + 1, span.count) for span in self.spans]
+        targets = [text.documents[span.document].read(span.start + 1, span.size) for span in self.spans]
         self._bytes = text.token_bytes[np.concatenate(targets)]
         self.n_bytes = int(self._bytes.sum()) if text.exact_bytes else None
 

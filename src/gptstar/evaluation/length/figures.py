@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gptstar.evaluation.length.protocols import Span, Window
+from gptstar.evaluation.length.protocols import Window
 from gptstar.evaluation.statistics.intervals import Interval, ratio_interval
 from gptstar.evaluation.statistics.paired import Paired, paired_ratio
 
@@ -60,12 +60,12 @@ class Units:
         numbers: `(target,)`: the unit of each.
     """
 
-    def __init__(self, spans: Sequence[Span], longest: int) -> None:
-        documents = np.concatenate([np.full(span.count, span.document) for span in spans])
+    def __init__(self, spans: Sequence[Window], longest: int) -> None:
+        documents = np.concatenate([np.full(span.size, span.document) for span in spans])
         self.name = "documents"
         if len(np.unique(documents)) < LEAST_DOCUMENTS:
             self.name = "stretches"
-            parts = np.concatenate([(span.start + np.arange(span.count)) // longest for span in spans])
+            parts = np.concatenate([(span.start + np.arange(span.size)) // longest for span in spans])
             documents = documents * (parts.max() + 1) + parts
         self.numbers = np.unique(documents, return_inverse=True)[1]
         self.count = int(self.numbers.max()) + 1

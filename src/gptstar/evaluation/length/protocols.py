@@ -12,22 +12,10 @@ LONG_STRETCHES = 8
 
 
 @dataclass(frozen=True)
-class Span:
-    """`count` targets that follow one another in a document, after token `start`.
-
-    Attributes:
-        at: number of the first among all targets of the study.
-    """
-
-    document: int
-    start: int
-    count: int
-    at: int
-
-
-@dataclass(frozen=True)
 class Window:
     """Tokens that are read in one go: `[start, stop)` of a document. The next token of each is its target.
+
+    A stretch of targets that follow one another is the window that scores all of its targets.
 
     Attributes:
         scored: how many targets count; the last ones.
@@ -46,7 +34,7 @@ class Window:
         return self.stop - self.start
 
 
-def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, side_by_side: bool) -> list[Span]:
+def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, side_by_side: bool) -> list[Window]:
     """Choose the targets that every length scores: all of them, or stretches spread evenly over the text.
 
     Args:
@@ -84,7 +72,7 @@ def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, s
         n_chosen -= max(1, excess // piece)
 
 
-def last_blocks(sizes: np.ndarray, longest: int, targets: int, limit: int | None) -> list[Span]:
+def last_blocks(sizes: np.ndarray, longest: int, targets: int, limit: int | None) -> list[Window]:
     """Choose targets with more than a whole context before them: blocks of them, spread evenly over the text.
 
     Args:
@@ -116,50 +104,49 @@ def _spread(available: int, count: int) -> list[int]:
     return [int((index + 0.5) * available / count) for index in range(count)]
 
 
-def overlapping(spans: Sequence[Span], length: int, stride: int) -> Iterator[Window]:
+def overlapping(spans: Sequence[Window], length: int, stride: int) -> Iterator[Window]:
     """Yield windows of `length` tokens, one every `stride`, each scoring the targets that none before it did.
 
-    Every target is scored once. The first window of a span gives its targets from 1 to all of its tokens before them;
-    the others give at least `length - stride + 1`. With a stride of the length windows lie side by side.
+    Every target is scored once. The first window of a stretch gives its targets from 1 to all of its tokens before
+    them; the others give at least `length - stride + 1`. With a stride of the length windows lie side by side.
     """
     for span in spans:
         done = 0
-        for offset in range(0, span.count, stride):
-            stop = min(offset + length, span.count)
+        for offset in range(0, span.size, stride):
+            stop = min(offset + length, span.size)
             yield Window(span.document, span.start + offset, span.start + stop, stop - done, span.at + done)
             done = stop
-            if done == span.count:
+            if done == span.size:
                 break
 
 
-def ending(spans: Sequence[Span], length: int) -> Iterator[Window]:
-    """Yield windows of `length` tokens that end with the targets of a span.
+def ending(spans: Sequence[Window], length: int) -> Iterator[Window]:
+    """Yield windows of `length` tokens that end with the targets of a stretch.
 
-    So each target has from `length - K` to `length - 1` tokens before it, where K is the span's count.
+    So each target has from `length - K` to `length - 1` tokens before it, where K is the stretch's number of targets.
     """
-    for span in spans:
-        stop = span.start + span.count  # the last target is token `stop`, which is not read
-        yield Window(span.document, stop + 1 - length, stop, span.count, span.at)
+    for span in spans:  # the last target is token `stop`, which is not read
+        yield Window(span.document, span.stop + 1 - length, span.stop, span.scored, span.at)
 
 
-def assert_same_targets(spans: Sequence[Span], windows: Sequence[Window]) -> None:
+def assert_same_targets(spans: Sequence[Window], windows: Sequence[Window]) -> None:
     """Assert that every target is scored once, at its number, whatever the length."""
-    expected = np.hstack([_targets(span.at, span.document, span.start + 1, span.count) for span in spans])
-    scored = np.hstack([_targets(each.at, each.document, each.stop + 1 - each.scored, each.scored) for each in windows])
+    expected, scored = (np.hstack([_targets(window) for window in each]) for each in (spans, windows))
     scored = scored[:, np.argsort(scored[0], kind="stable")]
     assert np.array_equal(scored[0], expected[0]), "a target is scored twice or not at all"
     assert np.array_equal(scored, expected), "two lengths score different targets"
 
 
-def _targets(number: int, document: int, token: int, count: int) -> np.ndarray:
-    """`(3, target)`: the number, document and token of each of some targets that follow one another."""
-    following = np.arange(count)
-    return np.stack([number + following, np.full(count, document), token + following])
+def _targets(window: Window) -> np.ndarray:
+    """`(3, target)`: the number, document and token of each target that counts."""
+    following = np.arange(window.scored)
+    document = np.full(window.scored, window.document)
+    return np.stack([window.at + following, document, window.stop + 1 - window.scored + following])
 
 
-def _numbered(pieces: Iterable[tuple[int, int, int]]) -> list[Span]:
+def _numbered(pieces: Iterable[tuple[int, int, int]]) -> list[Window]:
     spans, at = [], 0
     for document, start, count in pieces:
-        spans.append(Span(document, start, count, at))
+        spans.append(Window(document, start, start + count, count, at))
         at += count
     return spans

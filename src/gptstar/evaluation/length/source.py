@@ -95,15 +95,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
 
 
 def _held_out_shards(checkpoint: Checkpoint, shards: str | None) -> ShardFolder:
-    """Open the shards that a checkpoint is to be read on.
-
-    Args:
-        shards: a folder of text; by default the one that the checkpoint was trained on.
-
-    Raises:
-        ConfigError: the checkpoint does not know its text.
-        DataError: the text is missing, has changed, or was tokenised with another tokenizer.
-    """
+    """Open the shards that a checkpoint is to be read on, by default those that it was trained on."""
     data = checkpoint.training.data if checkpoint.training else {}
     if shards is None and "shards" not in data:
         raise ConfigError(

@@ -69,8 +69,8 @@ def study(
 
 
 def _tokens_to_read(part: Part) -> int:
-    plan = part.plan
-    return len(part.scalings) * sum(window.size for length in plan.lengths for window in plan.windows(length))
+    windows = (window for length in part.plan.lengths for window in part.plan.windows(length))
+    return len(part.scalings) * sum(window.size for window in windows)
 
 
 def _curves(part: Part, config: LengthConfig, device: torch.device, advance: Callable[[int], object]) -> list[Curve]:

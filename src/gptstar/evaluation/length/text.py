@@ -134,9 +134,7 @@ def plain_text(address: str, last_bytes: int | None = None) -> str:
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     """Tokenise each text, int32; long ones in pieces if that changes nothing."""
-    if not tokenizer.can_be_cut:
-        return [tokens.astype(np.int32) for tokens in tokenizer.encode(texts)]
-    cut = [list(pieces(text)) for text in texts]
+    cut = [list(pieces(text)) if tokenizer.can_be_cut else [text] for text in texts]
     tokens = iter(tokenizer.encode([piece for each in cut for piece in each]))
     return [np.concatenate([next(tokens) for _ in each]).astype(np.int32) for each in cut]
 

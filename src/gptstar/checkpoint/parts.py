@@ -46,8 +46,7 @@ Files = dict[str, dict[str, Any]]
 def write_parts(path: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
     """Write a folder so that a crash at any moment leaves no half of it under its name; all ranks have to.
 
-    Args:
-        checkpoint: of tensors in parts, or whole ones that all ranks have.
+    Tensors may be in parts, or whole ones that all ranks have.
 
     Raises:
         CheckpointError: it can't be written, as on a full disk; names the cause.
@@ -121,8 +120,7 @@ def _finish(partial: Path, path: Path, checkpoint: Checkpoint, hashes: list[File
 def verify_parts(path: Path, share: tuple[int, int] = (0, 1)) -> Checkpoint:
     """Check files against their hashes, and return the checkpoint without its tensors.
 
-    Args:
-        share: (rank, world_size), if the ranks divide the work.
+    With `share`, (rank, world_size), the ranks divide the files.
 
     Raises:
         CheckpointError: a file is missing, cut short, altered or of another format; names it.
@@ -169,10 +167,7 @@ def read_parts(path: Path) -> Checkpoint:
 
 
 def load_parts(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole or in parts, by name; each rank reads no more than it needs.
-
-    Args:
-        tensors: by the names in the folder: `weights.NAME`, and `optimizer.NAME.KEY`.
+    """Fill tensors, whole or in parts, by `weights.NAME` and `optimizer.NAME.KEY`; each rank reads only what it needs.
 
     Raises:
         CheckpointError: they are not those in the folder.

@@ -173,10 +173,9 @@ def level_text(level: object) -> str:
 
 
 def tokens_to(curve: Sequence[tuple[float, float]], loss: float) -> float:
-    """Tokens after which a loss was first reached, between two validations by a line over the logarithm; else NaN.
+    """Tokens, or hours if the curve has hours, after which a loss was first reached; NaN if it never was.
 
-    Args:
-        curve: tokens and validation loss, in order; hours instead of tokens give hours.
+    Between two validations the loss is a line over the logarithm.
     """
     before: tuple[float, float] | None = None
     for tokens, value in curve:

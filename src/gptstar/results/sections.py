@@ -50,10 +50,7 @@ class Section:
 
 
 def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Section]:
-    """Describe the runs in some folders, section by section.
-
-    Args:
-        against: the level that others are compared with, in factors that have it; else each factor's first.
+    """Describe the runs in some folders, section by section; `against` is the level that others are compared with.
 
     Raises:
         ConfigError: there is no run; or no factor has the level.

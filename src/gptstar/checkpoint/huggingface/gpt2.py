@@ -10,13 +10,10 @@ from gptstar.errors import CheckpointError
 from gptstar.model import GPTConfig
 from gptstar.model.positions import Learned
 
-TOP = {
-    "token_embedding.weight": "wte.weight",
-    "position_embedding.weight": "wpe.weight",
-    "norm.weight": "ln_f.weight",
-    "norm.bias": "ln_f.bias",
-}
-IN_BLOCK = {
+RENAMED = {
+    "token_embedding": "wte",
+    "position_embedding": "wpe",
+    "norm": "ln_f",
     "attention_norm": "ln_1",
     "attention.qkv": "attn.c_attn",
     "attention.out": "attn.c_proj",
@@ -112,8 +109,8 @@ def parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _theirs(name: str) -> str:
-    if name in TOP:
-        return f"transformer.{TOP[name]}"
-    _, layer, rest = name.split(".", 2)
-    part, _, leaf = rest.rpartition(".")
-    return f"transformer.h.{layer}.{IN_BLOCK[part]}.{leaf}"
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("blocks."):
+        return f"transformer.{RENAMED[module]}.{leaf}"
+    _, layer, part = module.split(".", 2)
+    return f"transformer.h.{layer}.{RENAMED[part]}.{leaf}"

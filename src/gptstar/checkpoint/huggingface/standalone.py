@@ -16,14 +16,10 @@ KIND = "Kind"
 
 
 def standalone(modelling: str, positions: Positions) -> dict[str, str]:
-    """The modelling file and what it imports from this package, by file name, for transformers' remote code.
+    """Make files for transformers' remote code, by name: the modelling file, and the positions that it imports.
 
     `from gptstar.model.positions.alibi import Alibi` becomes `from .alibi import Alibi`: transformers copies files that
     are imported like this. What only a configuration needs, the registry and the ranges of fields, is left out.
-
-    Args:
-        modelling: the text of the modelling file.
-        positions: the kind that it imports as `Kind`.
 
     Raises:
         CheckpointError: the kind's file can't stand alone; names it.

@@ -109,10 +109,7 @@ class LengthConfig:
             )
 
     def lengths(self, trained_at: int | None) -> tuple[int, ...]:
-        """Return the context lengths, ascending.
-
-        Args:
-            trained_at: the training context, or None if it is unknown.
+        """Return the context lengths, ascending, for a training context; None if it is unknown.
 
         Raises:
             ConfigError: neither lengths nor a training context are known, or they contradict another key.

@@ -94,9 +94,8 @@ class Plan:
     def with_figures(self, result: LengthResult, losses: np.ndarray, reference: np.ndarray | None) -> LengthResult:
         """Add figures with intervals to a result.
 
-        Args:
-            losses: `(target,)`, in nats.
-            reference: the same at the reference length; None if the model is undefined there.
+        `losses` and `reference`, those at the reference length, are `(target,)`, in nats; `reference` is None if the
+        model is undefined there.
         """
         units, seed = self._units, self._config.seed
         sums, counts = units.sums(losses), units.sums(np.ones(self.n_targets))
@@ -122,11 +121,7 @@ def read_curve(
     trained_at: int | None = None,
     known: dict[int, Read] | None = None,
 ) -> Curve:
-    """Read a text at each length of a plan.
-
-    Args:
-        known: what need not be read again, by length; what is read is added.
-    """
+    """Read a text at each length of a plan, but for the lengths that are `known`; what is read is added to them."""
     known = {} if known is None else known
     results: list[LengthResult] = []
     positions: tuple[PositionResult, ...] = ()

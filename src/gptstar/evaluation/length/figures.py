@@ -105,11 +105,9 @@ def contexts(windows: Sequence[Window], n_targets: int) -> np.ndarray:
 
 
 def by_position(losses: np.ndarray, before: np.ndarray, units: Units, seed: int) -> list[PositionResult]:
-    """Loss by the number of tokens before a target, in bins that double: they end at powers of two.
+    """Loss by the number of tokens before a target, in bins that end at powers of two.
 
-    Args:
-        losses: `(target,)`, of one context length.
-        before: `(target,)`, as `contexts` gives it.
+    `losses` at one context length and `before`, as `contexts` gives it, are `(target,)`.
     """
     results = []
     most = int(before.max())

@@ -62,10 +62,7 @@ class LegacyPlan:
     reference, units = None, ""
 
     def __init__(self, text: Text, n_bytes: int, config: LengthConfig, lengths: Sequence[int]) -> None:
-        """Plan whole windows side by side.
-
-        Args:
-            n_bytes: bytes of the whole text.
+        """Plan whole windows side by side, on a text of `n_bytes`.
 
         Raises:
             DataError: the text is shorter than one window of the longest length.

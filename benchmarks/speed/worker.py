@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from gptstar.training.memory import keep_freed_memory, peak_bytes
+from gptstar.inference.memory import peak_bytes
+from gptstar.training.memory import keep_freed_memory
 
 ROOT = Path(__file__).parents[2]
 EXTRA_PACKAGES = ROOT / ".venv" / "bench"

@@ -328,7 +328,7 @@ def test_what_does_not_fit_is_named(bpe, tmp_path):
     for change, message in (
         ({"model_type": "llama"}, "model_type=llama is neither"),
         ({"n_layer": 4}, r"the weights lack transformer\.h\.3\.ln_1\.weight"),
-        ({"n_layer": 2}, r"transformer\.h\.2\.\S+ is no tensor of this model"),
+        ({"n_layer": 2}, r"transformer\.h\.2\.\S+ is not a tensor of this model"),
         ({"n_inner": 95}, r"h\.0\.mlp\.c_fc\.weight is \[24, 96\], not \[24, 95\]"),
         ({"n_embd": None}, "is not a model's"),
         ({"activation_function": "relu"}, "activation_function=relu is none of"),
@@ -409,7 +409,7 @@ def test_a_pickle_is_read_only_where_it_holds_tensors_alone(bpe, tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
     assert all(torch.equal(read(folder).weights[name], tensor) for name, tensor in model.state_dict().items())
-    for content, message in (([1], "is no state dict"), ({"a": Path("x")}, "its pickle carries code")):
+    for content, message in (([1], "is not a state dict"), ({"a": Path("x")}, "its pickle carries code")):
         torch.save(content, folder / "pytorch_model.bin")
         with pytest.raises(CheckpointError, match=message):
             read(folder)

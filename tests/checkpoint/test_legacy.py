@@ -77,7 +77,7 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     assert "don't divide" in refused(tmp_path, legacy_state("parallel", "learned"), n_heads=3)
     assert "lm_head.weight differs" in refused(tmp_path, state | {"lm_head.weight": torch.zeros(97, 20)})
     assert "not the paper's" in refused(tmp_path, state | {"blocks.0.attn.slopes": torch.rand(5)})
-    assert "extra is no tensor" in refused(tmp_path, state | {"extra": torch.zeros(1)})
+    assert "extra is not a tensor" in refused(tmp_path, state | {"extra": torch.zeros(1)})
     assert "not in a legacy layout" in refused(tmp_path, [1, 2])
     assert "not in a legacy layout" in refused(tmp_path, {"model": {}})
     del state["blocks.1.mlp.fc1.bias"]

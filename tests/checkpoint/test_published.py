@@ -45,7 +45,8 @@ class Web:
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    monkeypatch.setattr(fetching, "PAUSES", (0.01, 0.01))
     web = Web()
 
     class Handler(BaseHTTPRequestHandler):
@@ -86,7 +87,7 @@ def web() -> Iterator[Web]:
 
 def get(web: Web, path: Path, **known: object) -> str:
     told: list[tuple[int, int | None]] = []
-    found = fetch(File(web.address, **known), path, progress=lambda *now: told.append(now), pauses=(0.01, 0.01))  # type: ignore[arg-type]
+    found = fetch(File(web.address, **known), path, progress=lambda *now: told.append(now))  # type: ignore[arg-type]
     assert told == [] or told[-1][0] == len(web.content)
     assert sorted(each.name for each in path.parent.iterdir()) == [f".{path.name}.lock", path.name]
     assert path.read_bytes() == web.content
@@ -124,14 +125,14 @@ def test_a_part_of_another_version_is_not_gone_on_with(what: str, web: Web, tmp_
 def test_what_is_whole_already_is_taken(web: Web, tmp_path: Path) -> None:
     """As where the process died between the last byte and the new name."""
     (tmp_path / ".x.partial").write_bytes(CONTENT)
-    (tmp_path / ".x.partial.tag").write_text('"\\"one\\""')
+    (tmp_path / ".x.partial.tag").write_text('"one"')
     assert get(web, tmp_path / "x") == SHA256
     assert web.sent == []
 
 
 def test_a_part_that_is_longer_than_the_file_is_fetched_anew(web: Web, tmp_path: Path) -> None:
     (tmp_path / ".x.partial").write_bytes(CONTENT + b"more")
-    (tmp_path / ".x.partial.tag").write_text('"\\"one\\""')
+    (tmp_path / ".x.partial.tag").write_text('"one"')
     assert get(web, tmp_path / "x") == SHA256
 
 
@@ -148,7 +149,7 @@ def test_a_server_in_trouble_and_one_that_is_not_there_are_tried_again(web: Web,
     web.address = "http://127.0.0.1:9/x"
     assert "check the network" in refused(web, tmp_path / "x")
     web.address = "ftp://127.0.0.1/x"
-    assert "no http address" in refused(web, tmp_path / "x")
+    assert "not an http address" in refused(web, tmp_path / "x")
 
 
 def test_another_file_than_was_published_is_not_taken(web: Web, tmp_path: Path) -> None:

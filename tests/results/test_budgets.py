@@ -12,7 +12,7 @@ from scipy import stats
 
 from gptstar.cli import main
 from gptstar.results import frames
-from gptstar.results.budgets import costs, reached, recipes
+from gptstar.results.budgets import BEFORE, NEVER, WITHIN, costs, reached, recipes
 from gptstar.results.effects import RATE, rates_tried
 from gptstar.results.lengths import between_arms
 from gptstar.results.pictures import plot_budgets
@@ -123,7 +123,7 @@ def test_tokens_to_the_references_loss_are_paired_by_seed(study: Path) -> None:
     hours = found.hours.share
     assert hours is not None
     assert math.exp(hours.value) == pytest.approx(1.25 * known_shares()[0])
-    assert (worse.tokens.within, worse.tokens.before, worse.tokens.never) == (0, 1, 2)
+    assert worse.tokens.seeds == {WITHIN: 0, BEFORE: 1, NEVER: 2}
 
 
 def test_a_bound_is_not_averaged() -> None:
@@ -165,7 +165,7 @@ def test_a_seed_that_lacks_a_budget_is_left_out(study: Path) -> None:
     runs = frames.runs(study)
     runs = runs[~((runs["experiment"] == "short") & (runs["seed"] == 3))]
     reference, *others = recipes(runs, "experiment", ["experiment", "seed"])
-    assert costs([reference, *others], reference, frames.curves(study))[0].tokens.n_seeds == 2
+    assert costs([reference, *others], reference, frames.curves(study))[0].tokens.seeds.total() == 2
 
 
 def test_the_report_says_what_the_runs_do(study: Path) -> None:

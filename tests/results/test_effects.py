@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from gptstar.evaluation.statistics.effects import blocked_effect
-from gptstar.results.effects import RATE, at_best_rate, effect, effects, tokens_to
+from gptstar.results.effects import RATE, at_best_rate, effects, tokens_to
 
 
 def test_one_cell_is_a_paired_t_test() -> None:
@@ -72,7 +72,7 @@ def test_effects_are_those_of_the_design() -> None:
     assert wide.effect.value == pytest.approx(0.5)
     assert deep.effect.value == pytest.approx(-0.2)
     assert (deep.effect.n_seeds, deep.effect.n_cells) == (3, 2)
-    ratio = effect(design(), "wide", 1, 0, factors=["wide", "deep", "seed"], outcome="speed", ratio=True)
+    ratio, _ = effects(design(), ["wide", "deep", "seed"], "speed", ratio=True)
     assert math.exp(ratio.effect.value) == pytest.approx(2)
     assert ratio.text.startswith("× 2.000")
 

@@ -50,8 +50,9 @@ def test_a_frame_has_a_line_for_each_run(swept: Path) -> None:
 def test_curves_hold_what_was_recorded(swept: Path) -> None:
     curves = frames.curves(swept)
     run = Run.read(swept / "context_length-32_positions-alibi_seed-1")
-    mine = curves[(curves["run"] == run.name) & (curves["metric"] == "validation/loss")]
-    assert list(zip(mine["step"], mine["value"], strict=True)) == run.metric("validation/loss")
+    mine = curves[(curves["run"] == run.path.name) & (curves["metric"] == "validation/loss")]
+    recorded = [(row["step"], row["validation/loss"]) for row in run.rows if "validation/loss" in row]
+    assert list(zip(mine["step"], mine["value"], strict=True)) == recorded
     assert list(mine["tokens"]) == [3 * 256, 6 * 256]
 
 
@@ -210,7 +211,7 @@ def test_a_run_that_was_killed_is_called_so(swept: Path, tmp_path: Path) -> None
 def test_numbers_are_in_their_order(tmp_path: Path, swept: Path) -> None:
     for seed in (10, 9, 2):
         shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / f"seed-{seed}")
-    assert [run.name for run in find_runs([tmp_path])] == ["seed-2", "seed-9", "seed-10"]
+    assert [run.path.name for run in find_runs([tmp_path])] == ["seed-2", "seed-9", "seed-10"]
 
 
 @pytest.mark.parametrize(

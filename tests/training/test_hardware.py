@@ -208,7 +208,7 @@ def test_steps_reuse_freed_memory_without_the_kernel() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="what /proc tells")
 def test_the_peak_is_not_that_of_the_process_which_started_it() -> None:
     """Linux hands `ru_maxrss` on to what a large process starts."""
-    code = "import torch; from gptstar.training.memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    code = "import torch; from gptstar.inference.memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
     large = f"import subprocess, sys; x = bytearray(3 * 10**9); subprocess.run([sys.executable, '-c', {code!r}])"
     done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True)
     assert 10**8 < int(done.stdout) < 2 * 10**9

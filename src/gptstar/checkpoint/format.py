@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, in_one_line
 from gptstar.files import whole_file
 from gptstar.model import GPT, GPTConfig
 
@@ -22,7 +22,7 @@ FORMAT = "gptstar"
 FORMAT_VERSION = 1
 
 DESCRIPTION = "checkpoint.json"
-"""What tells a checkpoint in parts from other folders."""
+"""The file by which a checkpoint in parts is recognised."""
 
 OptimizerState = dict[str, dict[str, Tensor]]
 """By parameter name, such as `{"norm.weight": {"exp_avg": …}}`."""
@@ -76,9 +76,20 @@ class Checkpoint:
         try:
             model.load_state_dict(self.weights, assign=True)
         except RuntimeError as error:
-            raise CheckpointError(f"the weights don't fit the model they came with ({_first_line(error)})") from error
+            raise CheckpointError(f"the weights don't fit the model they came with ({in_one_line(error)})") from error
         model.tokenizer = self.tokenizer
         return model.eval()
+
+    @property
+    def trained_at(self) -> int | None:
+        """The context length in training; None if it is unknown."""
+        return self.training.settings.get("data.context_length") if self.training else None
+
+    @property
+    def trained_tokens(self) -> int | None:
+        """Tokens read in training; None if it is unknown."""
+        batch_tokens = self.training.settings.get("batch_tokens") if self.training else None
+        return self.training.step * batch_tokens if self.training and batch_tokens else None
 
 
 def in_parts(path: Path) -> bool:
@@ -92,9 +103,19 @@ def read_file(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
     """
-    tree = read_tensors(path)
+    return parsed(path, read_tensors(path))
+
+
+def parsed(path: Path, tree: Any) -> Checkpoint:
+    """Make a checkpoint of what was read from a file or a folder.
+
+    Raises:
+        CheckpointError: it is not of this format; names the file.
+    """
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is no gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT")
+        raise CheckpointError(
+            f"{path} is not a gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT"
+        )
     if tree.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format {tree.get('format_version')}, this version reads {FORMAT_VERSION}: use a matching one"
@@ -122,12 +143,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         CheckpointError: it can't be written, as on a full disk; the old file stands.
     """
-    tree = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "model": checkpoint.model.as_dict(),
+    tree = described(checkpoint) | {
         "weights": checkpoint.weights,
-        "tokenizer": checkpoint.tokenizer,
         "training": checkpoint.training and vars(checkpoint.training),
     }
     try:
@@ -135,20 +152,39 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         with whole_file(path) as temporary, temporary.open("wb") as file:
             torch.save(tree, file)
     except (OSError, RuntimeError) as error:
-        # torch turns a full disk into a RuntimeError about positions in the file
-        cause = error.strerror or str(error) if isinstance(error, OSError) else "not all of it fits: is the disk full?"
-        raise CheckpointError(f"can't write {path} ({cause}); what was there before is untouched") from error
+        raise not_written(path, error) from error
+
+
+def described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What every form of a checkpoint says of itself, beside its tensors and its training."""
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": checkpoint.model.as_dict(),
+        "tokenizer": checkpoint.tokenizer,
+    }
+
+
+def not_written(path: Path, error: BaseException, where: str = "") -> CheckpointError:
+    """The refusal for a checkpoint that can't be written."""
+    if isinstance(error, OSError):
+        cause = error.strerror or str(error)
+    elif isinstance(error, RuntimeError):  # torch's, about positions in the file
+        cause = "not all of it fits: is the disk full?"
+    else:
+        cause = repr(error)
+    return CheckpointError(f"can't write {path} ({where}{cause}); what was there before is untouched")
 
 
 def read_tensors(path: Path) -> Any:
-    """Tensors and plain values of a `torch.save` file, its checksums verified, no code ever run.
+    """Read tensors and plain values from a `torch.save` file; verify its checksums, and never run code.
 
     Raises:
         CheckpointError: missing, cut short, altered, or a pickle that carries code; names the file.
     """
     try:
         with path.open("rb") as file:
-            is_archive = file.read(2) == b"PK"  # what was saved before torch 1.6 is none, and has no checksums
+            is_archive = file.read(2) == b"PK"  # a file from before torch 1.6 is not one, and has no checksums
         if is_archive:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
@@ -157,16 +193,12 @@ def read_tensors(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
     except UnpicklingError as error:
-        if found := re.search(r"GLOBAL (\w+\.[\w.]+)", str(error)):
+        if code := re.search(r"GLOBAL (\w+\.[\w.]+)", str(error)):
             raise CheckpointError(
-                f"{path} is refused: its pickle carries code ({found[1]}), not just tensors"
+                f"{path} is refused: its pickle carries code ({code[1]}), not just tensors"
             ) from error
-        raise CheckpointError(f"{path} is no checkpoint: torch did not save it") from error
+        raise CheckpointError(f"{path} is not a checkpoint: torch did not save it") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} was cut short or altered: use another checkpoint") from error
     except (RuntimeError, EOFError, LookupError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({_first_line(error) or 'it is empty'})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged, empty or not a checkpoint ({in_one_line(error)})") from error

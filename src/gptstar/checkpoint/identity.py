@@ -1,4 +1,4 @@
-"""Who a checkpoint is, for results that have to say what they are about."""
+"""The identity of a checkpoint, for results that have to say what they are about."""
 
 import hashlib
 from pathlib import Path
@@ -11,21 +11,21 @@ from gptstar.files import file_sha256
 
 
 def read_with_identity(path: Path) -> tuple[dict[str, Any], Checkpoint]:
-    """Read a checkpoint, and say who it is.
+    """Read a checkpoint and its identity.
 
     Raises:
         CheckpointError: as `read`; or it was replaced meanwhile, as a run's best checkpoint may be.
     """
     before = _state(path)
     checkpoint = read(path)
-    who = identity(path, checkpoint)
+    known = identity(path, checkpoint)
     if _state(path) != before:
         raise CheckpointError(f"{path} changed while it was read: run the same command again, or copy it first")
-    return who, checkpoint
+    return known, checkpoint
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    """What changes when a file is replaced. Whether it is there at all, reading says."""
+    """What changes when a file is replaced; empty if there is nothing."""
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     return [(file.name, stat.st_ino, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
 
@@ -40,20 +40,15 @@ def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         `name`, `path`, `sha256`, `n_params`, `context_length` (in training), `step`, `tokens` (seen in training) and
         `model`, its configuration; None for what it does not know.
     """
-    training = checkpoint.training
-    settings = training.settings if training else {}
-    step = training.step if training else None
-    batch_tokens = settings.get("batch_tokens")
+    is_ours = path.is_file() or in_parts(path)
     return {
-        "name": f"{path.resolve().parent.name}/{path.stem}"
-        if path.is_file() or in_parts(path)
-        else path.resolve().name,
+        "name": f"{path.resolve().parent.name}/{path.stem}" if is_ours else path.resolve().name,
         "path": str(path.resolve()),
         "sha256": _sha256(path),
         "n_params": checkpoint.model.n_params,
-        "context_length": settings.get("data.context_length"),
-        "step": step,
-        "tokens": step * batch_tokens if step is not None and batch_tokens else None,
+        "context_length": checkpoint.trained_at,
+        "step": checkpoint.training.step if checkpoint.training else None,
+        "tokens": checkpoint.trained_tokens,
         "model": checkpoint.model.as_dict(),
     }
 

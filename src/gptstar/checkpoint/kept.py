@@ -19,7 +19,7 @@ def of_step(folder: Path, step: int) -> Path:
 def newest_first(folder: Path) -> list[Path]:
     """All checkpoints of a run directory, `last.ckpt` before the others; whether they are whole, reading says."""
     steps = {
-        path: int(found[1]) for path in folder.iterdir() if (found := re.fullmatch(r"step-(\d+)\.ckpt", path.name))
+        path: int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"step-(\d+)\.ckpt", path.name))
     }
     ordered = [folder / LAST, *sorted(steps, key=lambda path: -steps[path]), folder / BEST]
     return list(dict.fromkeys(path.parent / path.resolve().name for path in ordered if path.exists()))

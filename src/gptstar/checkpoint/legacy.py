@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptstar.checkpoint.format import Checkpoint, TrainingState, read_tensors
+from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, read_tensors
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError, DataError
 from gptstar.model import GPTConfig
@@ -23,16 +23,16 @@ NAMES = {
     r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)": r"blocks.\1.mlp.up.\2",
     r"blocks\.(\d+)\.mlp\.fc_resid\.(weight|bias)": r"blocks.\1.mlp.down.\2",
 }
+FIRST_NORMS = {"parallel": "norm", "sequential": "attention_norm"}
 QKV = re.compile(r"blocks\.(\d+)\.attn\.(query|key|value)\.(weight|bias)")
-FIRST_NORM = re.compile(r"blocks\.(\d+)\.ln1\.(weight|bias)")
 NOT_PARAMETERS = re.compile(r"lm_head\.weight|blocks\.\d+\.attn\.(slopes|mask)")
 
 
 def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer | None = None) -> Checkpoint:
-    """Read a checkpoint of the original code as one of ours.
+    """Read a checkpoint of the original code.
 
     Args:
-        n_heads: needed only where no ALiBi slopes are stored.
+        n_heads: needed only if no ALiBi slopes are stored.
         tokenizer: to store with the model, whose vocabulary it has to have.
 
     Raises:
@@ -89,7 +89,8 @@ def _infer(state: dict[str, Tensor], n_heads: int | None) -> GPTConfig:
 
 
 def _convert(tensors: dict[str, Tensor], residual: str, join: Callable[..., Tensor] = torch.cat) -> dict[str, Tensor]:
-    """Legacy names to ours; query, key and value become one tensor by `join`."""
+    """Give tensors our names; query, key and value become one tensor by `join`."""
+    names = NAMES | {r"blocks\.(\d+)\.ln1\.(weight|bias)": rf"blocks.\1.{FIRST_NORMS[residual]}.\2"}
     converted = {}
     for name, tensor in tensors.items():
         if match := QKV.fullmatch(name):
@@ -97,39 +98,27 @@ def _convert(tensors: dict[str, Tensor], residual: str, join: Callable[..., Tens
             if part == "query":
                 parts = [tensors[f"blocks.{layer}.attn.{each}.{leaf}"] for each in ("query", "key", "value")]
                 converted[f"blocks.{layer}.attention.qkv.{leaf}"] = join(parts)
-        elif match := FIRST_NORM.fullmatch(name):
-            norm = "norm" if residual == "parallel" else "attention_norm"
-            converted[f"blocks.{match[1]}.{norm}.{match[2]}"] = tensor
+            continue
+        for pattern, ours in names.items():
+            if match := re.fullmatch(pattern, name):
+                converted[match.expand(ours)] = tensor
+                break
         else:
-            converted[_renamed(name)] = tensor
+            raise CheckpointError(f"{name} is not a tensor of a legacy GPT*")
     return converted
 
 
-def _renamed(name: str) -> str:
-    for pattern, ours in NAMES.items():
-        if match := re.fullmatch(pattern, name):
-            return match.expand(ours)
-    raise CheckpointError(f"{name} is no tensor of a legacy GPT*")
-
-
 def _training(tree: dict[str, Any], names: list[str], residual: str) -> TrainingState:
-    """The full layout's training state. The gradient scaler is dropped: bfloat16 and float32 need none."""
+    """Read the full layout's training state. The gradient scaler is dropped: bfloat16 and float32 need none."""
     groups, states = tree["optimizer"]["param_groups"], tree["optimizer"]["state"]
     order = [index for group in groups for index in group["params"]]
     if sorted(order) != list(range(len(names))) or set(states) - set(order):
         raise CheckpointError(f"its optimizer holds {len(order)} parameters, the model {len(names)}")
-    moments = {
-        kind: _convert({names[index]: states[index][kind] for index in states}, residual)
-        for kind in ("exp_avg", "exp_avg_sq")
-    }
-    steps = _convert({names[index]: torch.as_tensor(states[index]["step"]) for index in states}, residual, max)
-    optimizer = {
-        name: {
-            "step": steps[name].float(),
-            "exp_avg": moments["exp_avg"][name],
-            "exp_avg_sq": moments["exp_avg_sq"][name],
-        }
-        for name in steps
-    }
+    optimizer: OptimizerState = {}
+    for key, join in (("step", max), ("exp_avg", torch.cat), ("exp_avg_sq", torch.cat)):
+        dtype = torch.float32 if key == "step" else None
+        by_name = {names[index]: torch.as_tensor(state[key], dtype=dtype) for index, state in states.items()}
+        for name, value in _convert(by_name, residual, join).items():
+            optimizer.setdefault(name, {})[key] = value
     step = int(tree["step"])
     return TrainingState(step, step, float(tree["best_val"]), settings={}, data={}, optimizer=optimizer)

@@ -1,4 +1,8 @@
-"""The memory that reading takes on a GPU, by arithmetic."""
+"""The memory that reading takes on a GPU, by arithmetic, and the most that was held, as measured."""
+
+import contextlib
+import sys
+from pathlib import Path
 
 import torch
 
@@ -31,3 +35,17 @@ def usable_bytes(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return (free + cached) // SHARE
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most memory held so far: a GPU's by this process, or all of this process's. None where it can't be known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    if sys.platform == "win32":
+        return None
+    import resource  # on Linux its figure may be that of the process which started this one
+
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

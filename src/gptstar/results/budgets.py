@@ -1,6 +1,7 @@
 """Recipes at several budgets: the tokens, or hours, until one reaches the final loss of another, paired by seed."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,11 @@ from typing import Any
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
-from gptstar.results.effects import OUTCOME, SEED, levels_of, ratio_text, tokens_to
+from gptstar.results.effects import OUTCOME, SEED, effect_text, levels_of, tokens_to
 from gptstar.results.frames import EXPERIMENT, is_setting
 
 STEPS = "total_steps"
+WITHIN, BEFORE, NEVER = "between two points", "by the first point", "not by the last point"
 
 Curve = Sequence[tuple[float, float]]
 """Tokens or hours, ascending, and the loss that was reached with each."""
@@ -19,12 +21,7 @@ Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Arms that differ in their budget alone.
-
-    Attributes:
-        arms: its levels of the factor, the smallest budget first.
-        runs: the finished ones, as lines of `frames.runs`.
-    """
+    """Arms that differ in their budget alone: levels of a factor, the smallest budget first, and the finished runs."""
 
     arms: tuple[Any, ...]
     runs: pd.DataFrame
@@ -41,55 +38,43 @@ class Recipe:
 
     def at(self, tokens: int) -> dict[Any, dict[str, Any]]:
         """The run of each seed at one budget."""
-        lines = self.runs[self.runs["tokens"] == tokens].to_dict("records")
-        return {line[SEED]: line for line in lines}
+        return {run[SEED]: run for run in self.runs[self.runs["tokens"] == tokens].to_dict("records")}
 
 
 def recipes(frame: pd.DataFrame, factor: str, factors: Sequence[str]) -> list[Recipe]:
     """Group the arms of a factor into recipes, in the order of its levels.
 
-    Two arms are one recipe at two budgets where every setting that was not varied by itself is alike, or is a count of
+    Two arms are one recipe at two budgets if every setting that was not varied by itself is the same, or is a count of
     steps in proportion to `total_steps`, such as a warm-up of a tenth of the run.
 
     Args:
         frame: runs with a loss.
         factors: all that was varied: the factor, the seed, and perhaps the learning rate and `total_steps`.
     """
-    by_themselves = {each for each in factors if each != factor}
-    keys = [key for key in frame if is_setting(key) and key not in {*by_themselves, STEPS, EXPERIMENT, SEED}]
-    found: list[tuple[Mapping[str, Any], list[pd.DataFrame]]] = []
+    varied_by_themselves = {each for each in factors if each != factor}
+    keys = [key for key in frame if is_setting(key) and key not in {*varied_by_themselves, STEPS, EXPERIMENT, SEED}]
+    groups: list[tuple[Mapping[str, Any], list[pd.DataFrame]]] = []
     for level in levels_of(frame, factor):
         for _, runs in frame[frame[factor] == level].groupby(STEPS):
             first = runs.iloc[0].to_dict()
-            for example, of_recipe in found:
-                if _differ_in_budget(first, example, keys):
-                    of_recipe.append(runs)
-                    break
+            group = next((group for example, group in groups if _differ_in_budget(first, example, keys)), None)
+            if group is None:
+                groups.append((first, [runs]))
             else:
-                found.append((first, [runs]))
-    return [_recipe(factor, pd.concat(runs)) for _, runs in found]
-
-
-def _recipe(factor: str, runs: pd.DataFrame) -> Recipe:
-    runs = runs.sort_values("tokens", kind="stable")
-    return Recipe(tuple(runs[factor].drop_duplicates()), runs)
+                group.append(runs)
+    ordered = [pd.concat(group).sort_values("tokens", kind="stable") for _, group in groups]
+    return [Recipe(tuple(runs[factor].drop_duplicates()), runs) for runs in ordered]
 
 
 def _differ_in_budget(one: Mapping[str, Any], two: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    """Whether two runs differ in nothing but counts that are the same share of `total_steps`, to a whole step."""
     total = one[STEPS], two[STEPS]
-    pairs = {key: (one[key], two[key]) for key in keys if one[key] != two[key]}
-    return all(_counts_steps(key) and _in_proportion(pair, total) for key, pair in pairs.items())
-
-
-def _counts_steps(key: str) -> bool:
-    return key.endswith(("steps", "_until"))
-
-
-def _in_proportion(steps: tuple[Any, Any], total: tuple[int, int]) -> bool:
-    """Whether both are the same share of their totals, each rounded to a whole step."""
-    if not all(isinstance(each, int | float) for each in steps):
-        return False
-    return abs(steps[0] * total[1] - steps[1] * total[0]) <= (total[0] + total[1]) / 2
+    for key in (key for key in keys if one[key] != two[key]):
+        steps = one[key], two[key]
+        counts_steps = key.endswith(("steps", "_until")) and all(isinstance(each, int | float) for each in steps)
+        if not (counts_steps and abs(steps[0] * total[1] - steps[1] * total[0]) <= (total[0] + total[1]) / 2):
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -98,55 +83,41 @@ class Reached:
 
     Attributes:
         share: the effect on the logarithm of that share over seeds; None unless every seed's is known.
-        within, before, never: how many seeds reached the loss between two points of their curves, at or before the
-            first one, and not at all.
+        seeds: how many seeds reached the loss within their curves, before, or never.
     """
 
     share: Effect | None
-    within: int
-    before: int
-    never: int
-
-    @property
-    def n_seeds(self) -> int:
-        """How many seeds were compared."""
-        return self.within + self.before + self.never
+    seeds: Counter[str]
 
     @property
     def text(self) -> str:
-        """The share with its interval; where some seed has only a bound, how many of each there are."""
+        """The share with its interval; if some seed has only a bound, how many of each there are."""
         if self.share is not None:
-            return ratio_text(self.share)
-        bounds = (
-            (self.within, "between two points"),
-            (self.before, "by the first point"),
-            (self.never, "not by the last point"),
-        )
-        return ", ".join(f"{count} of {self.n_seeds} seeds {where}" for count, where in bounds if count)
+            return effect_text(self.share, ratio=True)
+        total = self.seeds.total()
+        return ", ".join(f"{count} of {total} seeds {where}" for where, count in self.seeds.items() if count)
 
 
 def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, float]]) -> Reached:
     """Compare, seed by seed, where a curve reaches the reference's loss with what the reference took.
 
-    Args:
-        curves: the curve of each seed.
-        references: the cost and final loss of each seed; seeds without a curve are left out.
+    `references` holds the cost and final loss of each seed; seeds without a curve are left out.
     """
     shares: dict[Any, float] = {}
-    before = never = 0
-    for seed, (cost, loss) in references.items():
-        if seed not in curves:
-            continue
+    seeds = Counter({WITHIN: 0, BEFORE: 0, NEVER: 0})
+    for seed in (seed for seed in references if seed in curves):
+        cost, loss = references[seed]
         at = tokens_to(curves[seed], loss)
         if math.isnan(at):
-            never += 1
+            seeds[NEVER] += 1
         elif curves[seed][0][1] <= loss:
-            before += 1
+            seeds[BEFORE] += 1
         else:
+            seeds[WITHIN] += 1
             shares[seed] = math.log(at / cost)
-    known = bool(shares) and not before and not never
-    effect = blocked_effect({seed: {"": share} for seed, share in shares.items()}) if known else None
-    return Reached(effect, len(shares), before, never)
+    all_known = bool(shares) and len(shares) == seeds.total()
+    effect = blocked_effect({seed: {"": share} for seed, share in shares.items()}) if all_known else None
+    return Reached(effect, seeds)
 
 
 @dataclass(frozen=True)
@@ -158,25 +129,21 @@ class Cost:
     hours: Reached
 
 
-def costs(found: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame) -> list[Cost]:
+def costs(candidates: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame) -> list[Cost]:
     """Find the tokens and hours after which every recipe but the reference reaches the reference's final loss.
 
     A recipe's curve is its final loss at each of its budgets, for the seeds that ran them all. A recipe with one budget
-    has its validations instead, and hours in proportion to tokens.
-
-    Args:
-        found: all recipes.
-        reference: one of them, at its largest budget.
-        curves: what `frames.curves` returns for the runs; those without a recorded speed have no hours.
+    has its validations instead, and hours in proportion to tokens. The reference is taken at its largest budget. Runs
+    without a recorded speed have no hours.
     """
     ends = reference.at(reference.budgets[-1])
 
     def compare(recipe: Recipe, measure: str) -> Reached:
-        final = {seed: (line[measure], line[OUTCOME]) for seed, line in ends.items() if line[measure] > 0}
-        found = _curves(recipe, curves, measure)
-        return reached({seed: curve for seed, curve in found.items() if all(cost > 0 for cost, _ in curve)}, final)
+        final = {seed: (run[measure], run[OUTCOME]) for seed, run in ends.items() if run[measure] > 0}
+        by_seed = _curves(recipe, curves, measure)
+        return reached({seed: curve for seed, curve in by_seed.items() if all(cost > 0 for cost, _ in curve)}, final)
 
-    return [Cost(each, compare(each, "tokens"), compare(each, "hours")) for each in found if each is not reference]
+    return [Cost(each, compare(each, "tokens"), compare(each, "hours")) for each in candidates if each is not reference]
 
 
 def _curves(recipe: Recipe, curves: pd.DataFrame, measure: str) -> dict[Any, Curve]:
@@ -186,15 +153,14 @@ def _curves(recipe: Recipe, curves: pd.DataFrame, measure: str) -> dict[Any, Cur
     if len(by_budget) > 1:
         return {seed: [(runs[seed][measure], runs[seed][OUTCOME]) for runs in by_budget] for seed in seeds}
     validated = curves[curves["metric"] == "validation/loss"]
-    found: dict[Any, Curve] = {}
-    for seed, line in by_budget[0].items():
-        mine = validated[validated["run"] == line["run"]].sort_values("tokens")
-        each = line[measure] / line["tokens"]
-        found[seed] = [(tokens * each, loss) for tokens, loss in zip(mine["tokens"], mine["value"], strict=True)]
-    return found
+    by_seed: dict[Any, Curve] = {}
+    for seed, run in by_budget[0].items():
+        mine = validated[validated["run"] == run["run"]].sort_values("tokens")
+        by_seed[seed] = list(zip(mine["tokens"] * (run[measure] / run["tokens"]), mine["value"], strict=True))
+    return by_seed
 
 
-def cost_table(found: Sequence[Cost]) -> pd.DataFrame:
+def cost_table(lines: Sequence[Cost]) -> pd.DataFrame:
     """Make a line for each recipe."""
     return pd.DataFrame(
         [
@@ -203,9 +169,9 @@ def cost_table(found: Sequence[Cost]) -> pd.DataFrame:
                 "million tokens": ", ".join(f"{tokens / 1e6:.3g}" for tokens in each.recipe.budgets),
                 "tokens": each.tokens.text,
                 "hours": each.hours.text,
-                "seeds": each.tokens.n_seeds,
+                "seeds": each.tokens.seeds.total(),
                 "": each.tokens.share.verdict if each.tokens.share else "",
             }
-            for each in found
+            for each in lines
         ]
     )

@@ -27,11 +27,10 @@ def model_card(
     licence: str | None = None,
     evaluations: Sequence[Path] = (),
 ) -> str:
-    """The text of `README.md` in an exported folder, with the header that the Hub reads.
+    """Write the text of `README.md` in an exported folder, with the header that the Hub reads.
 
     Args:
-        path: of the checkpoint; its results in `evaluations` are found by its hash.
-        name: of the model.
+        path: the checkpoint's; its results in `evaluations` have its hash.
         context_length: tokens that users may read at once.
         licence: of the weights, as the Hub abbreviates it.
         evaluations: folders of `results.json` files.
@@ -39,28 +38,27 @@ def model_card(
     Raises:
         ConfigError: an evaluation is damaged; names it.
     """
-    who = identity(path, checkpoint)
-    found = [results for results in _evaluations(evaluations) if results.checkpoint.get("sha256") == who["sha256"]]
-    training = checkpoint.training
+    known, training = identity(path, checkpoint), checkpoint.training
+    evaluated = [each for each in _evaluations(evaluations) if each.checkpoint.get("sha256") == known["sha256"]]
     settings: dict[str, Any] = training.settings if training else {}
+    data: dict[str, Any] = training.data if training else {}
     environment = Environment(
         loader=PackageLoader("gptstar.results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template("model_card.md").render(
-        header=_header(name, licence, found),
+        header=_header(name, licence, evaluated),
         name=name,
         model=checkpoint.model,
         positions=POSITIONS.name_of(checkpoint.model.positions),
-        n_params=checkpoint.model.n_params,
         needs_trust=not is_gpt2(checkpoint.model),
         context_length=context_length,
-        who=who,
+        known=known,
         settings={key: settings[key] for key in shown_keys() if key in settings and not key.startswith("model.")},
         best_loss=training.best_loss if training else None,
         perplexity=float(np.exp(training.best_loss)) if training and training.best_loss else None,
-        corpora=training.data.get("corpora", {}) if training else {},
-        fingerprint=training.data.get("fingerprint") if training else None,
-        tasks=[task for results in found for task in results.tasks],
+        corpora=data.get("corpora", {}),
+        fingerprint=data.get("fingerprint"),
+        tasks=[task for results in evaluated for task in results.tasks],
         licence=licence,
         version=__version__,
     )
@@ -76,7 +74,7 @@ def _evaluations(folders: Sequence[Path]) -> Iterator[TaskResults]:
                 raise
 
 
-def _header(name: str, licence: str | None, found: Sequence[TaskResults]) -> str:
+def _header(name: str, licence: str | None, evaluated: Sequence[TaskResults]) -> str:
     results = [
         EvalResult(
             task_type="text-generation",
@@ -86,7 +84,7 @@ def _header(name: str, licence: str | None, found: Sequence[TaskResults]) -> str
             metric_value=metric.value,
             metric_name=metric.name if metric.subset is None else f"{metric.name} ({metric.subset})",
         )
-        for result in found
+        for result in evaluated
         for task in result.tasks
         for metric in task.metrics
     ]

@@ -1,4 +1,4 @@
-"""Effects of a design: what each level of a factor does, against the first, all else alike."""
+"""Effects of a design: each level of a factor against the first, all else the same."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -14,10 +14,10 @@ SEED, RATE, OUTCOME = "seed", "optimizer.learning_rate", "validation_loss"
 
 @dataclass(frozen=True)
 class LevelEffect:
-    """What one level of a factor does to an outcome.
+    """The effect of one level of a factor on an outcome, against another level.
 
     Attributes:
-        is_ratio: the effect is of a ratio, 1 where nothing changes; else a difference.
+        is_ratio: the effect is on the outcome's logarithm.
         left_out: runs without a partner that differs in this factor alone, or of seeds that lack some cell.
     """
 
@@ -30,66 +30,16 @@ class LevelEffect:
     left_out: int
 
     @property
-    def value(self) -> str:
-        """It, without its interval."""
-        return f"× {math.exp(self.effect.value):.3f}" if self.is_ratio else f"{self.effect.value:+.4f}"
-
-    @property
     def text(self) -> str:
         """The value with its interval."""
-        if self.is_ratio:
-            return ratio_text(self.effect)
-        low, high = self.effect.low, self.effect.high
-        return self.value if math.isnan(low) else f"{self.value} [{low:+.4f}, {high:+.4f}]"
+        return effect_text(self.effect, ratio=self.is_ratio)
 
 
-def ratio_text(effect: Effect) -> str:
-    """An effect on a logarithm, as a ratio with its interval."""
-    interval = "" if math.isnan(effect.low) else f" [{math.exp(effect.low):.3f}, {math.exp(effect.high):.3f}]"
-    return f"× {math.exp(effect.value):.3f}{interval}"
-
-
-def effect(
-    frame: pd.DataFrame,
-    factor: str,
-    level: Any,
-    against: Any,
-    *,
-    factors: Sequence[str],
-    outcome: str = OUTCOME,
-    ratio: bool = False,
-) -> LevelEffect:
-    """Of a level against another: pairs of runs that differ in nothing else, averaged over cells, then over seeds.
-
-    Runs that differ in nothing at all, as one that was repeated elsewhere, count as one, with their mean.
-
-    Args:
-        frame: of `runs`, or any with a line for each run, the factors and the outcome.
-        factors: all settings that vary, the seed among them.
-        ratio: of positive outcomes, such as speed: geometric means.
-
-    Raises:
-        ValueError: no two runs differ in this factor alone.
-    """
-    others = [each for each in factors if each != factor]
-    cells = [each for each in others if each != SEED]
-
-    def outcomes(value: Any) -> dict[tuple[Hashable, ...], float]:
-        lines = frame[(frame[factor] == value) & frame[outcome].notna()]
-        repeated: dict[tuple[Hashable, ...], list[float]] = {}
-        for line in lines.to_dict("records"):
-            key = tuple(line[each] for each in [*cells, *([SEED] if SEED in others else [])])
-            repeated.setdefault(key, []).append(math.log(line[outcome]) if ratio else line[outcome])
-        return {key: sum(values) / len(values) for key, values in repeated.items()}
-
-    ones, twos = outcomes(against), outcomes(level)
-    seeds: dict[Hashable, dict[Hashable, float]] = {}
-    for key in ones.keys() & twos.keys():
-        cell, seed = (key[:-1], key[-1]) if SEED in others else (key, 0)
-        seeds.setdefault(seed, {})[cell] = twos[key] - ones[key]
-    found = blocked_effect(seeds)
-    left_out = len(ones) + len(twos) - 2 * found.n_seeds * found.n_cells
-    return LevelEffect(factor, level, against, outcome, found, ratio, left_out)
+def effect_text(effect: Effect, *, ratio: bool) -> str:
+    """An effect with its interval; an effect on a logarithm as a ratio."""
+    ends = (effect.value, effect.low, effect.high)
+    value, low, high = (f"{math.exp(each):.3f}" if ratio else f"{each:+.4f}" for each in ends)
+    return f"{'× ' if ratio else ''}{value}" + ("" if math.isnan(effect.low) else f" [{low}, {high}]")
 
 
 def effects(
@@ -102,27 +52,53 @@ def effects(
 ) -> list[LevelEffect]:
     """Compare every level of every factor but the seed with one of the factor's; levels without a pair are left out.
 
+    A pair are two runs that differ in nothing else. Pairs are averaged over cells, then over seeds. Runs that differ in
+    nothing at all, as one that was repeated elsewhere, count as one, with their mean.
+
     Args:
+        frame: what `frames.runs` returns, or any with a line for each run, the factors and the outcome.
+        factors: all settings that vary, the seed among them.
         against: the level to compare with, in factors that have it; else the first.
+        ratio: for positive outcomes, such as speed: geometric means.
     """
-    found = []
+    results = []
     for factor in (each for each in factors if each != SEED):
+        others = [each for each in factors if each != factor]
         levels = levels_of(frame, factor)
         reference = reference_of(levels, against)
         for level in (each for each in levels if each != reference):
             try:
-                found.append(effect(frame, factor, level, reference, factors=factors, outcome=outcome, ratio=ratio))
-            except ValueError:
+                before = _outcomes(frame[frame[factor] == reference], others, outcome, ratio)
+                after = _outcomes(frame[frame[factor] == level], others, outcome, ratio)
+                differences: dict[Hashable, dict[Hashable, float]] = {}
+                for seed, cell in before.keys() & after.keys():
+                    differences.setdefault(seed, {})[cell] = after[seed, cell] - before[seed, cell]
+                effect = blocked_effect(differences)
+            except ValueError:  # no pair, or the logarithm of a speed that was not recorded
                 continue
-    return found
+            left_out = len(before) + len(after) - 2 * effect.n_seeds * effect.n_cells
+            results.append(LevelEffect(factor, level, reference, outcome, effect, ratio, left_out))
+    return results
+
+
+def _outcomes(
+    runs: pd.DataFrame, factors: Sequence[str], outcome: str, ratio: bool
+) -> dict[tuple[Hashable, Hashable], float]:
+    """The mean outcome, or its mean logarithm, of the runs of each seed and cell."""
+    values: dict[tuple[Hashable, Hashable], list[float]] = {}
+    for run in runs[runs[outcome].notna()].to_dict("records"):
+        seed = run[SEED] if SEED in factors else 0
+        cell = tuple(run[each] for each in factors if each != SEED)
+        values.setdefault((seed, cell), []).append(math.log(run[outcome]) if ratio else run[outcome])
+    return {key: sum(each) / len(each) for key, each in values.items()}
 
 
 def reference_of(levels: Sequence[Any], against: str | None) -> Any:
-    """The level that others are compared with: the one called so, else the first; None where there is none."""
+    """The level that others are compared with: the one of this name, else the first; None if there is no level."""
     return next((each for each in levels if str(each) == against), next(iter(levels), None))
 
 
-def effect_table(found: Sequence[LevelEffect], *, intervals: bool = True) -> pd.DataFrame:
+def effect_table(level_effects: Sequence[LevelEffect]) -> pd.DataFrame:
     """Make a line for each effect."""
     return pd.DataFrame(
         [
@@ -130,28 +106,29 @@ def effect_table(found: Sequence[LevelEffect], *, intervals: bool = True) -> pd.
                 "factor": each.factor,
                 "level": each.level,
                 "against": each.against,
-                "effect": each.text if intervals else each.value,
-                "p": "" if math.isnan(each.effect.p) else f"{each.effect.p:.2g}",
-                "seeds": each.effect.n_seeds,
-                "cells": each.effect.n_cells,
+                "effect": each.text,
+                **evidence(each.effect),
                 "left out": each.left_out,
                 "": each.effect.verdict,
             }
-            for each in found
+            for each in level_effects
         ]
     )
 
 
+def evidence(effect: Effect) -> dict[str, Any]:
+    """The cells of a table that say what an effect rests on."""
+    p = "" if math.isnan(effect.p) else f"{effect.p:.2g}"
+    return {"p": p, "seeds": effect.n_seeds, "cells": effect.n_cells}
+
+
 def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Each arm at the learning rate that is best for it, by the mean over seeds, so that none is hurt by another's.
+    """Keep each arm of finished runs at its best learning rate, by the mean over seeds, lest one suffer by another's.
 
-    A rate that lacks seeds which another rate of the arm has, where a run failed or is to come, is not chosen.
-
-    Args:
-        frame: of finished runs.
+    A rate that lacks seeds which another rate of the arm has, because a run failed or is to come, is not chosen.
 
     Returns:
-        The runs that are left, and the factors without the learning rate; all as it was where no rate was varied, or
+        The runs that are left, and the factors without the learning rate; all unchanged if no rate was varied, or
         nothing but the rate.
     """
     others = [each for each in factors if each != RATE]
@@ -163,14 +140,10 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
 
 
 def rates_tried(frame: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Every learning rate of every arm; empty where no rate was varied.
+    """List every learning rate of every arm of finished runs; empty if no rate was varied.
 
-    Args:
-        frame: of finished runs.
-
-    Returns:
-        The arms' factors, the learning rate, `seeds`, the mean `loss`, `is_best`, and `is_edge`: the arm's lowest or
-        highest rate of several.
+    Beside the factors there are `seeds`, the mean `loss`, `is_best`, and `is_edge`: the arm's lowest or highest rate of
+    several.
     """
     validated = frame[frame[OUTCOME].notna()]
     if RATE not in factors or validated.empty:
@@ -188,20 +161,21 @@ def rates_tried(frame: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
 
 
 def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:
-    """Numbers ascending; words in the order in which the runs began, which is that of the sweep."""
+    """The levels of a factor: numbers ascending; words in the order in which the runs began, as in the sweep."""
     values = frame.sort_values("began")[factor] if "began" in frame.columns else frame[factor]
     levels = [value for value in values.drop_duplicates() if not (isinstance(value, float) and math.isnan(value))]
     return sorted(levels) if all(isinstance(level, int | float) for level in levels) else levels
 
 
+def level_text(level: object) -> str:
+    """A level as tables and pictures show it."""
+    return f"{level:g}" if isinstance(level, float) else str(level)
+
+
 def tokens_to(curve: Sequence[tuple[float, float]], loss: float) -> float:
-    """Tokens after which a loss was first reached, between two validations by a straight line in the logarithm.
+    """Tokens, or hours if the curve has hours, after which a loss was first reached; NaN if it never was.
 
-    Args:
-        curve: tokens and validation loss, in order; hours instead of tokens give hours.
-
-    Returns:
-        NaN where it never was.
+    Between two validations the loss is a line over the logarithm.
     """
     before: tuple[float, float] | None = None
     for tokens, value in curve:

@@ -4,22 +4,22 @@ import functools
 import json
 import math
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from gptstar.errors import ConfigError
-from gptstar.keys import Declared, about, flatten
-from gptstar.results.run import Run, find_runs, labels
+from gptstar.keys import about, flatten
+from gptstar.results.run import Run, find_runs, labelled
 from gptstar.training.settings import run_keys
 
 FIGURES = (
     *("run", "path", "state", "step", "tokens", "validation_loss", "validation_bits_per_byte", "train_loss"),
     *("tokens_per_second", "hours", "began", "at"),
 )
-"""Columns of `runs` that are no setting."""
+"""Columns of `runs` that are not settings."""
 
 EXPERIMENT = "experiment"
 """The column of `runs` for arms that differ in whole experiments: bundles of settings."""
@@ -31,49 +31,51 @@ LENGTH_FIGURES = (
 
 TASK_FIGURES = ("run", "checkpoint", "task", "metric", "subset", "value", "low", "high", "items")
 
+_declared = functools.cache(run_keys)
+
 
 def runs(*paths: Path | str) -> pd.DataFrame:
-    """A line for each run in some folders.
+    """Make a line for each run in some folders.
 
     Returns:
         The columns of `FIGURES`, losses in nats a token; then every setting by its dotted key, such as `model.d_model`,
-        with the word `null` where there is none, and `data.fingerprint` for the tokens; and a group that was chosen on
-        every command line, such as `model`, by its choice. `experiment` has the experiments' names where runs of one
+        with the word `null` if it has no value, and `data.fingerprint` for the tokens; and a group that was chosen on
+        every command line, such as `model`, by its choice. `experiment` has the experiments' names if runs of one
         folder, as of a sweep over `experiment=a,b`, differ in them.
 
     Raises:
-        ConfigError: there is none; or one is damaged.
+        ConfigError: there is no run; or one is damaged.
     """
-    found = _find(paths)
-    lines = []
-    for name, run in zip(labels(found), found, strict=True):
-        progress = (name, str(run.path), run.state, run.step, run.tokens)
-        losses = (run.validation_loss, run.validation_bits_per_byte, run.train_loss)
-        figures = (*progress, *losses, run.tokens_per_second, run.hours, run.began, run.at)
-        settings = {key: _plain(value) for key, value in flatten(run.config).items()}
+    by_name = _labelled(paths)
+    lines, groups = [], []
+    for name, run in by_name.items():
+        figures = {key: getattr(run, key) for key in FIGURES if key not in ("run", "path")}
+        settings = {
+            key: str(value) if isinstance(value, list | dict) else value  # which frames can group by
+            for key, value in flatten(run.config).items()
+        }
         settings["data.fingerprint"] = str(run.about.get("data"))[:12]
-        chosen = {key: value for key, value in overrides(run).items() if isinstance(run.config.get(key), dict)}
-        lines.append((dict(zip(FIGURES, figures, strict=True)) | settings, chosen))
-    frame = pd.DataFrame([line for line, _ in lines])
+        lines.append({"run": name, "path": str(run.path)} | figures | settings)
+        groups.append({key: value for key, value in _overrides(run) if isinstance(run.config.get(key), dict)})
+    frame = pd.DataFrame(lines)
     for key in (key for key in frame if key not in FIGURES and frame[key].isna().any()):
         frame[key] = frame[key].astype(object).where(frame[key].notna(), "null")
-    for key in dict.fromkeys(key for _, chosen in lines for key in chosen):
-        if all(key in chosen for _, chosen in lines):  # else it was left at its default in some
-            frame[key] = [chosen[key] for _, chosen in lines]
-    folders = pd.Series([run.path.resolve().parent for run in found])
-    names = pd.Series([str(run.config.get("name")) for run in found])
+    for key in groups[0]:
+        if all(key in chosen for chosen in groups):  # else it was left at its default in some
+            frame[key] = [chosen[key] for chosen in groups]
+    folders = pd.Series([run.path.resolve().parent for run in by_name.values()])
+    names = pd.Series([str(run.config.get("name")) for run in by_name.values()])
     if (names.groupby(folders).nunique() > 1).any():
         frame[EXPERIMENT] = names
     return frame
 
 
 def curves(*paths: Path | str) -> pd.DataFrame:
-    """What runs recorded as they went: `run`, `step`, `tokens`, `metric` (such as `validation/loss`), `value`."""
-    found = _find(paths)
+    """List what runs recorded as they went: `run`, `step`, `tokens`, `metric` (as `validation/loss`), `value`."""
     return pd.DataFrame(
         [
             (name, int(row["step"]), int(row["step"]) * int(run.config["batch_tokens"]), metric, value)
-            for name, run in zip(labels(found), found, strict=True)
+            for name, run in _labelled(paths).items()
             for row in run.rows
             for metric, value in row.items()
             if metric not in ("step", "tokens")
@@ -83,31 +85,27 @@ def curves(*paths: Path | str) -> pd.DataFrame:
 
 
 def lengths(*paths: Path | str) -> pd.DataFrame:
-    """Loss against context length, of all studies of length in the folders that are of one of their runs.
+    """List loss against context length, from all studies of length in the folders that are of one of their runs.
 
     Returns:
         The columns of `LENGTH_FIGURES`: `study` says how and on what it was read, `multiple` is of `trained_at`, and
-        `low` and `high` are the 95 % interval of the loss over the text. No line where a model is undefined. Of two
+        `low` and `high` are the 95 % interval of the loss over the text. No line if a model is undefined. Of two
         evaluations of a run by the same study the later one counts.
     """
     lines = []
-    for owner, tree in _evaluations(paths, "length"):
-        study = _study(tree)
-        for curve in tree["curves"]:
-            if (name := owner(curve["checkpoint"])) is None:
-                continue
-            trained_at = curve["trained_at"] or math.nan
-            for point in (each for each in curve["lengths"] if each["loss"] is not None):
-                length, loss, bits = point["context_length"], point["loss"], point["bits_per_byte"]
-                of_curve = (study, name, trained_at, curve["rotary_scaling"], length, length / trained_at)
-                of_loss = (loss["value"], loss["low"], loss["high"], point["perplexity"]["value"])
-                lines.append((*of_curve, *of_loss, bits["value"] if bits else math.nan, point["tokens"]))
-    found = pd.DataFrame(lines, columns=list(LENGTH_FIGURES))
-    return found.drop_duplicates(["study", "run", "rotary_scaling", "context_length"], keep="last", ignore_index=True)
+    for run, tree, curve in _evaluations(paths, "length"):
+        study, trained_at = _study(tree), curve["trained_at"] or math.nan
+        for point in (each for each in curve["lengths"] if each["loss"] is not None):
+            length, loss, bits = point["context_length"], point["loss"], point["bits_per_byte"]
+            where = (study, run, trained_at, curve["rotary_scaling"], length, length / trained_at)
+            losses = (loss["value"], loss["low"], loss["high"], point["perplexity"]["value"])
+            lines.append((*where, *losses, bits["value"] if bits else math.nan, point["tokens"]))
+    frame = pd.DataFrame(lines, columns=list(LENGTH_FIGURES))
+    return frame.drop_duplicates(["study", "run", "rotary_scaling", "context_length"], keep="last", ignore_index=True)
 
 
 def _study(tree: dict[str, Any]) -> str:
-    """What has to be alike for losses to be compared."""
+    """What has to be the same for losses to be compared."""
     protocol, text = tree["protocol"], tree["text"]
     words = [protocol["protocol"]]
     words += [f"{key} {protocol[key]}" for key in ("targets", "room", "stride", "max_tokens") if protocol.get(key)]
@@ -115,72 +113,57 @@ def _study(tree: dict[str, Any]) -> str:
 
 
 def tasks(*paths: Path | str) -> pd.DataFrame:
-    """Scores on tasks of the harness, of all evaluations in the folders that are of one of their runs.
-
-    Returns:
-        The columns of `TASK_FIGURES`.
-    """
+    """List `TASK_FIGURES`: scores on tasks, from all evaluations in the folders that are of one of their runs."""
     lines = []
-    for owner, tree in _evaluations(paths, "tasks"):
-        if (name := owner(tree["checkpoint"])) is None:
-            continue
+    for run, tree, _ in _evaluations(paths, "tasks"):
         for task in tree["tasks"]:
             for metric in task["metrics"]:
-                checkpoint, subset = tree["checkpoint"]["name"], metric["subset"] or "all"
-                whose = (name, checkpoint, task["task"], metric["name"], subset)
-                lines.append((*whose, metric["value"], metric["low"], metric["high"], metric["items"]))
+                where = (run, tree["checkpoint"]["name"], task["task"], metric["name"], metric["subset"] or "all")
+                lines.append((*where, metric["value"], metric["low"], metric["high"], metric["items"]))
     return pd.DataFrame(lines, columns=list(TASK_FIGURES))
 
 
-def overrides(run: Run) -> dict[str, str]:
-    """What was given on the run's command line, or by the sweep that it is of."""
-    words = shlex.split(run.about.get("command", ""))[2:]
-    pairs = [word.lstrip("+~").partition("=") for word in words if "=" in word and not word.startswith("-")]
-    return {key: value.strip("'\"") for key, _, value in pairs}
-
-
 def varied(frame: pd.DataFrame) -> list[str]:
-    """Settings that differ between the runs of a frame, but for those that say the same as an earlier one.
+    """Settings that differ between the runs of a frame, without those that say the same as an earlier one.
 
     The experiment comes before all that follows from it, a group that was chosen, such as `model`, before the keys in
     it, and the seed at the end.
     """
     settings = [key for key in frame.columns if is_setting(key)]
     settings.sort(key=lambda key: (key == "seed", "." in key, key != EXPERIMENT))
-    found: list[str] = []
+    factors: list[str] = []
     for key in settings:
-        values = frame[key].map(str)
-        if values.nunique() < 2:
+        if frame[key].map(str).nunique() < 2:
             continue
-        groups = frame.groupby(found, dropna=False)[key] if found else None
-        if groups is not None and (groups.nunique(dropna=False) < 2).all():
-            continue  # follows from what is there
-        found.append(key)
-    return found
+        follows = factors and frame.groupby(factors, dropna=False)[key].nunique(dropna=False).max() < 2
+        if not follows:
+            factors.append(key)
+    return factors
 
 
 def is_setting(key: str) -> bool:
     """Whether a column of `runs` is a setting in which arms of a comparison may differ."""
-    return key not in FIGURES and (key == EXPERIMENT or about(key, _known()).role.is_compared)
+    return key not in FIGURES and (key == EXPERIMENT or about(key, _declared()).role.is_compared)
 
 
-@functools.cache
-def _known() -> dict[str, Declared]:
-    return run_keys()
+def _overrides(run: Run) -> Iterator[tuple[str, str]]:
+    """Keys and values on the run's command line, or in the sweep that it belongs to."""
+    for word in shlex.split(run.about.get("command", ""))[2:]:
+        key, is_pair, value = word.lstrip("+~").partition("=")
+        if is_pair and not word.startswith("-"):
+            yield key, value.strip("'\"")
 
 
-def _find(paths: Sequence[Path | str]) -> list[Run]:
-    return find_runs([Path(path) for path in paths])
+def _labelled(paths: Sequence[Path | str]) -> dict[str, Run]:
+    return labelled(find_runs([Path(path) for path in paths]))
 
 
-Owner = Callable[[dict[str, Any]], str | None]
-"""The run that an evaluated checkpoint is of, if it is one of those that were asked for."""
+def _evaluations(paths: Sequence[Path | str], kind: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Read every evaluation of a kind below the folders, beside the runs or in them, in the order of their dates.
 
-
-def _evaluations(paths: Sequence[Path | str], kind: str) -> Iterator[tuple[Owner, dict[str, Any]]]:
-    """Every evaluation of a kind below the folders, beside the runs or in them, in the order of their dates."""
-    found = _find(paths)
-    names = {str(run.path.resolve()): name for name, run in zip(labels(found), found, strict=True)}
+    Yields the name of the run that was evaluated, the whole evaluation, and the part of it that is of one checkpoint.
+    """
+    names = {str(run.path.resolve()): name for name, run in _labelled(paths).items()}
     files = {file.resolve() for path in paths for file in Path(path).rglob("results.json")}
     for file in sorted(files, key=lambda file: (file.stat().st_mtime, file)):
         try:
@@ -189,15 +172,11 @@ def _evaluations(paths: Sequence[Path | str], kind: str) -> Iterator[tuple[Owner
             raise ConfigError(f"{file} is damaged: {error}") from error
         if not isinstance(tree, dict) or tree.get("kind") != kind:
             continue
-        inside = next((name for folder, name in names.items() if file.is_relative_to(folder)), None)
-        several = len({curve["checkpoint"].get("sha256") for curve in tree.get("curves", ())}) > 1
-
-        def owner(checkpoint: dict[str, Any], moved: str | None = None if several else inside) -> str | None:
-            return names.get(str(Path(checkpoint.get("path", "")).parent)) or moved
-
-        yield owner, tree
-
-
-def _plain(value: Any) -> Any:
-    """A list as text: what frames can group by."""
-    return str(value) if isinstance(value, list | dict) else value
+        parts = tree["curves"] if kind == "length" else [tree]
+        by_place = next((name for folder, name in names.items() if file.is_relative_to(folder)), None)
+        if len({part["checkpoint"].get("sha256") for part in parts}) > 1:
+            by_place = None  # the folder's own run is one of several
+        for part in parts:
+            name = names.get(str(Path(part["checkpoint"].get("path", "")).parent), by_place)
+            if name is not None:
+                yield name, tree, part

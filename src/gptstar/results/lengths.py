@@ -1,12 +1,11 @@
 """Arms beyond the training context: each against itself there, and against the others, paired by seed."""
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
-from gptstar.evaluation.statistics.effects import blocked_effect
-from gptstar.results.effects import SEED, effect_table, effects
+from gptstar.results.effects import SEED, effect_table, effects, evidence
 
 CONTEXT = "data.context_length"
 
@@ -14,37 +13,28 @@ CONTEXT = "data.context_length"
 def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     """Find the change against the training context of each arm and multiple: paired within runs, over cells and seeds.
 
-    Args:
-        lengths: as of `frames.lengths`.
+    `runs` and `lengths` are what the functions of these names in `frames` return.
     """
     arms = [each for each in factors if each not in (SEED, CONTEXT)]
-    merged = lengths.merge(runs[["run", *arms, *([SEED] if SEED in runs else [])]], on="run")
+    seed = [SEED] if SEED in runs else []
+    merged = lengths.merge(runs[["run", *arms, *seed]], on="run")
     lines = []
     for name, group in merged.groupby([*arms, "rotary_scaling"], sort=False, dropna=False):
-        lines += [dict(zip([*arms, "rotary_scaling"], name, strict=True)) | each for each in _changes(group)]
+        for each in effects(group, ["multiple", "trained_at", *seed], "loss", against="1.0"):
+            if each.against != 1 or each.level < 1:
+                continue
+            effect = each.effect
+            lines.append(
+                {
+                    **dict(zip([*arms, "rotary_scaling"], name, strict=True)),
+                    "context": f"{each.level:g} ×",
+                    "change": f"{effect.value:+.4f}",
+                    "95 % interval": "" if math.isnan(effect.low) else f"{effect.low:+.4f} to {effect.high:+.4f}",
+                    **evidence(effect),
+                    "": effect.verdict,
+                }
+            )
     return pd.DataFrame(lines)
-
-
-def _changes(group: pd.DataFrame) -> Iterator[dict[str, object]]:
-    at_training = group[group["multiple"] == 1].set_index("run")["loss"]
-    for multiple in sorted(each for each in group["multiple"].unique() if each > 1):
-        here = group[group["multiple"] == multiple]
-        here = here.assign(change=here["loss"] - here["run"].map(at_training)).dropna(subset=["change"])
-        if here.empty:
-            continue
-        by_seed: dict[Hashable, dict[Hashable, float]] = {}
-        for line in here.to_dict("records"):
-            by_seed.setdefault(line.get(SEED, 0), {})[line["trained_at"]] = line["change"]
-        found = blocked_effect(by_seed)
-        yield {
-            "context": f"{multiple:g} ×",
-            "change": f"{found.value:+.4f}",
-            "95 % interval": "" if math.isnan(found.low) else f"{found.low:+.4f} to {found.high:+.4f}",
-            "p": "" if math.isnan(found.p) else f"{found.p:.2g}",
-            "seeds": found.n_seeds,
-            "cells": found.n_cells,
-            "": found.verdict,
-        }
 
 
 def between_arms(
@@ -54,18 +44,19 @@ def between_arms(
 
     Args:
         runs: each arm at one learning rate.
-        lengths: as of `frames.lengths`, with the same targets for all runs.
+        lengths: what `frames.lengths` returns, with the same targets for all runs.
         factors: all that was varied but the rate.
 
     Returns:
-        A line for each level and multiple of the training context, `context` first; empty where no pair was read.
+        A line for each level and multiple of the training context, `context` first; empty if no pair was read.
     """
     merged = lengths.merge(runs[["run", "began", *factors]], on="run")
     tables = []
     for multiple, here in merged.groupby("multiple"):
-        found = effects(here, [*factors, "rotary_scaling"], "loss", against=against)
-        table = effect_table([each for each in found if each.factor not in (CONTEXT, "rotary_scaling")])
-        table.insert(0, "context", f"{multiple:g} ×")
-        tables.append(table)
-    found_any = [table for table in tables if not table.empty]
-    return pd.concat(found_any, ignore_index=True) if found_any else pd.DataFrame()
+        changes = effects(here, [*factors, "rotary_scaling"], "loss", against=against)
+        if arms := [each for each in changes if each.factor not in (CONTEXT, "rotary_scaling")]:
+            tables.append(effect_table(arms).assign(context=f"{multiple:g} ×"))
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    return table[["context", *table.columns.drop("context")]]

@@ -18,35 +18,28 @@ from gptstar.results.sections import Section, sections
 def write_report(
     paths: Sequence[Path], output: Path, title: str | None = None, against: str | None = None
 ) -> list[Path]:
-    """Write `report.html`, and `report.md` with its pictures beside it.
+    """Write `report.html`, and `report.md` with its pictures beside it; return their paths.
 
     Args:
         paths: run directories, or folders of such.
-        output: a folder, made if it is not there.
         against: the level that others are compared with, in factors that have it; else each factor's first.
-
-    Returns:
-        The two files.
 
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
-    found = list(sections(paths, against))
+    contents = list(sections(paths, against))
     output.mkdir(parents=True, exist_ok=True)
     title = title or ", ".join(path.resolve().name for path in paths)
     environment = Environment(
         loader=PackageLoader("gptstar.results"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["picture"] = _data_address
-    environment.filters["cell"] = _cell
-    environment.filters["align"] = _align
+    environment.filters |= {"picture": _data_address, "cell": _cell, "align": _align}
     page = environment.get_template("report.html").render(
-        title=title, sections=found, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
+        title=title, sections=contents, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
     )
-    written = [output / "report.html", output / "report.md"]
-    written[0].write_text(page, encoding="utf-8")
-    written[1].write_text(_markdown(title, found, output), encoding="utf-8")
-    return written
+    (output / "report.html").write_text(page, encoding="utf-8")
+    (output / "report.md").write_text(_markdown(title, contents, output), encoding="utf-8")
+    return [output / "report.html", output / "report.md"]
 
 
 def _data_address(figure: Figure) -> str:
@@ -55,21 +48,19 @@ def _data_address(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _markdown(title: str, found: Sequence[Section], folder: Path) -> str:
+def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
     parts = [f"# {title}"]
-    for number, section in enumerate(found, start=1):
+    for number, section in enumerate(contents, start=1):
         parts += [f"## {section.heading}", *([section.text] if section.text else [])]
         if section.picture is not None:
             name = f"report-{number}.png"
             section.picture.savefig(folder / name)
             parts.append(f"![{section.heading}]({name})")
         if section.table is not None:
-            head = [str(column).replace("|", "\\|") for column in section.table.columns]
-            lines = [
-                [_cell(value).replace("|", "\\|") for value in line] for line in section.table.itertuples(index=False)
-            ]
-            rows = [head, ["---"] * len(head), *lines]
-            parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+            columns = section.table.columns
+            rows = [columns, ["---"] * len(columns), *section.table.itertuples(index=False)]
+            lines = [" | ".join(_cell(value).replace("|", "\\|") for value in row) for row in rows]
+            parts.append("\n".join(f"| {line} |" for line in lines))
         if section.commands:
             parts.append("\n".join(["```bash", *section.commands, "```"]))
     return "\n\n".join(parts) + "\n"
@@ -80,10 +71,8 @@ def _align(table: pd.DataFrame, column: int) -> Markup:
 
 
 def _cell(value: object) -> str:
-    if value is None or (isinstance(value, float) and value != value):
+    if value is None or value != value:  # NaN
         return ""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return (
-        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10000 else str(value)
-    )
+    return f"{value:,}" if isinstance(value, int) and abs(value) >= 10000 else str(value)

@@ -1,9 +1,10 @@
-"""One run, as its directory tells it."""
+"""Runs, read from their directories."""
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,7 +17,7 @@ from gptstar.training.metrics_csv import METRICS_FILE, read_metrics
 from gptstar.training.status import Status, in_use, read_config
 
 State = Literal["running", "finished", "stopped", "failed", "killed", "refused"]
-"""`stopped` had saved when it was told to; `killed` ended without a word; `refused` never began."""
+"""`stopped` had saved when it got a signal; `killed` left no reason; `refused` never began."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Run:
         reason: why it failed or stopped, in one line.
         config: as composed, nested.
         about: versions, data and command.
-        began, at: when it was begun and when it was last heard of, in UTC.
+        began, at: when it began and when it last wrote, in UTC.
         rows: of `metrics.csv`.
     """
 
@@ -48,7 +49,7 @@ class Run:
             ConfigError: there is none, or it can't be read; names the file.
         """
         if not path.is_dir():
-            raise ConfigError(f"{path} is no run directory: give the output of train.py, or a folder of such")
+            raise ConfigError(f"{path} is not a run directory: give the output of train.py, or a folder of such")
         status = Status.read(path)
         if not (path / "config.yaml").exists():
             return cls(path, "refused", "", {}, {}, _touched(path), _touched(path), ())
@@ -57,43 +58,37 @@ class Run:
             about = json.loads((path / "versions.json").read_text(encoding="utf-8"))
             began = datetime.fromisoformat(about.get("began") or _touched(path / "versions.json").isoformat())
             int(config.get("batch_tokens", 0))  # as `tokens` will
+            rows = tuple(read_metrics(path))
         except OSError as error:
             raise ConfigError(f"{path} is damaged: {Path(error.filename or path).name}: {error.strerror}") from error
-        except (ValueError, TypeError, AttributeError) as error:  # the latter where there are other things in them
+        except (ValueError, TypeError, AttributeError) as error:  # the latter if the files hold other things
             raise ConfigError(f"{path} is damaged: {error}") from error
-        try:
-            rows = tuple(read_metrics(path))
         except DataError as error:
             raise ConfigError(str(error)) from error
-        state: State = "killed" if status is None else status.state
-        if status is not None and status.state == "running":
-            state = "running" if in_use(path) else "killed"
+        state: State = "killed"
+        if status is not None and (status.state != "running" or in_use(path)):
+            state = status.state
         reason = status.reason if status else ""
         return cls(path, state, reason, config, about, began, _touched(path / METRICS_FILE, path), rows)
 
     @property
-    def name(self) -> str:
-        """The folder's; of a sweep's job what tells it from the others."""
-        return self.path.name
-
-    @property
     def step(self) -> int:
-        """The last on record."""
+        """The last that was recorded."""
         return int(max((row["step"] for row in self.rows), default=0))
 
     @property
     def tokens(self) -> int:
-        """That were read in training, by the last step on record."""
+        """Tokens read in training, up to the last step that was recorded."""
         return self.step * int(self.config.get("batch_tokens", 0))
 
     @property
     def validation_loss(self) -> float:
-        """The last, in nats a token; NaN before the first, and where the last of a finished run is no number."""
+        """The last, in nats a token; NaN before the first, and if the last of a finished run is not a number."""
         return self._validated("validation/loss")
 
     @property
     def validation_bits_per_byte(self) -> float:
-        """The same for those whose tokens differ."""
+        """The same loss in bits per byte, which compares runs with different tokenizers."""
         return self._validated("validation/bits_per_byte")
 
     def _validated(self, metric: str) -> float:
@@ -103,17 +98,17 @@ class Run:
 
     @property
     def train_loss(self) -> float:
-        """The last on record, in nats a token."""
+        """The last that was recorded, in nats a token."""
         return next((row["train/loss"] for row in reversed(self.rows) if "train/loss" in row), math.nan)
 
     @cached_property
     def tokens_per_second(self) -> float:
-        """Median over what was recorded; validation left out."""
+        """The median of what was recorded, without validation."""
         return median(speeds) if (speeds := [row["tokens_per_second"] for row in self._timed]) else math.nan
 
     @cached_property
     def hours(self) -> float:
-        """Of training alone, from tokens and speed on record."""
+        """Hours of training, without validation, from the tokens and speeds that were recorded."""
         seconds, before = 0.0, 0.0
         for row in self._timed:
             seconds += max(0.0, row["tokens"] - before) / row["tokens_per_second"]
@@ -124,44 +119,35 @@ class Run:
     def _timed(self) -> list[dict[str, float]]:
         return [row for row in self.rows if row.get("tokens_per_second", 0) > 0 and "tokens" in row]
 
-    def metric(self, name: str) -> list[tuple[int, float]]:
-        """Step and value, wherever the metric was recorded."""
-        return [(int(row["step"]), row[name]) for row in self.rows if name in row]
-
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs in folders: each a run directory, or one that holds some at any depth; in order of their paths.
+    """Read the runs in folders: each a run directory, or one that holds some at any depth; in order of their paths.
 
     Raises:
         ConfigError: a folder does not exist, or none of them holds a run.
     """
-    found: dict[Path, Run] = {}
+    runs: dict[Path, Run] = {}
     for path in paths:
         if not path.is_dir():
-            raise ConfigError(f"{path} is no folder: give the output of train.py, or a folder of such")
-        found |= {folder.resolve(): Run.read(folder) for folder in _run_folders(path)}
-    if not found:
+            raise ConfigError(f"{path} is not a folder: give the output of train.py, or a folder of such")
+        folders = [path]
+        if not (path / "versions.json").exists():
+            folders = sorted((file.parent for file in path.rglob("versions.json")), key=_in_order)
+        runs |= {folder.resolve(): Run.read(folder) for folder in folders}
+    if not runs:
         raise ConfigError(f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder of such")
-    return list(found.values())
+    return list(runs.values())
 
 
-def labels(found: Sequence[Run]) -> list[str]:
-    """A name for each run: its path, without the folders that all are in."""
-    parents = [run.path.resolve().parent.parts for run in found]
-    shared = 0
-    while parents and all(len(each) > shared and each[shared] == parents[0][shared] for each in parents):
-        shared += 1
-    return [str(Path(*run.path.resolve().parts[shared:])) for run in found]
-
-
-def _run_folders(path: Path) -> Iterable[Path]:
-    if (path / "versions.json").exists():
-        return [path]
-    return sorted((file.parent for file in path.rglob("versions.json")), key=_in_order)
+def labelled(runs: Sequence[Run]) -> dict[str, Run]:
+    """Name each run by its path, without the folders that all are in."""
+    paths = [run.path.resolve() for run in runs]
+    shared = os.path.commonpath([path.parent for path in paths])
+    return {str(path.relative_to(shared)): run for path, run in zip(paths, runs, strict=True)}
 
 
 def _in_order(path: Path) -> list[tuple[str, int]]:
-    """Numbers by size: seed-10 after seed-9."""
+    """A key by which numbers are sorted by size: seed-10 after seed-9."""
     return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", f" {path}")]
 
 

@@ -1,5 +1,6 @@
-"""What a report says of a set of runs: tables and pictures under headings, whatever they are printed as."""
+"""The contents of a report on a set of runs: tables and pictures under headings, in whatever form they are printed."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from gptstar.results.effects import (
     at_best_rate,
     effect_table,
     effects,
+    level_text,
     levels_of,
     rates_tried,
     reference_of,
@@ -48,17 +50,16 @@ class Section:
 
 
 def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Section]:
-    """Describe the runs in some folders, section by section.
-
-    Args:
-        against: the level that others are compared with, in factors that have it; else each factor's first.
+    """Describe the runs in some folders, section by section; `against` is the level that others are compared with.
 
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
     runs = frames.runs(*paths)
     factors = frames.varied(runs)
-    _check_level(runs, factors, against)
+    levels = [str(level) for factor in factors if factor != SEED for level in levels_of(runs, factor)]
+    if against is not None and against not in levels:
+        raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
     yield _overview(runs, factors)
     curves = frames.curves(*paths)
     if (picture := plot_curves(runs, curves, factors)) is not None:
@@ -73,27 +74,31 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
             "Ratios of tokens a second, without intervals: the runs came one after another, so what else the machine "
             "did meanwhile is in them, and more seeds don't take it out. For a claim: `benchmarks/run.py`, interleaved."
         )
-        columns = ["factor", "level", "against", "effect", "seeds", "cells"]
-        yield Section("Speed", text, effect_table(speed, intervals=False)[columns])
+        table = effect_table(speed).assign(effect=[f"× {math.exp(each.effect.value):.3f}" for each in speed])
+        yield Section("Speed", text, table[["factor", "level", "against", "effect", "seeds", "cells"]])
     yield from _lengths(runs, frames.lengths(*paths), factors, against)
     tasks = frames.tasks(*paths)
     if not tasks.empty:
-        yield Section("Benchmarks", "With 95 % intervals over items.", _scores(tasks))
-    yield Section("All runs", table=_all_runs(runs, factors))
+        scores = [
+            f"{line['value']:.4f}" + ("" if pd.isna(line["low"]) else f" [{line['low']:.4f}, {line['high']:.4f}]")
+            for line in tasks.to_dict("records")
+        ]
+        table = tasks.assign(score=scores)[["run", "checkpoint", "task", "metric", "subset", "score", "items"]]
+        yield Section("Benchmarks", "With 95 % intervals over items.", table)
+    columns = ["run", *factors, "state", "step", "tokens", "validation_loss", "tokens_per_second", "hours"]
+    yield Section("All runs", table=runs[columns])
     yield _repeat(paths)
-
-
-def _check_level(runs: pd.DataFrame, factors: Sequence[str], against: str | None) -> None:
-    levels = [str(level) for factor in factors if factor != SEED for level in levels_of(runs, factor)]
-    if against is not None and against not in levels:
-        raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
 
 
 def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     states = ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
     lines = [f"{len(runs)} runs: {states}; {runs['hours'].sum():.1f} hours of training."]
     if factors:
-        lines.append("Varied: " + "; ".join(f"{each} ({_listed(levels_of(runs, each))})" for each in factors) + ".")
+        lines.append(
+            "Varied: "
+            + "; ".join(f"{each} ({', '.join(map(level_text, levels_of(runs, each)))})" for each in factors)
+            + "."
+        )
     alike = [f"{key} {runs[key].iloc[0]}" for key in shown_keys() if key in runs and runs[key].nunique() == 1]
     if alike:
         lines.append("Alike in all: " + ", ".join(alike) + ".")
@@ -105,10 +110,9 @@ def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
     if tried.empty:
         return
     arms = [each for each in factors if each not in (RATE, SEED)]
-    losses = tried.assign(arm="all") if not arms else tried
-    keys = arms or ["arm"]
-    table = losses.pivot_table("loss", keys, RATE, sort=False).sort_index(axis="columns")
-    best = losses[losses["is_best"]].set_index(keys)
+    keys, tried = (arms, tried) if arms else (["arm"], tried.assign(arm="all"))
+    table = tried.pivot_table("loss", keys, RATE, sort=False).sort_index(axis="columns")
+    best = tried[tried["is_best"]].set_index(keys)
     table.columns = [f"{rate:g}" for rate in table.columns]
     table["best"] = [f"{rate:g}" for rate in best.loc[table.index, RATE]]
     table[""] = ["at the end of its rates" if edge else "" for edge in best.loc[table.index, "is_edge"]]
@@ -121,11 +125,11 @@ def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
 def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None) -> Iterator[Section]:
     tuned, left = at_best_rate(finished, factors)
     outcome = "validation_bits_per_byte" if _other_tokens(finished) else OUTCOME
-    found = effects(tuned, left, outcome, against=against)
-    if not found:
+    changes = effects(tuned, left, outcome, against=against)
+    if not changes:
         return
     text = [EXPLAINED]
-    if _other_tokens(finished):
+    if outcome != OUTCOME:
         text.append("The runs read other tokens, so losses a token can't be compared: these are bits a byte.")
     if "data.context_length" in factors:
         text.append("Each run is validated at its own context length.")
@@ -134,7 +138,8 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
             "Each arm is at its best learning rate, as above. It was chosen by the same seeds, which favours an arm "
             "with more rates that are nearly as good, by up to half a standard error."
         )
-    yield Section(f"Effects on {outcome.replace('_', ' ')}", " ".join(text), effect_table(found), plot_effects(found))
+    heading = f"Effects on {outcome.replace('_', ' ')}"
+    yield Section(heading, " ".join(text), effect_table(changes), plot_effects(changes))
     if tuned["tokens"].nunique() > 1 and (hours := effects(tuned, left, "hours", against=against, ratio=True)):
         yield Section("Effects on hours of training", f"Ratios. {TURNS} {EXPLAINED}", effect_table(hours))
 
@@ -148,21 +153,21 @@ def _costs(
 ) -> Iterator[Section]:
     """Where one factor varies: what each recipe needs for the final loss of the first."""
     tuned, left = at_best_rate(finished[finished[OUTCOME].notna()], factors)
-    by_themselves = [each for each in left if each not in (SEED, STEPS)]
-    if len(by_themselves) != 1 or _other_tokens(finished):
+    varied = [each for each in left if each not in (SEED, STEPS)]
+    if len(varied) != 1 or _other_tokens(finished):
         return
-    found = recipes(tuned, by_themselves[0], factors)
-    level = reference_of(levels_of(tuned, by_themselves[0]), against)
-    reference = next((each for each in found if level in each.arms), None)
-    if reference is None or len(found) < 2:
+    candidates = recipes(tuned, varied[0], factors)
+    level = reference_of(levels_of(tuned, varied[0]), against)
+    reference = next((each for each in candidates if level in each.arms), None)
+    if reference is None or len(candidates) < 2:
         return
     text = (
         f"What each recipe needs for the final loss of {level}, as a ratio to what that took: seed by seed, by a line "
         "over the logarithm between final losses at the budgets of the recipe, or, where it has one budget, between "
         f"its validations. {TURNS} Intervals are of 95 %, by Student's t over seeds."
     )
-    table = cost_table(costs(found, reference, curves))
-    yield Section(f"Tokens and hours to the loss of {level}", text, table, plot_budgets(found))
+    table = cost_table(costs(candidates, reference, curves))
+    yield Section(f"Tokens and hours to the loss of {level}", text, table, plot_budgets(candidates))
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:
@@ -184,11 +189,10 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
         }
     )
     target = table["validation loss"].max()
-    merged = validated.merge(finished[["run", *arms]], on="run")
     table[f"million tokens to {target:.3f}"] = [
-        tokens_to(list(merged[merged["run"].isin(runs_of["run"])].groupby("tokens")["value"].mean().items()), target)
-        / 1e6
-        for _, runs_of in grouped
+        tokens_to(list(means.items()), target) / 1e6
+        for _, lines in grouped
+        for means in [validated[validated["run"].isin(lines["run"])].groupby("tokens")["value"].mean()]
     ]
     return table.reset_index()
 
@@ -233,29 +237,9 @@ def _study(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], wh
         yield Section(f"Does it hold?{which}", text, against)
 
 
-def _scores(tasks: pd.DataFrame) -> pd.DataFrame:
-    figures = tasks.assign(
-        score=[
-            f"{line['value']:.4f}" + ("" if pd.isna(line["low"]) else f" [{line['low']:.4f}, {line['high']:.4f}]")
-            for line in tasks.to_dict("records")
-        ]
-    )
-    return figures[["run", "checkpoint", "task", "metric", "subset", "score", "items"]]
-
-
-def _all_runs(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    columns = ["run", *factors, "state", "step", "tokens", "validation_loss", "tokens_per_second", "hours"]
-    return runs[columns]
-
-
 def _repeat(paths: Sequence[Path]) -> Section:
-    found = find_runs(paths)
-    commands = {run.path: run.about.get("command", "") for run in found}
-    commits = sorted({str(run.about.get("commit")) for run in found})
-    data = sorted({str(run.about.get("data"))[:16] for run in found})
+    runs = find_runs(paths)
+    commits = sorted({str(run.about.get("commit")) for run in runs})
+    data = sorted({str(run.about.get("data"))[:16] for run in runs})
     text = f"Code: {', '.join(commits)}. Data: {', '.join(data)}. What each run was started by:"
-    return Section("To repeat it", text, commands=tuple(dict.fromkeys(commands.values())))
-
-
-def _listed(levels: Sequence[object]) -> str:
-    return ", ".join(f"{level:g}" if isinstance(level, float) else str(level) for level in levels)
+    return Section("To repeat it", text, commands=tuple(dict.fromkeys(run.about.get("command", "") for run in runs)))

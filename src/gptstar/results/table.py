@@ -8,18 +8,19 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.results.run import Run, labels
+from gptstar.results.run import Run, labelled
 
+RECORDED = ("state", "reason", "step", "tokens", "validation_loss", "train_loss", "tokens_per_second", "hours")
 COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "refused": "red"}
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
-    """A line for each run: how far it is, what it has reached, how fast."""
+    """Make a line for each run: its progress, loss and speed."""
     table = Table("run", "state", "step", "tokens", "loss", "tokens/s", "hours", "heard of", box=None)
     for column in table.columns[2:]:
         column.justify = "right"
     table.columns[0].overflow = "fold"
-    for name, run in zip(labels(runs), runs, strict=True):
+    for name, run in labelled(runs).items():
         table.add_row(
             name,
             Text(run.state, style=COLOURS.get(run.state, "yellow")),
@@ -34,19 +35,12 @@ def runs_table(runs: Sequence[Run]) -> Table:
 
 
 def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The figures of the table, and the path, for JSON."""
+    """Make a record of each run for JSON: its path, state, progress, losses and speed."""
     return [
         {
             "run": str(run.path),
-            "state": run.state,
-            "reason": run.reason,
-            "step": run.step,
+            **{key: getattr(run, key) for key in RECORDED},
             "total_steps": run.config.get("total_steps"),
-            "tokens": run.tokens,
-            "validation_loss": run.validation_loss,
-            "train_loss": run.train_loss,
-            "tokens_per_second": run.tokens_per_second,
-            "hours": run.hours,
             "at": run.at.isoformat(timespec="seconds"),
         }
         for run in runs

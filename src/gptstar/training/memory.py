@@ -1,10 +1,8 @@
 """The memory of a process: its peak, its part of a shared GPU, and what the C library keeps."""
 
-import contextlib
 import ctypes
 import os
 import sys
-from pathlib import Path
 
 import torch
 
@@ -56,17 +54,3 @@ def stay_within_own_part() -> None:
     """Keep this process to its part of a GPU that jobs of a sweep share, so that it can't take theirs."""
     if (part := own_part()) < 1:
         torch.cuda.set_per_process_memory_fraction(part)
-
-
-def peak_bytes(device: torch.device) -> int | None:
-    """The most memory held so far: a GPU's by this process, or all of this process's. None where it can't be known."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-    if sys.platform == "win32":
-        return None
-    import resource  # on Linux its figure may be that of the process which started this one
-
-    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

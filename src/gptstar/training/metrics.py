@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptstar.errors import TrainingError
 from gptstar.files import whole_file
-from gptstar.training.memory import peak_bytes
+from gptstar.inference.memory import peak_bytes
 from gptstar.training.metrics_csv import METRICS_FILE, read_rows
 from gptstar.training.module import LanguageModelling
 from gptstar.training.recipe import Recipe

@@ -56,7 +56,7 @@ def conclude(
         model = load(folder).to(device)
         text = text_of_shards(shards)
         longest = min(validation_tokens, text.sizes.max()) if extrapolates else context_length
-        protocol = LengthConfig(max_tokens=validation_tokens)
+        protocol = LengthConfig(max_tokens=validation_tokens, seed=0)
         lengths = [length for length in protocol.lengths(context_length) if length <= longest]
         plan = Plan(text, protocol, lengths)
         losses = losses_of(

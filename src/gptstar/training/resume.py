@@ -55,10 +55,9 @@ def read_for(path: Path, record: Record, ranks: Ranks, *, sharded: bool) -> Chec
         CheckpointError: it is damaged; names the file.
     """
     if sharded and in_parts(path):
-        from gptstar.checkpoint.parts import describe, verify_parts
+        from gptstar.checkpoint.parts import verify_parts
 
-        verify_parts(path, (ranks.rank, ranks.world_size))
-        checkpoint = describe(path)[0]
+        checkpoint = verify_parts(path, (ranks.rank, ranks.world_size))
     else:
         checkpoint = read(path)
     begins = record.init_from is not None and path.resolve().parent != record.output.resolve()

@@ -15,8 +15,8 @@ from gptstar.data.storage.stream import TokenStream
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
 from gptstar.evaluation.length import LengthConfig
-from gptstar.evaluation.length.curve import Plan, read_curve, read_legacy_curve
-from gptstar.evaluation.length.legacy import legacy_text, legacy_windows
+from gptstar.evaluation.length.curve import Plan, read_curve
+from gptstar.evaluation.length.legacy import LegacyPlan, legacy_text
 from gptstar.evaluation.length.reading import Reader, losses_of
 from gptstar.evaluation.length.text import Text
 from gptstar.model import GPT, GPTConfig
@@ -36,6 +36,10 @@ def text_of(n_tokens: int) -> Text:
     return Text("made up", {}, (TokenStream([np.zeros(n_tokens, dtype=np.int32)]),), np.ones(1, dtype=np.int64))
 
 
+def settings(path: Path | str = "x", metric: str = "perplexity", **more: int) -> LengthConfig:
+    return LengthConfig(protocol="legacy", text=str(path), legacy_metric=metric, **more)
+
+
 def better_with_context(tokens: torch.Tensor, first: int) -> torch.Tensor:
     """Losses that fall with every token of context, the more slowly the more there is."""
     before = torch.arange(first, tokens.shape[1] - 1) + 1.0
@@ -44,9 +48,10 @@ def better_with_context(tokens: torch.Tensor, first: int) -> torch.Tensor:
 
 def test_the_published_estimator_dips_where_it_drops_more_and_disjoint_does_not() -> None:
     reader = Reader(better_with_context, CPU, 2**16)
-    dropped = {length: N_TOKENS - length * len(legacy_windows(N_TOKENS, length)) for length in LENGTHS}
+    plan = LegacyPlan(text_of(N_TOKENS), N_TOKENS, settings(), LENGTHS)
+    dropped = {length: N_TOKENS - length * len(plan.windows(length)) for length in LENGTHS}
     assert dropped == {512: 412, 1024: 924, 1536: 412, 2048: 924, 3072: 1948, 4096: 924}
-    legacy = read_legacy_curve(reader, text_of(N_TOKENS), N_TOKENS, LENGTHS, "perplexity", name="m")
+    legacy = read_curve(reader, plan, name="m")
     perplexity = {result.context_length: result.perplexity.value for result in legacy.lengths}
     # as the published curve does: better at 3072 than at both of its neighbours
     assert perplexity[3072] < perplexity[2048]
@@ -61,7 +66,8 @@ def test_the_published_estimator_dips_where_it_drops_more_and_disjoint_does_not(
     kept = [result.loss.value * N_TOKENS / (N_TOKENS - dropped[result.context_length]) for result in legacy.lengths]
     assert kept == sorted(kept, reverse=True)
     # and averaged over the windows that were kept, as of enwik8 and text8, it does not dip
-    averaged = read_legacy_curve(reader, text_of(N_TOKENS), N_TOKENS, LENGTHS, "bits_per_byte", name="m")
+    plan = LegacyPlan(text_of(N_TOKENS), N_TOKENS, settings(metric="bits_per_byte"), LENGTHS)
+    averaged = read_curve(reader, plan, name="m")
     bits = [result.bits_per_byte.value for result in averaged.lengths]
     assert bits == sorted(bits, reverse=True)
 
@@ -73,11 +79,11 @@ def test_it_is_what_the_original_computed(metric: str, tokenizer: Tokenizer, tmp
     model = GPT(GPTConfig(n_layers=1, d_model=24, n_heads=3, n_vocab=300)).eval()
     file = tmp_path / "text8"
     file.write_text("the lazy dog jumps over émigrés, quick brown fox\n" * 5)
-    text, n_bytes = legacy_text([str(file)], tokenizer, metric)
+    text, n_bytes = legacy_text(tokenizer, settings(file, metric))
     tokens = text.documents[0].read(0, len(text.documents[0]))
     reader = Reader(losses_of(model, CPU), CPU, 64)
     lengths = (7, 19, 32)
-    curve = read_legacy_curve(reader, text, n_bytes, lengths, metric, name="m")
+    curve = read_curve(reader, LegacyPlan(text, n_bytes, settings(file, metric), lengths), name="m")
     for length, result in zip(lengths, curve.lengths, strict=True):
         means = []
         for start in range(0, len(tokens), length):
@@ -100,7 +106,7 @@ def test_wikitext_is_joined_as_the_hub_has_its_lines(tokenizer: Tokenizer, tmp_p
     raw = " \n = Robert = \n \n Robert is an actor . \n"
     (tmp_path / "wiki.test.raw").write_text(raw)
     rows = ["", " = Robert = \n", "", " Robert is an actor . \n"]  # the Hub's wikitext-2-raw-v1
-    text, n_bytes = legacy_text([str(tmp_path / "wiki.test.raw")], tokenizer, "perplexity")
+    text, n_bytes = legacy_text(tokenizer, settings(tmp_path / "wiki.test.raw"))
     assert tokenizer.decode(text.documents[0].read(0, len(text.documents[0]))) == "\n\n".join(rows)
     assert n_bytes == len("\n\n".join(rows))
     assert text.documents[0].read(0, 1) != tokenizer.end_of_text
@@ -111,7 +117,7 @@ def test_rows_are_joined_the_empty_ones_too(tokenizer: Tokenizer, tmp_path: Path
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "test.parquet")
     (tmp_path / "test.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     for name in ("test.parquet", "test.jsonl"):
-        text, n_bytes = legacy_text([str(tmp_path / name)], tokenizer, "perplexity")
+        text, n_bytes = legacy_text(tokenizer, settings(tmp_path / name))
         assert tokenizer.decode(text.documents[0].read(0, len(text.documents[0]))) == "\n\n".join(rows)
         assert n_bytes == len("\n\n".join(rows))
 
@@ -119,9 +125,9 @@ def test_rows_are_joined_the_empty_ones_too(tokenizer: Tokenizer, tmp_path: Path
 def test_the_last_bytes_are_read_from_a_whole_character_on(tokenizer: Tokenizer, tmp_path: Path) -> None:
     content = "émigré " * 9
     (tmp_path / "enwik8").write_text(content)
-    whole, n_bytes = legacy_text([str(tmp_path / "enwik8")], tokenizer, "bits_per_byte")
+    whole, n_bytes = legacy_text(tokenizer, settings(tmp_path / "enwik8", "bits_per_byte"))
     assert n_bytes == len(content.encode())
-    end, n_bytes = legacy_text([str(tmp_path / "enwik8")], tokenizer, "bits_per_byte", last_bytes=17)
+    end, n_bytes = legacy_text(tokenizer, settings(tmp_path / "enwik8", "bits_per_byte", last_bytes=17))
     assert tokenizer.decode(end.documents[0].read(0, len(end.documents[0]))) == "migré émigré "[-len("migré émigré ") :]
     assert n_bytes == len("migré émigré ".encode())
     assert len(end.documents[0]) < len(whole.documents[0])
@@ -134,7 +140,7 @@ def test_half_precision_by_choice_and_undefined_lengths() -> None:
     found = []
     for dtype in (torch.float32, torch.float16):
         reader = Reader(losses_of(model, CPU, dtype), CPU, 64, capacity=16)
-        curve = read_legacy_curve(reader, text, 70, (8, 16, 32), "perplexity", name="m")
+        curve = read_curve(reader, LegacyPlan(text, 70, settings(), (8, 16, 32)), name="m")
         assert [result.loss is None for result in curve.lengths] == [False, False, True]
         found.append(curve.lengths[0].loss.value)
     assert found[0] != found[1]
@@ -143,4 +149,4 @@ def test_half_precision_by_choice_and_undefined_lengths() -> None:
 
 def test_a_text_shorter_than_a_window_is_refused() -> None:
     with pytest.raises(DataError, match="the text has 7 tokens, less than one window of 8: read shorter contexts"):
-        legacy_windows(7, 8)
+        LegacyPlan(text_of(7), 7, settings(), (8,))

@@ -13,7 +13,6 @@ from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.curve import Plan, read_curve
 from gptstar.evaluation.length.figures import Units, contexts
 from gptstar.evaluation.length.protocols import (
-    Span,
     Window,
     assert_same_targets,
     ending,
@@ -106,7 +105,7 @@ def test_fixed_targets_are_the_same_tokens_at_every_length() -> None:
 
 
 def test_the_assertion_notices_other_targets_and_targets_left_out() -> None:
-    spans = [Span(0, 3, 10, 0)]
+    spans = [Window(0, 3, 13, 10, 0)]
     good = list(overlapping(spans, 4, 4))
     assert_same_targets(spans, good)
     with pytest.raises(AssertionError, match="twice or not at all"):
@@ -119,17 +118,17 @@ def test_the_assertion_notices_other_targets_and_targets_left_out() -> None:
 def test_a_limit_takes_stretches_from_all_over_the_text() -> None:
     sizes = np.asarray([1000, 70, 1000])
     spans = stretches(sizes, [16, 64], 640, side_by_side=True)
-    assert sum(span.count for span in spans) <= 640
-    assert sum(span.count for span in spans) > 500
-    assert {span.count for span in spans} <= {64, 1000 % 64, 6}
+    assert sum(span.scored for span in spans) <= 640
+    assert sum(span.scored for span in spans) > 500
+    assert {span.scored for span in spans} <= {64, 1000 % 64, 6}
     assert {span.document for span in spans} >= {0, 2}
     assert all(span.start % 64 == 0 for span in spans)
-    assert sum(span.count for span in stretches(sizes, [16, 64], 50, side_by_side=True)) == 50
+    assert sum(span.scored for span in stretches(sizes, [16, 64], 50, side_by_side=True)) == 50
     # where lengths don't divide, or windows overlap, stretches are long enough for a few whole windows
-    assert max(span.count for span in stretches(sizes, [48, 64], 1024, side_by_side=True)) == 512
-    assert max(span.count for span in stretches(sizes, [32, 64], 1024, side_by_side=False)) == 512
+    assert max(span.scored for span in stretches(sizes, [48, 64], 1024, side_by_side=True)) == 512
+    assert max(span.scored for span in stretches(sizes, [32, 64], 1024, side_by_side=False)) == 512
     blocks = last_blocks(np.asarray([10_000]), 64, 10, 100)
-    assert [span.count for span in blocks] == [10] * 10
+    assert [span.scored for span in blocks] == [10] * 10
     assert np.ptp(np.diff([span.start for span in blocks])) <= 10  # evenly
 
 
@@ -158,7 +157,7 @@ def test_losses_are_those_of_the_plain_model_window_by_window(
         number = 0
         for span in plan.spans:
             tokens = torch.from_numpy(text.documents[span.document].read(0, len(text.documents[span.document])))
-            for target in range(span.start + 1, span.start + 1 + span.count):
+            for target in range(span.start + 1, span.start + 1 + span.scored):
                 context = tokens[target - before[number] : target]
                 logits = model(context[None])[0, -1].detach()
                 expected[number] = torch.nn.functional.cross_entropy(logits, tokens[target])
@@ -245,7 +244,7 @@ def test_the_control_stands_beside_longer_contexts() -> None:
     assert LengthConfig(context_lengths=(1024, 2048)).with_control((1024, 2048)) == (1024, 2048)
     plan = Plan(text_of(3000), config, (1024, 2048))
     assert (plan.lengths, plan.reference) == ((512, 1024, 2048), 512)
-    assert {span.count for span in plan.spans} == {256}
+    assert {span.scored for span in plan.spans} == {256}
     reader = Reader(lambda tokens, first: torch.ones(len(tokens), tokens.shape[1] - 1 - first), CPU, 2048)
     control, *longer = read_curve(reader, plan, name="m").lengths
     assert control.change is None
@@ -276,7 +275,7 @@ def test_growth_is_the_power() -> None:
     [
         ({"context_lengths": ()}, "evaluation.context_lengths is empty: name some, or leave it out"),
         ({"context_lengths": (0, 8)}, "evaluation.context_lengths: 0 is below 1"),
-        ({"context_lengths": (8, 8)}, r"evaluation.context_lengths=\[8, 8\] names a length twice"),
+        ({"context_lengths": (8, 8)}, r"evaluation.context_lengths=\[8, 8\] names one twice: name each once"),
         ({"max_tokens": 0}, "evaluation.max_tokens=0 is below 1"),
         ({"stride": 8}, "evaluation.stride is for evaluation.protocol=sliding, not disjoint: leave it out"),
         ({"targets": 8}, "evaluation.targets is for evaluation.protocol=fixed_targets, not disjoint"),

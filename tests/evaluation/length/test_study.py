@@ -140,7 +140,7 @@ def test_two_tokenizers_are_compared_by_bits_per_byte(tokenizer: Tokenizer, book
     assert first.lengths[0].bytes == second.lengths[0].bytes
     text = [json.loads(line)["text"] for line in Path(book).read_text().splitlines()]
     assert first.lengths[0].bytes == sum(len(each.encode()) for each in text)
-    assert "the tokenizers differ: compare bits per byte" in printed
+    assert "The tokenizers differ: compare bits per byte" in printed
     assert first.units == "12 documents"
 
 

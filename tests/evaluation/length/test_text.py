@@ -13,6 +13,7 @@ import zstandard
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
+from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.text import Text, encode, text_of_files, text_of_shards
 from support.text import QUIET, config, sentences
 
@@ -22,6 +23,10 @@ DOCUMENTS = ["the first, with émigrés", "", "a second\n\nof two lines and <|en
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the first and second émigrés of two lines", *sentences(3, 60, 0)], 300)
+
+
+def tokenised(path: Path | str, tokenizer: Tokenizer, **settings: object) -> Text:
+    return text_of_files(tokenizer, LengthConfig(text=str(path), **settings))
 
 
 def read_back(text: Text, tokenizer: Tokenizer) -> list[str]:
@@ -47,7 +52,7 @@ def write(folder: Path, form: str) -> Path:
 
 @pytest.mark.parametrize("form", [".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet"])
 def test_documents_are_kept_apart_and_their_bytes_are_exact(form: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
-    text = text_of_files([str(write(tmp_path, form))], tokenizer)
+    text = tokenised(write(tmp_path, form), tokenizer)
     written = [each for each in DOCUMENTS if each]
     assert read_back(text, tokenizer) == written
     for document, expected in zip(text.documents, written, strict=True):
@@ -63,21 +68,21 @@ def test_any_other_file_is_one_document(name: str, tmp_path: Path, tokenizer: To
     content = "émigrés and more\n\n" * 20
     data = content.encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    text = text_of_files([str(tmp_path / name)], tokenizer)
+    text = tokenised(tmp_path / name, tokenizer)
     assert read_back(text, tokenizer) == [content]
-    end = text_of_files([str(tmp_path / name)], tokenizer, last_bytes=len(data) - 1)
+    end = tokenised(tmp_path / name, tokenizer, last_bytes=len(data) - 1)
     assert read_back(end, tokenizer) == [content[1:]]  # from a whole character on
     zipped = pytest.importorskip("zipfile")
     with zipped.ZipFile(tmp_path / "all.zip", "w") as archive:
         archive.writestr("member", data)
-    member = text_of_files([f"zip://member::{tmp_path / 'all.zip'}"], tokenizer)
+    member = tokenised(f"zip://member::{tmp_path / 'all.zip'}", tokenizer)
     assert read_back(member, tokenizer) == [content]
 
 
 def test_joined_documents_are_one_stream_whose_separators_are_scored(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = str(write(tmp_path, ".jsonl"))
-    apart = text_of_files([path], tokenizer)
-    joined = text_of_files([path], tokenizer, joined=True)
+    apart = tokenised(path, tokenizer)
+    joined = tokenised(path, tokenizer, documents="joined")
     tokens = np.concatenate([each.read(0, len(each)) for each in apart.documents])
     assert joined.sizes.tolist() == [len(tokens) - 1]
     assert joined.documents[0].read(0, len(tokens)).tolist() == tokens.tolist()
@@ -99,7 +104,7 @@ def test_a_tokenizer_that_changes_text_is_noticed(tmp_path: Path, tokenizer: Tok
     tree = json.loads(tokenizer.json_text)
     tree["normalizer"] = {"type": "Lowercase"}
     (tmp_path / "a.txt").write_text("İstanbul")  # its lower case takes another byte
-    assert not text_of_files([str(tmp_path / "a.txt")], Tokenizer(json.dumps(tree))).exact_bytes
+    assert not tokenised(tmp_path / "a.txt", Tokenizer(json.dumps(tree))).exact_bytes
 
 
 def test_held_out_shards_are_streams_as_in_training_or_documents(text: str, tmp_path: Path) -> None:
@@ -130,19 +135,19 @@ def test_records_without_text_are_refused_by_place(
 ) -> None:
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(DataError, match=message):
-        text_of_files([str(tmp_path / "a.jsonl")], tokenizer, column=column)
+        tokenised(tmp_path / "a.jsonl", tokenizer, column=column)
 
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     for name, data, message in (
-        ("a.zip", b"PK\xff\xfe", r"no UTF-8 text.*read a member of an archive as zip://NAME::FILE"),
+        ("a.zip", b"PK\xff\xfe", r"not UTF-8 text.*read a member of an archive as zip://NAME::FILE"),
         ("a.gz", b"no gzip", "can't be read"),
         ("a.txt", b"", "is empty"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match=message):
-            text_of_files([str(tmp_path / name)], tokenizer)
+            tokenised(tmp_path / name, tokenizer)
     with pytest.raises(DataError, match=r"evaluation.text: .*none\.\* matches no file"):
-        text_of_files([str(tmp_path / "none.*")], tokenizer)
+        tokenised(tmp_path / "none.*", tokenizer)
     with pytest.raises(DataError, match=r"evaluation.last_bytes is for plain text"):
-        text_of_files([str(write(tmp_path, ".jsonl"))], tokenizer, last_bytes=9)
+        tokenised(write(tmp_path, ".jsonl"), tokenizer, last_bytes=9)

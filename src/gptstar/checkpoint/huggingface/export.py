@@ -3,11 +3,9 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
 
 from gptstar import __version__
 from gptstar.checkpoint.format import Checkpoint
@@ -20,7 +18,15 @@ from gptstar.model.blocks import BLOCKS
 
 MODELLING = "modeling_gptstar.py"
 DRAWING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
-"""How `generate` draws unless told otherwise: as ours does."""
+"""How `generate` draws by default: as ours does."""
+
+TOKENIZER = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": END_OF_TEXT,
+    "eos_token": END_OF_TEXT,
+    "clean_up_tokenization_spaces": False,
+    "split_special_tokens": True,
+}
 
 
 def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: str | None = None) -> None:
@@ -69,7 +75,12 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         weights = checkpoint.weights
         code = standalone(Path(__file__).with_name(MODELLING).read_text(encoding="utf-8"), model.positions)
     config |= {"dtype": "float32", "tie_word_embeddings": is_gpt2(model), "gptstar_version": __version__} | ends
-    config |= _trained(checkpoint)
+    trained = {
+        "trained_context_length": checkpoint.trained_at,
+        "trained_steps": checkpoint.training.step if checkpoint.training else None,
+        "trained_tokens": checkpoint.trained_tokens,
+    }
+    config |= {name: value for name, value in trained.items() if value is not None}
     partial = partial_path(folder)
     try:
         remove(partial)  # left by a process that was killed
@@ -78,42 +89,19 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         write_json(partial / "generation_config.json", ends | DRAWING)
         if card is not None:
             write_text(partial / "README.md", card)
-        save_file(_apart(weights), partial / "model.safetensors", metadata={"format": "pt"})
+        # The format takes no tensors that share memory.
+        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         for name, text in code.items():
             (partial / name).write_text(text, encoding="utf-8")
         if tokenizer:
             write_text(partial / "tokenizer.json", _without_additions(tokenizer.json_text))
-            write_json(partial / "tokenizer_config.json", _tokenizer_config(context_length))
+            write_json(partial / "tokenizer_config.json", TOKENIZER | {"model_max_length": context_length})
         partial.rename(folder)  # an empty folder is replaced
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         cause = getattr(error, "strerror", None) or in_one_line(error)
         raise CheckpointError(f"can't write {folder} ({cause})") from error
-
-
-def _trained(checkpoint: Checkpoint) -> dict[str, int]:
-    """What a checkpoint knows of its training: context length, optimizer steps, tokens."""
-    if checkpoint.training is None:
-        return {}
-    step, settings = checkpoint.training.step, checkpoint.training.settings
-    batch_tokens = settings.get("batch_tokens")
-    known = {
-        "trained_context_length": settings.get("data.context_length"),
-        "trained_steps": step,
-        "trained_tokens": step * batch_tokens if batch_tokens else None,
-    }
-    return {name: value for name, value in known.items() if value is not None}
-
-
-def _tokenizer_config(context_length: int) -> dict[str, Any]:
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "model_max_length": context_length,
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,
-    }
 
 
 def _without_additions(json_text: str) -> str:
@@ -122,8 +110,3 @@ def _without_additions(json_text: str) -> str:
     if (tree.get("post_processor") or {}).get("type") in (None, "ByteLevel"):  # which moves offsets only
         return json_text
     return json.dumps(tree | {"post_processor": None}, ensure_ascii=False)
-
-
-def _apart(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, as the format wants them."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -10,13 +10,10 @@ from gptstar.errors import CheckpointError
 from gptstar.model import GPTConfig
 from gptstar.model.positions import Learned
 
-TOP = {
-    "token_embedding.weight": "wte.weight",
-    "position_embedding.weight": "wpe.weight",
-    "norm.weight": "ln_f.weight",
-    "norm.bias": "ln_f.bias",
-}
-IN_BLOCK = {
+RENAMED = {
+    "token_embedding": "wte",
+    "position_embedding": "wpe",
+    "norm": "ln_f",
     "attention_norm": "ln_1",
     "attention.qkv": "attn.c_attn",
     "attention.out": "attn.c_proj",
@@ -28,7 +25,7 @@ TRANSPOSED = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
 """Hugging Face's GPT-2 multiplies from the left: its matrices are `(in, out)`."""
 
 NOT_PARAMETERS = re.compile(r"lm_head\.weight|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
-ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
+ACTIVATIONS: dict[str, Literal["tanh", "exact"]] = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 
 
 def is_gpt2(model: GPTConfig) -> bool:
@@ -56,7 +53,7 @@ def gpt2_config(model: GPTConfig) -> dict[str, Any]:
 
 
 def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
-    """Our configuration for theirs.
+    """Make our configuration from theirs.
 
     Raises:
         CheckpointError: it asks for what our model does not do; names key and value.
@@ -82,36 +79,38 @@ def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
         d_ff=config.get("n_inner"),
         residual="sequential",
         positions=Learned(config["n_positions"]),
-        gelu="tanh" if ACTIVATIONS[activation] == "tanh" else "exact",
+        gelu=ACTIVATIONS[activation],
         dropout=float(config.get("resid_pdrop", 0.0)),
         residual_init=config.get("residual_init", "gpt2"),
     )
 
 
 def to_gpt2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under their names, and their way round."""
+    """Give our tensors their names, and transpose where they do."""
     renamed = {_theirs(name): tensor for name, tensor in weights.items()}
     return {name: tensor.T if TRANSPOSED.search(name) else tensor for name, tensor in renamed.items()}
 
 
 def from_gpt2(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Those of our names among their tensors, our way round; `tensors` as `parameters` gives them."""
-    found = {name: _theirs(name) for name in names}
+    """Pick the tensors for our names from what `parameters` returns, and transpose back."""
+    renamed = {name: tensors[_theirs(name)] for name in names}
     return {
-        ours: tensors[theirs].T.contiguous() if TRANSPOSED.search(theirs) else tensors[theirs]
-        for ours, theirs in found.items()
+        name: tensor.T.contiguous() if TRANSPOSED.search(_theirs(name)) else tensor for name, tensor in renamed.items()
     }
 
 
 def parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their parameters, with the prefix `transformer.` where a file leaves it out."""
-    kept = {name: tensor for name, tensor in tensors.items() if not NOT_PARAMETERS.fullmatch(name)}
-    return {f"transformer.{name.removeprefix('transformer.')}": tensor for name, tensor in kept.items()}
+    """Pick their parameters, with the prefix `transformer.`, which some files leave out."""
+    return {
+        f"transformer.{name.removeprefix('transformer.')}": tensor
+        for name, tensor in tensors.items()
+        if not NOT_PARAMETERS.fullmatch(name)
+    }
 
 
 def _theirs(name: str) -> str:
-    if name in TOP:
-        return f"transformer.{TOP[name]}"
-    _, layer, rest = name.split(".", 2)
-    part, _, leaf = rest.rpartition(".")
-    return f"transformer.h.{layer}.{IN_BLOCK[part]}.{leaf}"
+    module, _, leaf = name.rpartition(".")
+    if not module.startswith("blocks."):
+        return f"transformer.{RENAMED[module]}.{leaf}"
+    _, layer, part = module.split(".", 2)
+    return f"transformer.h.{layer}.{RENAMED[part]}.{leaf}"

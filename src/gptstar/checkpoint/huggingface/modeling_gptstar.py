@@ -70,7 +70,7 @@ class Reading:
         at: `(batch or 1, query)`, int64: positions of the tokens that are read.
         pairs: queries and keys.
         is_causal: whether PyTorch's own causal mask will do; `pairs` has none then.
-        bias: what the positions add to scores, where that is the same in all layers.
+        bias: `(batch or 1, head, query, key)`, float32: what the positions add to scores, if all layers share it.
         parameters: of the positions, that layers share.
     """
 
@@ -204,7 +204,7 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
     ):
         """Logits `(batch, position, n_vocab)`; with labels also the mean loss of each token's successor.
 
-        Positions are counted from each row's first token that `attention_mask` lets be seen.
+        Positions are counted from each row's first token that `attention_mask` does not hide.
         """
         x = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
         T, cache = x.shape[1], past_key_values
@@ -217,32 +217,27 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         positions = slots[None] if padding is None else (padding.cumsum(1) - 1).clamp(min=0)  # (batch or 1, key)
         reading = self._reading(slots, positions, past, padding, cache)
         x = self.positions.embed(x, reading.at, reading.parameters)
-        reading.bias = self._shared_bias(reading)
         for block in self.blocks:
             x = self._gradient_checkpointing_func(block, x, reading) if recomputes else block(x, reading)
-        kept = x[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else x[:, logits_to_keep]
-        logits = linear(self.norm(kept), self.token_embedding.weight)
+        x = x[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else x[:, logits_to_keep]
+        logits = linear(self.norm(x), self.token_embedding.weight)
         loss = None
         if labels is not None:
             loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if use_cache else None)
 
     def _reading(self, slots, positions, past, padding, cache):
-        """What layers share, but for the bias."""
-        at, n_queries = positions[:, past:], len(slots) - past
-        parameters = None if self.positions.per_layer else self._modules.get(self.positions.name_in_model)
-        if not self.positions.adds_bias and padding is None and (past == 0 or n_queries == 1):
+        """Prepare what layers share."""
+        kind, at, n_queries = self.positions, positions[:, past:], len(slots) - past
+        parameters = None if kind.per_layer else self._modules.get(kind.name_in_model)
+        if not kind.adds_bias and padding is None and (past == 0 or n_queries == 1):
             return Reading(at, Pairs(at, positions), past == 0 and n_queries > 1, None, parameters, cache)
-        seen = (slots[past:, None] >= slots[None, :])[None]  # (1, query, key)
+        visible = (slots[past:, None] >= slots[None, :])[None]  # (1, query, key)
         if padding is not None:
             itself = slots[past:, None] == slots[None, :]  # so that no row of scores is empty
-            seen = seen & padding[:, None, :] | itself
-        return Reading(at, Pairs(at, positions, seen), False, None, parameters, cache)
-
-    def _shared_bias(self, reading):
-        """`(batch or 1, head, query, key)`, float32; None where each layer has its own, or none has."""
-        positions = self.positions
-        if not positions.adds_bias or positions.per_layer or positions.reads_input:
-            return None
-        bias = positions.bias(reading.pairs, self.config.n_heads, reading.parameters, None)
-        return bias.masked_fill(~reading.pairs.mask[:, None], -torch.inf)
+            visible = visible & padding[:, None, :] | itself
+        pairs, bias = Pairs(at, positions, visible), None
+        if kind.adds_bias and not kind.per_layer and not kind.reads_input:
+            bias = kind.bias(pairs, self.config.n_heads, parameters, None)
+            bias = bias.masked_fill(~visible[:, None], -torch.inf)
+        return Reading(at, pairs, False, bias, parameters, cache)

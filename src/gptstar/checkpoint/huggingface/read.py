@@ -32,19 +32,10 @@ def read_huggingface(folder: Path) -> Checkpoint:
             folder, and the tensor as the file calls it.
     """
     config = _read_json(folder / "config.json")
-    is_gpt2 = config.get("model_type") == "gpt2"
     try:
-        model = _model(config)
-        with torch.device("meta"):
-            expected = GPT(model).state_dict()
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        cause = error if isinstance(error, ConfigError) else repr(error)
-        raise CheckpointError(f"{folder}/config.json is not a model's ({cause})") from error
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
-    try:
+        model, expected = _model(config)
         tensors = _tensors(folder)
-        if is_gpt2:
+        if config["model_type"] == "gpt2":
             tensors = parameters(tensors)
             _check(tensors, to_gpt2(expected))
             tensors = from_gpt2(tensors, expected)
@@ -60,19 +51,24 @@ def read_huggingface(folder: Path) -> Checkpoint:
     return Checkpoint(model, {name: tensor.float() for name, tensor in tensors.items()}, json_text)
 
 
-def _model(config: Mapping[str, Any]) -> GPTConfig:
-    kind = config.get("model_type")
+def _model(config: Mapping[str, Any]) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """The model that a `config.json` describes, and a state dict of its shapes."""
+    kind, known = config.get("model_type"), {field.name for field in fields(GPTConfig)}
     if kind not in ("gptstar", "gpt2"):
         raise CheckpointError(f"model_type={kind} is neither gptstar nor gpt2")
-    if kind == "gpt2":
-        model = from_gpt2_config(config)
-    else:
-        known = {field.name for field in fields(GPTConfig)}
-        model = GPTConfig(**{key: value for key, value in config.items() if key in known})
-    for name, hint in get_type_hints(GPTConfig).items():
-        if get_origin(hint) is Literal and getattr(model, name) not in get_args(hint):
-            raise CheckpointError(f"{name}={getattr(model, name)} is none of {', '.join(get_args(hint))}")
-    return model
+    try:
+        if kind == "gpt2":
+            model = from_gpt2_config(config)
+        else:
+            model = GPTConfig(**{key: value for key, value in config.items() if key in known})
+        for name, hint in get_type_hints(GPTConfig).items():
+            if get_origin(hint) is Literal and getattr(model, name) not in get_args(hint):
+                raise CheckpointError(f"{name}={getattr(model, name)} is none of {', '.join(get_args(hint))}")
+        with torch.device("meta"):
+            return model, GPT(model).state_dict()
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        cause = error if isinstance(error, ConfigError) else repr(error)
+        raise CheckpointError(f"config.json is not a model's ({cause})") from error
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -82,14 +78,12 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         if not isinstance(files, dict):
             raise CheckpointError(f"{INDEX} has no weight_map: copy it again")
         names = sorted({str(file) for file in files.values()})
-    elif (folder / WEIGHTS).exists():
-        names = [WEIGHTS]
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = [WEIGHTS] if (folder / WEIGHTS).exists() else sorted(path.name for path in folder.glob("*.safetensors"))
     if not names and (folder / PICKLED).exists():
         tree = read_tensors(folder / PICKLED)
         if not isinstance(tree, dict) or not all(isinstance(value, Tensor) for value in tree.values()):
-            raise CheckpointError(f"{PICKLED} is no state dict")
+            raise CheckpointError(f"{PICKLED} is not a state dict")
         return tree
     if not names:
         raise CheckpointError("it holds no *.safetensors: copy the whole folder")
@@ -106,14 +100,14 @@ def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Non
     for name, like in expected.items():
         if name not in tensors:
             raise CheckpointError(f"the weights lack {name}: copy the whole folder")
-        found = tensors[name]
-        if found.shape != like.shape or not found.is_floating_point():
-            kind = "" if found.is_floating_point() else f" of {found.dtype}"
+        tensor = tensors[name]
+        if tensor.shape != like.shape or not tensor.is_floating_point():
+            kind = "" if tensor.is_floating_point() else f" of {tensor.dtype}"
             raise CheckpointError(
-                f"{name} is {list(found.shape)}{kind}, not {list(like.shape)} as its config.json says"
+                f"{name} is {list(tensor.shape)}{kind}, not {list(like.shape)} as its config.json says"
             )
     if extra := set(tensors) - set(expected):
-        raise CheckpointError(f"{min(extra)} is no tensor of this model")
+        raise CheckpointError(f"{min(extra)} is not a tensor of this model")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -122,5 +116,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"can't read {path} ({getattr(error, 'strerror', None) or error})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is no JSON object")
+        raise CheckpointError(f"{path} is not a JSON object")
     return content

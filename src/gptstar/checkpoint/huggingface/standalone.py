@@ -4,7 +4,7 @@ import ast
 import inspect
 from importlib import import_module
 from types import ModuleType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 import gptstar.fields
 import gptstar.model.positions as package
@@ -16,14 +16,10 @@ KIND = "Kind"
 
 
 def standalone(modelling: str, positions: Positions) -> dict[str, str]:
-    """The modelling file and what it imports from this package, by file name, for transformers' remote code.
+    """Make files for transformers' remote code, by name: the modelling file, and the positions that it imports.
 
     `from gptstar.model.positions.alibi import Alibi` becomes `from .alibi import Alibi`: transformers copies files that
     are imported like this. What only a configuration needs, the registry and the ranges of fields, is left out.
-
-    Args:
-        modelling: the text of the modelling file.
-        positions: the kind that it imports as `Kind`.
 
     Raises:
         CheckpointError: the kind's file can't stand alone; names it.
@@ -31,22 +27,19 @@ def standalone(modelling: str, positions: Positions) -> dict[str, str]:
     cls = type(positions)
     if cls.__module__ == "__main__":
         raise CheckpointError(f"{cls.__name__} stands in a script, which can't go along: define it in a module")
-    files = {"modeling_gptstar": modelling}
-    waiting = _rewritten(files, "modeling_gptstar", cls)
+    files, waiting = {}, {"modeling_gptstar": modelling}
     while waiting:
-        module = waiting.pop()
-        name = module.__name__.rpartition(".")[2]
-        if name in files:
-            continue
-        files[name] = inspect.getsource(module)
-        waiting += _rewritten(files, name, cls)
-    return {f"{name}.py": text for name, text in files.items()}
+        name, source = waiting.popitem()
+        files[f"{name}.py"], modules = _rewritten(name, source, cls)
+        sources = {_file_of(module): module for module in modules}
+        waiting |= {file: inspect.getsource(module) for file, module in sources.items() if f"{file}.py" not in files}
+    return files
 
 
-def _rewritten(files: dict[str, str], name: str, cls: type[Positions]) -> list[ModuleType]:
-    """Rewrite the imports of one file in place, and return the modules that it needs beside it."""
-    lines, needed = files[name].splitlines(keepends=True), []
-    for node in ast.walk(ast.parse(files[name])):
+def _rewritten(name: str, source: str, cls: type[Positions]) -> tuple[str, list[ModuleType]]:
+    """Rewrite the imports of one file, and return the modules that it needs beside it."""
+    lines, needed = source.splitlines(keepends=True), []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef):
             for decorator in node.decorator_list:
                 if ast.unparse(decorator).startswith("POSITIONS.register("):
@@ -59,8 +52,7 @@ def _rewritten(files: dict[str, str], name: str, cls: type[Positions]) -> list[M
             isinstance(node, ast.Import) and any(alias.name.startswith("gptstar") for alias in node.names)
         ):
             raise CheckpointError(_refused(name, ast.unparse(node)))
-    files[name] = "".join(lines)
-    return needed
+    return "".join(lines), needed
 
 
 def _beside(node: ast.ImportFrom, cls: type[Positions]) -> tuple[str, list[ModuleType]]:
@@ -70,25 +62,26 @@ def _beside(node: ast.ImportFrom, cls: type[Positions]) -> tuple[str, list[Modul
         if alias.asname == KIND:
             module, what = import_module(cls.__module__), f"{cls.__name__} as {KIND}"
         elif node.module == gptstar.fields.__name__:
-            text.append(f"{alias.asname or alias.name} = {_plain(getattr(gptstar.fields, alias.name)).__name__}\n")
+            hint = getattr(gptstar.fields, alias.name)
+            plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint  # without the range
+            text.append(f"{alias.asname or alias.name} = {plain.__name__}\n")
             continue
         elif node.module == package.__name__ and alias.name == "POSITIONS":
             continue
         elif node.module == package.__name__:
-            found = getattr(package, alias.name)
-            module, what = import_module(found.__module__), f"{found.__name__} as {alias.asname or alias.name}"
+            named = getattr(package, alias.name)
+            module, what = import_module(named.__module__), f"{named.__name__} as {alias.asname or alias.name}"
         elif (node.module or "").startswith(f"{package.__name__}."):
             module, what = import_module(str(node.module)), ast.unparse(alias)
         else:
             raise CheckpointError(_refused(cls.__module__, ast.unparse(node)))
-        text.append(f"from .{module.__name__.rpartition('.')[2]} import {what}\n")
+        text.append(f"from .{_file_of(module)} import {what}\n")
         modules.append(module)
     return "".join(text), modules
 
 
-def _plain(hint: Any) -> type:
-    """The type of a field without its range."""
-    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
+def _file_of(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 def _replace(lines: list[str], node: ast.stmt | ast.expr, text: str) -> None:

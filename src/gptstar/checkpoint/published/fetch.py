@@ -1,9 +1,8 @@
-"""One file from the web: resumed where it was cut, verified, and under its name only when it is whole."""
+"""Download one file: resume where it was cut, verify it, and give it its name only when it is whole."""
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -14,66 +13,60 @@ from gptstar.errors import CheckpointError
 from gptstar.files import file_sha256, partial_path
 
 PAUSES = (1, 2, 4, 8, 16)
-"""Seconds before each new try; whatever comes begins the count anew."""
+"""Seconds before each new try; progress resets the count of tries."""
 
 OTHERWISE = "if you have the file: gptstar import FILE OUT; if you know another address of it: --url URL"
 
 SECONDS = 30
-"""Of silence after which a connection is given up."""
+"""Silence after which a connection is given up."""
 
 Progress = Callable[[int, int | None], None]
-"""Told of the bytes that are there and of all that there will be, where the server says."""
+"""Called with the bytes that have come and with all that will, if the server says."""
 
 
-def fetch(
-    file: File, path: Path, *, progress: Progress, otherwise: str = OTHERWISE, pauses: tuple[float, ...] = PAUSES
-) -> str:
-    """Download a file; what is there of it from an interrupted try is not fetched again.
+def fetch(file: File, path: Path, *, progress: Progress, otherwise: str = OTHERWISE) -> str:
+    """Download a file; what has come of it in an interrupted try is not fetched again.
 
     Args:
-        path: where it is to be; nothing is done where it is and has the right hash.
-        otherwise: what to do where it can't be had.
+        path: where it is to be; nothing is done if it is there and has the right hash.
+        otherwise: what the user can do if the file can't be had.
 
     Returns:
         Its SHA-256.
 
     Raises:
         CheckpointError: it is gone, not to be reached, not the file that was published, or there is no room; says what
-            to do. What has come is kept, for the next try to go on with.
+            to do. What has come stays, for the next try to go on with.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    partial = partial_path(path)
     try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise CheckpointError(f"{path} is being downloaded by another process: wait for it") from error
-    try:
-        partial = partial_path(path)  # kept when the connection breaks, for the next try
-        if not path.exists():
-            _complete(file, partial, progress, otherwise, pauses)
-        whole = path if path.exists() else partial
-        found = file_sha256(whole)
-        if file.sha256 not in (None, found):
+        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+            whole = path
+            if not path.exists():
+                whole = partial
+                _complete(file, partial, progress, otherwise)
+            sha256 = file_sha256(whole)
+            if file.sha256 in (None, sha256):
+                whole.replace(path)
+                _tag_of(partial).unlink(missing_ok=True)
+                return sha256
             if whole is path:
-                raise CheckpointError(f"{path} exists, and is not the published file (sha256 {found}): move it away")
+                raise CheckpointError(f"{path} exists, and is not the published file (sha256 {sha256}): move it away")
             partial.unlink()
             raise CheckpointError(
-                f"{file.url} gave a file of sha256 {found}, not {file.sha256} as published: try again, and if it stays "
-                "so, the address no longer has the original"
+                f"{file.url} gave a file of sha256 {sha256}, not {file.sha256} as published: try again, and if it "
+                "stays so, the address no longer has the original"
             )
-        if whole is partial:
-            partial.replace(path)
-            _tag_of(partial).unlink(missing_ok=True)
-        return found
+    except Timeout as error:
+        raise CheckpointError(f"{path} is being downloaded by another process: wait for it") from error
     except OSError as error:
         raise CheckpointError(f"can't write {path} ({error.strerror or error}); what has come is kept") from error
-    finally:
-        lock.release()
 
 
-def _complete(file: File, partial: Path, progress: Progress, otherwise: str, pauses: tuple[float, ...]) -> None:
+def _complete(file: File, partial: Path, progress: Progress, otherwise: str) -> None:
     """Go on until all of it is there."""
-    failures, most = 0, partial.stat().st_size if partial.exists() else 0
+    failures, most = 0, _size(partial)
     with httpx.Client(follow_redirects=True, timeout=SECONDS) as client:
         while True:
             try:
@@ -88,17 +81,17 @@ def _complete(file: File, partial: Path, progress: Progress, otherwise: str, pau
                     ) from error
                 cause = f"status {status}"
             except httpx.UnsupportedProtocol as error:
-                raise CheckpointError(f"{file.url} is no http address") from error
+                raise CheckpointError(f"{file.url} is not an http address") from error
             except (httpx.TransportError, httpx.StreamError) as error:
                 cause = str(error) or type(error).__name__
-            if partial.exists() and partial.stat().st_size > most:
-                failures, most = 0, partial.stat().st_size
-            if failures == len(pauses):
+            if _size(partial) > most:
+                failures, most = 0, _size(partial)
+            if failures == len(PAUSES):
                 raise CheckpointError(
                     f"can't get {file.url} ({cause}): check the network and try again, which goes on where it was cut; "
                     f"or, {otherwise}"
                 )
-            time.sleep(pauses[failures])
+            time.sleep(PAUSES[failures])
             failures += 1
 
 
@@ -109,16 +102,17 @@ def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) 
         httpx.HTTPError: it ended early.
     """
     tag = _tag_of(partial)
-    start = partial.stat().st_size if partial.exists() and tag.exists() else 0
-    asked = {"Accept-Encoding": "identity"}
+    start = _size(partial) if tag.exists() else 0
+    headers = {"Accept-Encoding": "identity"}
     if start:
-        asked |= {"Range": f"bytes={start}-", "If-Range": json.loads(tag.read_text())}
-    with client.stream("GET", file.url, headers=asked) as response:
+        headers |= {"Range": f"bytes={start}-", "If-Range": tag.read_text()}
+    with client.stream("GET", file.url, headers=headers) as response:
         if response.status_code == 416:  # there is no more of it than we have, or it is another file
-            if _size(response.headers) == start and file.size in (None, start):
+            size = response.headers.get("Content-Range", "").rpartition("/")[2]  # of `bytes */SIZE`
+            if size == str(start) and file.size in (None, start):
                 return
             partial.unlink()
-            raise httpx.ReadError(f"it has {_size(response.headers)} bytes, not {file.size or start:,}")
+            raise httpx.ReadError(f"it has {size or 'unknown'} bytes, not {file.size or start:,}")
         response.raise_for_status()
         start = start if response.status_code == 206 else 0  # the whole file: it has changed, or no parts are given
         length = response.headers.get("Content-Length")
@@ -130,7 +124,7 @@ def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) 
             )
         mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if mark and not mark.startswith("W/"):  # of a weak mark no server gives parts
-            tag.write_text(json.dumps(mark))
+            tag.write_text(mark)
         else:
             tag.unlink(missing_ok=True)
         with partial.open("r+b" if start else "wb") as out:
@@ -145,12 +139,10 @@ def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) 
         raise httpx.ReadError(f"{done:,} of {total:,} bytes came")
 
 
-def _size(headers: Mapping[str, str]) -> int | None:
-    """What `Content-Range: bytes */SIZE` says."""
-    size = headers.get("Content-Range", "").rpartition("/")[2]
-    return int(size) if size.isdecimal() else None
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _tag_of(partial: Path) -> Path:
-    """Where it is kept which version of the file the part is of."""
+    """The file that says which version of the published file the part is of."""
     return partial.with_name(f"{partial.name}.tag")

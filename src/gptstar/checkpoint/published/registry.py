@@ -1,24 +1,19 @@
-"""What was published, and where."""
+"""The published models, and where they are."""
 
 from dataclasses import dataclass
 
 _AUTHORS = "https://bfattoripublic.s3.ca-central-1.amazonaws.com/models"
 
 TOKENIZER_URL = "https://huggingface.co/openai-community/gpt2/resolve/main/tokenizer.json"
-"""GPT-2's, which all of them were trained with."""
+"""GPT-2's tokenizer, which all of them were trained with."""
 
 TOKENIZER_FINGERPRINT = "14f1018b1968753c313b62afdd21aef117f5f3bc1cf864799d9ba6caa77f1349"
-"""`Tokenizer.fingerprint` of it."""
+"""Its `Tokenizer.fingerprint`."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A published file.
-
-    Attributes:
-        size: in bytes; None where it was never written down.
-        sha256: None where it was never written down.
-    """
+    """A published file; size in bytes and SHA-256 are None if they were never written down."""
 
     url: str
     size: int | None = None
@@ -27,12 +22,12 @@ class File:
 
 @dataclass(frozen=True)
 class Published:
-    """A model.
+    """A published model.
 
     Attributes:
-        weights: alone.
-        full_state: with the optimizer's, so that training can go on; None where it was not published.
-        n_heads: where the file does not say.
+        weights: without the optimizer's state.
+        full_state: with the optimizer's state, so that training can go on; None if it was not published.
+        n_heads: None if the file says it.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""At which context lengths to read what, and which of its tokens count."""
+"""The settings of a study of context length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from gptstar.errors import ConfigError
 from gptstar.fields import Count, Seed32, check_ranges
 
 CONTROL = 512
-"""The context that longer ones are measured against where the same targets are read at each."""
+"""With `fixed_targets`, the context length that longer ones are compared with."""
 MAX_TOKENS = 2**20
 MAX_FIXED_TARGETS = 2**16
-"""Unless given: each of them costs a share of a whole context."""
+"""The default with `fixed_targets`, where each target costs a share of a whole context."""
 
 Protocol = Literal["disjoint", "sliding", "fixed_targets", "legacy"]
 Scaling = Literal["none", "ntk", "yarn"]
@@ -19,31 +19,28 @@ Scaling = Literal["none", "ntk", "yarn"]
 
 @dataclass(frozen=True)
 class LengthConfig:
-    """A study of context length.
+    """Settings of a study of context length.
 
     Attributes:
-        study: what tells this apart from other evaluations.
-        context_lengths: in tokens; unless given, multiples of the training context.
-        multiples: of the training context.
-        protocol: `disjoint`, windows side by side; `sliding`, windows that overlap; `fixed_targets`, the same targets
-            with a context of about the whole length each; `legacy`, the estimator that GPT* was published with.
-        stride: of `sliding`: tokens from one window to the next; half the length unless given.
-        targets: of `fixed_targets`: tokens scored in a window; half the shortest length unless given, and at most that.
-        room: of `fixed_targets`: tokens before each target at least; the longest length unless given. With the same
+        context_lengths: in tokens; by default `multiples` of the training context.
+        protocol: `disjoint`: windows side by side; `sliding`: windows that overlap; `fixed_targets`: the same targets,
+            each with about the whole length before it; `legacy`: the estimator that GPT* was published with.
+        stride: for `sliding`: tokens from one window to the next; by default half the length.
+        targets: for `fixed_targets`: tokens scored in a window, at most half the shortest length, which is the default.
+        room: for `fixed_targets`: tokens before each target at least; by default the longest length. With the same
             `room` and `targets`, studies of other lengths score the same targets.
-        text: files, globs or addresses; the held-out text that the checkpoint was trained with, unless given.
-        column: of the text in JSON lines and Parquet; `text` or `page` unless given.
-        documents: `apart`, no window reaches across two; `joined`, all text is one stream with end-of-text between.
-            Unless given, files are read apart and held-out shards joined, as in training.
-        last_bytes: of plain text: read its end only. 5,000,000 is the usual test set of enwik8 and text8.
-        legacy_metric: of `legacy`: `perplexity` as it was taken of WikiText-2, `bits_per_byte` as of enwik8 and text8.
-        max_tokens: at most this many targets, spread over the text; 2^20 unless given, 2^16 with `fixed_targets`, and
-            with `legacy` all.
-        trained_at: the training context, where a checkpoint does not say.
-        rotary_scaling: how rotary positions are read beyond the training context; other positions know no scaling.
-        dtype: of the products.
-        batch_tokens: read at once; 8,192 on a CPU and 65,536 on a GPU unless given.
-        seed: of resampling.
+        text: files, globs or addresses; by default the held-out text that the checkpoint was trained with.
+        column: the text's field in JSON lines and Parquet; by default `text` or `page`.
+        documents: `apart`: no window reaches across two; `joined`: all text is one stream with end-of-text between.
+            By default files are read apart and held-out shards joined, as in training.
+        last_bytes: read only the end of plain text. 5,000,000 is the usual test set of enwik8 and text8.
+        legacy_metric: for `legacy`: `perplexity` as it was measured on WikiText-2, `bits_per_byte` as on enwik8.
+        max_tokens: targets at most, spread over the text; by default 2^20, for `fixed_targets` 2^16, for `legacy` all.
+        trained_at: the training context of a checkpoint that does not know it.
+        rotary_scaling: methods to read rotary positions beyond the training context.
+        dtype: what matrix products are computed in.
+        batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
+        seed: for resampling.
     """
 
     study: Literal["length"] = "length"
@@ -67,15 +64,15 @@ class LengthConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "evaluation.")
-        if self.text is not None and not self.text:
-            raise ConfigError("evaluation.text is empty: name files, or leave it out")
-        if not self.rotary_scaling or len(set(self.rotary_scaling)) < len(self.rotary_scaling):
-            raise ConfigError(
-                f"evaluation.rotary_scaling={list(self.rotary_scaling)} has to name each of none, ntk and yarn that it "
-                "wants once"
-            )
-        if min(self.multiples, default=1) < 1 or len(set(self.multiples)) < len(self.multiples):
-            raise ConfigError(f"evaluation.multiples={list(self.multiples)} has to name numbers from 1, each once")
+        for name in ("text", "rotary_scaling", "context_lengths"):
+            if getattr(self, name) in ("", ()):
+                raise ConfigError(f"evaluation.{name} is empty: name some, or leave it out")
+        for name in ("rotary_scaling", "context_lengths", "multiples"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ConfigError(f"evaluation.{name}={list(values)} names one twice: name each once")
+        if min(self.multiples, default=1) < 1:
+            raise ConfigError(f"evaluation.multiples: {min(self.multiples)} is below 1")
         for name, protocol in (("stride", "sliding"), ("targets", "fixed_targets"), ("room", "fixed_targets")):
             if getattr(self, name) is not None and self.protocol != protocol:
                 raise ConfigError(
@@ -89,26 +86,16 @@ class LengthConfig:
                 "evaluation.protocol=fixed_targets is there to rule out: leave it out"
             )
         if self.context_lengths is not None:
-            self.check_lengths(self.context_lengths)
+            self._check_lengths(self.context_lengths)
 
-    def check_lengths(self, lengths: Sequence[int]) -> None:
-        """Refuse lengths that make no sense with the rest.
-
-        Raises:
-            ConfigError: names the length.
-        """
-        if not lengths:
-            raise ConfigError("evaluation.context_lengths is empty: name some, or leave it out")
-        least = 1 if self.protocol in ("disjoint", "sliding") else 2
-        if min(lengths) < least:
-            raise ConfigError(f"evaluation.context_lengths: {min(lengths)} is below {least}")
-        if len(set(lengths)) < len(lengths):
-            raise ConfigError(f"evaluation.context_lengths={list(lengths)} names a length twice")
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        least, shortest = 1 if self.protocol in ("disjoint", "sliding") else 2, min(lengths)
+        if shortest < least:
+            raise ConfigError(f"evaluation.context_lengths: {shortest} is below {least}")
         if self.room is not None and self.room < max(lengths):
             raise ConfigError(
                 f"evaluation.room={self.room} is less than the longest context, {max(lengths)}: give that or more"
             )
-        shortest = min(lengths)
         if self.stride is not None and self.stride > shortest:
             raise ConfigError(
                 f"evaluation.stride={self.stride} exceeds the shortest context, {shortest}, so windows would leave "
@@ -122,13 +109,10 @@ class LengthConfig:
             )
 
     def lengths(self, trained_at: int | None) -> tuple[int, ...]:
-        """The context lengths, ascending.
-
-        Args:
-            trained_at: the training context, or None where nobody knows it.
+        """Return the context lengths, ascending, for a training context; None if it is unknown.
 
         Raises:
-            ConfigError: neither lengths nor a training context are known, or they make no sense with the rest.
+            ConfigError: neither lengths nor a training context are known, or they contradict another key.
         """
         if self.context_lengths is not None:
             return tuple(sorted(self.context_lengths))
@@ -140,27 +124,27 @@ class LengthConfig:
         if not self.multiples:
             raise ConfigError("evaluation.multiples is empty: name some, or evaluation.context_lengths")
         lengths = tuple(multiple * trained_at for multiple in sorted(self.multiples))
-        self.check_lengths(lengths)
+        self._check_lengths(lengths)
         return lengths
 
     def with_control(self, lengths: Sequence[int]) -> tuple[int, ...]:
-        """The lengths, ascending, and with `fixed_targets` the control where all of them are longer."""
-        extra = {CONTROL} if self.protocol == "fixed_targets" and min(lengths) > CONTROL else set[int]()
-        return tuple(sorted({*lengths, *extra}))
+        """Return the lengths, ascending, and with `fixed_targets` the control if all of them are longer."""
+        has_control = self.protocol == "fixed_targets" and min(lengths) > CONTROL
+        return tuple(sorted([CONTROL, *lengths] if has_control else lengths))
 
     @property
     def reads(self) -> bool:
-        """Whether lengths are named at all."""
+        """Whether any length is named."""
         return bool(self.multiples or self.context_lengths)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The files that were named."""
+        """The patterns in `text`, as a tuple."""
         return (self.text,) if isinstance(self.text, str) else self.text or ()
 
     @property
     def limit(self) -> int | None:
-        """Targets at most."""
+        """How many targets are scored at most; None for all."""
         if self.max_tokens is not None or self.protocol == "legacy":
             return self.max_tokens
         return MAX_FIXED_TARGETS if self.protocol == "fixed_targets" else MAX_TOKENS

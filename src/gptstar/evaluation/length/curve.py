@@ -1,5 +1,6 @@
 """One model read at each context length: the same targets, other contexts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -7,16 +8,8 @@ from typing import Any
 import numpy as np
 
 from gptstar.evaluation.length.config import CONTROL, LengthConfig
-from gptstar.evaluation.length.figures import (
-    LengthResult,
-    PositionResult,
-    Units,
-    by_position,
-    contexts,
-    target_bytes,
-    with_figures,
-)
-from gptstar.evaluation.length.legacy import Metric, legacy_figures, legacy_windows
+from gptstar.evaluation.length.figures import LengthResult, PositionResult, Units, by_position, contexts, perplexity_of
+from gptstar.evaluation.length.legacy import LegacyPlan
 from gptstar.evaluation.length.protocols import (
     Window,
     assert_same_targets,
@@ -29,7 +22,7 @@ from gptstar.evaluation.length.reading import Cost, Reader, growth
 from gptstar.evaluation.length.text import Text
 
 Read = tuple[np.ndarray, Cost]
-"""Losses of all targets, and what reading them took."""
+"""The losses of all targets, and what reading them took."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class Plan:
     Attributes:
         lengths: ascending, the control included.
         reference: the length that changes are against: the control, else the shortest.
-        by_position: whether targets stand anywhere in a window, and not all at its end.
+        units: what intervals are over, and how many of them.
     """
 
     def __init__(self, text: Text, config: LengthConfig, lengths: Sequence[int]) -> None:
@@ -71,123 +64,91 @@ class Plan:
             DataError: the text is too short for the longest length.
         """
         self.text, self._config = text, config
-        self.by_position = config.protocol != "fixed_targets"
         self.lengths = config.with_control(lengths)
-        self.reference = min(self.lengths)
+        self.reference, longest = min(self.lengths), max(self.lengths)
         if config.protocol == "fixed_targets":
+            block = config.targets or max(1, self.reference // 2)
+            self.spans = last_blocks(text.sizes, max(longest, config.room or 0), block, config.limit)
             self.reference = CONTROL if CONTROL in self.lengths else self.reference
-            targets = config.targets or max(1, min(self.lengths) // 2)
-            self.spans = last_blocks(text.sizes, max(*lengths, config.room or 0), targets, config.limit)
         else:
             side_by_side = config.protocol == "disjoint"
             self.spans = stretches(text.sizes, self.lengths, config.limit, side_by_side=side_by_side)
-        self.n_targets = sum(span.count for span in self.spans)
-        self.units = Units(self.spans, max(self.lengths))
-        self.sizes = target_bytes(text, self.spans)
-        self.n_bytes = int(self.sizes.sum()) if text.exact_bytes else None
+        self.n_targets = sum(span.size for span in self.spans)
+        self._units = Units(self.spans, longest)
+        self.units = f"{self._units.count:,} {self._units.name}"
+        targets = [text.documents[span.document].read(span.start + 1, span.size) for span in self.spans]
+        self._bytes = text.token_bytes[np.concatenate(targets)]
+        self.n_bytes = int(self._bytes.sum()) if text.exact_bytes else None
 
     def windows(self, length: int) -> list[Window]:
         """What is read at a length."""
         if self._config.protocol == "fixed_targets":
             windows = list(ending(self.spans, length))
         elif self._config.protocol == "sliding":
-            stride = self._config.stride or max(1, length // 2)
-            windows = list(overlapping(self.spans, length, stride))
+            windows = list(overlapping(self.spans, length, self._config.stride or max(1, length // 2)))
         else:
             windows = list(overlapping(self.spans, length, length))
         assert_same_targets(self.spans, windows)
         return windows
 
-    def read_at(self, length: int) -> int:
-        """Tokens that go through the model at a length."""
-        return sum(window.size for window in self.windows(length))
+    def with_figures(self, result: LengthResult, losses: np.ndarray, reference: np.ndarray | None) -> LengthResult:
+        """Add figures with intervals to a result.
+
+        `losses` and `reference`, those at the reference length, are `(target,)`, in nats; `reference` is None if the
+        model is undefined there.
+        """
+        units, seed = self._units, self._config.seed
+        sums, counts = units.sums(losses), units.sums(np.ones(self.n_targets))
+        loss, bits, change = units.interval(sums, counts, seed), None, None
+        if self.n_bytes:
+            bits = units.interval(sums / math.log(2), units.sums(self._bytes), seed)
+        if reference is not None and result.context_length != self.reference:
+            change = units.change(units.sums(reference), sums, counts, seed)
+        return replace(result, loss=loss, perplexity=perplexity_of(loss), bits_per_byte=bits, change=change)
+
+    def positions(self, losses: np.ndarray, before: np.ndarray) -> tuple[PositionResult, ...]:
+        """Loss by the number of tokens before a target; empty if all targets stand at the ends of windows."""
+        if self._config.protocol == "fixed_targets":
+            return ()
+        return tuple(by_position(losses, before, self._units, self._config.seed))
 
 
 def read_curve(
     reader: Reader,
-    plan: Plan,
+    plan: Plan | LegacyPlan,
     *,
     name: str,
     trained_at: int | None = None,
-    seed: int = 0,
     known: dict[int, Read] | None = None,
 ) -> Curve:
-    """Read a text at each length of a plan.
-
-    Args:
-        known: what need not be read again, by length; what is read is added.
-    """
+    """Read a text at each length of a plan, but for the lengths that are `known`; what is read is added to them."""
     known = {} if known is None else known
-    reference: np.ndarray | None = None
     results: list[LengthResult] = []
-    positions: list[PositionResult] = []
+    positions: tuple[PositionResult, ...] = ()
     longest = max((length for length in plan.lengths if reader.is_defined(length)), default=None)
-    # The reference first, as others are set against it.
+    # The reference is read first, because the others are compared with it.
     for length in sorted(plan.lengths, key=lambda each: (each != plan.reference, each)):
         windows = plan.windows(length)
-        before, read = contexts(windows, plan.n_targets), sum(window.size for window in windows)
-        result = LengthResult(length, plan.n_targets, plan.n_bytes, float(before.mean()))
-        if reader.is_defined(length):
-            if length in known:
-                reader.advance(read)
-            else:
-                known[length] = reader.read(plan.text, windows, plan.n_targets, length)
-            losses, cost = known[length]
-            sums = plan.units.sums(losses)
-            reference = sums if length == plan.reference else reference
-            result = with_figures(result, sums, reference, plan.sizes, plan.units, seed)
-            result = replace(result, seconds=cost.seconds, memory=cost.memory, read=read)
-            if length == longest and plan.by_position:
-                positions = by_position(losses, before, plan.units, seed)
+        n_targets, n_read = sum(window.scored for window in windows), sum(window.size for window in windows)
+        before = contexts(windows, n_targets)
+        result = LengthResult(length, n_targets, plan.n_bytes, float(before.mean()))
+        if reader.is_defined(length) and length not in known:
+            known[length] = reader.read(plan.text, windows, n_targets, length)
         else:
-            reader.advance(read)
+            reader.advance(n_read)
+        if length in known:
+            losses, cost = known[length]
+            reference = known[plan.reference][0] if plan.reference in known else None
+            result = plan.with_figures(result, losses, reference)
+            result = replace(result, seconds=cost.seconds, memory=cost.memory, read=n_read)
+            if length == longest:
+                positions = plan.positions(losses, before)
         results.append(result)
     results.sort(key=lambda each: each.context_length)
-    time_growth, memory_growth = _growth(results, known, reader.batch_tokens)
-    units = f"{plan.units.count:,} {plan.units.name}"
-    return Curve(name, trained_at, plan.reference, units, tuple(results), tuple(positions), time_growth, memory_growth)
-
-
-def read_legacy_curve(
-    reader: Reader,
-    text: Text,
-    n_bytes: int,
-    lengths: Sequence[int],
-    metric: Metric,
-    *,
-    name: str,
-    trained_at: int | None = None,
-) -> Curve:
-    """The published estimator at each length.
-
-    Args:
-        n_bytes: of the text.
-    """
-    results: list[LengthResult] = []
-    known: dict[int, Read] = {}
-    n_tokens = len(text.documents[0])
-    for length in lengths:
-        windows = legacy_windows(n_tokens, length)
-        n_targets = len(windows) * (length - 1)
-        result = LengthResult(length, n_targets, n_bytes, length / 2)
-        if reader.is_defined(length):
-            known[length] = losses, cost = reader.read(text, windows, n_targets, length)
-            loss, perplexity, bits = legacy_figures(losses, length, n_tokens, n_bytes, metric)
-            result = replace(result, loss=loss, perplexity=perplexity, bits_per_byte=bits)
-            result = replace(result, seconds=cost.seconds, memory=cost.memory, read=n_targets)
-        else:
-            reader.advance(n_targets)
-        results.append(result)
-    return Curve(name, trained_at, None, "", tuple(results), (), *_growth(results, known, reader.batch_tokens))
-
-
-def _growth(results: Sequence[LengthResult], known: dict[int, Read], batch_tokens: int) -> tuple[float, float]:
-    """Powers by which a window's time and memory grow with its length, whatever the number of windows read at once."""
-    there = [result for result in results if result.read]
-    lengths = [result.context_length for result in there]
-    seconds = [result.context_length * (result.seconds or 0.0) / (result.read or 1) for result in there]
-    costs = [known[length][1] for length in lengths]
-    memory = [
-        (cost.memory - cost.held) / max(1, batch_tokens // length) for cost, length in zip(costs, lengths, strict=True)
-    ]
-    return growth(lengths, seconds), growth(lengths, memory)
+    # The time and memory of one window, whatever the number of windows read at once.
+    costs = [(result.context_length, result.read, known[result.context_length][1]) for result in results if result.read]
+    lengths = [length for length, _, _ in costs]
+    seconds = [length * cost.seconds / n_read for length, n_read, cost in costs]
+    memory = [(cost.memory - cost.held) / max(1, reader.batch_tokens // length) for length, _, cost in costs]
+    growths = growth(lengths, seconds), growth(lengths, memory)
+    return Curve(name, trained_at, plan.reference, plan.units, tuple(results), positions, *growths)

@@ -1,6 +1,6 @@
 """Which tokens are scored, and what is read before each of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,32 +8,18 @@ import numpy as np
 from gptstar.errors import DataError
 
 LONG_STRETCHES = 8
-"""Times the longest context, where not every window fits: so that no length loses much to its last, partial one."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Targets that follow one another in a document.
-
-    Attributes:
-        start: the token before the first of them.
-        count: how many.
-        at: number of the first among all targets of the study.
-    """
-
-    document: int
-    start: int
-    count: int
-    at: int
+"""Length of a stretch in longest contexts, if not every window fits: no length loses much to a last, partial window."""
 
 
 @dataclass(frozen=True)
 class Window:
     """Tokens that are read in one go: `[start, stop)` of a document. The next token of each is its target.
 
+    A stretch of targets that follow one another is the window that scores all of its targets.
+
     Attributes:
         scored: how many targets count; the last ones.
-        at: number of the first of those among all targets of the study.
+        at: number of the first target that counts, among all of the study.
     """
 
     document: int
@@ -48,8 +34,8 @@ class Window:
         return self.stop - self.start
 
 
-def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, side_by_side: bool) -> list[Span]:
-    """The targets that every length scores: all of them, or stretches spread evenly over the text.
+def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, side_by_side: bool) -> list[Window]:
+    """Choose the targets that every length scores: all of them, or stretches spread evenly over the text.
 
     Args:
         sizes: `(document,)`, int64: targets of each.
@@ -59,8 +45,12 @@ def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, s
     Raises:
         DataError: no document is as long as the longest context.
     """
-    longest = max(lengths)
-    _refuse_short(sizes, longest)
+    longest, most = max(lengths), int(sizes.max(initial=0))
+    if most < longest:
+        raise DataError(
+            f"no document has {longest:,} tokens, the longest {most:,}, so the longest context can't be filled: read "
+            "shorter contexts, other text, or evaluation.documents=joined"
+        )
     if limit is None or sizes.sum() <= limit:
         return _numbered((number, 0, size) for number, size in enumerate(sizes.tolist()))
     whole = side_by_side and all(longest % length == 0 for length in lengths)
@@ -72,23 +62,23 @@ def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, s
     ]
     if limit <= piece:
         document, start, count = max(cut, key=lambda each: each[2])  # a short one would tell least
-        return _numbered(iter([(document, start, min(count, limit))]))
-    wanted = len(cut) * limit // int(sizes.sum())
+        return _numbered([(document, start, min(count, limit))])
+    n_chosen = len(cut) * limit // int(sizes.sum())
     while True:  # it ends: one stretch is within the limit
-        chosen = [cut[index] for index in spread(len(cut), max(1, wanted))]
+        chosen = [cut[index] for index in _spread(len(cut), max(1, n_chosen))]
         excess = sum(count for _, _, count in chosen) - limit
         if excess <= 0:
-            return _numbered(iter(chosen))
-        wanted -= max(1, excess // piece)
+            return _numbered(chosen)
+        n_chosen -= max(1, excess // piece)
 
 
-def last_blocks(sizes: np.ndarray, longest: int, targets: int, limit: int | None) -> list[Span]:
-    """Targets with more than a whole context before them: blocks of them, spread evenly over the text.
+def last_blocks(sizes: np.ndarray, longest: int, targets: int, limit: int | None) -> list[Window]:
+    """Choose targets with more than a whole context before them: blocks of them, spread evenly over the text.
 
     Args:
         sizes: `(document,)`, int64.
-        longest: of the contexts; documents that are not longer have no such target.
-        targets: of a block.
+        longest: the longest context; documents that are not longer have no such target.
+        targets: how many are in a block.
 
     Raises:
         DataError: no document is longer than the longest context.
@@ -104,71 +94,59 @@ def last_blocks(sizes: np.ndarray, longest: int, targets: int, limit: int | None
             f"fixed targets need documents longer than the longest context, {longest:,}; the longest here has "
             f"{int(sizes.max(initial=0)):,} tokens: read shorter contexts, or books"
         )
-    wanted = len(blocks) if limit is None else min(len(blocks), max(1, limit // targets))
-    return _numbered(blocks[index] for index in spread(len(blocks), wanted))
+    n_chosen = len(blocks) if limit is None else max(1, limit // targets)
+    return _numbered(blocks[index] for index in _spread(len(blocks), n_chosen))
 
 
-def spread(available: int, wanted: int) -> list[int]:
-    """`wanted` of the numbers below `available`, evenly spaced."""
-    return [int((index + 0.5) * available / wanted) for index in range(min(wanted, available))]
+def _spread(available: int, count: int) -> list[int]:
+    """Choose `count` of the numbers below `available`, evenly spaced; all of them if there are no more."""
+    count = min(count, available)
+    return [int((index + 0.5) * available / count) for index in range(count)]
 
 
-def overlapping(spans: Sequence[Span], length: int, stride: int) -> Iterator[Window]:
-    """Windows of `length` tokens, one every `stride`, each scoring what none before it did.
+def overlapping(spans: Sequence[Window], length: int, stride: int) -> Iterator[Window]:
+    """Yield windows of `length` tokens, one every `stride`, each scoring the targets that none before it did.
 
-    Every target is scored once. The first window of a span gives its targets from 1 to all of its tokens before them;
-    the others give at least `length - stride + 1`. With a stride of the length windows lie side by side.
+    Every target is scored once. The first window of a stretch gives its targets from 1 to all of its tokens before
+    them; the others give at least `length - stride + 1`. With a stride of the length windows lie side by side.
     """
     for span in spans:
         done = 0
-        for offset in range(0, span.count, stride):
-            stop = min(offset + length, span.count)
+        for offset in range(0, span.size, stride):
+            stop = min(offset + length, span.size)
             yield Window(span.document, span.start + offset, span.start + stop, stop - done, span.at + done)
             done = stop
-            if done == span.count:
+            if done == span.size:
                 break
 
 
-def ending(spans: Sequence[Span], length: int) -> Iterator[Window]:
-    """Windows of `length` tokens that end with the targets of a span.
+def ending(spans: Sequence[Window], length: int) -> Iterator[Window]:
+    """Yield windows of `length` tokens that end with the targets of a stretch.
 
-    So each has from `length - K` to `length - 1` tokens before it, where K is the span's count.
+    So each target has from `length - K` to `length - 1` tokens before it, where K is the stretch's number of targets.
     """
-    for span in spans:
-        stop = span.start + span.count  # the last target is token `stop`, which is not read
-        yield Window(span.document, stop + 1 - length, stop, span.count, span.at)
+    for span in spans:  # the last target is token `stop`, which is not read
+        yield Window(span.document, span.stop + 1 - length, span.stop, span.scored, span.at)
 
 
-def assert_same_targets(spans: Sequence[Span], windows: Sequence[Window]) -> None:
-    """Every target is scored once, at its number, whatever the length."""
-    total = sum(span.count for span in spans)
-    place = np.zeros((2, total), dtype=np.int64)
-    found = np.full((2, total), -1, dtype=np.int64)
-    scored = np.zeros(total, dtype=np.int64)
-    for span in spans:
-        place[0, span.at : span.at + span.count] = span.document
-        place[1, span.at : span.at + span.count] = np.arange(span.start + 1, span.start + 1 + span.count)
-    for window in windows:
-        here = slice(window.at, window.at + window.scored)
-        scored[here] += 1
-        found[0, here] = window.document
-        found[1, here] = np.arange(window.stop + 1 - window.scored, window.stop + 1)
-    assert (scored == 1).all(), "a target is scored twice or not at all"
-    assert np.array_equal(place, found), "two lengths score different targets"
+def assert_same_targets(spans: Sequence[Window], windows: Sequence[Window]) -> None:
+    """Assert that every target is scored once, at its number, whatever the length."""
+    expected, scored = (np.hstack([_targets(window) for window in each]) for each in (spans, windows))
+    scored = scored[:, np.argsort(scored[0], kind="stable")]
+    assert np.array_equal(scored[0], expected[0]), "a target is scored twice or not at all"
+    assert np.array_equal(scored, expected), "two lengths score different targets"
 
 
-def _numbered(pieces: Iterator[tuple[int, int, int]]) -> list[Span]:
+def _targets(window: Window) -> np.ndarray:
+    """`(3, target)`: the number, document and token of each target that counts."""
+    following = np.arange(window.scored)
+    document = np.full(window.scored, window.document)
+    return np.stack([window.at + following, document, window.stop + 1 - window.scored + following])
+
+
+def _numbered(pieces: Iterable[tuple[int, int, int]]) -> list[Window]:
     spans, at = [], 0
     for document, start, count in pieces:
-        spans.append(Span(document, start, count, at))
+        spans.append(Window(document, start, start + count, count, at))
         at += count
     return spans
-
-
-def _refuse_short(sizes: np.ndarray, longest: int) -> None:
-    most = int(sizes.max(initial=0))
-    if most < longest:
-        raise DataError(
-            f"no document has {longest:,} tokens, the longest {most:,}, so the longest context can't be filled: read "
-            "shorter contexts, other text, or evaluation.documents=joined"
-        )

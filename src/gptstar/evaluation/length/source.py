@@ -1,5 +1,6 @@
 """What each checkpoint of a study reads: its text, the lengths, and the ways to scale its positions."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,26 +11,12 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
 from gptstar.evaluation.length.config import LengthConfig, Scaling
 from gptstar.evaluation.length.curve import Plan
-from gptstar.evaluation.length.legacy import legacy_text, legacy_windows
-from gptstar.evaluation.length.text import Text, text_of_files, text_of_shards
+from gptstar.evaluation.length.legacy import LegacyPlan, legacy_text
+from gptstar.evaluation.length.text import text_of_files, text_of_shards
 from gptstar.model.positions import POSITIONS
 
 Named = tuple[Mapping[str, Any], Checkpoint]
-"""A checkpoint and who it is, as `gptstar.checkpoint.identity` says."""
-
-
-@dataclass(frozen=True, eq=False)
-class Material:
-    """What checkpoints with one tokenizer read.
-
-    Attributes:
-        plan: what of it at each length; None with `legacy`.
-        n_bytes: of the text, with `legacy`.
-    """
-
-    text: Text
-    plan: Plan | None
-    n_bytes: int = 0
+"""The identity of a checkpoint, as `gptstar.checkpoint.identity` gives it, and the checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,40 +24,56 @@ class Part:
     """A checkpoint and what it reads.
 
     Attributes:
-        name: of its own among all of a study.
-        trained_at: the training context, where somebody knows it.
+        name: unique in the study.
+        trained_at: the training context, if it is known.
         tokenizer: its fingerprint.
+        plan: shared by checkpoints with one tokenizer.
     """
 
     name: str
-    who: Mapping[str, Any]
+    identity: Mapping[str, Any]
     checkpoint: Checkpoint
     trained_at: int | None
     tokenizer: str
-    lengths: tuple[int, ...]
-    material: Material
+    plan: Plan | LegacyPlan
     scalings: tuple[Scaling, ...]
 
 
+def lengths_of(checkpoints: Sequence[Named], config: LengthConfig) -> tuple[int, ...]:
+    """The context lengths of a study, ascending; multiples are of the shortest training context.
+
+    Raises:
+        ConfigError: no length follows from what is known, or they contradict another key.
+    """
+    trained = [trained_at for _, each in checkpoints if (trained_at := each.trained_at or config.trained_at)]
+    return config.lengths(min(trained, default=None))
+
+
 def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | None) -> list[Part]:
-    """What each checkpoint reads. Text is tokenised once for each tokenizer.
+    """Decide what each checkpoint reads. Text is tokenised once for each tokenizer.
 
     Raises:
         ConfigError: text, lengths, training context or scaling that don't fit.
-        DataError: as the text's reader; or text that does not fit a checkpoint.
+        DataError: the text can't be read, or does not fit a checkpoint.
     """
     if shards is not None and config.text is not None:
         raise ConfigError(f"shards={shards} and evaluation.text name two texts: leave one out")
-    trained = [_trained_at(checkpoint) or config.trained_at for _, checkpoint in checkpoints]
-    lengths = config.lengths(min((each for each in trained if each is not None), default=None))
-    read: dict[str, Material] = {}
+    lengths = lengths_of(checkpoints, config)
+    plans: dict[str, Plan | LegacyPlan] = {}
     parts = []
-    for name, (who, checkpoint), trained_at in zip(_names(checkpoints), checkpoints, trained, strict=True):
+    names: Counter[str] = Counter()
+    for identity, checkpoint in checkpoints:
+        name = str(identity["name"])
+        names[name] += 1
+        if names[name] > 1:
+            name = f"{name} ({names[name]})"
+        trained_at = checkpoint.trained_at or config.trained_at
         scalings = _scalings(name, checkpoint, config, trained_at)
+        folder = None
         if config.text is None:
-            folder = held_out_shards(checkpoint, shards)
+            folder = _held_out_shards(checkpoint, shards)
             tokenizer, key = folder.tokenizer, folder.manifest.fingerprint
-            if read and key not in read:
+            if plans and key not in plans:
                 raise ConfigError(
                     "the checkpoints were trained with different text: give one for all, evaluation.text=[…] or "
                     "shards=DIR"
@@ -78,29 +81,21 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
         elif checkpoint.tokenizer is None:
             raise ConfigError(f"{name} holds no tokenizer: give tokenizer=FILE, a `tokenizers` JSON")
         else:
-            folder, tokenizer = None, Tokenizer(checkpoint.tokenizer)
+            tokenizer = Tokenizer(checkpoint.tokenizer)
             key = tokenizer.fingerprint
         if tokenizer.n_vocab > checkpoint.model.n_vocab:  # fewer is a model padded to a round number
             raise DataError(
                 f"{name}: the tokenizer has a vocabulary of {tokenizer.n_vocab:,}, the model of "
                 f"{checkpoint.model.n_vocab:,}: give tokenizer=FILE, the one it was trained with"
             )
-        if key not in read:
-            read[key] = _of_files(tokenizer, config, lengths) if folder is None else _of_shards(folder, config, lengths)
-        parts.append(Part(name, who, checkpoint, trained_at, tokenizer.fingerprint, lengths, read[key], scalings))
+        if key not in plans:
+            plans[key] = _plan(tokenizer, folder, config, lengths)
+        parts.append(Part(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings))
     return parts
 
 
-def held_out_shards(checkpoint: Checkpoint, shards: str | None) -> ShardFolder:
-    """The shards that a checkpoint is to be read on.
-
-    Args:
-        shards: a folder of text; what the checkpoint was trained on, unless given.
-
-    Raises:
-        ConfigError: the checkpoint does not know its text.
-        DataError: the text is missing, has changed, or was tokenised with another tokenizer.
-    """
+def _held_out_shards(checkpoint: Checkpoint, shards: str | None) -> ShardFolder:
+    """Open the shards that a checkpoint is to be read on, by default those that it was trained on."""
     data = checkpoint.training.data if checkpoint.training else {}
     if shards is None and "shards" not in data:
         raise ConfigError(
@@ -121,29 +116,15 @@ def held_out_shards(checkpoint: Checkpoint, shards: str | None) -> ShardFolder:
     return folder
 
 
-def _of_shards(folder: ShardFolder, config: LengthConfig, lengths: Sequence[int]) -> Material:
+def _plan(
+    tokenizer: Tokenizer, folder: ShardFolder | None, config: LengthConfig, lengths: Sequence[int]
+) -> Plan | LegacyPlan:
+    if config.protocol == "legacy":
+        return LegacyPlan(*legacy_text(tokenizer, config), config, lengths)
+    if folder is None:
+        return Plan(text_of_files(tokenizer, config), config, lengths)
     joined = config.protocol != "fixed_targets" and config.documents != "apart"
-    text = text_of_shards(folder, joined=joined)
-    return Material(text, Plan(text, config, lengths))
-
-
-def _of_files(tokenizer: Tokenizer, config: LengthConfig, lengths: Sequence[int]) -> Material:
-    column, last_bytes = config.column, config.last_bytes
-    if config.protocol != "legacy":
-        joined = config.documents == "joined"
-        text = text_of_files(config.paths, tokenizer, column=column, last_bytes=last_bytes, joined=joined)
-        return Material(text, Plan(text, config, lengths))
-    metric = config.legacy_metric
-    text, n_bytes = legacy_text(
-        config.paths, tokenizer, metric, column=column, last_bytes=last_bytes, max_tokens=config.limit
-    )
-    legacy_windows(len(text.documents[0]), max(lengths))  # refuses what is too short
-    return Material(text, None, n_bytes)
-
-
-def _trained_at(checkpoint: Checkpoint) -> int | None:
-    settings = checkpoint.training.settings if checkpoint.training else {}
-    return settings.get("data.context_length")
+    return Plan(text_of_shards(folder, joined=joined), config, lengths)
 
 
 def _scalings(name: str, checkpoint: Checkpoint, config: LengthConfig, trained_at: int | None) -> tuple[Scaling, ...]:
@@ -156,14 +137,3 @@ def _scalings(name: str, checkpoint: Checkpoint, config: LengthConfig, trained_a
             "scaling starts from: give evaluation.trained_at, or evaluation.rotary_scaling=[none]"
         )
     return tuple(each for each in config.rotary_scaling if each == "none" or each in positions.scalings)
-
-
-def _names(checkpoints: Sequence[Named]) -> list[str]:
-    """Names, told apart by numbers where they are the same."""
-    names: list[str] = []
-    for who, _ in checkpoints:
-        name, number = str(who["name"]), 2
-        while name in names:
-            name, number = f"{who['name']} ({number})", number + 1
-        names.append(name)
-    return names

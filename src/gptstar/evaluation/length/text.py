@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,28 @@ from gptstar.data.text.readers import File, form_of
 from gptstar.data.text.records import Fields, Piece, Skipped
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError, in_one_line
+from gptstar.evaluation.length.config import LengthConfig
 from gptstar.files import file_sha256
 
 COLUMNS = ("text", "page")
-"""Of the text, unless named: The Pile's, and the harness's of WikiText."""
+"""The text's column by default: The Pile's, and that of the harness's WikiText."""
+
 AT_ONCE = 256
 """Documents that are tokenised together."""
+
+CONTINUATIONS = bytes(range(0b1000_0000, 0b1100_0000))
+"""Bytes with which no character of UTF-8 begins."""
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """What is read.
+    """A tokenised text.
 
     Attributes:
         name: for titles.
         source: for results: `files` with their hashes, or `shards` with their fingerprint.
-        documents: tokens of each. The first of them is read and never scored: it is the end-of-text before a document,
-            or the first token of a stream.
+        documents: tokens of each. The first token is read and never scored: it is the end-of-text before a document, or
+            the first token of a stream.
         token_bytes: `(n_vocab,)`, int64: bytes of text that each token stands for.
         exact_bytes: whether the tokens' bytes add up to those of the text; a tokenizer that mends text breaks that.
     """
@@ -56,41 +62,56 @@ def find(patterns: Sequence[str]) -> list[str]:
     Raises:
         DataError: a glob matches nothing.
     """
-    found: dict[str, None] = {}
+    files: list[str] = []
     for pattern in patterns:
-        if "://" in pattern or os.path.isfile(pattern):
-            matches = [pattern]
-        else:
-            matches = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+        is_one = "://" in pattern or os.path.isfile(pattern)
+        matches = [pattern] if is_one else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not matches:
             raise DataError(f"evaluation.text: {pattern} matches no file (looked from {Path.cwd()})")
-        found |= dict.fromkeys(matches)
-    return list(found)
+        files += matches
+    return list(dict.fromkeys(files))
 
 
 def texts_of(address: str, column: str | None = None, last_bytes: int | None = None) -> Iterator[str]:
-    """The documents of a file: JSON lines, Parquet, and anything else as one document of UTF-8. Empty ones too.
+    """Yield the documents of a file, empty ones too. Only JSON lines and Parquet hold several.
 
     Args:
-        column: of the text; found unless given.
-        last_bytes: of plain text, read only its end.
+        column: the text's; by default the first of `COLUMNS` that the first record has.
+        last_bytes: read only the end of plain text.
 
     Raises:
-        DataError: it can't be read, is no text, or a record has no such column; names file, line and column.
+        DataError: it can't be read, is not text, or a record has no such column; names file, line and column.
     """
-    if form_of(address) in ("jsonl", "parquet"):
-        if last_bytes is not None:
-            raise DataError(f"evaluation.last_bytes is for plain text; {address} is not: leave it out")
-        yield from _records(address, column)
-    else:
+    if form_of(address) not in ("jsonl", "parquet"):
         yield plain_text(address, last_bytes)
+        return
+    if last_bytes is not None:
+        raise DataError(f"evaluation.last_bytes is for plain text; {address} is not: leave it out")
+    columns = COLUMNS if column is None else (column,)
+    for name in columns:
+        first = next(File(address, None, Fields(name)).read(), None)
+        if not isinstance(first, Skipped) or "field" not in first.reason:
+            break
+    else:
+        assert isinstance(first, Skipped)
+        names = " or ".join(f'"{each}"' for each in columns)
+        raise DataError(f"{first.place}: no {names} field: name the text's as evaluation.column")
+    parts: list[str] = []
+    for record in File(address, None, Fields(name)).read():
+        if isinstance(record, Piece):
+            parts.append(record.text)
+        elif record.reason != "empty":
+            raise DataError(f"{record.place}: {record.reason}")
+        if record.last:
+            yield "".join(parts)
+            parts = []
 
 
 def plain_text(address: str, last_bytes: int | None = None) -> str:
-    """The whole of a file of UTF-8, or its end.
+    """Read the whole of a file of UTF-8, or its end from a whole character on.
 
     Raises:
-        DataError: it can't be read or is no UTF-8.
+        DataError: it can't be read, is not UTF-8, or is empty.
     """
     try:
         content, _ = File(address, None, Fields()).open()
@@ -99,116 +120,66 @@ def plain_text(address: str, last_bytes: int | None = None) -> str:
     except Exception as error:  # each kind of store and of compression has its own
         raise DataError(f"{address}: can't be read ({in_one_line(error)})") from error
     if last_bytes is not None and last_bytes < len(data):
-        data = data[-last_bytes:]
-        while data and data[0] & 0b1100_0000 == 0b1000_0000:  # the rest of a character that begins before
-            data = data[1:]
+        data = data[-last_bytes:].lstrip(CONTINUATIONS)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
         archive = " (read a member of an archive as zip://NAME::FILE)" if address.endswith(".zip") else ""
-        raise DataError(f"{address} is no UTF-8 text, nor named as JSON lines or Parquet{archive}") from error
+        raise DataError(f"{address} is not UTF-8 text, nor named as JSON lines or Parquet{archive}") from error
     if not text:
         raise DataError(f"{address} is empty")
     return text
 
 
-def _records(address: str, column: str | None) -> Iterator[str]:
-    size = None if "://" in address else os.path.getsize(address)
-    columns = COLUMNS if column is None else (column,)
-    for name in columns:
-        first = next(File(address, size, Fields(name)).read(), None)
-        if not isinstance(first, Skipped) or "field" not in first.reason:
-            break
-    else:
-        assert isinstance(first, Skipped)
-        wanted = " or ".join(f'"{each}"' for each in columns)
-        raise DataError(f"{first.place}: no {wanted} field: name the text's as evaluation.column")
-    parts: list[str] = []
-    for record in File(address, size, Fields(name)).read():
-        if isinstance(record, Piece):
-            parts.append(record.text)
-            if record.last:
-                yield "".join(parts)
-                parts = []
-        elif record.reason == "empty":
-            yield ""
-        else:
-            raise DataError(f"{record.place}: {record.reason}")
-
-
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Tokens of each text, int32; long ones in pieces where that changes nothing."""
-    if not tokenizer.can_be_cut:
-        return [tokens.astype(np.int32) for tokens in tokenizer.encode(texts)]
-    cut = [list(pieces(text)) for text in texts]
+    """Tokenise each text, int32; long ones in pieces if that changes nothing."""
+    cut = [list(pieces(text)) if tokenizer.can_be_cut else [text] for text in texts]
     tokens = iter(tokenizer.encode([piece for each in cut for piece in each]))
     return [np.concatenate([next(tokens) for _ in each]).astype(np.int32) for each in cut]
 
 
-def text_of_files(
-    patterns: Sequence[str],
-    tokenizer: Tokenizer,
-    *,
-    column: str | None = None,
-    last_bytes: int | None = None,
-    joined: bool = False,
-) -> Text:
-    """Files, tokenised, with an end-of-text before each document.
+def text_of_files(tokenizer: Tokenizer, config: LengthConfig) -> Text:
+    """Tokenise the files of a study, with an end-of-text before each document.
 
-    Args:
-        joined: all of them as one stream, in which the end-of-text between two documents is scored too.
+    With `documents=joined` all of them are one stream, in which the end-of-text between two documents is scored too.
 
     Raises:
-        DataError: as `find` and `texts_of`; or there is no text at all.
+        DataError: a file is missing, can't be read or is not text; or there is no text at all.
     """
-    files = find(patterns)
+    files = find(config.paths)
+    texts = (text for address in files for text in texts_of(address, config.column, config.last_bytes) if text)
     start = np.asarray([tokenizer.end_of_text], dtype=np.int32)
     documents: list[np.ndarray] = []
     n_bytes = 0
-
-    def flush(waiting: list[str]) -> int:
-        documents.extend(np.concatenate((start, tokens)) for tokens in encode(tokenizer, waiting))
-        return sum(len(text.encode()) for text in waiting)
-
-    waiting: list[str] = []
-    for address in files:
-        for text in texts_of(address, column, last_bytes):
-            if text:
-                waiting.append(text)
-            if len(waiting) == AT_ONCE:
-                n_bytes += flush(waiting)
-                waiting = []
-    n_bytes += flush(waiting)
+    while batch := list(islice(texts, AT_ONCE)):
+        documents += [np.concatenate((start, tokens)) for tokens in encode(tokenizer, batch)]
+        n_bytes += sum(len(text.encode()) for text in batch)
     if not documents:
         raise DataError(f"evaluation.text: {', '.join(files)}: nothing but empty documents")
-    counted = sum(int(tokenizer.token_bytes[document].sum()) for document in documents)
-    if joined:
+    n_token_bytes = sum(int(tokenizer.token_bytes[document].sum()) for document in documents)
+    if config.documents == "joined":
         documents = [np.concatenate(documents)]
     return Text(
-        name=", ".join(dict.fromkeys(_short(address) for address in patterns)),
+        name=", ".join(dict.fromkeys(_short(address) for address in config.paths)),
         source=source_of_files(files),
         documents=tuple(TokenStream([document]) for document in documents),
         token_bytes=tokenizer.token_bytes,
-        exact_bytes=counted == n_bytes,
+        exact_bytes=n_token_bytes == n_bytes,
     )
 
 
 def source_of_files(files: Sequence[str]) -> dict[str, Any]:
-    """Names and SHA-256 of files; of an address its name alone."""
+    """Names and SHA-256 of files; of an address only its name."""
     return {"files": {each: None if "://" in each else file_sha256(Path(each)) for each in files}}
 
 
 def _short(pattern: str) -> str:
-    """The last folder and the name, or of an archive's member its name."""
+    """The last folder and the name, or the name of an archive's member."""
     return "/".join(pattern.partition("::")[0].rpartition("://")[2].split("/")[-2:])
 
 
 def text_of_shards(folder: ShardFolder, *, joined: bool = True) -> Text:
-    """The held-out text of a folder of shards.
-
-    Args:
-        joined: each corpus as one stream, as in training; else each document by itself.
-    """
+    """Take the held-out text of a folder of shards: each corpus as one stream, as in training, or each document."""
     corpora = folder.corpora("validation")
     if joined:
         documents = [folder.stream("validation", corpus) for corpus in corpora]

@@ -21,7 +21,7 @@ from gptstar.evaluation.tables import comparison_table, cost_line, length_markdo
 from gptstar.files import write_text
 from gptstar.model import GPT
 from gptstar.model.attention import scaled_rotary
-from gptstar.model.positions import RotaryScaling
+from gptstar.model.positions import Scaling as PositionScaling
 
 
 def study(
@@ -112,7 +112,7 @@ def _scaled(
     def within(length: int) -> contextlib.AbstractContextManager[object]:
         if scaling == "none" or trained_at is None:
             return contextlib.nullcontext()
-        return scaled_rotary(model, RotaryScaling(scaling, max(1.0, length / trained_at), trained_at))
+        return scaled_rotary(model, PositionScaling(scaling, max(1.0, length / trained_at), trained_at))
 
     return within
 

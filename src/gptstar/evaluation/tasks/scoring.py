@@ -120,7 +120,7 @@ class Scorer:
             scope = self._view(batch, length) if batch[0].branched else None
             read, needed = to_device(tokens, self.device), to_device(wanted, self.device)
             if most <= (0.8 if scope is not None else 0.5) * length:
-                hidden = self.model.hidden(read, scope, wanted=needed)  # (row, wanted, d_model)
+                hidden = self.model.hidden(read, scope, selected=needed)  # (row, selected, d_model)
             else:  # selecting the tokens would cost more than it saves
                 hidden = self.model.hidden(read, scope)
                 hidden = hidden.gather(1, needed[..., None].expand(-1, -1, hidden.shape[2]))

@@ -9,11 +9,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 
 def block_mask(n_positions: int, documents: Tensor | None, device: torch.device) -> BlockMask:
-    """Return which blocks of keys a block of queries sees: what is not later, and within its document.
-
-    Args:
-        documents: `(batch, position)`, int64, or None where attention goes across documents.
-    """
+    """Mask keys that stand after a query, and with documents `(batch, position)`, int64, those of other documents."""
     if documents is None:
         return create_block_mask(_causal, None, None, n_positions, n_positions, device=device)
 
@@ -28,16 +24,9 @@ def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, mask: BlockMask) -> Tensor:
-    """Attention to what a mask shows, with a linear bias where slopes are given; neither scores nor bias are kept.
+    """Attention under a mask, with a linear bias where slopes are given; neither scores nor bias are kept.
 
-    Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself.
-
-    Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise, of the same dtype.
-        slopes: `(head,)`, float32, or None for no bias.
-
-    Returns:
-        `(batch, head, position, d_head)`.
+    Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself. Inputs have the same dtype.
 
     Source: Dong et al., "Flex Attention", 2024.
     """

@@ -43,8 +43,7 @@ def decode(
         options: `sampling`, `numbers` and `compiled`, as `steps` takes them; it lists the errors, too.
     """
     continuations: list[list[int]] = [[] for _ in prompts]
-    by_number = ended and (lambda number: ended(continuations[number]))
-    for step in steps(model, prompts, n_new, ended=by_number, **options):
+    for step in steps(model, prompts, n_new, ended=ended and (lambda number: ended(continuations[number])), **options):
         for drawn in step:
             continuations[drawn.number].append(drawn.token)
     return continuations

@@ -51,7 +51,9 @@ class GPT(nn.Module):
             self.norm = nn.LayerNorm(config.d_model)
         if device.type != "meta":
             self.to_empty(device=device)
-            self.initialise()
+            with torch.no_grad():
+                for name, value in self.initial_weights():
+                    self.get_parameter(name).copy_(value)
 
     def use(
         self,
@@ -74,12 +76,6 @@ class GPT(nn.Module):
                 module.form = attention
             elif isinstance(module, Block):
                 module.activation_checkpointing = activation_checkpointing
-
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw new weights."""
-        for name, value in self.initial_weights():
-            self.get_parameter(name).copy_(value)
 
     def initial_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Draw weights as GPT-2: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one.
@@ -167,7 +163,8 @@ class GPT(nn.Module):
         assert isinstance(first, Attention)
         scope = last = first.shared_scope(x, scope)
         if selected is not None:
-            last = (view or View.causal(x.shape[1], x.device)).select(selected)
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+            last = (view or View(positions, positions)).select(selected)
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, last if number == len(self.blocks) else scope)
         return self.norm(x)

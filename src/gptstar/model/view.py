@@ -83,12 +83,6 @@ class View:
     selected: Tensor | None = None
     _masks: dict[Positions | None, Tensor] = field(default_factory=dict)
 
-    @classmethod
-    def causal(cls, n_positions: int, device: torch.device) -> "View":
-        """Return the view of sequences that are read from their beginnings."""
-        positions = torch.arange(n_positions, device=device)[None]
-        return cls(positions, positions)
-
     def select(self, selected: Tensor) -> "View":
         """Return the same view for a block that computes the output of some tokens only: `(batch, selected)`, int64."""
         mask = self.mask

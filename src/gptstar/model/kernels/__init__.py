@@ -1,4 +1,4 @@
-"""Ways to compute causal attention: one short definition, and the fast forms that are tested against it.
+"""Fast ways to compute causal attention, each of which is tested against the definition.
 
 They take `query`, `key` and `value`, `(batch, head, position, d_head)`, and return the same shape. They may take:
 

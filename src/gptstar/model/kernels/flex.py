@@ -10,17 +10,13 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 def block_mask(n_positions: int, documents: Tensor | None, device: torch.device) -> BlockMask:
     """Mask keys that stand after a query, and with documents `(batch, position)`, int64, those of other documents."""
-    if documents is None:
-        return create_block_mask(_causal, None, None, n_positions, n_positions, device=device)
 
-    def within(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (documents[batch, query] == documents[batch, key])
+    def attends(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_causal = query >= key
+        return is_causal if documents is None else is_causal & (documents[batch, query] == documents[batch, key])
 
-    return create_block_mask(within, len(documents), None, n_positions, n_positions, device=device)
-
-
-def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    return query >= key
+    n_rows = None if documents is None else len(documents)
+    return create_block_mask(attends, n_rows, None, n_positions, n_positions, device=device)
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, mask: BlockMask) -> Tensor:

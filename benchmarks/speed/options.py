@@ -66,8 +66,9 @@ def join_products(joined: Joined) -> None:
         qkv, up, out, down = self.attention.qkv, self.mlp.up, self.attention.out, self.mlp.down
         widths = [*3 * [qkv.out_features // 3], up.out_features]
         weight, bias = (torch.cat(parts) for parts in ((qkv.weight, up.weight), (qkv.bias, up.bias)))
-        query, key, value, hidden = torch.split(linear(self.norm(x), weight, bias), widths, dim=-1)
-        mixed, hidden = self.attention.mixed(query, key, value, scope), self.mlp.gelu(hidden)
+        normed = self.norm(x)
+        query, key, value, hidden = torch.split(linear(normed, weight, bias), widths, dim=-1)
+        mixed, hidden = self.attention.mixed(normed, query, key, value, scope), self.mlp.gelu(hidden)
         if joined == "inputs":
             return x + out(mixed) + down(hidden)
         weight = torch.cat((out.weight, down.weight), dim=1)

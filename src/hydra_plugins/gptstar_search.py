@@ -3,14 +3,13 @@
 Hydra finds its plugins in this package. The field's own `hydra-optuna-sweeper` holds to Optuna 2 (of 2021).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -29,10 +28,10 @@ class SearchConf:
     """`hydra.sweeper` with `hydra/sweeper=search`.
 
     Attributes:
-        n_trials: runs in all, those of earlier starts in the same output among them.
+        n_trials: runs in all, including those of earlier starts in the same output.
         n_jobs: runs at a time, where the launcher has room for several.
         seed: of the proposals.
-        params: as of Hydra's own sweeper: ranges by key.
+        params: ranges by key, as Hydra's own sweeper takes them.
     """
 
     _target_: str = "hydra_plugins.gptstar_search.SearchSweeper"
@@ -48,7 +47,7 @@ ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchCo
 class SearchSweeper(Sweeper):
     """Minimises the validation loss over the ranges of the command line, such as `tag(log,interval(1e-4,1e-2))`.
 
-    What was finished is remembered in `search.log` in the output; what was interrupted goes on first.
+    Finished runs are remembered in `search.log` in the output; interrupted ones go on first.
     """
 
     launcher: Launcher
@@ -57,20 +56,17 @@ class SearchSweeper(Sweeper):
         self._n_trials, self._n_jobs, self._seed, self._params = n_trials, n_jobs, seed, params or {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """As Hydra asks for."""
+        """Prepare as Hydra requires."""
         self._context, self._folder = hydra_context, Path(config.hydra.sweep.dir)
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run trials until there are enough.
-
-        Returns:
-            The best values.
+        """Run trials until there are enough, and return the best values.
 
         Raises:
-            ConfigError: Optuna is not installed, or nothing is searched over.
+            ConfigError: Optuna is not installed, or there is no range to search.
         """
         from gptstar.errors import ConfigError
 
@@ -80,37 +76,38 @@ class SearchSweeper(Sweeper):
             raise ConfigError("hydra/sweeper=search needs the package optuna: pip install 'gptstar[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
-        given = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
-        alike = [each for each in given if not each.is_sweep_override()]
-        fixed = [f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in alike]
-        space = {each.get_key_element(): _distribution(each) for each in given if each.is_sweep_override()}
+        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
+        space = {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
+        constant = [each for each in overrides if not each.is_sweep_override()]
+        fixed = [f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in constant]
         if not space:
             example = "optimizer.learning_rate='tag(log,interval(1e-4,1e-2))'"
             raise ConfigError(f"hydra/sweeper=search: give a range, such as {example}")
         self._folder.mkdir(parents=True, exist_ok=True)
         study = _study(self._folder / JOURNAL, self._seed)
-        while (left := self._n_trials - _told(study)) > 0:
-            trials = [study.ask(space) for _ in range(min(self._n_jobs, left))]
+        while (n_left := self._n_trials - _n_settled(study)) > 0:
+            trials = [study.ask(space) for _ in range(min(self._n_jobs, n_left))]
             jobs = [[*fixed, *(f"{key}={trial.params[key]}" for key in space)] for trial in trials]
-            for trial, done in zip(trials, self.launcher.launch(jobs, initial_job_idx=trials[0].number), strict=True):
-                _tell(study, trial, done)
-        if _finished(study):
-            best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
-            print(f"best of {len(_finished(study))}: validation loss {study.best_value:.4f} with {best}")
-            return study.best_params
-        return None
+            results = self.launcher.launch(jobs, initial_job_idx=trials[0].number)
+            for trial, result in zip(trials, results, strict=True):
+                _tell(study, trial, result)
+        finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+        if not finished:
+            return None
+        best = " ".join(f"{key}={value}" for key, value in study.best_params.items())
+        print(f"best of {len(finished)}: validation loss {study.best_value:.4f} with {best}")
+        return study.best_params
 
 
 def _study(journal: Path, seed: int) -> "optuna.Study":
-    """The study in a journal, as it was left: trials that did not end are put first in the queue."""
+    """Open the study in a journal as it was left, and put trials that did not end first in the queue."""
     import optuna
-    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    began = _lines(journal)  # so that a search that goes on does not propose again what it did at first
+    n_lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
     study = optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(journal))),
-        sampler=optuna.samplers.TPESampler(seed=seed + began),
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))),
+        sampler=optuna.samplers.TPESampler(seed=seed + n_lines),  # a search that goes on must not repeat its proposals
         study_name="search",
         load_if_exists=True,
     )
@@ -120,30 +117,20 @@ def _study(journal: Path, seed: int) -> "optuna.Study":
     return study
 
 
-def _lines(journal: Path) -> int:
-    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+def _n_settled(study: "optuna.Study") -> int:
+    """Count the trials that found a loss, and those whose run failed, but none that was only interrupted."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state.name == "COMPLETE" or "refused" in trial.user_attrs for trial in trials)
 
 
-def _finished(study: "optuna.Study") -> list[Any]:
-    import optuna
-
-    return study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-
-
-def _told(study: "optuna.Study") -> int:
-    """Trials that count: those that found a loss, and those whose run failed, but none that was only interrupted."""
-    failed = [trial for trial in study.get_trials(deepcopy=False) if "refused" in trial.user_attrs]
-    return len(_finished(study)) + len(failed)
-
-
-def _tell(study: "optuna.Study", trial: "optuna.Trial", done: JobReturn) -> None:
+def _tell(study: "optuna.Study", trial: "optuna.Trial", result: JobReturn) -> None:
     import optuna
 
     from gptstar.results.run import Run
 
-    assert done.hydra_cfg is not None
-    folder = Path(done.hydra_cfg.hydra.runtime.output_dir)
-    run = Run.read(folder) if folder.is_dir() else None  # one that was refused leaves none
+    assert result.hydra_cfg is not None
+    folder = Path(result.hydra_cfg.hydra.runtime.output_dir)
+    run = Run.read(folder) if folder.is_dir() else None  # a run that was refused leaves none
     if run is not None and run.state == "finished":
         study.tell(trial, run.validation_loss)
     else:
@@ -152,18 +139,16 @@ def _tell(study: "optuna.Study", trial: "optuna.Trial", done: JobReturn) -> None
 
 
 def _distribution(override: Override) -> Any:
-    """Optuna's for one of Hydra's."""
+    """Translate a range of Hydra's into a distribution of Optuna's."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     sweep = override.value()
     if isinstance(sweep, IntervalSweep):
         assert sweep.start is not None
         assert sweep.end is not None
-        if isinstance(sweep.start, int) and isinstance(sweep.end, int):
-            return IntDistribution(sweep.start, sweep.end, log="log" in sweep.tags)
-        return FloatDistribution(sweep.start, sweep.end, log="log" in sweep.tags)
+        is_whole = isinstance(sweep.start, int) and isinstance(sweep.end, int)
+        distribution: Any = IntDistribution if is_whole else FloatDistribution
+        return distribution(sweep.start, sweep.end, log="log" in sweep.tags)
     if isinstance(sweep, RangeSweep):
         return CategoricalDistribution(list(sweep.range()))
-    assert isinstance(sweep, ChoiceSweep)
-    values: Sequence[Any] = [str(each) for each in override.sweep_string_iterator()]
-    return CategoricalDistribution(values)
+    return CategoricalDistribution([str(each) for each in override.sweep_string_iterator()])

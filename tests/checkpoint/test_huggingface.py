@@ -360,7 +360,7 @@ def test_what_is_damaged_elsewhere_is_named(bpe, tmp_path):
     for change, message in (
         ({"positions": "sinusoidal"}, "positions=sinusoidal is not known: there are alibi, learned, rotary, none"),
         ({"n_layers": 4}, r"the weights lack blocks\.3\."),
-        ({"n_ctx": 5}, "n_ctx=5 is the capacity of learned positions"),
+        ({"n_ctx": 5}, "n_ctx=5 does not fit model.positions=alibi"),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=message):

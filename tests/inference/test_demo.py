@@ -74,7 +74,7 @@ def address(served: Served) -> str:
 
 def asked(**changes: Any) -> Request:
     values = {"prompt": "a", "n_new": 5, "method": "Nucleus", "seed": 1} | GIVEN | changes
-    return Request.of(LIMITS, **values)
+    return Request.parse(LIMITS, **values)
 
 
 def test_only_the_settings_of_a_method_apply() -> None:
@@ -130,7 +130,7 @@ def test_all_that_is_shown_is_escaped(tokenizer: Tokenizer) -> None:
     page = Page('<script>alert("1")</script>', tokenizer)
     wanted = tokenizer.encode(["<b> & \" ' 猫"])[0].tolist()
     for token in wanted:
-        page.add(Piece(0, tokenizer.text_of(token), token, -1.0, ((token, -1.0),)))
+        page.add(Piece(0, token, -1.0, ((token, -1.0),), tokenizer.text_of(token)))
     without = re.sub(
         r'<(div class="written"|span class="given"|i class="p\d" data-tip="[^"<>]*")>|</(div|span|i)>', "", page.html
     )
@@ -221,7 +221,7 @@ def test_a_text_ends_when_its_time_is_over(tokenizer: Tokenizer) -> None:
 
     began = time.monotonic()
     limits = Limits(tokens=100_000, seconds=1)
-    request = Request.of(limits, "the", 100_000, "Greedy", 0, **GIVEN)
+    request = Request.parse(limits, "the", 100_000, "Greedy", seed=0, **GIVEN)
     *_, last = _frames({"one": build_with(tokenizer, {})}, request, limits)
     assert time.monotonic() - began < 3
     assert "stopped after 1 seconds" in last[1]

@@ -14,7 +14,7 @@ from gptstar.inference.int8 import Int8Linear, quantised
 from gptstar.inference.packed import JoinedLinear, PackedGPT, PackedLinear, packed
 from gptstar.model import GPT, GPTConfig, attention
 from gptstar.model.attention import scaled_rotary
-from gptstar.model.positions import RotaryScaling
+from gptstar.model.positions import Scaling
 
 has_int8 = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no VNNI")
 has_bf16 = pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
@@ -143,10 +143,10 @@ def test_packing_changes_nothing(kind, layer):
     assert isinstance(twin, PackedGPT)
     assert sum(isinstance(module, layer) for module in twin.modules()) == matrices(kind)
     assert twin.token_embedding.weight.data_ptr() == model.token_embedding.weight.data_ptr()
-    wanted = torch.tensor([[36, 4], [2, 2], [0, 17]])
+    selected = torch.tensor([[36, 4], [2, 2], [0, 17]])
     with torch.inference_mode():
         torch.testing.assert_close(twin(tokens), model(tokens), atol=1e-5, rtol=1e-5)
-        found, exact = (m.hidden(tokens, wanted=wanted) for m in (twin, model))
+        found, exact = (m.hidden(tokens, selected=selected) for m in (twin, model))
         torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-5)
     assert decode(twin, tokens.tolist(), 4) == decode(model, tokens.tolist(), 4)
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -238,7 +238,7 @@ def test_scaled_rotary_positions_are_packed_too(packing, residual):
     plain = packing(model)
     with torch.inference_mode():
         unscaled = plain(tokens)
-        with scaled_rotary(model, RotaryScaling("yarn", 4.0, 10)):
+        with scaled_rotary(model, Scaling("yarn", 4.0, 10)):
             exact, found = model(tokens), packing(model)(tokens)
             assert torch.equal(plain(tokens), unscaled)  # what was packed before stays as it was
     scale = exact.std()

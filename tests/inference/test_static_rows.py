@@ -1,5 +1,6 @@
 """Decoding by static tensors, as a GPU does it: the tokens and log-probabilities of the form for CPUs."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -11,8 +12,7 @@ from gptstar.inference.memory import activation_bytes, cache_bytes
 from gptstar.inference.packed import JoinedLinear, PackedGPT, packed
 from gptstar.inference.rows import Rows, piece_for
 from gptstar.inference.sampling import GREEDY, Sampling
-from gptstar.inference.static_cache import StaticCache
-from gptstar.inference.static_rows import BLOCK, StaticRows
+from gptstar.inference.static_rows import BLOCK, StaticCache, StaticRows
 from gptstar.model import GPTConfig
 from support.models import KINDS, PROMPTS, build, by_itself, by_positions, lively
 
@@ -43,23 +43,21 @@ def run(model, prompts, n_new, rule=None, **choices):
     texts, found = [[] for _ in prompts], []
     ended = None if rule is None else partial(rule, texts)
     for step in steps(model, prompts, n_new, ended=ended, n_likeliest=3, **choices):
-        for number, token in zip(step.numbers, step.tokens, strict=True):
-            texts[number].append(token)
+        for drawn in step:
+            texts[drawn.number].append(drawn.token)
         found.append(step)
     return found, texts
 
 
 def assert_same_steps(found, expected, atol=1e-5):
-    assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        assert one.numbers == other.numbers
-        assert one.tokens == other.tokens
-        torch.testing.assert_close(one.log_probabilities, other.log_probabilities, atol=atol, rtol=0)
-        values = [[value for _, value in row] for row in one.likeliest]
-        assert [[token for token, _ in row] for row in one.likeliest] == [
-            [t for t, _ in row] for row in other.likeliest
-        ]
-        torch.testing.assert_close(values, [[v for _, v in row] for row in other.likeliest], atol=atol, rtol=0)
+    assert list(map(len, found)) == list(map(len, expected))
+    for mine, its in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
+        assert (mine.number, mine.token) == (its.number, its.token)
+        torch.testing.assert_close(mine.log_probability, its.log_probability, atol=atol, rtol=0)
+        tokens, values = zip(*mine.likeliest, strict=True)
+        other_tokens, other_values = zip(*its.likeliest, strict=True)
+        assert tokens == other_tokens
+        torch.testing.assert_close(values, other_values, atol=atol, rtol=0)
 
 
 @by_positions
@@ -110,9 +108,9 @@ def test_rows_are_dropped_when_half_have_ended(static, monkeypatch):
     static()
     texts, found = [[] for _ in PROMPTS], []
     for each in steps(model, PROMPTS, 9, ended=lambda number: len(texts[number]) == lengths[number]):
-        found.append(each.numbers)
-        for number, token in zip(each.numbers, each.tokens, strict=True):
-            texts[number].append(token)
+        found.append([drawn.number for drawn in each])
+        for drawn in each:
+            texts[drawn.number].append(drawn.token)
     assert texts == [text[:length] for text, length in zip(expected, lengths, strict=True)]
     assert found == [[0, 1, 2, 3, 4]] * 2 + [[1, 2, 3, 4], [1, 2, 4]] + [[1, 4]] * 5
     # The fifth token's step has begun when the caller learns that the third row of five has ended.

@@ -8,7 +8,7 @@ from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.kernels.bias import linear_bias
-from gptstar.model.positions.alibi import alibi_slopes, slopes_on
+from gptstar.model.positions.alibi import Alibi, alibi_slopes
 from gptstar.model.positions.rotary import rotary_angles, rotate
 
 PRIMES = {"n_layers": 2, "d_model": 44, "n_heads": 11, "n_vocab": 97}
@@ -64,7 +64,15 @@ def test_slopes_for_12_heads_interleave_as_in_the_paper() -> None:
 
 @pytest.mark.parametrize("n_heads", [1, 3, 8, 10, 12, 16, 25])
 def test_slopes_on_a_device_are_the_papers(n_heads: int) -> None:
-    assert torch.equal(slopes_on(torch.device("cpu"), n_heads), torch.tensor(alibi_slopes(n_heads)))
+    def of_the_paper(n_heads: int) -> list[float]:
+        if n_heads & (n_heads - 1) == 0:
+            return [2.0 ** (-8.0 * (head + 1) / n_heads) for head in range(n_heads)]
+        lower = 2 ** math.floor(math.log2(n_heads))
+        return of_the_paper(lower) + of_the_paper(2 * lower)[0::2][: n_heads - lower]
+
+    slopes = Alibi().slopes(n_heads, torch.device("cpu"))
+    assert torch.equal(slopes, torch.tensor(of_the_paper(n_heads)))
+    assert torch.equal(slopes, torch.tensor(alibi_slopes(n_heads)))
 
 
 def test_bias_counts_distances_that_bfloat16_cannot() -> None:

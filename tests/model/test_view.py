@@ -28,9 +28,9 @@ def test_branches_that_share_a_beginning_have_the_logits_of_whole_sequences(kind
     nodes = torch.cat((start, *branches))
     positions = torch.tensor([*range(5), *range(5, 9), *range(5, 12)])
     branch = torch.tensor([0] * 5 + [1] * 4 + [2] * 7)
-    seen = (positions[:, None] >= positions) & ((branch == 0) | (branch[:, None] == branch))
+    mask = (positions[:, None] >= positions) & ((branch == 0) | (branch[:, None] == branch))
     with torch.inference_mode():
-        hidden = model.hidden(nodes[None], View(positions[None], positions[None], seen[None]))
+        hidden = model.hidden(nodes[None], View(positions[None], positions[None], mask[None]))
         together = model.logits(hidden)[0]
         first = model(torch.cat((start, branches[0]))[None])[0]
         second = model(torch.cat((start, branches[1]))[None])[0]
@@ -52,18 +52,18 @@ def test_text_read_in_pieces_through_a_cache_has_the_logits_of_the_whole(kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["positions"])
 @pytest.mark.parametrize("viewed", [False, True])
-def test_the_last_block_computes_what_is_wanted(kind, viewed):
+def test_the_last_block_computes_what_is_selected(kind, viewed):
     model, tokens = build(kind), torch.randint(31, (3, 11))
-    wanted = torch.tensor([[10, 2], [0, 0], [5, 7]])
+    selected = torch.tensor([[10, 2], [0, 0], [5, 7]])
     scope = None
-    if viewed:  # a gap in the positions, and every other token unseen
+    if viewed:  # a gap in the positions, and every other token hidden
         positions = torch.tensor([*range(5), *range(7, 13)]).expand(3, -1)
-        seen = (positions[:, :, None] >= positions[:, None]) & (positions[:, None] % 2 == 0)
-        scope = View(positions, positions, seen | torch.eye(11, dtype=torch.bool))
+        mask = (positions[:, :, None] >= positions[:, None]) & (positions[:, None] % 2 == 0)
+        scope = View(positions, positions, mask | torch.eye(11, dtype=torch.bool))
     with torch.inference_mode():
         whole = model.hidden(tokens, scope)
-        found = model.hidden(tokens, scope, wanted)
-    expected = torch.stack([row[nodes] for row, nodes in zip(whole, wanted, strict=True)])
+        found = model.hidden(tokens, scope, selected)
+    expected = torch.stack([row[nodes] for row, nodes in zip(whole, selected, strict=True)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_a_cache_of_known_capacity_stays_where_it_is():
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind["positions"])
-def test_a_view_that_names_nobody_is_causal(kind):
+def test_a_view_without_a_mask_is_causal(kind):
     model, tokens = build(kind), torch.randint(31, (3, 11))
     cache, pieces = Cache(11), []
     with torch.inference_mode():
@@ -111,11 +111,11 @@ def test_a_view_that_names_nobody_is_causal(kind):
 def test_alibi_of_a_bfloat16_model_counts_past_256():
     """Each head's own mean of the values, were the bias rounded to bfloat16, would be off by a tenth."""
     view, kind = View(torch.tensor([[999]]), torch.arange(1000)[None]), Alibi()
-    mask = view.biased(lambda pairs: kind.bias(pairs, 2, None, None), kind)
+    mask = view.biased_mask(lambda pairs: kind.bias(pairs, 2, None, None), kind)
     assert mask.dtype is torch.float32
     assert mask.shape == (1, 2, 1, 1000)
     assert torch.equal(mask[0, 1, 0], -(999.0 - torch.arange(1000)) / 256)
-    assert view.biased(lambda _: None, kind) is mask  # once for all layers
+    assert view.biased_mask(lambda _: None, kind) is mask  # once for all layers
 
 
 def test_a_view_past_learned_positions_is_refused():

@@ -1,5 +1,54 @@
 """The `gptstar` command, one file per subject."""
 
-from gptstar.cli.command import main
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
 
-__all__ = ["main"]
+from gptstar import __version__
+from gptstar.cli.data import add_data_commands
+from gptstar.cli.generation import add_generation_commands
+from gptstar.cli.model import add_model_commands
+from gptstar.cli.results import add_results_commands
+from gptstar.cli.run import add_run_commands
+from gptstar.entry import one_line_errors
+
+SCRIPTS = {
+    "train": "train a language model: what train.py does",
+    "evaluate": "evaluate a checkpoint: what evaluate.py does",
+}
+"""Commands whose words Hydra reads."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the `gptstar` command."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0] in SCRIPTS:
+        name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # where Hydra reads its words
+        import_module(f"gptstar.launch.{name}").main()
+        return
+    options = _parser().parse_args(words)
+    with one_line_errors():
+        if getattr(options, "plugins", None):
+            from gptstar.choices import import_plugins  # imports pydantic, which --help need not wait for
+
+            import_plugins(tuple(options.plugins))
+        options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="gptstar",
+        description="Train, evaluate, study and use GPT* language models.",
+        epilog="gptstar COMMAND --help explains each.",
+    )
+    parser.add_argument("--version", action="version", version=f"gptstar {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, text in SCRIPTS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    add_model_commands(commands)
+    add_generation_commands(commands)
+    add_run_commands(commands)
+    add_data_commands(commands)
+    add_results_commands(commands)
+    return parser

@@ -1,11 +1,15 @@
 """`gptstar generate` and `gptstar demo`: texts at the command line, and on a page."""
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptstar.cli.plugins import add_plugins
+import rich
+
+from gptstar.cli.arguments import Commands, add_checkpoint, add_command, add_plugins
 from gptstar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,90 +19,66 @@ if TYPE_CHECKING:
 N_LIKELIEST = 5
 
 
-def add_generation_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_generation_commands(commands: Commands) -> None:
     """Add them to the `gptstar` command."""
-    command = commands.add_parser(
-        "generate",
-        help="continue prompts with a trained model",
-        description="Print each prompt and what CHECKPOINT makes of it. Without a prompt it begins a document.",
-    )
-    command.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, a run directory, or an export"
-    )
-    texts = command.add_argument_group("texts")
-    texts.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="to continue; may be repeated")
-    texts.add_argument(
-        "--file", type=Path, metavar="FILE", help="a prompt to read: the whole file, - for standard input"
-    )
-    texts.add_argument("-n", type=int, default=1, metavar="N", help="continuations of each (default: %(default)s)")
-    texts.add_argument("--tokens", type=int, default=200, metavar="N", help="to add at most (default: %(default)s)")
-    texts.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be repeated")
+    description = "Print each prompt and what CHECKPOINT makes of it. Without a prompt it begins a document."
+    command = add_command(commands, "generate", _generate, "continue prompts with a trained model", description)
+    add_checkpoint(command, "a checkpoint, a run directory, or an export")
+    add = command.add_argument_group("texts").add_argument
+    add("--prompt", action="append", default=[], metavar="TEXT", help="to continue; may be repeated")
+    add("--file", type=Path, metavar="FILE", help="a prompt to read: the whole file, - for standard input")
+    add("-n", type=int, default=1, metavar="N", help="continuations of each (default: %(default)s)")
+    add("--tokens", type=int, default=200, metavar="N", help="to add at most (default: %(default)s)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be repeated")
 
-    drawing = command.add_argument_group("drawing", "filters apply in this order, and together")
-    drawing.add_argument("--greedy", action="store_true", help="take the likeliest token, draw nothing")
-    drawing.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: less of the same")
-    drawing.add_argument("--temperature", type=float, default=0.8, metavar="T", help="(default: %(default)s)")
-    drawing.add_argument(
-        "--top-k", type=int, metavar="K", help="from the K likeliest (default: 50, if no filter is given)"
-    )
-    drawing.add_argument("--top-p", type=float, metavar="P", help="nucleus: from the likeliest that sum to P")
-    drawing.add_argument("--typical-p", type=float, metavar="P", help="from the most typical that sum to P")
-    drawing.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    add = command.add_argument_group("drawing", "filters apply in this order, and together").add_argument
+    add("--greedy", action="store_true", help="take the likeliest token, draw nothing")
+    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: less of the same")
+    add("--temperature", type=float, default=0.8, metavar="T", help="(default: %(default)s)")
+    add("--top-k", type=int, metavar="K", help="from the K likeliest (default: 50, if no filter is given)")
+    add("--top-p", type=float, metavar="P", help="nucleus: from the likeliest that sum to P")
+    add("--typical-p", type=float, metavar="P", help="from the most typical that sum to P")
+    add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
 
-    shown = command.add_argument_group("what is shown")
-    shown.add_argument("--stream", action="store_true", help="print one text as it comes: so it is at a terminal")
-    shown.add_argument(
-        "--probabilities",
-        action="store_true",
-        help=f"a table of tokens, with the {N_LIKELIEST} likeliest of each place",
-    )
-    shown.add_argument(
-        "--json", action="store_true", help="a line of JSON a text: tokens, log-probabilities, what ended it"
-    )
-
+    add = command.add_argument_group("what is shown").add_argument
+    add("--stream", action="store_true", help="print one text as it comes: so it is at a terminal")
+    text = f"a table of tokens, with the {N_LIKELIEST} likeliest of each place"
+    add("--probabilities", action="store_true", help=text)
+    add("--json", action="store_true", help="a line of JSON a text: tokens, log-probabilities, what ended it")
     _add_speed(command)
     add_plugins(command)
-    command.set_defaults(run=_generate)
 
-    command = commands.add_parser(
-        "demo",
-        help="a page to try models on, in the browser",
-        description="Serve a page that continues texts with the models: every way to draw, token by token, two side by "
-        "side. It is for this machine alone unless --host says otherwise.",
+    description = (
+        "Serve a page that continues texts with the models: every way to draw, token by token, two side by side. It is "
+        "for this machine alone unless --host says otherwise."
     )
-    command.add_argument(
-        "checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help="checkpoints, run directories, or exports"
-    )
-    command.add_argument("--host", default="127.0.0.1", help="0.0.0.0 for all who reach it (default: %(default)s)")
-    command.add_argument("--port", type=int, metavar="N", help="(default: the first free one from 7860)")
-    limits = command.add_argument_group("limits, for a visitor")
-    limits.add_argument("--tokens", type=int, default=1000, metavar="N", help="new ones (default: %(default)s)")
-    limits.add_argument("--characters", type=int, default=20_000, metavar="N", help="of prompt (default: %(default)s)")
-    limits.add_argument("--seconds", type=float, default=120, metavar="S", help="of writing (default: %(default)s)")
-    limits.add_argument("--at-once", type=int, default=2, metavar="N", help="texts at once (default: %(default)s)")
-    limits.add_argument("--waiting", type=int, default=20, metavar="N", help="who may wait (default: %(default)s)")
+    command = add_command(commands, "demo", _demo, "a page to try models on, in the browser", description)
+    add = command.add_argument
+    text = "checkpoints, run directories, or exports"
+    add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=text)
+    add("--host", default="127.0.0.1", help="0.0.0.0 for all who reach it (default: %(default)s)")
+    add("--port", type=int, metavar="N", help="(default: the first free one from 7860)")
+    add = command.add_argument_group("limits, for a visitor").add_argument
+    add("--tokens", type=int, default=1000, metavar="N", help="new ones (default: %(default)s)")
+    add("--characters", type=int, default=20_000, metavar="N", help="of prompt (default: %(default)s)")
+    add("--seconds", type=float, default=120, metavar="S", help="of writing (default: %(default)s)")
+    add("--at-once", type=int, default=2, metavar="N", help="texts at once (default: %(default)s)")
+    add("--waiting", type=int, default=20, metavar="N", help="who may wait (default: %(default)s)")
     _add_speed(command)
     add_plugins(command)
-    command.set_defaults(run=_demo)
 
 
 def _add_speed(command: argparse.ArgumentParser) -> None:
-    speed = command.add_argument_group("speed")
-    speed.add_argument(
-        "--weights",
-        choices=("float32", "bfloat16", "int8"),
-        default="float32",
-        help="what to read them as: fewer bits are faster and a little less exact (default: %(default)s)",
-    )
-    speed.add_argument(
-        "--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: %(default)s)"
-    )
+    add = command.add_argument_group("speed").add_argument
+    text = "what to read them as: fewer bits are faster and a little less exact (default: %(default)s)"
+    add("--weights", choices=("float32", "bfloat16", "int8"), default="float32", help=text)
+    add("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 … (default: %(default)s)")
 
 
 def _generate(options: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from gptstar.inference.generate import Continuation, generate, stream
+    from gptstar.inference.generate import generate, stream
     from gptstar.inference.loading import load_for_inference
     from gptstar.inference.sampling import Sampling
 
@@ -106,31 +86,30 @@ def _generate(options: argparse.Namespace) -> None:
     is_one, plain = len(prompts) * options.n == 1, not options.json and not options.probabilities
     if options.stream and not (is_one and plain):
         raise ConfigError("--stream prints one text as it comes: drop -n, further prompts, --json and --probabilities")
-    no_filter = options.top_p is None and options.typical_p is None
+    no_filter = options.top_k is None and options.top_p is None and options.typical_p is None
     sampling = Sampling(
-        0.0 if options.greedy else options.temperature,
-        50 if options.top_k is None and no_filter else options.top_k,
-        options.seed,
-        options.top_p,
-        options.typical_p,
-        options.repetition_penalty,
+        temperature=0.0 if options.greedy else options.temperature,
+        top_k=50 if no_filter else options.top_k,
+        seed=options.seed,
+        top_p=options.top_p,
+        typical_p=options.typical_p,
+        repetition_penalty=options.repetition_penalty,
     )
-    told: dict[str, Any] = {"n": options.n, "sampling": sampling, "stop": options.stop}
+    settings: dict[str, Any] = {"n": options.n, "sampling": sampling, "stop": options.stop}
     model = load_for_inference(options.checkpoint, weights=options.weights, device=options.device)
     if is_one and plain and (options.stream or sys.stdout.isatty()):
-        beginning = prompts[0]
-        for piece in stream(model, prompts, options.tokens, **told):
-            print(_visible(beginning + piece.text), end="", flush=True)
-            beginning = ""
-        print(_visible(beginning))
+        unprinted = prompts[0]
+        for piece in stream(model, prompts, options.tokens, **settings):
+            print(_visible(unprinted + piece.text), end="", flush=True)
+            unprinted = ""
+        print(_visible(unprinted))
         return
     with Console(stderr=True).status(f"writing {len(prompts) * options.n} texts of up to {options.tokens} tokens"):
-        texts: list[Continuation] = generate(
-            model, prompts, options.tokens, n_likeliest=None if plain else N_LIKELIEST, **told
-        )
+        n_likeliest = None if plain else N_LIKELIEST
+        texts = generate(model, prompts, options.tokens, n_likeliest=n_likeliest, **settings)
     for number, text in enumerate(texts, start=1):
         if options.json:
-            _print_json(text)
+            print(json.dumps(asdict(text), ensure_ascii=False))
             continue
         if not is_one:
             print(f"--- {number} of {len(texts)} ---")
@@ -153,7 +132,7 @@ def _demo(options: argparse.Namespace) -> None:
     if len(set(names)) < len(names):
         names = list(map(str, options.checkpoints))
     if len(set(names)) < len(names):
-        raise ConfigError("a checkpoint is given twice")
+        raise ConfigError("a checkpoint is given twice: give each once")
     models = {
         name: load_for_inference(path, weights=options.weights, device=options.device)
         for name, path in zip(names, options.checkpoints, strict=True)
@@ -162,7 +141,7 @@ def _demo(options: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> str:
-    """A prompt without the newline that ends a file."""
+    """Read a prompt, without the newline that ends a file."""
     try:
         text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -171,38 +150,26 @@ def _read(path: Path) -> str:
 
 
 def _visible(text: str) -> str:
-    """Text that can't steer a terminal: control characters as pictures of them."""
+    """Replace control characters, which could steer a terminal, with pictures of them."""
     if not sys.stdout.isatty():
         return text
     return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text)
 
 
-def _print_json(text: "Continuation") -> None:
-    import json
-    from dataclasses import asdict
-
-    print(json.dumps(asdict(text), ensure_ascii=False))
-
-
 def _print_probabilities(model: "GPT", text: "Continuation") -> None:
     from math import exp
 
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from gptstar.inference.generate import tokenizer_of
+    from gptstar.inference.generate import printable, tokenizer_of
 
     tokenizer = tokenizer_of(model)
-
-    def shown(token: int) -> str:
-        return repr(tokenizer.text_of(token))[1:-1]
-
     table = Table("token", "probability", f"the {N_LIKELIEST} likeliest")
     table.columns[1].justify = "right"
     for token, log_probability, likeliest in zip(text.tokens, text.log_probabilities, text.likeliest, strict=True):
-        others = "  ".join(f"{shown(other)} {exp(value):.3f}" for other, value in likeliest)
-        table.add_row(Text(shown(token)), f"{exp(log_probability):.3f}", Text(others))
+        others = "  ".join(f"{printable(tokenizer, other)} {exp(value):.3f}" for other, value in likeliest)
+        table.add_row(Text(printable(tokenizer, token)), f"{exp(log_probability):.3f}", Text(others))
     mean = sum(text.log_probabilities) / len(text.log_probabilities)
-    Console().print(table)
+    rich.print(table)
     print(f"perplexity of the continuation: {exp(-mean):.2f}")

@@ -2,93 +2,66 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gptstar.checkpoint.published.registry import MODELS
-from gptstar.cli.plugins import add_plugins
+from gptstar.checkpoint.published.registry import MODELS, TOKENIZER_FINGERPRINT, TOKENIZER_URL, File
+from gptstar.cli.arguments import Commands, add_checkpoint, add_command, add_plugins
 from gptstar.errors import CheckpointError
 
-if TYPE_CHECKING:
-    from gptstar.checkpoint.published.registry import File
 
-
-def add_model_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_model_commands(commands: Commands) -> None:
     """Add them to the `gptstar` command."""
-    command = commands.add_parser(
-        "import",
-        help="turn a model of elsewhere into a checkpoint: Hugging Face folders, the original GPT* code's files",
-        description="Read SOURCE and write OUT. SOURCE is a file of the original code, in either of its layouts: the "
-        "shape is inferred, and the optimizer's state comes along where it is there, so that training can go on: "
-        "train.py resume=OUT. Or it is a Hugging Face folder: one that gptstar exported, or a GPT-2.",
+    text = "turn a model of elsewhere into a checkpoint: Hugging Face folders, the original GPT* code's files"
+    description = (
+        "Read SOURCE and write OUT. SOURCE is a file of the original code, in either of its layouts: the shape is "
+        "inferred, and the optimizer's state comes along where it is there, so that training can go on: train.py "
+        "resume=OUT. Or it is a Hugging Face folder: one that gptstar exported, or a GPT-2."
     )
-    command.add_argument("source", type=Path, metavar="SOURCE", help="a .pth.tar of the original code, or a folder")
-    command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
-    command.add_argument("--heads", type=int, metavar="H", help="attention heads, where a file has no ALiBi slopes")
-    command.add_argument("--tokenizer", type=Path, metavar="FILE", help="`tokenizers` JSON to store with the model")
+    command = add_command(commands, "import", _import, text, description)
+    add = command.add_argument
+    add("source", type=Path, metavar="SOURCE", help="a .pth.tar of the original code, or a folder")
+    add("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
+    add("--heads", type=int, metavar="H", help="attention heads, where a file has no ALiBi slopes")
+    add("--tokenizer", type=Path, metavar="FILE", help="`tokenizers` JSON to store with the model")
     add_plugins(command)
-    command.set_defaults(run=_import)
 
-    command = commands.add_parser(
-        "export",
-        help="write a model as a Hugging Face folder, with a model card",
-        description="Write CHECKPOINT to FOLDER for `AutoModelForCausalLM.from_pretrained(FOLDER, "
-        "trust_remote_code=True)`; a GPT-2 in Hugging Face's own layout, which needs no trust. FOLDER is what "
-        "`hf upload` takes.",
+    description = (
+        "Write CHECKPOINT to FOLDER for `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`; a "
+        "GPT-2 in Hugging Face's own layout, which needs no trust. FOLDER is what `hf upload` takes."
     )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
-    command.add_argument("folder", type=Path, metavar="FOLDER", help="must not exist")
-    command.add_argument(
-        "--context-length",
-        type=int,
-        metavar="N",
-        help="tokens that its users may read at once (default: twice the training context, or what positions hold)",
+    text = "write a model as a Hugging Face folder, with a model card"
+    command = add_command(commands, "export", _export, text, description)
+    add_checkpoint(command)
+    add = command.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="must not exist")
+    text = "tokens that its users may read at once (default: twice the training context, or what positions hold)"
+    add("--context-length", type=int, metavar="N", help=text)
+    add("--name", help="of the model, in its card (default: the folder's)")
+    add("--licence", metavar="ID", help="of the weights, as the Hub abbreviates it: apache-2.0, mit …")
+    text = (
+        "where results are, of which the card tells those of this checkpoint (default: beside it, and runs/evaluations)"
     )
-    command.add_argument("--name", help="of the model, in its card (default: the folder's)")
-    command.add_argument("--licence", metavar="ID", help="of the weights, as the Hub abbreviates it: apache-2.0, mit …")
-    command.add_argument(
-        "--evaluations",
-        type=Path,
-        nargs="*",
-        metavar="DIR",
-        help="where results are, of which the card tells those of this checkpoint (default: beside it, and "
-        "runs/evaluations)",
-    )
+    add("--evaluations", type=Path, nargs="*", metavar="DIR", help=text)
     add_plugins(command)
-    command.set_defaults(run=_export)
 
-    command = commands.add_parser(
-        "download",
-        help="get the weights that the original authors published",
-        description="Download NAME, which goes on where it was cut, and import it. " + _names(),
-    )
-    command.add_argument("name", choices=MODELS, metavar="NAME", help=", ".join(MODELS))
-    command.add_argument(
-        "out", type=Path, nargs="?", metavar="OUT", help="the checkpoint to write (default: NAME.ckpt)"
-    )
-    command.add_argument(
-        "--full-state", action="store_true", help="with the optimizer's state, to train on: three times"
-    )
-    command.add_argument(
-        "--tokenizer", type=Path, metavar="FILE", help="GPT-2's tokenizer.json (default: from the Hub)"
-    )
-    command.add_argument("--url", metavar="URL", help="another address of the same file")
-    command.add_argument("--keep", action="store_true", help="keep the file that was downloaded, beside OUT")
-    command.set_defaults(run=_download)
+    names = "; ".join(f"{name}: {published.what}" for name, published in MODELS.items())
+    description = f"Download NAME, which goes on where it was cut, and import it. {names}"
+    text = "get the weights that the original authors published"
+    add = add_command(commands, "download", _download, text, description).add_argument
+    add("name", choices=MODELS, metavar="NAME", help=", ".join(MODELS))
+    add("out", type=Path, nargs="?", metavar="OUT", help="the checkpoint to write (default: NAME.ckpt)")
+    add("--full-state", action="store_true", help="with the optimizer's state, to train on: three times")
+    add("--tokenizer", type=Path, metavar="FILE", help="GPT-2's tokenizer.json (default: from the Hub)")
+    add("--url", metavar="URL", help="another address of the same file")
+    add("--keep", action="store_true", help="keep the file that was downloaded, beside OUT")
 
-    command = commands.add_parser(
-        "consolidate",
-        help="make one file of a checkpoint that several ranks wrote",
-        description="Read CHECKPOINT, verified, and write OUT: a file, with nothing lost.",
-    )
-    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory")
-    command.add_argument("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
-    command.add_argument("--weights-only", action="store_true", help="leave out what only training needs: two thirds")
+    description = "Read CHECKPOINT, verified, and write OUT: a file, with nothing lost."
+    text = "make one file of a checkpoint that several ranks wrote"
+    command = add_command(commands, "consolidate", _consolidate, text, description)
+    add_checkpoint(command)
+    add = command.add_argument
+    add("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
+    add("--weights-only", action="store_true", help="leave out what only training needs: two thirds")
     add_plugins(command)
-    command.set_defaults(run=_consolidate)
-
-
-def _names() -> str:
-    return "; ".join(f"{name}: {published.what}" for name, published in MODELS.items())
 
 
 def _import(options: argparse.Namespace) -> None:
@@ -147,7 +120,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
-    from gptstar.checkpoint.published.registry import TOKENIZER_FINGERPRINT, TOKENIZER_URL, File
+    from gptstar.checkpoint.published.fetch import OTHERWISE
     from gptstar.data.tokenizer import Tokenizer
 
     published = MODELS[options.name]
@@ -160,13 +133,13 @@ def _download(options: argparse.Namespace) -> None:
     _refuse_existing(out)
     tokenizer = options.tokenizer or out.parent / "gpt2-tokenizer.json"
     if options.tokenizer is None:
-        _with_a_bar(File(TOKENIZER_URL), tokenizer, otherwise="give GPT-2's tokenizer.json as --tokenizer FILE")
+        _fetch(File(TOKENIZER_URL), tokenizer, otherwise="give GPT-2's tokenizer.json as --tokenizer FILE")
     if Tokenizer.from_file(tokenizer).fingerprint != TOKENIZER_FINGERPRINT:
         raise CheckpointError(
             f"{tokenizer} is not GPT-2's tokenizer, which {options.name} was trained with: replace it"
         )
     fetched = out.parent / file.url.rpartition("/")[2]
-    sha256 = _with_a_bar(file, fetched)
+    sha256 = _fetch(file, fetched, otherwise=OTHERWISE)
     print(
         f"{fetched}: {fetched.stat().st_size:,} bytes, sha256 {sha256}" + ("" if file.sha256 else ", never published")
     )
@@ -175,22 +148,21 @@ def _download(options: argparse.Namespace) -> None:
         fetched.unlink()
 
 
-def _with_a_bar(file: "File", path: Path, otherwise: str | None = None) -> str:
-    """Download a file, and show how far it is."""
+def _fetch(file: File, path: Path, *, otherwise: str) -> str:
+    """Download a file behind a progress bar, and return its SHA-256."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    from gptstar.checkpoint.published.fetch import OTHERWISE, fetch
+    from gptstar.checkpoint.published.fetch import fetch
 
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        return fetch(
-            file,
-            path,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-            otherwise=otherwise or OTHERWISE,
-        )
+
+        def progress(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return fetch(file, path, progress=progress, otherwise=otherwise)
 
 
 def _consolidate(options: argparse.Namespace) -> None:

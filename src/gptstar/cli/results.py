@@ -1,63 +1,100 @@
-"""`gptstar runs` and `gptstar report`: what has been run, and what came out of it."""
+"""`gptstar compare`, `evaluation bundle`, `runs` and `report`: what was run, and what came out of it."""
 
 import argparse
 from pathlib import Path
 
+import rich
 
-def add_results_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+from gptstar.cli.arguments import Commands, add_command
+
+
+def add_results_commands(commands: Commands) -> None:
     """Add them to the `gptstar` command."""
-    command = commands.add_parser(
-        "runs",
-        help="list runs: how far, how good, how fast",
-        description="A line for each run in the folders, at any depth.",
+    text = "set the results of two evaluations against each other, item by item"
+    description = (
+        "Pair the items of A and B, and say for each task how they differ, within which interval, and how likely "
+        "chance alone is to do that. B minus A."
     )
-    command.add_argument(
-        "folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER", help="(default: runs)"
-    )
-    command.add_argument("--json", action="store_true", help="print JSON instead")
-    command.set_defaults(run=_runs)
+    add = add_command(commands, "compare", _compare, text, description).add_argument
+    for name in ("a", "b"):
+        add(name, type=Path, metavar=name.upper(), help="a results.json of evaluate.py, or its folder")
+    add("--markdown", action="store_true", help="print a Markdown table instead")
+    add("--json", action="store_true", help="print JSON instead")
 
-    command = commands.add_parser(
-        "report",
-        help="write what a set of runs found: what was varied, losses, effects, pictures",
-        description="Write report.html, which holds all it needs, and report.md, about any set of runs.",
+    group = commands.add_parser("evaluation", help="what evaluation needs, gathered for machines without network")
+    text = "gather the items of tasks in a folder, with hashes and licences"
+    description = (
+        "Write each task's items to FOLDER, for `evaluate.py evaluation.data_dir=FOLDER`. The same command goes on "
+        "where an earlier one was interrupted."
     )
-    command.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of such")
-    command.add_argument("--output", type=Path, metavar="DIR", help="(default: report, in the first folder)")
-    command.add_argument("--title", metavar="TEXT", help="(default: the folders' names)")
-    command.add_argument(
+    parts = group.add_subparsers(metavar="COMMAND", required=True)
+    add = add_command(parts, "bundle", _bundle, text, description).add_argument
+    add("folder", type=Path, metavar="FOLDER")
+    add("--tasks", metavar="A,B", help="tasks of the harness (default: those that GPT* was published with)")
+    add("--num-fewshot", type=int, metavar="N", help="examples before each item, which are items of another split")
+    add("--from", type=Path, dest="source", metavar="DIR", help="a folder of files to take, not the Hub")
+
+    description = "A line for each run in the folders, at any depth."
+    add = add_command(commands, "runs", _runs, "list runs: how far, how good, how fast", description).add_argument
+    add("folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER", help="(default: runs)")
+    add("--json", action="store_true", help="print JSON instead")
+
+    text = "write what a set of runs found: what was varied, losses, effects, pictures"
+    description = "Write report.html, which holds all it needs, and report.md, about any set of runs."
+    add = add_command(commands, "report", _report, text, description).add_argument
+    add("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of such")
+    add("--output", type=Path, metavar="DIR", help="(default: report, in the first folder)")
+    add("--title", metavar="TEXT", help="(default: the folders' names)")
+    add(
         "--against",
         metavar="LEVEL",
         help="compare arms with this one, such as an experiment's name (default: the first of each factor)",
     )
-    command.set_defaults(run=_report)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from gptstar.evaluation.compare import compare, comparison_markdown, comparison_table
+    from gptstar.evaluation.results import read_tasks, to_json
+
+    comparison = compare(read_tasks(options.a), read_tasks(options.b))
+    if options.json:
+        print(to_json(asdict(comparison)), end="")
+    elif options.markdown:
+        print(comparison_markdown(comparison))
+    else:
+        rich.print(comparison_table(comparison))
+
+
+def _bundle(options: argparse.Namespace) -> None:
+    from gptstar.evaluation.tasks.bundle import bundle
+    from gptstar.evaluation.tasks.config import SUITE
+
+    tasks = tuple(options.tasks.split(",")) if options.tasks else SUITE
+    bundle(tasks, options.folder, source=options.source, console=rich.get_console(), num_fewshot=options.num_fewshot)
 
 
 def _runs(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
+    from gptstar.evaluation.results import to_json
     from gptstar.results.run import find_runs
     from gptstar.results.table import as_records, runs_table
 
-    found = find_runs(options.folders)
+    runs = find_runs(options.folders)
     if options.json:
-        from gptstar.evaluation.results import to_json
-
-        print(to_json({"runs": as_records(found)}), end="")
+        print(to_json({"runs": as_records(runs)}), end="")
         return
-    console = Console()
-    console.print(runs_table(found))
-    for run in found:
+    console = rich.get_console()
+    console.print(runs_table(runs))
+    for run in runs:
         if run.state == "failed":
             console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from gptstar.results.report import write_report
 
     output = options.output or options.folders[0] / "report"
-    with Console().status("reading the runs"):
+    with rich.get_console().status("reading the runs"):
         written = write_report(options.folders, output, options.title, options.against)
     print("\n".join(map(str, written)))

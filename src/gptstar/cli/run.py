@@ -2,44 +2,41 @@
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import rich
+
+from gptstar.cli.arguments import Commands, add_command
+from gptstar.errors import ConfigError
 
 if TYPE_CHECKING:
     from gptstar.config import TrainConfig
     from gptstar.training.plan import Device, Memory
 
 
-def add_run_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_run_commands(commands: Commands) -> None:
     """Add them to the `gptstar` command."""
     for name, run, text in (
         ("prepare", _prepare, "tokenise text into shards, as train.py would before its first step"),
         ("config", _config, "print the configuration of a run, checked, and what follows from it"),
     ):
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}. Takes the overrides of train.py.",
-            epilog=f"example: gptstar {name} data=local data.files='text/*.jsonl.zst' model.n_vocab=4096",
-        )
-        _add_overrides(command)
-        command.set_defaults(run=run)
+        description = f"{text[0].upper()}{text[1:]}. Takes the overrides of train.py."
+        epilog = f"example: gptstar {name} data=local data.files='text/*.jsonl.zst' model.n_vocab=4096"
+        _add_overrides(add_command(commands, name, run, text, description, epilog))
 
-    command = commands.add_parser(
-        "plan",
-        help="say what a run needs and how long it takes, by arithmetic",
-        description="Memory of each device, tokens a second and hours of a run, before anything is started. Takes the "
-        "overrides of train.py; the text need not be there.",
-        epilog="example: gptstar plan experiment=gpt_1b3 hardware=fsdp hardware.devices=8 --device H100",
+    text = "say what a run needs and how long it takes, by arithmetic"
+    description = (
+        "Memory of each device, tokens a second and hours of a run, before anything is started. Takes the overrides of "
+        "train.py; the text need not be there."
     )
+    epilog = "example: gptstar plan experiment=gpt_1b3 hardware=fsdp hardware.devices=8 --device H100"
+    command = add_command(commands, "plan", _plan, text, description, epilog)
     _add_overrides(command)
-    command.add_argument(
-        "--device", metavar="NAME", help="a GPU, such as H100 or A100 (default: what this machine has)"
-    )
-    command.add_argument(
-        "--share", type=float, metavar="X", help="share of the peak that training reaches (default: as measured)"
-    )
-    command.set_defaults(run=_plan)
+    add = command.add_argument
+    add("--device", metavar="NAME", help="a GPU, such as H100 or A100 (default: what this machine has)")
+    add("--share", type=float, metavar="X", help="share of the peak that training reaches (default: as measured)")
 
 
 def _add_overrides(command: argparse.ArgumentParser) -> None:
@@ -47,22 +44,25 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config-dir", type=Path, metavar="DIR", help="a folder with groups of your own")
 
 
-def _prepare(options: argparse.Namespace) -> None:
-    from rich.console import Console
+def _print(line: str) -> None:
+    """Print a line as it is: neither wrapped nor highlighted."""
+    rich.get_console().print(line, soft_wrap=True, highlight=False)
 
+
+def _prepare(options: argparse.Namespace) -> None:
     from gptstar.config import TrainConfig
     from gptstar.data.inspection.inspect import shard_table
     from gptstar.data.preparation.parts import Part
     from gptstar.data.preparation.prepare import ensure_prepared
     from gptstar.entry import compose
 
-    words = [word.removeprefix("part=") for word in options.overrides if word.startswith("part=")]
-    part = Part.parse(words[-1]) if words else None
+    parts = [word.removeprefix("part=") for word in options.overrides if word.startswith("part=")]
+    part = Part.parse(parts[-1]) if parts else None
     overrides = [word for word in options.overrides if not word.startswith("part=")]
     config = TrainConfig.parse(compose("train", overrides, options.config_dir))
-    shards = ensure_prepared(config.recipe.data, config.recipe.model.n_vocab, console := Console(), part)
-    console.print(shard_table(shards.manifest))
-    console.print(f"shards in {shards.folder}", soft_wrap=True, highlight=False)
+    shards = ensure_prepared(config.recipe.data, config.recipe.model.n_vocab, rich.get_console(), part)
+    rich.print(shard_table(shards.manifest))
+    _print(f"shards in {shards.folder}")
 
 
 def _config(options: argparse.Namespace) -> None:
@@ -85,14 +85,10 @@ def _config(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from rich.console import Console
     from rich.table import Table
 
     from gptstar.config import TrainConfig
     from gptstar.entry import compose
-    from gptstar.errors import ConfigError
     from gptstar.training.plan import known_device, this_device
 
     overrides = [*options.overrides, "data.shards=planned"]
@@ -106,8 +102,8 @@ def _plan(options: argparse.Namespace) -> None:
     device = known_device(options.device) if options.device else this_device(config.hardware)
     if options.share is not None:
         if not 0 < options.share <= 1:
-            raise ConfigError(f"--share {options.share:g} is not in (0, 1]")
-        device = replace(device, share=options.share)
+            raise ConfigError(f"--share {options.share:g} is not in (0, 1]: give a share of the peak, such as 0.4")
+        device = replace(device, share=options.share, source="as given")
 
     needed = config.memory(device)
     table = Table("of each device", "GB", box=None)
@@ -118,47 +114,41 @@ def _plan(options: argparse.Namespace) -> None:
     table.add_section()
     table.add_row("all", f"{needed.total / 1e9:,.2f}")
     table.add_row(device.name, f"{device.memory / 1e9:,.2f}")
-    console = Console()
-    console.print(table)
+    rich.print(table)
     fits = needed.total <= device.memory
-    console.print("fits" if fits else f"does not fit: {_cure(config, device)}", soft_wrap=True, highlight=False)
-    source = "as given" if options.share is not None else device.source
-    for line in _facts(config, device, needed, source):
-        console.print(line, soft_wrap=True, highlight=False)
+    _print("fits" if fits else f"does not fit: {_cure(config, device)}")
+    for line in _facts(config, device, needed):
+        _print(line)
 
 
-def _facts(config: "TrainConfig", device: "Device", needed: "Memory", source: str) -> Iterator[str]:
-    """How a step is split, how long the run takes, and what it leaves."""
+def _facts(config: "TrainConfig", device: "Device", needed: "Memory") -> Iterator[str]:
+    """Say how a step is split, how long the run takes, and what it leaves."""
     from gptstar.training.plan import step_seconds
 
-    world_size, context_length = config.hardware.world_size, config.recipe.data.context_length
-    batches = config.micro_batches(device)
-    guessed = " (hardware.devices=auto: give how many there are)" if config.hardware.devices == "auto" else ""
-    yield f"{config.recipe.model.n_params:,} parameters on {world_size} device{'s' * (world_size > 1)}{guessed}"
-    auto = " (hardware.micro_batch_size=auto)" if config.hardware.micro_batch_size == "auto" else ""
-    yield f"micro-batches of {batches.size} x {context_length} tokens, {batches.accumulate} a step{auto}"
+    recipe, hardware, batches = config.recipe, config.hardware, config.micro_batches(device)
+    devices = hardware.world_size
+    guessed = " (hardware.devices=auto: give how many there are)" if hardware.devices == "auto" else ""
+    yield f"{recipe.model.n_params:,} parameters on {devices} device{'s' * (devices > 1)}{guessed}"
+    auto = " (hardware.micro_batch_size=auto)" if hardware.micro_batch_size == "auto" else ""
+    yield f"micro-batches of {batches.size} x {recipe.data.context_length} tokens, {batches.accumulate} a step{auto}"
     seconds = step_seconds(
-        config.recipe.model,
-        context_length=context_length,
-        batch_tokens=config.recipe.batch_tokens,
+        recipe.model,
+        context_length=recipe.data.context_length,
+        batch_tokens=recipe.batch_tokens,
         device=device,
-        devices=world_size,
-        activation_checkpointing=config.hardware.activation_checkpointing,
+        devices=devices,
+        activation_checkpointing=hardware.activation_checkpointing,
     )
-    hours = config.recipe.total_steps * seconds / 3600
+    hours = recipe.total_steps * seconds / 3600
     days = f" ({hours / 24:,.1f} days)" if hours > 24 else ""
-    yield f"{config.recipe.batch_tokens / seconds:,.0f} tokens/s at {device.share:.0%} of the peak ({source}), so"
-    yield f"{config.recipe.total_steps:,} steps of {config.recipe.batch_tokens:,} tokens take {hours:,.1f} hours{days}"
-    size = (needed.parameters + needed.optimizer) * (world_size if config.hardware.sharded else 1)
+    yield f"{recipe.batch_tokens / seconds:,.0f} tokens/s at {device.share:.0%} of the peak ({device.source}), so"
+    yield f"{recipe.total_steps:,} steps of {recipe.batch_tokens:,} tokens take {hours:,.1f} hours{days}"
+    size = (needed.parameters + needed.optimizer) * (devices if hardware.sharded else 1)
     yield f"a checkpoint has {size / 1e9:,.2f} GB; {config.record.checkpoint_keep} and the best are kept"
 
 
 def _cure(config: "TrainConfig", device: "Device") -> str:
-    """The mildest change that makes it fit."""
-    from dataclasses import replace
-
-    from gptstar.errors import ConfigError
-
+    """Return the mildest change that makes a run fit."""
     hardware = config.hardware
     size = config.micro_batches(device).size
     smaller = [{"micro_batch_size": size // 2**halved} for halved in range(1, size.bit_length())]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 WARM_UP = 2
-"""Calls that run as usual, on the stream that later records: they set up libraries, and compile what is compiled."""
+"""Calls that run as usual, on the stream that later records: they set up libraries, and compile."""
 
 
 class CudaGraph:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from gptstar.errors import ConfigError
-from gptstar.inference.rows import Rows, Tokens
+from gptstar.inference.rows import Prompts, Rows
 from gptstar.inference.sampling import GREEDY, Sampling, next_token
 from gptstar.inference.static_rows import StaticRows
 from gptstar.inference.transfer import HostCopy
@@ -15,57 +17,42 @@ from gptstar.model import GPT
 
 
 @dataclass(frozen=True)
-class Step:
-    """The next token of each text that goes on.
+class Drawn:
+    """A token that continues a text.
 
     Attributes:
-        numbers: the prompts that the tokens continue.
-        tokens: one token of each text.
-        log_probabilities: of the tokens, in nats, before any filter; None unless `n_likeliest` is given.
-        likeliest: the likeliest tokens and their log-probabilities; None unless `n_likeliest` is given.
+        number: the text's, by its prompt.
+        token: its number in the vocabulary.
+        log_probability: of the token, in nats, before any filter; None unless `n_likeliest` is given.
+        likeliest: the likeliest tokens and their log-probabilities; empty unless `n_likeliest` is given.
     """
 
-    numbers: list[int]
-    tokens: list[int]
-    log_probabilities: list[float] | None = None
-    likeliest: list[list[tuple[int, float]]] | None = None
+    number: int
+    token: int
+    log_probability: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 def decode(
-    model: GPT,
-    prompts: Sequence[Tokens] | Tensor,
-    n_new: int,
-    *,
-    sampling: Sampling = GREEDY,
-    ended: Callable[[Sequence[int]], bool] | None = None,
-    numbers: Sequence[int] | None = None,
-    compiled: bool = False,
+    model: GPT, prompts: Prompts, n_new: int, *, ended: Callable[[Sequence[int]], bool] | None = None, **options: Any
 ) -> list[list[int]]:
     """Continue prompts of any lengths, and return the continuation of each, without the prompt.
 
     Args:
         ended: says whether a continuation is complete, given its tokens so far; called after each token.
-        model, prompts, n_new, sampling, numbers, compiled: as `steps`, which lists the errors.
+        options: `sampling`, `numbers` and `compiled`, as `steps` takes them; it lists the errors, too.
     """
     continuations: list[list[int]] = [[] for _ in prompts]
-    for step in steps(
-        model,
-        prompts,
-        n_new,
-        sampling=sampling,
-        ended=ended and (lambda number: ended(continuations[number])),
-        numbers=numbers,
-        compiled=compiled,
-    ):
-        for number, token in zip(step.numbers, step.tokens, strict=True):
-            continuations[number].append(token)
+    for step in steps(model, prompts, n_new, ended=ended and (lambda number: ended(continuations[number])), **options):
+        for drawn in step:
+            continuations[drawn.number].append(drawn.token)
     return continuations
 
 
 @torch.inference_mode()
 def steps(
     model: GPT,
-    prompts: Sequence[Tokens] | Tensor,
+    prompts: Prompts,
     n_new: int,
     *,
     sampling: Sampling = GREEDY,
@@ -73,7 +60,7 @@ def steps(
     numbers: Sequence[int] | None = None,
     n_likeliest: int | None = None,
     compiled: bool = False,
-) -> Iterator[Step]:
+) -> Iterator[list[Drawn]]:
     """Continue prompts of any lengths, one token of each at a time.
 
     The continuation of a prompt does not depend on the other prompts, except for rounding.
@@ -99,40 +86,35 @@ def steps(
     rows = _rows_for(model, prompts, n_new, compiled)
     previous = _previous_tokens(model, prompts) if sampling.repetition_penalty != 1.0 else None
     logits = rows.read_prompts(_padded(prompts).to(device))
-    # A row's number, or None once its text is complete: it may be read on, and what it says is dropped.
-    going: list[int | None] = list(range(len(prompts)))
+    # Each row's text, or None once that is complete: the row may be read on, and its tokens are dropped.
+    texts: list[int | None] = list(range(len(prompts)))
     for place in range(n_new):
         chosen = next_token(logits, uniforms[:, place : place + 1].flatten(), sampling, previous)  # (row,)
-        answer = _answer(chosen, logits, n_likeliest)
+        copy = _to_host(chosen, logits, n_likeliest)
         if previous is not None:
             previous.scatter_(1, chosen[:, None], True)  # PyTorch takes the value by position only
         is_last = place == n_new - 1
         if rows.is_ahead and not is_last:
             logits = rows.read(chosen)
-        yield _step(answer, going)
+        yield _drawn(copy, texts)
         if is_last:
             return
         if ended is not None:
-            going = [number if number is None or not ended(number) else None for number in going]
-            kept = [row for row, number in enumerate(going) if number is not None]
-            if not kept:
+            texts = [number if number is None or not ended(number) else None for number in texts]
+            going = [row for row, number in enumerate(texts) if number is not None]
+            if not going:
                 return
-            if rows.is_worth_selecting(len(kept), len(going)):
-                going, which = [going[row] for row in kept], torch.tensor(kept, device=device)
-                chosen, uniforms, logits = chosen[which], uniforms[which], logits[which]
-                previous = None if previous is None else previous[which]
-                rows.select(which)
+            if rows.is_worth_selecting(len(going), len(texts)):
+                texts, selected = [texts[row] for row in going], torch.tensor(going, device=device)
+                chosen, uniforms, logits = chosen[selected], uniforms[selected], logits[selected]
+                previous = None if previous is None else previous[selected]
+                rows.select(selected)
         if not rows.is_ahead:
             logits = rows.read(chosen)
 
 
-def _answer(chosen: Tensor, logits: Tensor, n_likeliest: int | None) -> HostCopy:
-    """Start to copy the chosen tokens; with `n_likeliest` also their log-probabilities, and tokens and values of those.
-
-    Args:
-        chosen: `(row,)`, int64.
-        logits: `(row, n_vocab)`.
-    """
+def _to_host(chosen: Tensor, logits: Tensor, n_likeliest: int | None) -> HostCopy:
+    """Start to copy chosen tokens `(row,)`, and what `n_likeliest` asks to report of logits `(row, n_vocab)`."""
     if n_likeliest is None:
         return HostCopy(chosen)
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
@@ -140,39 +122,34 @@ def _answer(chosen: Tensor, logits: Tensor, n_likeliest: int | None) -> HostCopy
     return HostCopy(chosen, log_probabilities.gather(1, chosen[:, None])[:, 0], likeliest.indices, likeliest.values)
 
 
-def _step(answer: HostCopy, going: Sequence[int | None]) -> Step:
-    """Wait for an answer, and return the step of the texts that go on.
-
-    Args:
-        going: of each row the number of its text, or None.
-    """
-    rows = [row for row, number in enumerate(going) if number is not None]
-    numbers = [number for number in going if number is not None]
-    tokens, *reported = [[part[row] for row in rows] for part in map(Tensor.tolist, answer.wait())]
-    if not reported:
-        return Step(numbers, tokens)
-    log_probabilities, likeliest, values = reported
-    pairs = [list(zip(*row, strict=True)) for row in zip(likeliest, values, strict=True)]
-    return Step(numbers, tokens, log_probabilities, pairs)
+def _drawn(copy: HostCopy, texts: Sequence[int | None]) -> list[Drawn]:
+    """Wait for a copy, and return the tokens of the rows whose text is not complete."""
+    drawn = []
+    for number, token, *reported in zip(texts, *map(Tensor.tolist, copy.wait()), strict=True):
+        if number is None:
+            continue
+        if reported:
+            log_probability, likeliest, values = reported
+            drawn.append(Drawn(number, token, log_probability, tuple(zip(likeliest, values, strict=True))))
+        else:
+            drawn.append(Drawn(number, token))
+    return drawn
 
 
-def _rows_for(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int, compiled: bool) -> Rows:
+def _rows_for(model: GPT, prompts: Prompts, n_new: int, compiled: bool) -> Rows:
     capacity = max(map(len, prompts)) + n_new - 1  # the last token is not read
     if model.token_embedding.weight.is_cuda:
         return StaticRows(model, prompts, capacity, compiled=compiled)
     return Rows(model, prompts, capacity)
 
 
-def _padded(prompts: Sequence[Tokens] | Tensor) -> Tensor:
+def _padded(prompts: Prompts) -> Tensor:
     """Prompts as one tensor `(row, column)`; they end at the same column."""
-    width = max(map(len, prompts))
-    tokens = torch.zeros(len(prompts), width, dtype=torch.int64)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = torch.as_tensor(prompt)
-    return tokens
+    tokens = [torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]
+    return pad_sequence(tokens, batch_first=True, padding_side="left")
 
 
-def _previous_tokens(model: GPT, prompts: Sequence[Tokens] | Tensor) -> Tensor:
+def _previous_tokens(model: GPT, prompts: Prompts) -> Tensor:
     """Which tokens each prompt contains: `(row, n_vocab)`, bool."""
     weight = model.token_embedding.weight
     previous = torch.zeros(len(prompts), len(weight), dtype=torch.bool, device=weight.device)
@@ -181,7 +158,7 @@ def _previous_tokens(model: GPT, prompts: Sequence[Tokens] | Tensor) -> Tensor:
     return previous
 
 
-def _check(model: GPT, prompts: Sequence[Tokens] | Tensor, n_new: int) -> None:
+def _check(model: GPT, prompts: Prompts, n_new: int) -> None:
     if n_new < 0:
         raise ConfigError(f"n_new={n_new} is negative")
     if any(len(prompt) == 0 for prompt in prompts):

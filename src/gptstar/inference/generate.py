@@ -1,52 +1,41 @@
 """Texts from prompts, whole or streamed."""
 
+import codecs
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
-from gptstar.inference.decode import steps
+from gptstar.inference.decode import Drawn, steps
 from gptstar.inference.sampling import USUAL, Sampling
-from gptstar.inference.text_stream import TextStream
 from gptstar.model import GPT
+
+EndedBy = Literal["length", "end_of_text", "stop"]
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What one token adds to a text.
+class Piece(Drawn):
+    """A token, and what it adds to its text.
 
     Attributes:
-        number: of the text.
         text: what is certain now; empty where a character is not complete, or may begin a stop string.
-        token: its number in the vocabulary.
-        log_probability: of the token, in nats, as the model has it before anything is filtered; None unless asked.
-        likeliest: the likeliest tokens and their log-probabilities; empty unless asked.
-        ended_by: what completes the text with this token: `length`, `end_of_text`, `stop`; None where it goes on.
+        ended_by: what completes the text with this token; None where the text goes on.
     """
 
-    number: int
-    text: str
-    token: int
-    log_probability: float | None = None
-    likeliest: tuple[tuple[int, float], ...] = ()
-    ended_by: Literal["length", "end_of_text", "stop"] | None = None
+    text: str = ""
+    ended_by: EndedBy | None = None
 
 
 @dataclass
 class Continuation:
-    """A text that a model wrote.
+    """A text that a model wrote, without its prompt and without what ended it.
 
-    Attributes:
-        prompt: what it continues.
-        text: without the prompt, and without what ended it.
-        tokens: those drawn, with those that ended it.
-        log_probabilities: of the tokens, in nats, before anything is filtered; empty unless asked.
-        likeliest: for each token the likeliest and their log-probabilities; empty unless asked.
-        ended_by: `length`, `end_of_text` or `stop`.
+    Its tokens include those that ended it. Log-probabilities, in nats, before any filter, and the likeliest tokens of
+    each place are empty unless `n_likeliest` is given.
     """
 
     prompt: str
@@ -54,48 +43,28 @@ class Continuation:
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
     likeliest: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
-    ended_by: str = "length"
+    ended_by: EndedBy = "length"
 
 
 def generate(
-    model: GPT,
-    prompts: str | Sequence[str],
-    n_new: int = 200,
-    *,
-    n: int = 1,
-    sampling: Sampling | None = None,
-    stop: Sequence[str] = (),
-    n_likeliest: int | None = None,
-    tokenizer: Tokenizer | None = None,
-    compiled: bool = False,
+    model: GPT, prompts: str | Sequence[str], n_new: int = 200, *, n: int = 1, **options: Any
 ) -> list[Continuation]:
-    """Continue texts; `stream` documents the arguments and the errors.
+    """Continue texts; `stream` documents the options and the errors.
 
     Returns:
         `n` continuations of the first prompt, then those of the next.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    written = [Continuation(prompt) for prompt in prompts for _ in range(n)]
-    pieces = stream(
-        model,
-        prompts,
-        n_new,
-        n=n,
-        sampling=sampling,
-        stop=stop,
-        n_likeliest=n_likeliest,
-        tokenizer=tokenizer,
-        compiled=compiled,
-    )
-    for piece in pieces:
-        text = written[piece.number]
+    continuations = [Continuation(prompt) for prompt in prompts for _ in range(n)]
+    for piece in stream(model, prompts, n_new, n=n, **options):
+        text = continuations[piece.number]
         text.text += piece.text
         text.tokens.append(piece.token)
         if piece.log_probability is not None:
             text.log_probabilities.append(piece.log_probability)
             text.likeliest.append(piece.likeliest)
         text.ended_by = piece.ended_by or text.ended_by
-    return written
+    return continuations
 
 
 def stream(
@@ -104,11 +73,10 @@ def stream(
     n_new: int = 200,
     *,
     n: int = 1,
-    sampling: Sampling | None = None,
+    sampling: Sampling = USUAL,
     stop: Sequence[str] = (),
     n_likeliest: int | None = None,
     tokenizer: Tokenizer | None = None,
-    compiled: bool = False,
 ) -> Iterator[Piece]:
     """Continue texts token by token; with ALiBi they may become longer than the training context.
 
@@ -117,12 +85,11 @@ def stream(
         prompts: an empty prompt begins a document.
         n_new: tokens to add at most.
         n: continuations of each prompt.
-        sampling: how to draw tokens; by default `USUAL`. A text's draws depend on its place, not on the other texts.
+        sampling: how to draw tokens. A text's draws depend on its place, not on the other texts.
         stop: strings that end a text; they are cut off.
         n_likeliest: report this many of the likeliest tokens with each token, and its log-probability; 0 reports the
             log-probability alone, None nothing.
         tokenizer: the one the model was trained with; by default `model.tokenizer`.
-        compiled: compile the decoding step, as `steps` says.
 
     Raises:
         ConfigError: settings out of range, or more tokens than learned positions have a capacity for.
@@ -130,33 +97,70 @@ def stream(
     """
     if n < 1:
         raise ConfigError(f"n={n} is below 1")
+    if not all(stop):
+        raise ConfigError("a stop string is empty: it would end every text before it began")
     tokenizer = tokenizer or tokenizer_of(model)
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    tokens = [each for prompt in prompts for each in n * [_encoded(tokenizer, prompt)]]
-    texts = [TextStream(tokenizer, stop) for _ in tokens]
+    encoded = [tokenizer.encode([prompt])[0] if prompt else np.array([tokenizer.end_of_text]) for prompt in prompts]
+    texts = [TextStream(tokenizer, stop) for _ in range(n * len(prompts))]
     drawn = steps(
         model,
-        tokens,
+        [tokens for tokens in encoded for _ in range(n)],
         n_new,
-        sampling=sampling or USUAL,
+        sampling=sampling,
         ended=lambda number: texts[number].ended_by is not None,
         n_likeliest=n_likeliest,
-        compiled=compiled,
     )
     for place, step in enumerate(drawn, start=1):
-        for row, (number, token) in enumerate(zip(step.numbers, step.tokens, strict=True)):
-            text = texts[number]
-            new = text.add(token)
+        for each in step:
+            text = texts[each.number]
+            new = text.add(each.token)
             if place == n_new and text.ended_by is None:
                 new += text.rest()
-            yield Piece(
-                number,
-                new,
-                token,
-                None if step.log_probabilities is None else step.log_probabilities[row],
-                () if step.likeliest is None else tuple(step.likeliest[row]),
-                text.ended_by or ("length" if place == n_new else None),
-            )
+                text.ended_by = text.ended_by or "length"
+            yield Piece(**vars(each), text=new, ended_by=text.ended_by)
+
+
+class TextStream:
+    """One text from tokens as they come: whole characters only, and nothing that may turn out to be a stop string.
+
+    Attributes:
+        ended_by: what completed it; None while it goes on.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
+        self.ended_by: EndedBy | None = None
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def add(self, token: int) -> str:
+        """Return what is certain now: text that neither lacks a byte nor may be the beginning of a stop string."""
+        assert self.ended_by is None
+        if token == self._tokenizer.end_of_text:
+            self.ended_by = "end_of_text"
+            return self.rest()
+        return self._pass(self._characters.decode(self._tokenizer.bytes_of(token)))
+
+    def rest(self) -> str:
+        """Return what was held back, when nothing more comes."""
+        text = self._pass(self._characters.decode(b"", final=True)) + self._held
+        self._held = ""
+        return text
+
+    def _pass(self, text: str) -> str:
+        """Return what is certain of new text and of what was held back, and hold back the rest."""
+        text, self._held = self._held + text, ""
+        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        if places:
+            self.ended_by = "stop"
+            return text[: min(places)]
+        longest = max(map(len, self._stop), default=1) - 1
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in self._stop):
+                self._held = text[-size:]
+                return text[:-size]
+        return text
 
 
 def tokenizer_of(model: GPT) -> Tokenizer:
@@ -176,5 +180,6 @@ def tokenizer_of(model: GPT) -> Tokenizer:
 _tokenizer = lru_cache(maxsize=8)(Tokenizer)  # GPT-2's takes a quarter of a second to read
 
 
-def _encoded(tokenizer: Tokenizer, prompt: str) -> np.ndarray:
-    return tokenizer.encode([prompt])[0] if prompt else np.array([tokenizer.end_of_text])
+def printable(tokenizer: Tokenizer, token: int) -> str:
+    """A token as text in which control characters are escaped."""
+    return repr(tokenizer.text_of(token))[1:-1]

@@ -4,20 +4,20 @@ import torch
 from torch import Tensor, nn
 
 from gptstar.errors import ConfigError
-from gptstar.inference.packed import PackedGPT
+from gptstar.inference.packed import PackedGPT, has_onednn
 from gptstar.model import GPT
 
 LEVELS = 127
-"""On either side of zero."""
+"""Levels on either side of zero."""
 
 ZERO = 128
-"""What stands for zero in the unsigned eight bits that the processor's instructions want of activations."""
+"""The zero of activations, which the processor's instructions take as unsigned bytes."""
 
 
 class Int8Linear(nn.Module):
     """A linear layer of integers: weights are rounded once, for each output by itself, activations for each row.
 
-    Products of integers are added up exactly, so that the outcome of a row does not depend on its batch.
+    Products of integers are added up exactly, so that a row's result does not depend on its batch.
 
     Source: Dettmers et al., "LLM.int8()", 2022, section 2.1 (vector-wise quantisation, symmetric on both sides).
     """
@@ -39,40 +39,28 @@ class Int8Linear(nn.Module):
         rows = x.flatten(0, -2).float()  # (row, in)
         largest = rows.abs().amax(dim=1, keepdim=True)  # (row, 1)
         largest = largest.clamp_(min=torch.finfo(torch.float32).tiny * LEVELS)
-        # What makes bytes cuts off, so that half a step more rounds.
+        # Casting to bytes cuts off, so that half a step more rounds.
         integers = (rows * (LEVELS / largest)).add_(ZERO + 0.5).to(torch.uint8)
-        product = torch.ops.onednn.qlinear_pointwise(
-            integers,
-            1.0,
-            0,
-            self._weight,
-            self._scale,
-            self._zeros,
-            self._of_zero,
-            1.0,
-            0,
-            torch.float32,
-            "none",
-            [],
-            "",
-        )  # (row, out)
+        activations = (integers, 1.0, 0)  # with their scale and zero
+        weights = (self._weight, self._scale, self._zeros, self._of_zero)
+        output = (1.0, 0, torch.float32)  # scale, zero and type
+        product = torch.ops.onednn.qlinear_pointwise(*activations, *weights, *output, "none", [], "")  # (row, out)
         out = torch.addcmul(self._bias, product, largest)
         return out.to(x.dtype).view(*x.shape[:-1], len(self._scale))
 
 
 def quantised(model: GPT) -> GPT:
-    """The same model with its linear layers and its output head in eight bits, for reading and decoding on a CPU.
+    """Return the same model with its linear layers and its output head in eight bits, for a CPU.
 
     Embeddings, norms, attention and everything between layers stay of the model's type. docs/speed.md has what it
     costs in perplexity.
 
     Raises:
-        ConfigError: no x86 processor with the instructions for it (VNNI), or a model on another device.
+        ConfigError: not an x86 processor with the instructions for it (VNNI), or a model on another device.
     """
     device = model.token_embedding.weight.device
     if device.type != "cpu":
         raise ConfigError(f"int8 weights are read by a CPU, and the model is on {device}: move it, or use bfloat16")
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not (has_onednn and torch.cpu._is_vnni_supported()):
+    if not (has_onednn() and torch.cpu._is_vnni_supported()):
         raise ConfigError("this CPU lacks the instructions for int8 weights (VNNI): use bfloat16 or float32")
     return PackedGPT(model, Int8Linear)

@@ -1,4 +1,4 @@
-"""A checkpoint ready to write with: on its device, its weights in the form that is asked for."""
+"""Checkpoints loaded to generate text."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,11 +15,11 @@ Weights = Literal["float32", "bfloat16", "int8"]
 
 
 def load_for_inference(path: Path, *, weights: Weights = "float32", device: str = "auto") -> GPT:
-    """Load a checkpoint to write with.
+    """Load a checkpoint to generate text with.
 
     Args:
         path: a checkpoint, a run directory, or an exported folder; with its tokenizer.
-        weights: what they are read as.
+        weights: the type to convert them to.
         device: as PyTorch calls it; `auto` takes a GPU where there is one.
 
     Raises:
@@ -34,5 +34,5 @@ def load_for_inference(path: Path, *, weights: Weights = "float32", device: str 
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {device} is not to be had here ({str(error).partition(chr(10))[0]})") from error
+        raise ConfigError(f"--device {device} is not available here ({str(error).partition(chr(10))[0]})") from error
     return quantised(model) if weights == "int8" else packed(model.to(getattr(torch, weights)))

@@ -8,21 +8,21 @@ import torch
 
 from gptstar.model import GPTConfig
 
-ACTIVATIONS = {"d_model": 3, "heads": 6, "d_ff": 2}
-"""Values of a token that a block holds at once: the residual, the normed input and attention's output; queries, keys
-and values, and a copy of them for attention; the MLP's hidden layer before and after its GELU."""
-
 MASK_CELL = 12
 """Bytes of a mask's cell: the bias and a masked copy of it in float32, and what it is made from."""
 
 SHARE = 2
-"""Reading may take one part in so many of the free memory: the head's logits, workspaces and fragments need room."""
+"""Reading may take 1 / `SHARE` of the free memory: the head's logits, workspaces and fragments need room."""
 
 
 def activation_bytes(config: GPTConfig, itemsize: int) -> int:
-    """Bytes that a block takes for each token that it reads, with `itemsize` bytes a value."""
-    widths = {"d_model": config.d_model, "heads": config.n_heads * config.head_width, "d_ff": config.mlp_width}
-    return itemsize * sum(times * widths[name] for name, times in ACTIVATIONS.items())
+    """Bytes that a block takes for each token, with `itemsize` bytes a value.
+
+    It holds the residual, the normed input and attention's output; queries, keys and values, and a copy of them for
+    attention; the MLP's hidden layer before and after its GELU.
+    """
+    heads = config.n_heads * config.head_width
+    return itemsize * (3 * config.d_model + 6 * heads + 2 * config.mlp_width)
 
 
 def cache_bytes(config: GPTConfig, itemsize: int) -> int:

@@ -13,13 +13,13 @@ from gptstar.model.blocks import ParallelBlock
 from gptstar.model.view import Scope, select_queries
 
 Pack = Callable[[Tensor, Tensor | None], nn.Module]
-"""Makes of a weight `(out, in)` and a bias `(out,)` a module that multiplies by it: `(…, in)` → `(…, out)`."""
+"""Turns a weight `(out, in)` and a bias `(out,)` into a module that applies them: `(…, in)` → `(…, out)`."""
 
 
 class PackedLinear(nn.Module):
     """A linear layer in the layout of oneDNN, PyTorch's library for CPUs.
 
-    A few rows at a time it reads its weights about twice as fast as `nn.Linear`, which leaves them as they are.
+    For a few rows at a time it reads its weights about twice as fast as `nn.Linear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -32,10 +32,10 @@ class PackedLinear(nn.Module):
 
 
 class JoinedLinear(nn.Module):
-    """A linear layer on a GPU, whose weight is as it was; blocks join two of them into one.
+    """A linear layer on a GPU, which adds its bias by itself in a compiled step.
 
-    In a compiled step the bias is added by itself. So a compiler writes the product of one row as one kernel with all
-    that follows it; with a bias in the product it would call a library.
+    So a compiler writes the product of one row as one kernel with all that follows it; with a bias in the product it
+    would call a library.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -64,8 +64,7 @@ class PackedBlock(nn.Module):
         """As `ParallelBlock.forward`."""
         normed = self.norm(x)
         query, key, value, up = self.both(normed).split(self._widths, dim=-1)
-        per_token = self.attention.per_token(normed)
-        mixed = self.attention.mixed(select_queries(query, scope), key, value, scope, per_token)
+        mixed = self.attention.mixed(normed, select_queries(query, scope), key, value, scope)
         attended = self.attention.out(mixed)
         up = select_queries(up, scope).contiguous()  # a GELU is twice as fast where its numbers lie side by side
         return select_queries(x, scope) + attended + self.mlp.down(self.mlp.gelu(up))
@@ -74,11 +73,11 @@ class PackedBlock(nn.Module):
 class PackedGPT(GPT):
     """A model in eval mode that shares embeddings and norms with the one that it was made from, and packs the rest.
 
-    Its weights can't be trained, saved or cast. How the model attends when it is packed, its form of attention and the
-    scaling of its positions, is kept.
+    Its weights can't be trained, saved or cast. It keeps the form of attention and the scaling of positions that the
+    model has when it is packed.
 
     Args:
-        pack: makes a linear layer's stand-in; the output head, which is tied to the embedding, gets one of its own.
+        pack: replaces each linear layer; the output head, which is tied to the embedding, gets a layer of its own.
     """
 
     def __init__(self, model: GPT, pack: Pack) -> None:
@@ -91,7 +90,7 @@ class PackedGPT(GPT):
         own, its = ([part for part in each.modules() if isinstance(part, Attention)] for each in (self, model))
         for layer, original in zip(own, its, strict=True):
             layer.form, layer.positions = original.form, original.positions
-        # Not the last one: what reads a prompt asks it for the MLP of one token only.
+        # Not the last one: to read a prompt, its MLP is needed for one token only.
         for number, block in enumerate(self.blocks[:-1]):
             if type(block) is ParallelBlock:  # what derives from it may compute otherwise
                 self.blocks[number] = PackedBlock(block, pack)
@@ -104,13 +103,9 @@ class PackedGPT(GPT):
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, documents: Tensor | None = None, **_: object
     ) -> Tensor:
-        """Logits, as `GPT.forward` gives them.
-
-        Raises:
-            ConfigError: losses are asked for.
-        """
+        """Return logits, as `GPT.forward`; raise a ConfigError if there are targets."""
         if targets is not None:
-            raise ConfigError("a packed model gives logits, not losses: ask the model that it was made from")
+            raise ConfigError("a packed model gives logits, not losses: use the model that it was made from")
         return super().forward(tokens, documents=documents)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -130,10 +125,13 @@ def packed(model: GPT) -> GPT:
     weight = model.token_embedding.weight
     if weight.is_cuda:
         return PackedGPT(model, JoinedLinear)
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    offered = weight.device.type == "cpu" and has_onednn
-    if weight.dtype is torch.bfloat16:
-        offered = offered and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    elif weight.dtype is not torch.float32:
-        offered = False
-    return PackedGPT(model, PackedLinear) if offered else model
+    if weight.device.type != "cpu" or not has_onednn():
+        return model
+    has_bfloat16 = weight.dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return PackedGPT(model, PackedLinear) if weight.dtype is torch.float32 or has_bfloat16 else model
+
+
+def has_onednn() -> bool:
+    """Whether PyTorch has oneDNN's kernels here."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return available

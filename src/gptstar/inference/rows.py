@@ -10,8 +10,8 @@ from gptstar.inference.memory import MASK_CELL, activation_bytes, cache_bytes, u
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.view import Cache, View
 
-Tokens = Sequence[int] | np.ndarray | Tensor
-"""The tokens of a prompt: `(position,)`."""
+Prompts = Sequence[Sequence[int] | np.ndarray | Tensor] | Tensor
+"""The tokens of each prompt, one at least: `(position,)`, or `(row, position)` of all."""
 
 PIECE = 1024
 """Tokens of each prompt that a CPU reads at once: the mask grows with the prompt's length, not with its square."""
@@ -26,25 +26,23 @@ class Rows:
     Shorter prompts are padded at the left. This form is for a CPU: each step attends to exactly the tokens that were
     read, and a row that has ended is dropped.
 
+    Args:
+        model: in eval mode.
+        capacity: columns to allocate memory for.
+
     Attributes:
         is_ahead: whether `read` returns before the device is done, so that the next token can be read before the
-            caller has seen the last one.
+            caller knows the last one.
     """
 
     is_ahead = False
+    cache_class = Cache
 
-    def __init__(self, model: GPT, prompts: Sequence[Tokens] | Tensor, capacity: int) -> None:
-        """Prepare to read.
-
-        Args:
-            model: in eval mode.
-            prompts: each has at least one token.
-            capacity: columns to allocate memory for.
-        """
+    def __init__(self, model: GPT, prompts: Prompts, capacity: int) -> None:
         self.device, longest = model.token_embedding.weight.device, max(map(len, prompts))
         self._model, self._length = model, 0
         # A CPU multiplies vectors in float32 as fast as in bfloat16.
-        self._cache = self._new_cache(capacity, torch.float32 if self.device.type == "cpu" else None)
+        self._cache = self.cache_class(capacity, torch.float32 if self.device.type == "cpu" else None)
         self._column = torch.arange(capacity, device=self.device)[None]
         begins = torch.tensor([longest - len(prompt) for prompt in prompts], device=self.device)[:, None]
         if len(set(map(len, prompts))) > 1:
@@ -52,9 +50,6 @@ class Rows:
             self._known: Tensor | None = self._column >= begins  # (row, column): False for padding
         else:
             self._positions, self._known = self._column, None
-
-    def _new_cache(self, capacity: int, dtype: torch.dtype | None) -> Cache:
-        return Cache(capacity, dtype)
 
     def read_prompts(self, tokens: Tensor) -> Tensor:
         """Read the padded prompts `(row, column)`, and return the logits after the last column, `(row, n_vocab)`."""
@@ -69,8 +64,8 @@ class Rows:
                 itself = columns[start:, None] == columns  # padding attends to itself: a softmax needs one key
                 mask = causal & self._known[:, None, :stop] | itself
             # Of all pieces but the last only keys and values are needed.
-            wanted = tokens.new_tensor([stop - start - 1] if stop == width else [])
-            hidden = self._read(tokens[:, start:stop], mask, wanted.expand(n_rows, -1))
+            selected = tokens.new_tensor([stop - start - 1] if stop == width else [])
+            hidden = self._read(tokens[:, start:stop], mask, selected.expand(n_rows, -1))
         return self._model.logits(hidden[:, -1])
 
     def _piece(self, n_rows: int, width: int) -> int:
@@ -85,10 +80,10 @@ class Rows:
         mask = None if self._known is None else self._known[:, None, : self._length + 1]
         return self._model.logits(self._read(tokens[:, None], mask)[:, -1])
 
-    def _read(self, tokens: Tensor, mask: Tensor | None, wanted: Tensor | None = None) -> Tensor:
+    def _read(self, tokens: Tensor, mask: Tensor | None, selected: Tensor | None = None) -> Tensor:
         start, self._length = self._length, self._length + tokens.shape[1]
         keys = self._positions[:, : self._length]
-        return self._model.hidden(tokens, View(keys[:, start:], keys, mask, self._cache, length=self._length), wanted)
+        return self._model.hidden(tokens, View(keys[:, start:], keys, mask, self._cache, self._length), selected)
 
     def is_worth_selecting(self, n_going: int, n_rows: int) -> bool:
         """Whether to drop the rows that have ended, where `n_going` of `n_rows` go on."""
@@ -102,7 +97,7 @@ class Rows:
 
 
 def piece_for(config: GPTConfig, n_rows: int, width: int, room: int, *, itemsize: int, is_padded: bool) -> int:
-    """Tokens of each prompt to read at once on a GPU: a power of two, at least 64.
+    """Return how many tokens of each prompt to read at once on a GPU: a power of two, at least 64.
 
     Args:
         width: columns of all prompts.

@@ -1,15 +1,17 @@
-"""Which token comes next: the likeliest, or one drawn with numbers that belong to a text, not to its batch."""
+"""Which token comes next: the likeliest, or one drawn with numbers that belong to a text, not to its batch.
 
-import math
+Filters take logits `(row, n_vocab)` to logits, `-inf` for what is left out. Their definitions are those of Hugging
+Face's `LogitsProcessor`s, to the treatment of ties.
+"""
+
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gptstar.errors import ConfigError
-from gptstar.inference.filters import keep_nucleus, keep_top_k, keep_typical, penalise
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,11 @@ class Sampling:
     What else is given applies in the order of this list, as in Hugging Face's `generate`.
 
     Attributes:
-        repetition_penalty: what a text has had becomes so much less likely; 1 changes nothing (Keskar et al., 2019).
+        repetition_penalty: makes the tokens that a text has had so much less likely; 1 changes nothing.
         temperature: 0 takes the likeliest token, nothing is drawn, and what follows does not apply.
         top_k: draw from so many of the likeliest.
-        top_p: draw from the fewest likeliest that have this probability together (nucleus; Holtzman et al., 2020).
-        typical_p: draw from those whose information is nearest to the expected, which have this probability together
-            (Meister et al., 2023).
+        top_p: draw from the fewest likeliest that have this probability together (nucleus).
+        typical_p: draw from those whose information is nearest to the expected, which have this probability together.
         seed: of the draws.
     """
 
@@ -36,47 +37,42 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
+        optional = {"top_k", "top_p", "typical_p"}
+        given = {name: value for name, value in vars(self).items() if value is not None or name not in optional}
+        for name, value in given.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ConfigError(f"{field.name}={value!r} is no number")
+                raise ConfigError(f"{name}={value!r} is not a number")
         if not (self.temperature == 0.0 or 0.001 <= self.temperature <= 1000):
             raise ConfigError(f"temperature={self.temperature} is neither 0 (the likeliest) nor between 0.001 and 1000")
-        if self.top_k is not None and (
-            not math.isfinite(self.top_k) or self.top_k < 1 or self.top_k != int(self.top_k)
-        ):
-            raise ConfigError(f"top_k={self.top_k} is no whole number of 1 or more")
+        if self.top_k is not None and not (self.top_k >= 1 and float(self.top_k).is_integer()):
+            raise ConfigError(f"top_k={self.top_k} is not a whole number of 1 or more")
         for name in ("top_p", "typical_p"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 < value <= 1.0:
-                raise ConfigError(f"{name}={value} is not in (0, 1]")
+            if not 0.0 < given.get(name, 1.0) <= 1.0:
+                raise ConfigError(f"{name}={given[name]} is not in (0, 1]")
         if not 0.01 <= self.repetition_penalty <= 100:
             raise ConfigError(f"repetition_penalty={self.repetition_penalty} is not between 0.01 and 100")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed={self.seed} is no whole number between 0 and 2**63")
+            raise ConfigError(f"seed={self.seed} is not a whole number between 0 and 2**63")
 
     def uniforms(self, numbers: Sequence[int], n_new: int) -> Tensor:
-        """The numbers in [0, 1) that texts are drawn with: a function of the seed and the text's own number.
+        """Draw the numbers in [0, 1) that choose each text's tokens, a function of the seed and the text's number.
 
-        Returns:
-            `(text, n_new)`, float64; `(text, 0)` where nothing is drawn.
+        The shape is `(text, n_new)`, float64, or `(text, 0)` where nothing is drawn.
         """
         n_drawn = n_new if self.temperature else 0
         drawn = [np.random.default_rng([self.seed, number]).random(n_drawn) for number in numbers]
         return torch.from_numpy(np.stack(drawn))
 
-    def filtered(self, logits: Tensor, had: Tensor | None = None) -> Tensor:
-        """What is drawn from: logits of the same probabilities, `-inf` where a token is left out.
+    def filtered(self, logits: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Return logits that are in proportion to what tokens are drawn with, `-inf` where a token is left out.
 
         Args:
             logits: `(row, n_vocab)`, float32.
-            had: `(row, n_vocab)`, bool: what each text has had; needed for a repetition penalty.
+            previous: `(row, n_vocab)`, bool: the tokens that each text has had; needed for a repetition penalty.
         """
         if self.repetition_penalty != 1.0:
-            assert had is not None
-            logits = penalise(logits, had, self.repetition_penalty)
+            assert previous is not None
+            logits = penalise(logits, previous, self.repetition_penalty)
         if self.temperature == 0.0:
             return logits
         logits = logits / self.temperature
@@ -91,26 +87,62 @@ class Sampling:
 
 GREEDY = Sampling(temperature=0.0)
 USUAL = Sampling(top_k=50)
-"""What is taken where nothing is asked for."""
+"""The sampling of `generate` unless another is given."""
 
 
-def next_token(logits: Tensor, uniform: Tensor, sampling: Sampling, had: Tensor | None = None) -> Tensor:
-    """Draw a token of each row, by inverting the cumulative distribution.
+def next_token(logits: Tensor, uniform: Tensor, sampling: Sampling, previous: Tensor | None = None) -> Tensor:
+    """Draw a token of each row, `(row,)`, int64, by inverting the cumulative distribution.
 
     Args:
         logits: `(row, n_vocab)`.
-        uniform: `(row,)`, float64, in [0, 1); not looked at where the likeliest is taken.
-        had: as `Sampling.filtered`.
-
-    Returns:
-        `(row,)`, int64.
+        uniform: `(row,)`, float64, in [0, 1); unused where the likeliest is taken.
+        previous: as `Sampling.filtered` takes it.
     """
-    logits = sampling.filtered(logits.float(), had)  # of bfloat16 a CPU finds the largest ten times slower
+    logits = sampling.filtered(logits.float(), previous)  # of bfloat16 a CPU finds the largest ten times slower
     if sampling.temperature == 0.0:
         return logits.argmax(dim=-1)
     cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    # What has no probability adds nothing, and is never the first to exceed.
+    # A token without probability adds nothing, and is never the first to exceed.
     places = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
     # A product may round up to the whole: then the last that has any.
     last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
     return torch.minimum(places, last)
+
+
+def penalise(logits: Tensor, previous: Tensor, penalty: float) -> Tensor:
+    """Divide positive logits of a text's previous tokens and multiply negative ones (Keskar et al., "CTRL", 2019)."""
+    return torch.where(previous, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k likeliest, and ties with the last (Fan et al., "Hierarchical Neural Story Generation", 2018)."""
+    if k >= logits.shape[-1]:
+        return logits
+    least = logits.topk(k).values[:, -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def keep_nucleus(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest likeliest tokens whose probabilities sum to p at least.
+
+    Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
+    """
+    ascending, order = logits.sort(dim=-1)
+    left_out = torch.softmax(ascending, dim=-1).cumsum(dim=-1) <= 1 - p
+    left_out[:, -1] = False
+    return logits.masked_fill(left_out.scatter(1, order, left_out), -torch.inf)
+
+
+def keep_typical(logits: Tensor, p: float) -> Tensor:
+    """Keep the tokens whose information is nearest to the entropy, until their probabilities sum to p.
+
+    Source: Meister et al., "Locally Typical Sampling", 2023.
+    """
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    entropy = -(log_probabilities * log_probabilities.exp()).nansum(dim=-1, keepdim=True)  # 0 * inf is left out
+    distance = (-log_probabilities - entropy).abs()
+    ascending, order = distance.sort(dim=-1)
+    cumulative = torch.softmax(logits.gather(1, order), dim=-1).cumsum(dim=-1)
+    last = (cumulative < p).sum(dim=-1, keepdim=True).clamp_(max=logits.shape[-1] - 1)
+    left_out = ascending > ascending.gather(1, last)
+    return logits.masked_fill(left_out.scatter(1, order, left_out), -torch.inf)

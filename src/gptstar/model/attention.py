@@ -1,8 +1,9 @@
 """Causal self-attention, and which of its fast forms computes it."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from gptstar.model.kernels.products import products_attention
 from gptstar.model.positions.base import Bias, Pairs, Positions, Scaling
 from gptstar.model.view import Scope, View, select_queries
 
+if TYPE_CHECKING:
+    from gptstar.model.config import GPTConfig
+
 
 def causal_attention(
     query: Tensor,
@@ -28,20 +32,13 @@ def causal_attention(
     form: AttentionForm = "auto",
     documents: Tensor | BlockMask | None = None,
 ) -> Tensor:
-    """Causal attention, with a bias where one is given.
+    """Causal attention, with shapes as in `gptstar.model.kernels`.
 
     Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        bias: slopes `(head,)`, float32, of a bias that is linear in distance; or what gives the bias of pairs, and has
-            one form only; None for no bias.
-        dropout: probability of dropping an attention weight.
-        form: how; without a bias `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal attention, and
-            with documents `bias` and `columns` are `attention_within_documents`.
-        documents: `(batch, position)`, int64: the document of each position, beyond which it attends to nothing; for
-            FlexAttention also the mask that `block_mask` makes of them, so that layers can share it.
-
-    Returns:
-        `(batch, head, position, d_head)`.
+        bias: slopes; or a function that gives the bias of pairs, which has one form only; None for no bias.
+        form: how to compute; without a bias `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal
+            attention, and with documents `bias` and `columns` are `attention_within_documents`.
+        documents: also the mask that `block_mask` makes of them for FlexAttention, so that layers can share it.
     """
     if bias is not None and not isinstance(bias, Tensor):
         assert not isinstance(documents, BlockMask)
@@ -65,7 +62,7 @@ def causal_attention(
 
 
 def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of `(batch, head, query, d_head)` to the keys of a view.
+    """Attention of queries `(batch, head, query, d_head)` to the keys of a view.
 
     Keys and values may be of a wider type than queries, as a cache keeps them.
 
@@ -93,64 +90,43 @@ def _attention_of_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | 
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention; head width free of `d_model / n_heads`.
+    """Multi-head causal self-attention.
 
     Args:
-        positions: what tells it where tokens are.
-        parameters: of the positions: the layer's own, or those that layers share, which their owner registers.
-        dropout: probability of dropping an attention weight.
+        shared: parameters of positions that layers share, which their owner registers.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        d_head: int,
-        *,
-        positions: Positions,
-        parameters: nn.Module | None,
-        dropout: float,
-    ) -> None:
+    def __init__(self, config: "GPTConfig", shared: nn.Module | None) -> None:
         super().__init__()
-        self.n_heads, self.d_head, self.dropout = n_heads, d_head, dropout
-        self.positions = positions
+        self.n_heads, self.d_head, self.dropout = config.n_heads, config.head_width, config.dropout
+        self.positions = config.positions
         self.form: AttentionForm = "auto"
-        self.qkv = nn.Linear(d_model, 3 * n_heads * d_head)
-        self.out = nn.Linear(n_heads * d_head, d_model)
+        self.qkv = nn.Linear(config.d_model, 3 * self.n_heads * self.d_head)
+        self.out = nn.Linear(self.n_heads * self.d_head, config.d_model)
+        parameters = self.positions.parameters(config) if self.positions.per_layer else shared
         self._of_positions = (parameters,)  # in a tuple, so that it is not registered as each layer's
-        if positions.per_layer:
-            self.add_module(positions.name_in_model, parameters)
+        if self.positions.per_layer:
+            self.add_module(self.positions.name_in_model, parameters)
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape.
-
-        Args:
-            scope: the documents `(batch, position)`, int64, across which nothing attends, or a view; None where every
-                position attends to all that are before it.
-        """
+        """`(batch, position, d_model)` → the same shape, or that of the tokens that a view selects."""
         query, key, value = self._projections(x, scope)
-        return self.out(self.mixed(query, key, value, scope, self.per_token(x)))
+        return self.out(self.mixed(x, query, key, value, scope))
 
-    def per_token(self, x: Tensor) -> Tensor | None:
-        """What positions keep of each token, read from the layer's input: as `Positions.per_token`."""
-        return self.positions.per_token(x, self._of_positions[0])
-
-    def mixed(
-        self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None, per_token: Tensor | None = None
-    ) -> Tensor:
+    def mixed(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
         """Values by the weights of attention, before the last projection: `(batch, query, head * d_head)`.
 
         Args:
+            x, scope: as `forward` takes them; positions may read the input.
             query: `(batch, query, head * d_head)`, of the tokens whose output is needed.
             key: `(batch, position, head * d_head)`; `value` likewise.
-            scope: as `forward` takes it.
-            per_token: as `per_token` returns it.
         """
+        per_token = self.positions.per_token(x, self._of_positions[0])
         query, key, value = (
             part.view(*part.shape[:2], self.n_heads, self.d_head).transpose(1, 2) for part in (query, key, value)
         )  # (batch, head, position, d_head) each
         if isinstance(scope, View):
-            query_at, key_at = scope.asking, scope.queries
+            query_at, key_at = scope.selected_positions, scope.queries
         else:
             query_at = key_at = torch.arange(key.shape[2], device=key.device)[None]
         query, key = self.positions.rotate(query, key, query_at, key_at)
@@ -171,31 +147,28 @@ class Attention(nn.Module):
         return causal_attention(query, key, value, self._bias(query.device, per_token), self._dropout, self.form, scope)
 
     def _bias(self, device: torch.device, per_token: Tensor | None) -> Tensor | Bias | None:
-        """What `causal_attention` adds to scores."""
+        """Return the bias that `causal_attention` takes."""
         if not self.positions.adds_bias:
             return None
         slopes = self.positions.slopes(self.n_heads, device)
-        return self._bias_of(per_token) if slopes is None else slopes
+        return functools.partial(self._bias_of_pairs, per_token) if slopes is None else slopes
 
-    def _bias_of(self, per_token: Tensor | None) -> Bias:
-        """What gives the bias of pairs, whose keys are the first of those that `per_token` holds."""
-
-        def bias(pairs: Pairs) -> Tensor:
-            of_keys = None if per_token is None else per_token[:, :, : pairs.keys.shape[1]]
-            return self.positions.bias(pairs, self.n_heads, self._of_positions[0], of_keys)
-
-        return bias
+    def _bias_of_pairs(self, per_token: Tensor | None, pairs: Pairs) -> Tensor:
+        """Return the bias of pairs, whose keys are the first of those that `per_token` holds."""
+        of_keys = None if per_token is None else per_token[:, :, : pairs.keys.shape[1]]
+        return self.positions.bias(pairs, self.n_heads, self._of_positions[0], of_keys)
 
     def _view_mask(self, view: View, per_token: Tensor | None) -> Tensor | None:
-        """As `viewed_attention` takes it; made once for all layers where it is the same in all."""
+        """Return the mask that `viewed_attention` takes; layers share it where it is the same in all."""
         if not self.positions.adds_bias:
-            mask = view.mask()
+            mask = view.attention_mask()
             return None if mask is None else mask[:, None]
         is_shared = not (self.positions.per_layer or self.positions.reads_input)
-        return view.biased(self._bias_of(per_token), self.positions if is_shared else None)
+        bias = functools.partial(self._bias_of_pairs, per_token)
+        return view.biased_mask(bias, self.positions if is_shared else None)
 
     def shared_scope(self, x: Tensor, scope: Scope | None) -> Scope | None:
-        """What the layers of a compiled graph share: FlexAttention's mask, where they take that form."""
+        """Return what the layers of a compiled graph share: FlexAttention's mask, where they take that form."""
         if isinstance(scope, View | BlockMask) or not torch.compiler.is_compiling():
             return scope
         if scope is None and not self.positions.adds_bias:  # PyTorch's own causal kernel needs no mask
@@ -212,13 +185,13 @@ class Attention(nn.Module):
 
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
         """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens with an output."""
-        reads = select_queries(x, scope)
-        if reads is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
+        selected = select_queries(x, scope)
+        if selected is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
             query, key, value = self.qkv(x).chunk(3, dim=-1)
             return select_queries(query, scope), key, value
         width = self.n_heads * self.d_head
         (of_query, of_key), (bias, key_bias) = (each.tensor_split([width]) for each in self.qkv.parameters())
-        return nn.functional.linear(reads, of_query, bias), *nn.functional.linear(x, of_key, key_bias).chunk(2, -1)
+        return nn.functional.linear(selected, of_query, bias), *nn.functional.linear(x, of_key, key_bias).chunk(2, -1)
 
 
 @contextlib.contextmanager
@@ -229,7 +202,7 @@ def scaled_rotary(model: nn.Module, scaling: Scaling) -> Iterator[None]:
         ValueError: the kind of positions doesn't know the scaling.
     """
     holders: list[Any] = [each for each in model.modules() if isinstance(getattr(each, "positions", None), Positions)]
-    before: list[Positions] = [holder.positions for holder in holders]
+    before = [holder.positions for holder in holders]
     scaled = [positions.scaled(scaling) for positions in before]
     try:
         for holder, positions in zip(holders, scaled, strict=True):

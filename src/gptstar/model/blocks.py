@@ -9,7 +9,7 @@ Your own is a module that derives from `Block`, in a file that you name as a plu
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,17 +20,20 @@ from gptstar.model.attention import Attention
 from gptstar.model.kernels.choice import keep_attention
 from gptstar.model.view import Scope, select_queries
 
+if TYPE_CHECKING:
+    from gptstar.model.config import GPTConfig
+
 LAYER_NORM_EPS = 1e-5
 
 
 class MLP(nn.Module):
     """`d_model → d_ff → d_model` with a GELU between."""
 
-    def __init__(self, d_model: int, d_ff: int, *, gelu: Literal["exact", "tanh"]) -> None:
+    def __init__(self, config: "GPTConfig") -> None:
         super().__init__()
-        self.up = nn.Linear(d_model, d_ff)
-        self.gelu = nn.GELU(approximate="none" if gelu == "exact" else "tanh")
-        self.down = nn.Linear(d_ff, d_model)
+        self.up = nn.Linear(config.d_model, config.mlp_width)
+        self.gelu = nn.GELU(approximate="none" if config.gelu == "exact" else "tanh")
+        self.down = nn.Linear(config.mlp_width, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, position, d_model)` → the same shape."""
@@ -38,7 +41,7 @@ class MLP(nn.Module):
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A block's forward pass; with `activation_checkpointing` it is computed again in the backward pass."""
+    """Let a block's forward pass be computed again in the backward pass, where `activation_checkpointing` is set."""
 
     @functools.wraps(forward)
     def run(self: Any, x: Tensor, scope: Scope | None = None) -> Tensor:
@@ -57,12 +60,10 @@ class Block(nn.Module):
     parameter begins with ones in a module whose name ends with `norm`, with zeros where its own name ends with `bias`,
     else with N(0, 0.02).
 
-    Args:
-        attention: `attention(x, scope)`, `(batch, position, d_model)` → the same shape, or that of the queries.
-        mlp: `(batch, position, d_model)` → the same shape.
-
     Attributes:
-        norms: names of its LayerNorms, such as `norm`, which are then attributes.
+        norms: names of its LayerNorms, such as `norm`, which become attributes.
+        attention: `attention(x, scope)`, `(batch, position, d_model)` → the same shape, or that of the selected tokens.
+        mlp: `(batch, position, d_model)` → the same shape.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("norm",)
@@ -80,22 +81,22 @@ class Block(nn.Module):
             cls.forward = _checkpointed(cls.forward)  # type: ignore[method-assign]
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape, or that of the queries where `scope` has few.
+        """`(batch, position, d_model)` → the same shape, or that of the selected tokens.
 
         Args:
-            scope: handed to `attention`; `select_queries(x, scope)` takes from `x` what attention returns.
+            scope: for `attention`; `select_queries(x, scope)` selects from `x` the tokens that attention returns.
         """
         raise NotImplementedError
 
     @classmethod
     def initial(cls, name: str, shape: torch.Size) -> Tensor | None:
-        """Draw a parameter on the CPU, by its name within the block; None draws it as elsewhere in the model."""
+        """Draw a parameter on the CPU, by its name within the block; None leaves it to the model."""
         return None
 
     @classmethod
     @functools.cache
     def n_own_params(cls, d_model: int) -> int:
-        """Parameters beside those of attention and MLP."""
+        """Count the parameters beside those of attention and MLP."""
         none: Any = nn.Identity()
         with torch.device("meta"):
             block = cls(none, none, d_model=d_model, dropout=0.0)
@@ -115,7 +116,7 @@ class ParallelBlock(Block):
     norm: nn.LayerNorm
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
+        """As `Block.forward`."""
         normed = self.norm(x)
         attended = self.dropout(self.attention(normed, scope))
         return select_queries(x, scope) + attended + self.dropout(self.mlp(select_queries(normed, scope)))
@@ -133,6 +134,6 @@ class SequentialBlock(Block):
     mlp_norm: nn.LayerNorm
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape; `scope` as `Attention` takes it."""
+        """As `Block.forward`."""
         x = select_queries(x, scope) + self.dropout(self.attention(self.attention_norm(x), scope))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

@@ -16,15 +16,14 @@ class GPTConfig:
 
     Attributes:
         n_layers, d_model, n_heads, n_vocab: sizes.
-        d_head: width of a head; `d_model / n_heads` unless given.
-        d_ff: width of the MLP; `4 * d_model` unless given.
-        residual: the name of a block: `parallel` (one norm), `sequential` (two), or the user's own; a mapping of the
-            name as `kind` and the module that defines it as `plugin` becomes the name.
-        positions: the kind, an object; its name or a mapping of its keys, with the name as `kind`, becomes one.
-        n_ctx: the capacity of positions that have one, as learned ones do.
+        d_head, d_ff: width of a head, by default `d_model / n_heads`, and of the MLP, by default `4 * d_model`.
+        residual: a block's name: `parallel`, `sequential`, or the user's own. A mapping of the name (`kind`) and the
+            module that defines it (`plugin`) becomes the name.
+        positions: an object. A name, or a mapping of its keys with the name as `kind`, becomes one.
+        n_ctx: capacity of positions that have one, as learned ones do.
         gelu: `exact` (erf) or `tanh`, GPT-2's approximation.
         dropout: on embeddings, attention weights and both branches of a block.
-        residual_init: the residual projections' std is 0.02 / sqrt(2 n_layers) as in GPT-2, or 0.02 / sqrt(n_layers)
+        residual_init: std of the residual projections: 0.02 / sqrt(2 n_layers) as in GPT-2, or 0.02 / sqrt(n_layers)
             as in the original GPT* (`legacy`).
     """
 
@@ -52,7 +51,11 @@ class GPTConfig:
         if self.n_ctx is not None and positions.needs_capacity:
             positions = positions.with_capacity(self.n_ctx)
         if self.n_ctx not in (None, positions.capacity):
-            raise ConfigError(self._refused_capacity(positions))
+            capacity = "no context length" if positions.capacity is None else f"a capacity of {positions.capacity}"
+            raise ConfigError(
+                f"model.n_ctx={self.n_ctx} does not fit model.positions={POSITIONS.name_of(positions)}, with which the "
+                f"model has {capacity}: drop model.n_ctx (the training length is data.context_length)"
+            )
         object.__setattr__(self, "residual", _block_name(self.residual))
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "n_ctx", positions.capacity)
@@ -61,34 +64,18 @@ class GPTConfig:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _refused_capacity(self, positions: Positions) -> str:
-        if positions.capacity is not None:
-            return f"model.n_ctx={self.n_ctx} and the positions' capacity of {positions.capacity} differ: give one"
-        return (
-            f"model.n_ctx={self.n_ctx} is the capacity of learned positions; with "
-            f"model.positions={POSITIONS.name_of(positions)} the model has no context length: drop it (the training "
-            "length is data.context_length)"
-        )
-
     @property
     def head_width(self) -> int:
-        """Width of a head, derived where not given."""
+        """Width of a head, given or derived."""
         return self.d_head or self.d_model // self.n_heads
 
     @property
     def mlp_width(self) -> int:
-        """Width of the MLP's hidden layer, derived where not given."""
+        """Width of the MLP's hidden layer, given or derived."""
         return self.d_ff or 4 * self.d_model
 
     def check_length(self, key: str, length: int) -> None:
-        """Refuse a context that is longer than the positions' capacity.
-
-        Args:
-            key: names the length in the message.
-
-        Raises:
-            ConfigError: it is longer.
-        """
+        """Raise a ConfigError if a length, called `key` in the message, exceeds the positions' capacity."""
         if self.n_ctx is not None and length > self.n_ctx:
             raise ConfigError(
                 f"{key}={length} exceeds model.n_ctx={self.n_ctx}; {POSITIONS.name_of(self.positions)} positions "
@@ -96,22 +83,19 @@ class GPTConfig:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field, with the widths that are derived where not given.
-
-        Positions are a name, or where that does not say all, a mapping of their keys; so is a block.
-        """
+        """Return every field, with derived widths; positions and block are names, or mappings if they have keys."""
         resolved = replace(self, d_head=self.head_width, d_ff=self.mlp_width)
         positions = POSITIONS.describe(self.positions)
-        said = {POSITIONS.tag, "n_ctx"}  # the capacity stands beside the positions
+        is_name = positions.keys() <= {POSITIONS.tag, "n_ctx"}  # the capacity stands beside the positions
         plugin = BLOCKS.plugin_of(BLOCKS.find(self.residual))
         return asdict(resolved) | {
             "residual": {BLOCKS.tag: self.residual, "plugin": plugin} if plugin else self.residual,
-            "positions": positions if positions.keys() - said else positions[POSITIONS.tag],
+            "positions": positions[POSITIONS.tag] if is_name else positions,
         }
 
     @property
     def n_params(self) -> int:
-        """Parameters by arithmetic, the tied embedding counted once."""
+        """Number of parameters by arithmetic, the tied embedding counted once."""
         D, F, A = self.d_model, self.mlp_width, self.n_heads * self.head_width
         attention = (D + 1) * 3 * A + (A + 1) * D
         mlp = (D + 1) * F + (F + 1) * D
@@ -119,7 +103,7 @@ class GPTConfig:
         return self.n_vocab * D + self.positions.n_params(self) + blocks + 2 * D
 
     def training_flops(self, context_length: int) -> int:
-        """Floating-point operations a training token costs: `6 N + 12 L H K T`, N without parameters of positions.
+        """Return floating-point operations per training token: `6 N + 12 L H K T`, N without parameters of positions.
 
         Source: Chowdhery et al., "PaLM", 2022, appendix B.
         """
@@ -128,11 +112,7 @@ class GPTConfig:
 
 
 def _block_name(given: Any) -> str:
-    """The name of a block that is known.
-
-    Raises:
-        ConfigError: it is not, or the value is not a name.
-    """
+    """Return the name of a known block, given as a name or a mapping; raise a ConfigError for anything else."""
     tree = dict(given) if isinstance(given, Mapping) else {BLOCKS.tag: given}
     name = tree.pop(BLOCKS.tag, None)
     if not isinstance(name, str) or tree.keys() - {"plugin"}:

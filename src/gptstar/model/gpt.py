@@ -1,12 +1,12 @@
 """GPT* and its GPT-2-shaped relatives: one class, read from top to bottom.
 
 The published GPT* is `residual="parallel", positions="alibi"`; GPT-2 is `residual="sequential", positions="learned",
-gelu="tanh"`. Unless its positions have a capacity, the model knows no context length: it is the tensor's shape.
+gelu="tanh"`. Unless its positions have a capacity, the model has no context length: the length is the tensor's shape.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Literal, overload
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,10 @@ from gptstar.model.attention import Attention
 from gptstar.model.blocks import BLOCKS, MLP, Block
 from gptstar.model.config import GPTConfig
 from gptstar.model.kernels.choice import AttentionForm, writes_own_gradient
-from gptstar.model.kernels.summed_loss import summed_loss_of
+from gptstar.model.kernels.summed_loss import TiedGradient, summed_loss
 from gptstar.model.loss import LOGITS_AT_ONCE, token_losses
 from gptstar.model.positions import POSITIONS
-from gptstar.model.view import Scope, View, causal_view
+from gptstar.model.view import Scope, View
 
 INIT_STD = 0.02
 
@@ -28,7 +28,7 @@ class GPT(nn.Module):
     """A decoder-only transformer with tied embeddings.
 
     Attributes:
-        positions: the configuration's, or while they are scaled, others of the kind.
+        positions: the configuration's, or scaled ones within `scaled_rotary`.
         tokenizer: `tokenizers` JSON of what its tokens mean, where it came with the weights; carried along, never used.
     """
 
@@ -36,32 +36,24 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.positions = config, config.positions
         self.tokenizer: str | None = None
+        self.logits_at_once = LOGITS_AT_ONCE
         device = torch.get_default_device()
         with torch.device("meta"):  # each of PyTorch's modules would draw weights that are not used
             self.token_embedding = nn.Embedding(config.n_vocab, config.d_model)
             shared = None if self.positions.per_layer else self.positions.parameters(config)
             self.add_module(self.positions.name_in_model, shared)
             self.dropout = nn.Dropout(config.dropout)
-            self.blocks = nn.ModuleList(self._block(shared) for _ in range(config.n_layers))
+            block = BLOCKS.find(config.residual)
+            self.blocks = nn.ModuleList(
+                block(Attention(config, shared), MLP(config), d_model=config.d_model, dropout=config.dropout)
+                for _ in range(config.n_layers)
+            )
             self.norm = nn.LayerNorm(config.d_model)
-        self.logits_at_once = LOGITS_AT_ONCE
         if device.type != "meta":
             self.to_empty(device=device)
-            self.initialise()
-
-    def _block(self, shared: nn.Module | None) -> nn.Module:
-        config, positions = self.config, self.positions
-        attention = Attention(
-            config.d_model,
-            config.n_heads,
-            config.head_width,
-            positions=positions,
-            parameters=positions.parameters(config) if positions.per_layer else shared,
-            dropout=config.dropout,
-        )
-        mlp = MLP(config.d_model, config.mlp_width, gelu=config.gelu)
-        block = BLOCKS.find(config.residual)
-        return block(attention, mlp, d_model=config.d_model, dropout=config.dropout)
+            with torch.no_grad():
+                for name, value in self.initial_weights():
+                    self.get_parameter(name).copy_(value)
 
     def use(
         self,
@@ -70,12 +62,12 @@ class GPT(nn.Module):
         activation_checkpointing: bool = False,
         logits_at_once: int = LOGITS_AT_ONCE,
     ) -> None:
-        """Choose how to compute; what is computed stays the same, but for rounding.
+        """Choose how to compute; the results stay the same but for rounding.
 
         Args:
             attention: the form of causal attention.
-            activation_checkpointing: in training keep only what goes into each block, and compute the block again in
-                the backward pass: a third more work for a fraction of the memory.
+            activation_checkpointing: in training keep only the input of each block, and compute the block again in the
+                backward pass: a third more work for a fraction of the memory.
             logits_at_once: logits that the loss holds; a batch with more is computed in pieces.
         """
         self.logits_at_once = logits_at_once
@@ -85,49 +77,32 @@ class GPT(nn.Module):
             elif isinstance(module, Block):
                 module.activation_checkpointing = activation_checkpointing
 
-    @torch.no_grad()
-    def initialise(self) -> None:
-        """Draw new weights."""
-        for name, value in self.initial_weights():
-            self.get_parameter(name).copy_(value)
-
     def initial_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """GPT-2's initialisation: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one.
+        """Draw weights as GPT-2: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one.
 
-        Positions and blocks may draw theirs. One parameter at a time, drawn on the CPU: with the same seed the same on
-        every device, and in parts.
+        Positions and blocks may draw their own. Each parameter is drawn by itself on the CPU, so that a seed gives the
+        same weights on every device, and in parts.
         """
         block = BLOCKS.find(self.config.residual)
         depth = self.config.n_layers * (2 if self.config.residual_init == "gpt2" else 1)
         for name, parameter in self.named_parameters():
-            shape, norm = parameter.shape, name.rpartition(".")[0].endswith("norm")
-            of_positions = name.partition(f"{self.positions.name_in_model}.")[2]
-            if of_positions:
-                drawn = self.positions.initial(of_positions, shape)
-            else:
-                drawn = block.initial(name.split(".", 2)[2], shape) if name.startswith("blocks.") else None
+            shape, drawn = parameter.shape, None
+            name_in_positions = name.partition(f"{self.positions.name_in_model}.")[2]
+            if name_in_positions:
+                drawn = self.positions.initial(name_in_positions, shape)
+            elif name.startswith("blocks."):
+                drawn = block.initial(name.split(".", 2)[2], shape)
             if drawn is not None:
                 yield name, drawn
             elif name.endswith("bias"):
                 yield name, torch.zeros(shape, device="cpu")
-            elif norm:
+            elif name.rpartition(".")[0].endswith("norm"):
                 yield name, torch.ones(shape, device="cpu")
             else:
                 residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
                 std = INIT_STD / math.sqrt(depth) if residual else INIT_STD
                 yield name, torch.empty(shape, device="cpu").normal_(std=std)
 
-    @overload
-    def forward(self, tokens: Tensor, *, documents: Tensor | None = None) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        documents: Tensor | None = None,
-        *,
-        reduction: Literal["none", "sum"] = "none",
-    ) -> Tensor: ...
     def forward(
         self,
         tokens: Tensor,
@@ -136,17 +111,13 @@ class GPT(nn.Module):
         *,
         reduction: Literal["none", "sum"] = "none",
     ) -> Tensor:
-        """Logits, or with targets the loss of each, or their sum.
-
-        With documents no token attends to another document's. Positions are not counted anew for each: ALiBi and
-        rotary know distances alone, so a document's logits are those it has by itself, but learned positions go on
-        counting from the beginning of the sequence.
+        """Return logits, or with targets losses.
 
         Args:
             tokens: `(batch, position)`, int64.
             targets: `(batch, position)`, int64: the token that follows each position; negative where there is none.
-            documents: `(batch, position)`, int64: the number of the document that each position belongs to; None where
-                attention goes across documents.
+            documents: `(batch, position)`, int64: the document of each position, to which its attention is restricted.
+                Learned positions count on across documents.
             reduction: with targets `none`, or `sum`, which is the fast way to train; a sum has one backward pass only.
 
         Returns:
@@ -159,7 +130,8 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(self.hidden(tokens, documents))
         if reduction == "sum" and writes_own_gradient(tokens.device):
-            return summed_loss_of(self, tokens, targets, documents)
+            weight, tied = self.token_embedding.weight, TiedGradient()
+            return summed_loss(self.trunk(tied.embed(tokens, weight), documents), weight, targets, tied)
         losses = self.losses(self.hidden(tokens, documents), targets)
         return losses.sum() if reduction == "sum" else losses
 
@@ -167,34 +139,32 @@ class GPT(nn.Module):
         """`(batch, position, d_model)` and targets `(batch, position)` → their losses, as `token_losses`."""
         return token_losses(hidden, self.token_embedding.weight, targets, self.logits_at_once)
 
-    def hidden(self, tokens: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
-        """What the logits are a product of, for those who need them at a few positions only.
+    def hidden(self, tokens: Tensor, scope: Scope | None = None, selected: Tensor | None = None) -> Tensor:
+        """Return the hidden states from which `logits` computes logits.
 
         Args:
             tokens: `(batch, position)`, int64.
-            scope: the documents `(batch, position)`, int64, that positions belong to, or a view, for rows that are not
-                one sequence read from its beginning.
-            wanted: `(batch, wanted)`, int64: the positions asked for, for those who need few; the last block computes
-                no others. Not together with documents.
+            scope: documents, as `forward` takes them, or a view.
+            selected: `(batch, selected)`, int64: the positions that the last block computes; None means all. Not
+                together with documents.
 
         Returns:
-            `(batch, position, d_model)`, normed; or `(batch, wanted, d_model)`.
-
-        Raises:
-            ConfigError: as `forward`.
+            `(batch, position, d_model)`, normed; or `(batch, selected, d_model)`.
         """
-        return self.trunk(self.token_embedding(tokens), scope, wanted)
+        return self.trunk(self.token_embedding(tokens), scope, selected)
 
-    def trunk(self, x: Tensor, scope: Scope | None = None, wanted: Tensor | None = None) -> Tensor:
-        """From embedded tokens `(batch, position, d_model)` to what `hidden` returns."""
-        n_positions, at = x.shape[1], scope.queries if isinstance(scope, View) else None
-        self._check_capacity(n_positions, scope)
+    def trunk(self, x: Tensor, scope: Scope | None = None, selected: Tensor | None = None) -> Tensor:
+        """Embedded tokens `(batch, position, d_model)` → what `hidden` returns."""
+        view = scope if isinstance(scope, View) else None
+        self._check_capacity(x.shape[1], view)
+        at = None if view is None else view.queries
         x = self.dropout(self.positions.embed(x, at, self._modules.get(self.positions.name_in_model)))
         first = self.blocks[0].attention
         assert isinstance(first, Attention)
         scope = last = first.shared_scope(x, scope)
-        if wanted is not None:
-            last = scope.of(wanted) if isinstance(scope, View) else causal_view(n_positions, wanted)
+        if selected is not None:
+            positions = torch.arange(x.shape[1], device=x.device)[None]
+            last = (view or View(positions, positions)).select(selected)
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, last if number == len(self.blocks) else scope)
         return self.norm(x)
@@ -203,13 +173,13 @@ class GPT(nn.Module):
         """`(…, d_model)` → `(…, n_vocab)`."""
         return nn.functional.linear(hidden, self.token_embedding.weight)
 
-    def _check_capacity(self, n_positions: int, scope: Scope | None) -> None:
+    def _check_capacity(self, n_positions: int, view: View | None) -> None:
         capacity = self.positions.capacity
         if capacity is None:
             return
-        length = scope.length if isinstance(scope, View) else n_positions
-        if length is None:
-            length = int(scope.queries.max()) + 1  # type: ignore[union-attr]
+        length = n_positions if view is None else view.n_positions
         if length > capacity:
             name = POSITIONS.name_of(self.config.positions)
-            raise ConfigError(f"{length} tokens exceed model.n_ctx={capacity}; {name} positions can't extrapolate")
+            raise ConfigError(
+                f"{length} tokens exceed model.n_ctx={capacity}; {name} positions can't extrapolate: shorten the text"
+            )

@@ -8,26 +8,22 @@ from torch.utils.checkpoint import checkpoint
 from gptstar.model.kernels.choice import aligns_products
 
 LOGITS_AT_ONCE = 2**26
-"""Logits that are held at once, 128 MiB in bfloat16."""
+"""Logits to hold at once, 128 MiB in bfloat16."""
 
 ALIGNED = 128
-"""Rows of matrix products come in multiples of this where a device wants it: 50,257 is odd."""
+"""The multiple to which the output head's rows are padded where a device is faster with it: 50,257 is odd."""
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, at_once: int = LOGITS_AT_ONCE) -> Tensor:
-    """Loss of each target token, in nats; 0 where there is no target.
+    """Loss of each target token, in nats, `(batch, position)`, float32; 0 where there is no target.
 
-    Logits that fit `at_once` are computed as a whole. More are computed in pieces, each of which is computed again in
-    the backward pass: a third more work in the head, for memory that does not grow with the batch.
+    More logits than `at_once` are computed in pieces, each of which is computed again in the backward pass: a third
+    more work in the head, for memory that does not grow with the batch.
 
     Args:
         hidden: `(batch, position, d_model)`, the normed output of the last block.
         weight: `(n_vocab, d_model)`, the tied embedding.
         targets: `(batch, position)`, int64; negative where there is none.
-        at_once: logits to hold at once.
-
-    Returns:
-        `(batch, position)`, float32.
     """
     n_vocab, rows = len(weight), aligned(weight)
     flat, flat_targets = hidden.flatten(0, 1), targets.flatten()  # (token, d_model), (token,)
@@ -53,14 +49,14 @@ def _losses(hidden: Tensor, rows: Tensor, n_vocab: int, targets: Tensor) -> Tens
 
 
 def aligned_rows(n_vocab: int) -> int:
-    """Rows of the output head with those added: the next multiple of `ALIGNED`."""
+    """Rows of the padded output head: the next multiple of `ALIGNED`."""
     return -(-n_vocab // ALIGNED) * ALIGNED
 
 
 def aligned(weight: Tensor) -> Tensor:
-    """The rows of the output head: `(n_vocab, d_model)` → `(row, d_model)`, `row` a multiple of `ALIGNED` if wanted.
+    """The output head `(n_vocab, d_model)` with rows of 0 added where `aligns_products`: `(row, d_model)`.
 
-    `aligns_products` says whether a device wants it. Nothing outside a forward pass sees the added rows, which are 0.
+    Nothing outside a forward pass sees the added rows.
     """
     missing = aligned_rows(len(weight)) - len(weight)
     return pad(weight, (0, 0, 0, missing)) if missing and aligns_products(weight.device) else weight

@@ -10,13 +10,13 @@ from gptstar.model.positions.base import Bias, Pairs, Positions
 
 
 class Cache:
-    """Keys, values and what else each attention layer keeps of tokens that were read before. For inference only.
+    """Keys, values and what else each attention layer keeps of the tokens read before. For inference only.
 
     The cache keeps tokens in the order in which it gets them. `View` holds their positions and the mask.
 
     Args:
         capacity: tokens of a row to allocate memory for. When more tokens come, the memory doubles.
-        dtype: the type to keep keys and values in; by default their own, as that of what else is kept.
+        dtype: the type of keys and values in memory; by default their own. Anything else keeps its own type.
     """
 
     def __init__(self, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
@@ -25,7 +25,7 @@ class Cache:
         self._lengths: dict[nn.Module, int] = {}
 
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """Add a layer's keys, values and what else it keeps of tokens, and return all of each, as views.
+        """Add what a layer keeps of new tokens, and return what it has of all tokens, as views of the memory.
 
         Args:
             key: `(batch, head, position, width)`; the others likewise.
@@ -68,80 +68,77 @@ class View:
         queries: `(batch, query)`, int64: the position of each token that is read now; a batch of one if all rows have
             the same positions.
         keys: `(batch, key)`, int64: the position of each key: those in the cache, then those read now.
-        seen: `(batch, query, key)`, bool: the attention mask; each query attends to at least one key. None means that
-            each query attends to all keys that do not stand after it.
+        mask: `(batch, query, key)`, bool: the attention mask; each query attends to at least one key. None means that
+            each query attends to all keys that do not stand after it. With `selected` it is `(batch, selected, key)`.
         cache: keys and values of the tokens read before; the layers add those read now.
-        wanted: `(batch, wanted)`, int64: the tokens read now whose output is needed; None means all. With `wanted`,
-            `seen` is `(batch, wanted, key)`.
         length: positions that the queries need, if the caller knows it: to read it off a GPU is to wait for it.
+        selected: `(batch, selected)`, int64: the tokens read now whose output is needed; None means all.
     """
 
     queries: Tensor
     keys: Tensor
-    seen: Tensor | None = None
+    mask: Tensor | None = None
     cache: Cache | None = None
-    wanted: Tensor | None = None
     length: int | None = None
-    _masks: dict[Positions | None, Tensor | None] = field(default_factory=dict)
+    selected: Tensor | None = None
+    _masks: dict[Positions | None, Tensor] = field(default_factory=dict)
+
+    def select(self, selected: Tensor) -> "View":
+        """Return the same view for a block that computes the output of some tokens only: `(batch, selected)`, int64."""
+        mask = self.mask
+        if mask is not None:
+            mask = mask.expand(len(selected), -1, -1).gather(1, selected[..., None].expand(-1, -1, mask.shape[2]))
+        return replace(self, mask=mask, selected=selected, _masks={})
 
     @property
-    def asking(self) -> Tensor:
-        """Positions of the tokens whose output is needed: `(batch, query)`, or `(batch, wanted)`."""
-        return self.queries if self.wanted is None else self.queries.expand(len(self.wanted), -1).gather(1, self.wanted)
+    def selected_positions(self) -> Tensor:
+        """Positions of the tokens whose output is needed: `(batch, query)`, or `(batch, selected)`."""
+        if self.selected is None:
+            return self.queries
+        return self.queries.expand(len(self.selected), -1).gather(1, self.selected)
+
+    @property
+    def n_positions(self) -> int:
+        """Positions that the queries need."""
+        return self.length if self.length is not None else int(self.queries.max()) + 1
 
     @property
     def is_causal(self) -> bool:
         """Whether these are sequences read from their beginnings, and all of their output is needed."""
-        return self.seen is None and self.wanted is None and self.queries.shape == self.keys.shape
+        return self.mask is None and self.selected is None and self.queries.shape == self.keys.shape
 
-    def of(self, wanted: Tensor) -> "View":
-        """The same view for a block that computes the output of some tokens only: `(batch, wanted)`, int64."""
-        seen = self.seen
-        if seen is not None:
-            seen = seen.expand(len(wanted), -1, -1).gather(1, wanted[..., None].expand(-1, -1, seen.shape[2]))
-        return replace(self, seen=seen, wanted=wanted, _masks={})
-
-    def mask(self) -> Tensor | None:
-        """The attention mask, `(batch or 1, query, key)`, bool; None if each query attends to all keys."""
-        if self.seen is not None or (self.wanted is None and self.queries.shape[1] == 1):
-            return self.seen  # a token that is read by itself stands after all others
+    def attention_mask(self) -> Tensor | None:
+        """Return the attention mask, `(batch or 1, query, key)`, bool; None if each query attends to all keys."""
+        if self.mask is not None or (self.selected is None and self.queries.shape[1] == 1):
+            return self.mask  # a token that is read by itself stands after all others
         if None not in self._masks:
-            self._masks[None] = self.asking[:, :, None] >= self.keys[:, None]
+            self._masks[None] = self.selected_positions[:, :, None] >= self.keys[:, None]
         return self._masks[None]
 
-    def biased(self, bias: Bias, shared_by: Positions | None) -> Tensor:
-        """The attention mask as a bias, `(batch or 1, head, query, key)`, float32: `-inf` where it hides a key.
+    def biased_mask(self, bias: Bias, shared_by: Positions | None) -> Tensor:
+        """Return bias and attention mask together: `(batch or 1, head, query, key)`, float32, `-inf` at hidden keys.
 
         Args:
             bias: what else is added to scores.
-            shared_by: the positions that give it, if it is the same in all layers: then it is computed once.
+            shared_by: the positions that give the bias, if it is the same in all layers: then it is computed once.
         """
-        found = self._masks.get(shared_by) if shared_by is not None else None
-        if found is None:
-            mask = self.mask()
-            found = bias(Pairs(self.asking, self.keys, mask))
-            found = found if mask is None else found.masked_fill(~mask[:, None], -torch.inf)
-            if shared_by is not None:
-                self._masks[shared_by] = found
-        return found
+        if shared_by is not None and shared_by in self._masks:
+            return self._masks[shared_by]
+        mask = self.attention_mask()
+        biased = bias(Pairs(self.selected_positions, self.keys, mask))
+        if mask is not None:
+            biased = biased.masked_fill(~mask[:, None], -torch.inf)
+        if shared_by is not None:
+            self._masks[shared_by] = biased
+        return biased
 
 
 Scope = Tensor | BlockMask | View
 """A restriction of attention: the documents `(batch, position)` that positions belong to, or a view."""
 
 
-def causal_view(n_positions: int, wanted: Tensor) -> View:
-    """A view of sequences read from their beginnings that asks for the output of some tokens only.
-
-    Args:
-        wanted: `(batch, wanted)`, int64.
-    """
-    positions = torch.arange(n_positions, device=wanted.device)[None]
-    return View(positions, positions, wanted=wanted)
-
-
 def select_queries(x: Tensor, scope: Scope | None) -> Tensor:
-    """Select the tokens of `(batch, position, …)` whose output is needed: all, unless a view says which."""
-    if not isinstance(scope, View) or scope.wanted is None:
+    """Select the tokens of `(batch, position, …)` whose output is needed: all, unless a view selects some."""
+    if not isinstance(scope, View) or scope.selected is None:
         return x
-    return x.gather(1, scope.wanted[..., None].expand(-1, -1, x.shape[2]))
+    return x.gather(1, scope.selected[..., None].expand(-1, -1, x.shape[2]))

@@ -14,8 +14,8 @@ from gptstar.model.kernels.bias import linear_bias
 from gptstar.model.kernels.choice import AttentionForm
 from gptstar.model.kernels.documents import attention_within_documents
 from gptstar.model.kernels.products import products_attention
-from gptstar.model.kernels.reference import reference_attention
 from gptstar.model.positions import alibi_slopes
+from support.attention import reference_attention
 
 LENGTHS = [13, 1, 23, 2]
 """Of the documents of a packed window."""

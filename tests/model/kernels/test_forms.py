@@ -14,8 +14,8 @@ from gptstar.model.kernels import bias, choice, products
 from gptstar.model.kernels.bias import linear_bias
 from gptstar.model.kernels.choice import AttentionForm, attention_form
 from gptstar.model.kernels.columns import columns_attention, key_columns, query_columns
-from gptstar.model.kernels.reference import reference_attention
 from gptstar.model.positions import alibi_slopes
+from support.attention import reference_attention
 
 FORMS: list[AttentionForm] = ["bias", "columns", "products"]
 

@@ -19,11 +19,11 @@ from gptstar.inference.static_rows import StaticRows
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.attention import causal_attention
 from gptstar.model.kernels import bias as bias_kernel
-from gptstar.model.kernels.reference import reference_attention
 from gptstar.model.positions import POSITIONS, Alibi, Positions
 from gptstar.model.view import Cache, View
 from gptstar.training.settings import settings_of
 from own_positions import ForgetfulPositions, TablePositions
+from support.attention import reference_attention
 from support.graph import assert_alike, batch, trained
 
 SIZES = {"n_layers": 2, "d_model": 30, "n_heads": 3, "n_vocab": 31, "d_head": 14, "d_ff": 62}

@@ -14,7 +14,7 @@ from gptstar.model import GPT, GPTConfig
 from gptstar.model.attention import causal_attention, scaled_rotary
 from gptstar.model.kernels import bias, products
 from gptstar.model.kernels.bias import BIAS_ELEMENTS, QUERY_BLOCK, query_blocks
-from gptstar.model.positions import RotaryScaling, alibi_slopes
+from gptstar.model.positions import Scaling, alibi_slopes
 from gptstar.model.positions.rotary import (
     ntk_frequencies,
     rotary_angles,
@@ -73,13 +73,13 @@ def test_a_head_of_one_pair_has_nothing_to_stretch_by_ntk() -> None:
 @pytest.mark.parametrize("method", ["ntk", "yarn"])
 def test_a_factor_of_one_changes_nothing(method: str) -> None:
     positions = torch.arange(100)
-    plain, scaled = rotary_angles(positions, 64), rotary_angles(positions, 64, RotaryScaling(method, 1.0, 512))
+    plain, scaled = rotary_angles(positions, 64), rotary_angles(positions, 64, Scaling(method, 1.0, 512))
     for ours, others in zip(plain, scaled, strict=True):
         torch.testing.assert_close(ours, others, atol=1e-5, rtol=0)
 
 
 def test_yarn_also_sharpens_attention() -> None:
-    cosines, sines = rotary_angles(torch.arange(50), 64, RotaryScaling("yarn", 4.0, 512))
+    cosines, sines = rotary_angles(torch.arange(50), 64, Scaling("yarn", 4.0, 512))
     torch.testing.assert_close(cosines**2 + sines**2, torch.full((50, 32), (0.1 * math.log(4) + 1) ** 2))
 
 
@@ -88,10 +88,10 @@ def test_scaling_is_set_on_a_model_for_a_while_and_not_saved() -> None:
     model = GPT(GPTConfig(2, 30, 3, 31, d_head=14, positions="rotary")).eval()
     tokens, before = torch.randint(31, (2, 40)), dict(model.state_dict())
     plain = model(tokens)
-    with scaled_rotary(model, RotaryScaling("yarn", 4.0, 10)):
+    with scaled_rotary(model, Scaling("yarn", 4.0, 10)):
         scaled = model(tokens)
         assert model.state_dict().keys() == before.keys()
-        with contextlib.suppress(ZeroDivisionError), scaled_rotary(model, RotaryScaling("ntk", 4.0, 10)):
+        with contextlib.suppress(ZeroDivisionError), scaled_rotary(model, Scaling("ntk", 4.0, 10)):
             assert not torch.allclose(model(tokens), scaled)
             _ = 1 / 0
         torch.testing.assert_close(model(tokens), scaled)

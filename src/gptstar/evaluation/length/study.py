@@ -19,7 +19,7 @@ from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_jso
 from gptstar.evaluation.tables import comparison_table, cost_line, length_markdown, length_table
 from gptstar.files import write_text
 from gptstar.model.attention import scaled_rotary
-from gptstar.model.positions import RotaryScaling
+from gptstar.model.positions import Scaling as PositionScaling
 
 DIFFERENT_TOKENIZERS = "The tokenizers differ: compare bits per byte, not loss or perplexity."
 
@@ -90,7 +90,7 @@ def _curves(part: Part, config: LengthConfig, device: torch.device, advance: Cal
         def within(length: int, scaling: str = scaling) -> contextlib.AbstractContextManager[object]:
             if scaling == "none" or trained_at is None:
                 return contextlib.nullcontext()
-            return scaled_rotary(model, RotaryScaling(scaling, max(1.0, length / trained_at), trained_at))
+            return scaled_rotary(model, PositionScaling(scaling, max(1.0, length / trained_at), trained_at))
 
         within_training = {length: read for length, read in plain.items() if length <= (trained_at or 0)}
         curve = read_curve(

@@ -119,7 +119,7 @@ class Scorer:
             view = self._view(batch, length) if batch[0].branched else None
             tokens, nodes = self._padded([row.tokens for row in batch]), self._padded(queries)
             if n_queries <= (0.8 if view is not None else 0.5) * length:
-                hidden = self.model.hidden(tokens, view, nodes)  # (row, query, d_model)
+                hidden = self.model.hidden(tokens, view, selected=nodes)  # (row, query, d_model)
             else:  # selecting the tokens would cost more than it saves
                 hidden = self.model.hidden(tokens, view)
                 hidden = hidden.gather(1, nodes[..., None].expand(-1, -1, hidden.shape[2]))

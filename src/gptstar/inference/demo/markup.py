@@ -1,11 +1,11 @@
-"""A text as HTML: what was given, what was written, and behind each token how likely it was."""
+"""A text as HTML: the prompt, its continuation, and behind each token how likely it was."""
 
 from collections.abc import Sequence
 from html import escape
 from math import exp
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.inference.generate import Piece
+from gptstar.inference.generate import Piece, printable
 
 CSS = """
 .written {white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.7; min-height: 12rem; padding: .75rem 1rem;
@@ -28,7 +28,7 @@ SHADES = (0.5, 0.1, 0.01)
 
 
 class Page:
-    """A text that grows, as HTML. All that comes from a visitor or a model is escaped."""
+    """A text that grows, as HTML. Everything that a visitor or a model wrote is escaped."""
 
     def __init__(self, prompt: str, tokenizer: Tokenizer) -> None:
         self._parts = [f'<span class="given">{escape(prompt)}</span>']
@@ -36,7 +36,7 @@ class Page:
         self._waiting: list[Piece] = []  # tokens whose text is still to come
 
     def add(self, piece: Piece) -> None:
-        """One more token."""
+        """Add a token."""
         self._waiting.append(piece)
         if piece.text:
             tips = "\n\n".join(self._tip(each) for each in self._waiting)
@@ -47,24 +47,21 @@ class Page:
 
     @property
     def html(self) -> str:
-        """All of it."""
+        """The whole text."""
         return f'<div class="written">{"".join(self._parts)}</div>'
 
     def _tip(self, piece: Piece) -> str:
-        lines = [f"{exp(piece.log_probability or 0.0):7.2%}  {self._shown(piece.token)}", ""]
-        lines += [f"{exp(value):7.2%}  {self._shown(token)}" for token, value in piece.likeliest]
+        lines = [f"{exp(piece.log_probability or 0.0):7.2%}  {printable(self._tokenizer, piece.token)}", ""]
+        lines += [f"{exp(value):7.2%}  {printable(self._tokenizer, token)}" for token, value in piece.likeliest]
         return "\n".join(lines)
-
-    def _shown(self, token: int) -> str:
-        return repr(self._tokenizer.text_of(token))[1:-1]
 
 
 def about(name: str, pieces: Sequence[Piece], seconds: float, note: str = "") -> str:
-    """A line under a text."""
+    """Return the line under a text: the model's name, the tokens, their speed and perplexity."""
     if not pieces:
         return '<div class="about">&nbsp;</div>'
     mean = sum(piece.log_probability or 0.0 for piece in pieces) / len(pieces)
-    ended = {"length": "", "end_of_text": ", and the document ended", "stop": "", None: ""}[pieces[-1].ended_by]
+    ended = ", and the document ended" if pieces[-1].ended_by == "end_of_text" else ""
     speed = len(pieces) / max(seconds, 1e-9)
     words = f"{escape(name)}: {len(pieces)} tokens, {speed:.0f} a second, perplexity {exp(-mean):.1f}{ended}"
     return f'<div class="about">{words}{escape(note)}</div>'

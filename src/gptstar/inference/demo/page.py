@@ -24,13 +24,15 @@ EXAMPLES = (
     "Q: What is the capital of France?\nA:",
 )
 NONE = "none"
-SECONDS_A_FRAME = 0.1
+SECONDS_PER_FRAME = 0.1
 N_LIKELIEST = 5
-FONTS = ["system-ui", "sans-serif"]
+
+Frame = tuple[str, str, str, str]
+"""A text and the line under it, then those of the second model."""
 
 
 def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
-    """The page, to be launched.
+    """Build the page.
 
     Args:
         models: by name, in eval mode, with their tokenizers; more than one may be compared side by side.
@@ -38,15 +40,15 @@ def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
     names = list(models)
 
     def write(
-        prompt: Any, first: Any, second: Any, n_new: Any, method: Any, seed: Any, *settings: Any
-    ) -> Iterator[tuple[str, str, str, str]]:
+        prompt: Any, first: Any, second: Any, n_new: Any, method: Any, seed: Any, *values: Any
+    ) -> Iterator[Frame]:
         keys = ("temperature", "top_k", "top_p", "typical_p", "repetition_penalty")
         try:
-            asked = Request.of(limits, prompt, n_new, method, seed, **dict(zip(keys, settings, strict=True)))
+            request = Request.parse(limits, prompt, n_new, method, seed=seed, **dict(zip(keys, values, strict=True)))
             if first not in models or second not in (*models, NONE, None):
                 raise gr.Error("there is no such model here", print_exception=False)
             chosen = dict.fromkeys([first, second] if second in models else [first])
-            yield from _frames({name: models[name] for name in chosen}, asked, limits)
+            yield from _frames({name: models[name] for name in chosen}, request, limits)
         except Refusal as error:
             raise gr.Error(str(error), print_exception=False) from error
 
@@ -116,18 +118,7 @@ def serve(models: Mapping[str, GPT], limits: Limits, *, host: str, port: int | N
         where = host if port is None else f"{host}, port {port}"
         raise ConfigError(f"can't serve at {where} ({error}): choose another --host or --port") from error
     blocks = page(models, limits)
-    address = launch(blocks, host=host, port=port)
-    print(f"{', '.join(models)} at {address} (Ctrl-C ends it)", flush=True)
-    blocks.block_thread()
-
-
-def launch(blocks: gr.Blocks, *, host: str, port: int | None) -> str:
-    """Start to serve; nothing is fetched from elsewhere, and no file of this machine is to be had.
-
-    Returns:
-        The page's address.
-    """
-    theme = gr.themes.Soft(font=FONTS, font_mono=["ui-monospace", "monospace"])
+    # Nothing is fetched from elsewhere, and no file of this machine can be read.
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
@@ -136,14 +127,15 @@ def launch(blocks: gr.Blocks, *, host: str, port: int | None) -> str:
         show_error=True,
         share=False,
         ssr_mode=False,
-        theme=theme,
+        theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
         css=CSS,
         footer_links=[],
         run_history=False,
         max_file_size=1,
         enable_monitoring=False,
     )
-    return str(address)
+    print(f"{', '.join(models)} at {address} (Ctrl-C ends it)", flush=True)
+    blocks.block_thread()
 
 
 def _output(number: int) -> tuple[gr.HTML, gr.HTML, gr.Column]:
@@ -152,39 +144,35 @@ def _output(number: int) -> tuple[gr.HTML, gr.HTML, gr.Column]:
         return text, gr.HTML(about("", [], 0), elem_id=f"about-{number}"), column
 
 
-def _frames(models: Mapping[str, GPT], asked: Request, limits: Limits) -> Iterator[tuple[str, str, str, str]]:
+def _frames(models: Mapping[str, GPT], request: Request, limits: Limits) -> Iterator[Frame]:
     """Texts and the lines under them, a few times a second; of two models a token each in turn."""
-    began = shown = time.monotonic()
-    pages = [Page(asked.prompt, tokenizer_of(model)) for model in models.values()]
-    written: list[list[Piece]] = [[] for _ in models]
-    streams = [
-        stream(model, asked.prompt, asked.n_new, sampling=asked.sampling, n_likeliest=N_LIKELIEST)
-        for model in models.values()
-    ]
-    going = list(range(len(models)))
+    began = last_frame = time.monotonic()
+    pages = {name: Page(request.prompt, tokenizer_of(model)) for name, model in models.items()}
+    written: dict[str, list[Piece]] = {name: [] for name in models}
+    streams = {
+        name: stream(model, request.prompt, request.n_new, sampling=request.sampling, n_likeliest=N_LIKELIEST)
+        for name, model in models.items()
+    }
 
-    def frame(note: str = "") -> tuple[str, str, str, str]:
+    def frame(note: str = "") -> Frame:
         seconds = time.monotonic() - began
-        lines = [
-            (text.html, about(name, tokens, seconds, note))
-            for name, text, tokens in zip(models, pages, written, strict=True)
-        ]
+        lines = [(page.html, about(name, written[name], seconds, note)) for name, page in pages.items()]
         lines += [("", "")] * (2 - len(lines))
         return (*lines[0], *lines[1])
 
-    while going:
-        for number in tuple(going):
-            piece = next(streams[number], None)
+    while streams:
+        for name in tuple(streams):
+            piece = next(streams[name], None)
             if piece is None:
-                going.remove(number)
+                del streams[name]
                 continue
-            pages[number].add(piece)
-            written[number].append(piece)
+            pages[name].add(piece)
+            written[name].append(piece)
         now = time.monotonic()
         if now - began > limits.seconds:
             yield frame(f", stopped after {limits.seconds:g} seconds, the most here")
             return
-        if now - shown > SECONDS_A_FRAME:
+        if now - last_frame > SECONDS_PER_FRAME:
             yield frame()
-            shown = now
+            last_frame = now
     yield frame()

@@ -1,9 +1,10 @@
-"""What a visitor of the page may ask for."""
+"""What a visitor of the page may request."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from gptstar.errors import ConfigError
+from gptstar.fields import Count, Positive, check_ranges
 from gptstar.inference.sampling import Sampling
 
 METHODS: dict[str, tuple[str, ...]] = {
@@ -21,69 +22,63 @@ class Limits:
     """What the page gives to one visitor.
 
     Attributes:
-        tokens: new ones, at most.
+        tokens: new tokens at most.
         characters: of the prompt.
-        seconds: of writing; what is there by then stays.
+        seconds: of writing; what is written by then stays.
         at_once: texts that are written at the same time; others wait.
-        waiting: that may wait.
+        waiting: texts that may wait.
     """
 
-    tokens: int = 1000
-    characters: int = 20_000
-    seconds: float = 120
-    at_once: int = 2
-    waiting: int = 20
+    tokens: Count = 1000
+    characters: Count = 20_000
+    seconds: Positive = 120
+    at_once: Count = 2
+    waiting: Count = 20
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "characters", "seconds", "at_once", "waiting"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name}={getattr(self, name)} leaves nothing to give: take 1 or more")
+        check_ranges(self, "")
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request that was found to be in order."""
+    """A request that has been checked."""
 
     prompt: str
     n_new: int
     sampling: Sampling
 
     @classmethod
-    def of(
-        cls, limits: Limits, prompt: object, n_new: object, method: object, seed: object, **settings: Any
-    ) -> "Request":
+    def parse(cls, limits: Limits, prompt: object, n_new: object, method: object, **settings: Any) -> "Request":
         """Check what came over the network, whatever it is.
 
         Args:
-            settings: of `Sampling`; those that the method does not have are not looked at.
+            settings: of `Sampling`; those that the method does not have are ignored.
 
         Raises:
-            ConfigError: something is out of range, or of another kind than it has to be.
+            ConfigError: something is out of range, or of a wrong type.
         """
         if not isinstance(prompt, str):
-            raise ConfigError("the prompt is no text")
+            raise ConfigError("the prompt is not a text")
         if len(prompt) > limits.characters:
-            raise ConfigError(f"the prompt has {len(prompt):,} characters; {limits.characters:,} are the most here")
-        n_new, seed = _whole(n_new, "length"), _whole(seed, "seed")
+            raise ConfigError(f"the prompt has {len(prompt):,} characters: shorten it to {limits.characters:,}")
+        n_new, seed = _whole(n_new, "length"), _whole(settings["seed"], "seed")
         if not 1 <= n_new <= limits.tokens:
-            raise ConfigError(f"length={n_new} is not between 1 and {limits.tokens}, the most here")
+            raise ConfigError(f"length={n_new} is not between 1 and {limits.tokens}")
         if not isinstance(method, str) or method not in METHODS:
-            raise ConfigError(f"the method is none of {', '.join(METHODS)}")
-        used = {name: settings[name] for name in METHODS[method]} | {"temperature": settings["temperature"]}
+            raise ConfigError(f"the method is not one of {', '.join(METHODS)}")
+        used = {name: settings[name] for name in METHODS[method]}
         if method == "Greedy":
             used["temperature"] = 0.0
+        elif used["temperature"] == 0.0:
+            raise ConfigError("temperature=0 draws nothing: take the method Greedy")
         if "top_k" in used:
             used["top_k"] = _whole(used["top_k"], "top_k")
         sampling = Sampling(seed=seed, repetition_penalty=settings["repetition_penalty"], **used)
-        if sampling.temperature == 0.0 and method != "Greedy":
-            raise ConfigError("a temperature of 0 is what Greedy is for")
-        # A page takes what UTF-8 can hold; halves of characters are none.
+        # A page takes what UTF-8 can hold, and halves of characters are not among it.
         return cls(prompt.encode("utf-8", "replace").decode(), n_new, sampling)
 
 
 def _whole(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) >= 2**63:
-        raise ConfigError(f"{name} is no whole number")
-    if value != int(value):
-        raise ConfigError(f"{name}={value} is no whole number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63 or value != int(value):
+        raise ConfigError(f"{name} is not a whole number: give one")
     return int(value)

@@ -29,14 +29,8 @@ def biased_attention(
     """Causal attention whose scores get a bias, float32 and built by block.
 
     Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        bias: slopes `(head,)`, float32, or what gives the bias of pairs.
-        dropout: probability of dropping an attention weight.
-        documents: `(batch, position)`, int64: the document of each position, beyond which it attends to nothing; not
-            with slopes, for which `attention_within_documents` is faster.
-
-    Returns:
-        `(batch, head, position, d_head)`.
+        bias: slopes, or a function that gives the bias of pairs.
+        documents: not with slopes, for which `attention_within_documents` is faster.
     """
     dtype = query.dtype
     if query.is_cuda:  # its kernels take a bias of the query's type only, and bfloat16 can't hold this one
@@ -63,16 +57,10 @@ def biased_attention(
 
 
 def linear_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
-    """What slopes add to the scores of causal attention, its mask included.
+    """The bias of slopes `(head,)`, float32, for queries and keys at these positions: `(head, query, key)`.
 
-    Args:
-        slopes: `(head,)`, float32.
-        queries: positions of the queries.
-        keys: positions of the keys.
-
-    Returns:
-        `(head, query, key)`, float32: `-slope * distance` where the key is not after the query, `-inf` where it is.
-        Always float32: bfloat16 can't tell 256 from 257.
+    It is `-slope * distance`, and `-inf` where the key is after the query. Always float32: bfloat16 can't tell 256 from
+    257.
     """
     query = torch.arange(queries.start, queries.stop, device=slopes.device)
     key = torch.arange(keys.start, keys.stop, device=slopes.device)

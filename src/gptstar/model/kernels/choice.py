@@ -12,9 +12,15 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 AttentionForm = Literal["auto", "bias", "columns", "products", "flex"]
 """How causal attention is computed: `kernels/` has a file for each; `auto` is the fastest that is exact."""
 
-
 FLEX_WIDTH = 16
 """The narrowest heads that FlexAttention takes on a GPU."""
+
+ATTENTION_OPS = {
+    torch.ops.higher_order.flex_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+}
 
 
 def attention_form(device: torch.device, dtype: torch.dtype, d_head: int, dropout: float = 0.0) -> AttentionForm:
@@ -45,14 +51,6 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the type of products of `x`: that of autocast, or its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-ATTENTION_OPS = {
-    torch.ops.higher_order.flex_attention,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-}
 
 
 def keep_attention() -> Any:

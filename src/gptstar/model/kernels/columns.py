@@ -1,7 +1,7 @@
 """A bias that is linear in distance, as columns of the keys: a kernel for plain causal attention adds it.
 
-A softmax does not see what is the same for all keys of a query, so `-slope * (query - key)` may as well be
-`slope * key`: a product of the head's slope and the key's position, which rides along as features of queries and keys.
+A softmax ignores what is the same for all keys of a query, so `slope * key` may stand for `-slope * (query - key)`:
+a product of the head's slope and the key's position, which are further features of queries and keys.
 """
 
 import math
@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 TERMS = 3
-"""Of bfloat16 that a slope is split into: 3 x 8 bits are float32's 24."""
+"""Numbers of bfloat16 that a slope is split into: 3 x 8 bits are float32's 24."""
 
 LONGEST = 2**16
-"""Positions that two digits of bfloat16 can count: 256 of 256 each."""
+"""Positions that two digits of bfloat16 can count: each digit has 256 values."""
 
 COLUMNS = 8
-"""Beside a head's own: two digits of the position for each term, and zeros, as kernels like multiples of 8."""
+"""Features beside a head's own: two digits of the position for each term, and zeros up to a multiple of 8."""
 
 
 def columns_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, dropout: float = 0.0) -> Tensor:
@@ -25,14 +25,7 @@ def columns_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor,
 
     Scores are as large as `slope * position`, so they round more than with a bias: by about 2^-24 of that, 5e-4 at
     position 8,192 under the steepest slope of eight heads. In bfloat16 this is far below what its own numbers round.
-
-    Args:
-        query: `(batch, head, position, d_head)`, float32 or bfloat16; `key` and `value` likewise; `LONGEST` at most.
-        slopes: `(head,)`, float32.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        `(batch, head, position, d_head)`.
+    It takes float32 or bfloat16, and at most `LONGEST` positions.
     """
     batch, n_heads, n_positions, d_head = query.shape
     of_query = query_columns(slopes, d_head, query.dtype)[None, :, None].expand(batch, -1, n_positions, -1)

@@ -9,39 +9,22 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from gptstar.model.kernels.bias import QUERY_BLOCK
 
 EXTRA_FEATURES = 4
-"""Added to a head's own where there are slopes: CUDA's kernels take widths that are multiples of 4."""
+"""Features added to a head's own where there are slopes: CUDA's kernels take widths that are multiples of 4."""
 
 
 def attention_within_documents(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    documents: Tensor,
-    slopes: Tensor | None = None,
-    dropout: float = 0.0,
+    query: Tensor, key: Tensor, value: Tensor, documents: Tensor, slopes: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
-    """Causal attention in which a query sees the keys of its own document and no others.
+    """Causal attention in which a query attends to the keys of its own document only.
 
-    One mask serves all heads. A softmax does not see what is the same for all keys, so a bias of
-    `-slope * (query - key)` may as well be `slope * key`: a product of the head's slope and the key's position, which
-    rides along as a feature of queries and keys. A bias would be as large as the mask for each of the heads.
-    It rounds more, by about 1e-5 of a weight.
-
-    Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        documents: `(batch, position)`, int64: the number of the document that a position belongs to.
-        slopes: `(head,)`, float32, or None for no bias.
-        dropout: probability of dropping an attention weight.
-
-    Returns:
-        `(batch, head, position, d_head)`.
+    One mask serves all heads; a bias would be as large as the mask for each of them. So slopes become a feature of
+    queries and keys, as in `columns_attention`. It rounds more, by about 1e-5 of a weight.
     """
     n_positions, d_head, dtype = query.shape[2], query.shape[3], query.dtype
     positions = torch.arange(n_positions, device=query.device)
     if slopes is not None:  # bfloat16 can't count positions
         query, key = query.float(), key.float()
-        # The kernels want values as wide as queries.
-        value = pad(value.float(), (0, EXTRA_FEATURES))
+        value = pad(value.float(), (0, EXTRA_FEATURES))  # the kernels want values as wide as queries
     outputs = []
     with torch.autocast(query.device.type, enabled=False):
         for start in range(0, n_positions, QUERY_BLOCK):
@@ -51,7 +34,7 @@ def attention_within_documents(
                 queries = _with_feature(queries, slopes[:, None] * math.sqrt(d_head))
                 # Counted from the middle of the queries, so that near keys, which matter, get small numbers.
                 keys = _with_feature(keys, positions[:stop] - (start + stop) // 2)
-            seen = (positions[start:stop, None] >= positions[:stop]) & (
+            mask = (positions[start:stop, None] >= positions[:stop]) & (
                 documents[:, start:stop, None] == documents[:, None, :stop]
             )
             outputs.append(
@@ -59,7 +42,7 @@ def attention_within_documents(
                     queries,
                     keys,
                     value[:, :, :stop],
-                    attn_mask=seen[:, None],  # (batch, 1, query, key)
+                    attn_mask=mask[:, None],  # (batch, 1, query, key)
                     dropout_p=dropout,
                     scale=1 / math.sqrt(d_head),
                 )[..., :d_head]

@@ -9,35 +9,20 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 
 def block_mask(n_positions: int, documents: Tensor | None, device: torch.device) -> BlockMask:
-    """Return which blocks of keys a block of queries sees: what is not later, and within its document.
+    """Mask keys that stand after a query, and with documents `(batch, position)`, int64, those of other documents."""
 
-    Args:
-        documents: `(batch, position)`, int64, or None where attention goes across documents.
-    """
-    if documents is None:
-        return create_block_mask(_causal, None, None, n_positions, n_positions, device=device)
+    def attends(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_causal = query >= key
+        return is_causal if documents is None else is_causal & (documents[batch, query] == documents[batch, key])
 
-    def within(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (query >= key) & (documents[batch, query] == documents[batch, key])
-
-    return create_block_mask(within, len(documents), None, n_positions, n_positions, device=device)
-
-
-def _causal(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    return query >= key
+    n_rows = None if documents is None else len(documents)
+    return create_block_mask(attends, n_rows, None, n_positions, n_positions, device=device)
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, mask: BlockMask) -> Tensor:
-    """Attention to what a mask shows, with a linear bias where slopes are given; neither scores nor bias are kept.
+    """Attention under a mask, with a linear bias where slopes are given; neither scores nor bias are kept.
 
-    Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself.
-
-    Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise, of the same dtype.
-        slopes: `(head,)`, float32, or None for no bias.
-
-    Returns:
-        `(batch, head, position, d_head)`.
+    Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself. Inputs have the same dtype.
 
     Source: Dong et al., "Flex Attention", 2024.
     """

@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 QUERY_BLOCK = 256
-"""Queries at once: a block knows no keys behind it."""
+"""Queries in a block, which needs no keys after its last query."""
 
 BLOCK_SCORES = 2**26
-"""Of a block at most: where there are very many keys, or sequences, it has fewer queries."""
+"""Scores in a block at most: where there are very many keys, or sequences, it has fewer queries."""
 
 CACHED_SCORES = 2**20
-"""Turned into weights at once: so many fit a CPU's cache in float32."""
+"""Scores that become weights at once: so many fit a CPU's cache in float32."""
 
 KEPT_UP_TO = 2048
-"""Positions to which weights are kept for the backward pass; beyond they are computed again there."""
+"""The longest sequence whose weights are kept for the backward pass; those of longer ones are computed again."""
 
 
 def products_attention(
@@ -28,15 +28,6 @@ def products_attention(
 
     In bfloat16 a score is rounded once more than in a fused kernel, before the bias is added in float32. Memory grows
     with the length; in training up to `KEPT_UP_TO` with half its square.
-
-    Args:
-        query: `(batch, head, position, d_head)`; `key` and `value` likewise.
-        slopes: `(head,)`, float32, or None for no bias.
-        documents: `(batch, position)`, int64: the number of the document that a position belongs to, and beyond which
-            it sees nothing; None where all that is before it is seen.
-
-    Returns:
-        `(batch, head, position, d_head)`.
     """
     records = torch.is_grad_enabled()  # within a Function it never is
     with torch.autocast(query.device.type, enabled=False):
@@ -52,7 +43,7 @@ def _blocks(like: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _pieces(scores: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Heads and queries of `(head, query, key)` whose scores fit the cache together."""
+    """Slices of heads and queries of `(head, query, key)` whose scores fit the cache together."""
     n_heads, n_queries, n_keys = scores.shape
     heads = max(1, CACHED_SCORES // (n_queries * n_keys))
     queries = max(1, min(n_queries, CACHED_SCORES // n_keys))
@@ -64,7 +55,7 @@ def _pieces(scores: Tensor) -> Iterator[tuple[slice, slice]]:
 def _weights(
     scaled: Tensor, key: Tensor, slopes: Tensor | None, documents: Tensor | None, start: int, stop: int
 ) -> Tensor:
-    """What the queries from `start` to `stop` give each key before `stop`: `(batch, head, query, key)`."""
+    """Weights of the keys before `stop` for the queries from `start` to `stop`: `(batch, head, query, key)`."""
     weights = scaled[:, :, start:stop] @ key[:, :, :stop].transpose(-2, -1)  # scores, till overwritten
     later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=key.device).triu_(1)  # (query, key)
     wide, by_key = _wide(scaled), None
@@ -107,27 +98,27 @@ class _Products(torch.autograd.Function):
         # Laid out as the next projection reads it: (batch, position, head, d_head).
         mixed = query.new_empty(batch, n_positions, n_heads, d_head).transpose(1, 2)
         learns = records and any(ctx.needs_input_grad)
-        kept = []
+        saved = []
         for start, stop in _blocks(query):
             weights = _weights(scaled, key, slopes, documents, start, stop)
             mixed[:, :, start:stop] = weights @ value[:, :, :stop]
             if learns and n_positions <= KEPT_UP_TO:
-                kept.append(weights)
+                saved.append(weights)
         if learns:
-            ctx.save_for_backward(scaled, key, value, mixed, slopes, documents, *kept)
+            ctx.save_for_backward(scaled, key, value, mixed, slopes, documents, *saved)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
-        scaled, key, value, mixed, slopes, documents, *kept = ctx.saved_tensors
+        scaled, key, value, mixed, slopes, documents, *saved = ctx.saved_tensors
         of_query, of_key, of_value = torch.empty_like(scaled), torch.zeros_like(key), torch.zeros_like(value)
         # What a softmax takes off each of its scores' gradients (Dao et al., "FlashAttention", 2022, appendix B.2).
         wide = _wide(scaled)
         shared = (grad.to(wide) * mixed.to(wide)).sum(-1, keepdim=True)  # (batch, head, query, 1)
         grad = grad.contiguous()
         for number, (start, stop) in enumerate(_blocks(scaled)):
-            weights = kept[number] if kept else _weights(scaled, key, slopes, documents, start, stop)
+            weights = saved[number] if saved else _weights(scaled, key, slopes, documents, start, stop)
             arriving = grad[:, :, start:stop]
             of_value[:, :, :stop] += weights.transpose(-2, -1) @ arriving
             of_scores = arriving @ value[:, :, :stop].transpose(-2, -1)  # of the weights, till overwritten

@@ -1,6 +1,6 @@
 """A summed loss that makes its own gradient, and that of the tied embedding in one tensor: the form for CPUs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,10 +8,6 @@ from torch.autograd.function import once_differentiable
 
 from gptstar.model.kernels.choice import compute_dtype
 from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
-
-if TYPE_CHECKING:
-    from gptstar.model.gpt import GPT
-    from gptstar.model.view import Scope
 
 SOFTMAX_ROWS = 16
 """Tokens whose logits become probabilities at once, in float32: so many fit a CPU's cache."""
@@ -21,14 +17,13 @@ VOCABULARY_BLOCK = 4096
 
 
 class TiedGradient:
-    """The gradient of the embedding that one pass through a model reads at both its ends.
+    """The gradient of an embedding that is also the output head.
 
-    The embedding adds its gradient into the head's buffer. Left to autograd, each end makes a gradient as large as the
+    The embedding adds its gradient into the head's buffer. Left to autograd, each makes a gradient as large as the
     embedding, one of them all but zeros, and a third pass over memory adds them up.
     """
 
-    def __init__(self) -> None:
-        self.of_head: Tensor | None = None
+    of_head: Tensor | None = None
 
     def embed(self, tokens: Tensor, weight: Tensor) -> Tensor:
         """`(batch, position)`, int64 → `(batch, position, d_model)`; its backward pass has to come last."""
@@ -51,14 +46,8 @@ class _Embed(torch.autograd.Function):
         return of_weight.index_add_(0, tokens.flatten(), grad.flatten(0, 1).to(of_weight.dtype)), None, None
 
 
-def summed_loss_of(model: "GPT", tokens: Tensor, targets: Tensor, scope: "Scope | None") -> Tensor:
-    """Return the sum of a model's losses; arguments as `GPT.forward` takes them."""
-    weight, tied = model.token_embedding.weight, TiedGradient()
-    return summed_loss(model.trunk(tied.embed(tokens, weight), scope), weight, targets, tied)
-
-
 def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, tied: TiedGradient | None = None) -> Tensor:
-    """Return the sum of the losses of all target tokens, in nats, with its gradient made in the same pass.
+    """Return the sum of the losses of all target tokens, in nats, a scalar of float32, with its gradient already made.
 
     The gradient of a sum by a token's logits is known with them: `softmax(logits) - one_hot(target)`. So each chunk's
     logits are made once and become their own gradient in place. One backward pass uses it up; where no gradients are
@@ -68,18 +57,15 @@ def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, tied: TiedGradi
         hidden: `(batch, position, d_model)`, the normed output of the last block.
         weight: `(n_vocab, d_model)`, the tied embedding.
         targets: `(batch, position)`, int64; negative where there is none.
-        tied: embedded the tokens with the same weight; it gets the weight's gradient, and passes it on.
-
-    Returns:
-        A scalar, float32.
+        tied: has embedded the tokens with the same weight; it gets the weight's gradient, and passes it on.
 
     Raises:
         RuntimeError: in a second backward pass.
 
     Source: Hsu et al., "Liger Kernel", 2024, section 3.2.
     """
-    flat, records = hidden.flatten(0, 1), torch.is_grad_enabled()  # within a Function it never is
-    dtype = compute_dtype(flat)
+    flat, dtype = hidden.flatten(0, 1), compute_dtype(hidden)
+    records = torch.is_grad_enabled()  # within a Function it never is
     with torch.autocast(hidden.device.type, enabled=False):
         loss: Tensor = _SummedLoss.apply(  # type: ignore[no-untyped-call]
             flat, weight, targets.flatten(), dtype, tied, records
@@ -149,7 +135,7 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _sum_of_losses(logits: Tensor, targets: Tensor, *, to_gradient: bool) -> Tensor:
-    """The sum of the losses of logits `(token, n_vocab)`, which where asked become their gradient in place."""
+    """Sum the losses of logits `(token, n_vocab)`, which `to_gradient` turns into their gradient in place."""
     losses = []
     for row_logits, row_targets in zip(
         torch.split(logits, SOFTMAX_ROWS), torch.split(targets, SOFTMAX_ROWS), strict=True

@@ -13,7 +13,7 @@ from gptstar.model.positions.alibi import Alibi, alibi_slopes
 from gptstar.model.positions.base import Pairs, Positions, Scaling
 from gptstar.model.positions.learned import Learned
 from gptstar.model.positions.none import NoPositions
-from gptstar.model.positions.rotary import Rotary, RotaryScaling
+from gptstar.model.positions.rotary import Rotary
 
 POSITIONS: Choices[Positions] = Choices("model.positions", tag="kind", is_word=True)
 
@@ -21,15 +21,4 @@ POSITIONS: Choices[Positions] = Choices("model.positions", tag="kind", is_word=T
 for _name, _kind in {"alibi": Alibi, "learned": Learned, "rotary": Rotary, "none": NoPositions}.items():
     POSITIONS.register(_name)(_kind)
 
-__all__ = [
-    "POSITIONS",
-    "Alibi",
-    "Learned",
-    "NoPositions",
-    "Pairs",
-    "Positions",
-    "Rotary",
-    "RotaryScaling",
-    "Scaling",
-    "alibi_slopes",
-]
+__all__ = ["POSITIONS", "Alibi", "Learned", "NoPositions", "Pairs", "Positions", "Rotary", "Scaling", "alibi_slopes"]

@@ -18,8 +18,13 @@ class Alibi(Positions):
     """
 
     def slopes(self, n_heads: int, device: torch.device) -> Tensor:
-        """The paper's, `(head,)`, float32."""
-        return slopes_on(device, n_heads)
+        """The slopes of `alibi_slopes`, `(head,)`, float32.
+
+        A CPU keeps them. Elsewhere they are computed on the device: a graph holds neither a constant nor a copy from
+        the host.
+        """
+        keeps = device.type == "cpu" and not torch.compiler.is_compiling()
+        return _cpu_slopes(n_heads) if keeps else _slopes(n_heads, device)
 
 
 def alibi_slopes(n_heads: int) -> tuple[float, ...]:
@@ -30,22 +35,10 @@ def alibi_slopes(n_heads: int) -> tuple[float, ...]:
 
     Source: Press, Smith and Lewis, "Train Short, Test Long", 2022, section 3 and appendix A.
     """
-    if n_heads & (n_heads - 1) == 0:
-        return tuple(2.0 ** (-8.0 * (head + 1) / n_heads) for head in range(n_heads))
-    lower = 2 ** math.floor(math.log2(n_heads))
-    return alibi_slopes(lower) + alibi_slopes(2 * lower)[0::2][: n_heads - lower]
+    return tuple(_slopes(n_heads, torch.device("cpu")).tolist())
 
 
-def slopes_on(device: torch.device, n_heads: int) -> Tensor:
-    """`alibi_slopes` as a tensor `(head,)`, float32.
-
-    A CPU keeps it. Elsewhere it is computed on the device: a graph holds neither a constant nor a copy from the host.
-    """
-    compute = _kept_slopes if device.type == "cpu" and not torch.compiler.is_compiling() else _slopes
-    return compute(device, n_heads)
-
-
-def _slopes(device: torch.device, n_heads: int) -> Tensor:
+def _slopes(n_heads: int, device: torch.device) -> Tensor:
     lower = 2 ** math.floor(math.log2(n_heads))
     head = torch.arange(n_heads, device=device, dtype=torch.float64)
     exponents = torch.where(head < lower, 8 * (head + 1) / lower, 4 * (2 * (head - lower) + 1) / lower)
@@ -53,6 +46,6 @@ def _slopes(device: torch.device, n_heads: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _kept_slopes(device: torch.device, n_heads: int) -> Tensor:
+def _cpu_slopes(n_heads: int) -> Tensor:
     with torch.inference_mode(False):  # a tensor made in inference mode can't be used in training
-        return _slopes(device, n_heads)
+        return _slopes(n_heads, torch.device("cpu"))

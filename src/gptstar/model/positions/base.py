@@ -50,7 +50,7 @@ class Pairs:
 
 
 Bias = Callable[[Pairs], Tensor]
-"""Gives what is added to the scores of pairs: `(batch or 1, head, query, key)`, float32."""
+"""A function that returns what is added to the scores of pairs: `(batch or 1, head, query, key)`, float32."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Scaling:
     """How positions are stretched to read further than in training.
 
     Attributes:
-        method: a name among the kind's `scalings`.
+        method: one of the kind's `scalings`.
         factor: the context length over that of training, 1 or more; 1 changes nothing.
         trained_at: the context length in training.
     """
@@ -72,20 +72,23 @@ class Scaling:
 class Positions:
     """A kind of positions: a frozen dataclass whose fields are its keys in a configuration.
 
-    Override what the kind does; everything here does nothing. A kind may add to embeddings (`embed`), rotate queries
-    and keys (`rotate`), and add to scores (`slopes` where that is linear in the key's position, else `bias`). It may
-    have parameters (`parameters`), and may keep values of each token in the KV cache (`per_token`).
+    A kind overrides what it does:
+
+    - `embed` adds to embedded tokens.
+    - `rotate` turns queries and keys.
+    - `slopes` adds to scores what is linear in the key's position; `bias` adds anything else.
+    - `parameters` makes parameters, and `initial` draws them.
+    - `per_token` reads from a layer's input what the KV cache keeps of each token.
 
     Weight decay applies to the weights of a kind's `nn.Linear` modules and to nothing else of it. A number per head
     belongs into an `nn.Parameter` of a module of the kind's own.
 
     Attributes:
-        name_in_model: what the parameters' names begin with in the state dict: `NAME.…` where layers share them, else
+        name_in_model: the beginning of the parameters' names in the state dict: `NAME.…` where layers share them, else
             `blocks.0.attention.NAME.…`.
         per_layer: whether each layer has parameters of its own.
         scalings: methods of `Scaling` that the kind knows.
-        adds_bias, reads_input: whether the kind adds to scores, and reads the input of layers (`per_token`); both
-            follow from the methods that a class overrides.
+        adds_bias, reads_input: whether the class overrides `slopes` or `bias`, and `per_token`.
     """
 
     name_in_model: ClassVar[str] = "position_parameters"
@@ -100,7 +103,7 @@ class Positions:
 
     @property
     def capacity(self) -> int | None:
-        """How many positions there are; None where there is no limit."""
+        """The number of positions; None where there is no limit."""
         return None
 
     @property
@@ -110,30 +113,22 @@ class Positions:
 
     @property
     def needs_capacity(self) -> bool:
-        """Whether `with_capacity` still has to say how many positions there are."""
+        """Whether `with_capacity` has to be called before use."""
         return False
 
     def with_capacity(self, n_ctx: int) -> "Positions":
-        """The same kind with `n_ctx` positions.
-
-        Raises:
-            ValueError: the kind has no capacity that could be chosen.
-        """
-        raise ValueError(f"model.n_ctx={n_ctx} is not a key of {type(self).__name__}")
+        """Return the same kind with `n_ctx` positions, where it `needs_capacity`."""
+        raise NotImplementedError
 
     def check(self, sizes: Sizes) -> None:
-        """Refuse sizes that the kind can't work with.
-
-        Raises:
-            ValueError: the message names key, value, rule and fix.
-        """
+        """Raise a ValueError, with key, value, rule and fix, for sizes that the kind can't work with."""
 
     def parameters(self, sizes: Sizes) -> nn.Module | None:
-        """Make the parameters: once, or with `per_layer` for each layer. `initial` says what they begin with."""
+        """Make the parameters: once, or with `per_layer` for each layer."""
         return None
 
     def n_params(self, sizes: Sizes) -> int:
-        """Parameters in the whole model."""
+        """Count the parameters in the whole model."""
         with torch.device("meta"):
             module = self.parameters(sizes)
         count = 0 if module is None else sum(parameter.numel() for parameter in module.parameters())
@@ -142,7 +137,7 @@ class Positions:
     def initial(self, name: str, shape: torch.Size) -> Tensor | None:
         """Draw a parameter on the CPU, by its name within `parameters`.
 
-        None means as elsewhere in the model: zeros where the name ends with `bias`, else N(0, 0.02).
+        None leaves it to the model: zeros where the name ends with `bias`, else N(0, 0.02).
         """
         return None
 
@@ -150,26 +145,20 @@ class Positions:
         """Add positions to embedded tokens.
 
         Args:
-            x: `(batch, position, d_model)`.
+            x: `(batch, position, d_model)`; the result has its shape and type.
             at: `(batch or 1, position)`, int64: positions in the text; None means 0, 1, 2 ….
             parameters: those that layers share.
-
-        Returns:
-            The shape and type of `x`.
         """
         return x
 
     def rotate(self, query: Tensor, key: Tensor, query_at: Tensor, key_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn queries and keys by their positions.
+        """Turn queries and keys by their positions, in their shapes and types.
 
         Args:
             query: `(batch, head, query, d_head)`.
             key: `(batch, head, position, d_head)`.
             query_at: `(batch or 1, query)`, int64: positions in the text.
             key_at: `(batch or 1, position)`, int64; the same object as `query_at` where each token is a query.
-
-        Returns:
-            Both, in their shapes and types.
         """
         return query, key
 
@@ -208,10 +197,10 @@ class Positions:
         return -slopes[:, None, None] * pairs.distance
 
     def scaled(self, scaling: Scaling) -> "Positions":
-        """The same kind, stretched to read further than in training.
+        """Return the same kind, stretched to read further than in training.
 
         Raises:
             ValueError: the kind doesn't know the method.
         """
         known = ", ".join(self.scalings) or "none"
-        raise ValueError(f"{type(self).__name__} has no scaling {scaling.method}: it has {known}")
+        raise ValueError(f"{scaling.method} is not a scaling of {type(self).__name__}: choose one of these: {known}")

@@ -10,10 +10,7 @@ from gptstar.model.positions.base import Positions, Sizes
 
 @dataclass(frozen=True)
 class Learned(Positions):
-    """A table of `n_ctx` vectors, beyond which the model is undefined.
-
-    Attributes:
-        n_ctx: rows of the table; a configuration gives it as `model.n_ctx`.
+    """A table of `n_ctx` vectors (`model.n_ctx` in a configuration), beyond which the model is undefined.
 
     Source: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, section 3.1.
     """
@@ -24,21 +21,16 @@ class Learned(Positions):
 
     @property
     def capacity(self) -> int | None:
-        """Rows of the table."""
+        """The rows of the table."""
         return self.n_ctx
 
     @property
-    def extrapolates(self) -> bool:
-        """Never: there is no vector for a place past the last."""
-        return False
-
-    @property
     def needs_capacity(self) -> bool:
-        """Whether nobody has said yet how many rows there are."""
+        """Whether the number of rows is not given yet."""
         return self.n_ctx is None
 
     def with_capacity(self, n_ctx: int) -> "Learned":
-        """A table of `n_ctx` rows."""
+        """Return a table of `n_ctx` rows."""
         return Learned(n_ctx)
 
     def check(self, sizes: Sizes) -> None:
@@ -47,7 +39,7 @@ class Learned(Positions):
             raise ValueError("model.positions=learned needs a capacity: give model.n_ctx (GPT-2's is 1024)")
 
     def parameters(self, sizes: Sizes) -> nn.Module:
-        """The table."""
+        """Make the table."""
         assert self.n_ctx is not None
         return nn.Embedding(self.n_ctx, sizes.d_model)
 

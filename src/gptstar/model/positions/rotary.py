@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys turn by their positions, so that their products know distances."""
+"""Rotary positions: queries and keys turn by their positions, so that their products depend on distances."""
 
 import math
 from dataclasses import dataclass
@@ -9,8 +9,12 @@ from torch import Tensor
 
 from gptstar.model.positions.base import Positions, Scaling, Sizes
 
-RotaryScaling = Scaling
-"""The methods are `ntk` and `yarn`."""
+BASE = 10_000.0
+"""The base of the wavelengths, as RoFormer's."""
+
+SLOW, FAST = 1, 32
+"""YaRN slows down the pairs of features that turn less often than `FAST` times within the training context, and those
+that turn less often than `SLOW` times by the whole factor."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +31,19 @@ class Rotary(Positions):
         if sizes.head_width % 2:
             raise ValueError(f"model.d_head={sizes.head_width} is odd; rotary positions turn pairs: make it even")
 
-    def angles(self, at: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
-        """As `rotary_angles`."""
-        return rotary_angles(at, d_head)
-
     def rotate(self, query: Tensor, key: Tensor, query_at: Tensor, key_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn both, as `rotate`."""
-        angles = self.angles(key_at[:, None], key.shape[3])
+        """Turn both by their positions' angles."""
+        angles = self._angles(key_at[:, None], key.shape[3])
         key = rotate(key, *angles)
         if query_at is not key_at:
-            angles = self.angles(query_at[:, None], query.shape[3])
+            angles = self._angles(query_at[:, None], query.shape[3])
         return rotate(query, *angles), key
 
+    def _angles(self, at: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
+        return rotary_angles(at, d_head)
+
     def scaled(self, scaling: Scaling) -> "ScaledRotary":
-        """Rotary positions that turn more slowly."""
+        """Return rotary positions that turn more slowly."""
         if scaling.method not in self.scalings:
             super().scaled(scaling)
         return ScaledRotary(scaling)
@@ -52,30 +55,19 @@ class ScaledRotary(Rotary):
 
     scaling: Scaling
 
-    def angles(self, at: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
-        """As `rotary_angles`."""
+    def _angles(self, at: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
         return rotary_angles(at, d_head, self.scaling)
 
 
-ROTARY_BASE = 10_000.0
-"""Base of the wavelengths, as RoFormer's."""
-
-
-def rotary_frequencies(d_head: int, base: float = ROTARY_BASE, device: torch.device | None = None) -> Tensor:
-    """Angles that each pair of features turns by from one position to the next: `(d_head / 2,)`, float32.
-
-    Source: Su et al., "RoFormer", 2021, equation 15.
-    """
-    return base ** (-torch.arange(0, d_head, 2, device=device) / d_head)
+def rotary_frequencies(d_head: int, device: torch.device | None = None) -> Tensor:
+    """The angle between neighbouring positions of each pair of features, `(d_head / 2,)` (RoFormer, equation 15)."""
+    return BASE ** (-torch.arange(0, d_head, 2, device=device) / d_head)
 
 
 def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
     """Frequencies for a context `factor` times that of training: the slowest `factor` times slower, the fastest as is.
 
-    The same as a base of `base * factor^(d / (d - 2))`.
-
-    Args:
-        frequencies: `(d_head / 2,)`, of training.
+    The same as a base of `base * factor^(d / (d - 2))`. `frequencies` are those of training, `(d_head / 2,)`.
 
     Source: bloc97, "NTK-Aware Scaled RoPE", r/LocalLLaMA, 2023; Peng et al., "YaRN", 2023, equation 16.
     """
@@ -84,17 +76,15 @@ def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
     return frequencies * factor**-share
 
 
-def yarn_frequencies(
-    frequencies: Tensor, factor: float, trained_at: int, *, base: float = ROTARY_BASE, slow: float = 1, fast: float = 32
-) -> Tensor:
+def yarn_frequencies(frequencies: Tensor, factor: float, trained_at: int) -> Tensor:
     """Frequencies for a context `factor` times that of training, by how often each pair turned within training's.
 
-    Pairs that turned more than `fast` times stay, those that turned less than `slow` times become `factor` times
+    Pairs that turned more than `FAST` times stay, those that turned less than `SLOW` times become `factor` times
     slower, and between them a ramp leads from one to the other. It runs over the pairs' numbers, as in the authors'
     code; in the paper it runs over turns.
 
     Args:
-        frequencies: `(d_head / 2,)`, of training, with `base`.
+        frequencies: `(d_head / 2,)`, of training.
         trained_at: the context length in training.
 
     Source: Peng et al., "YaRN", 2023, section 3.2, and the authors' code.
@@ -102,34 +92,23 @@ def yarn_frequencies(
     d_head = 2 * len(frequencies)
 
     def pair_that_turns(times: float) -> float:
-        return d_head * math.log(trained_at / (times * 2 * math.pi)) / (2 * math.log(base))
+        return d_head * math.log(trained_at / (times * 2 * math.pi)) / (2 * math.log(BASE))
 
-    first = max(math.floor(pair_that_turns(fast)), 0)
-    last: float = min(math.ceil(pair_that_turns(slow)), d_head - 1)
+    first = max(math.floor(pair_that_turns(FAST)), 0)
+    last: float = min(math.ceil(pair_that_turns(SLOW)), d_head - 1)
     if last == first:
-        last += 0.001  # a ramp is no step
+        last += 0.001  # a ramp is not a step
     ramp = ((torch.arange(len(frequencies), device=frequencies.device) - first) / (last - first)).clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / factor * ramp
 
 
 def yarn_attention_factor(factor: float) -> float:
-    """What YaRN multiplies turned queries and keys by: the square root of one over its temperature.
-
-    Source: Peng et al., "YaRN", 2023, equation 22.
-    """
+    """The factor of turned queries and keys: the root of one over YaRN's temperature (Peng et al., equation 22)."""
     return 0.1 * math.log(factor) + 1.0
 
 
 def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `rotate`.
-
-    Args:
-        positions: `(…, position)`, int64.
-        scaling: where more is read than in training.
-
-    Returns:
-        Two tensors `(…, position, d_head / 2)`, float32.
-    """
+    """Cosines and sines for `rotate`: positions `(…, position)`, int64 → `(…, position, d_head / 2)`, float32, each."""
     frequencies, size = rotary_frequencies(d_head, device=positions.device), 1.0
     if scaling is not None and scaling.method == "ntk":
         frequencies = ntk_frequencies(frequencies, scaling.factor)
@@ -141,14 +120,11 @@ def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn each pair of features `(i, i + d_head / 2)` by its position's angle (GPT-NeoX's pairing).
+    """Turn each pair of features `(i, i + d_head / 2)` by its position's angle (GPT-NeoX's pairing), in float32.
 
     Args:
-        x: `(batch, head, position, d_head)`.
+        x: `(batch, head, position, d_head)`; the result has its shape and type.
         cosines: `(position, d_head / 2)`, from `rotary_angles`, or with axes of batch and head before; `sines` too.
-
-    Returns:
-        The shape and type of `x`; computed in float32.
     """
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)

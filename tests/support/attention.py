@@ -7,14 +7,11 @@ from torch import Tensor
 
 
 def reference_attention(query: Tensor, key: Tensor, value: Tensor, attention_bias: Tensor) -> Tensor:
-    """What every fast form has to agree with, in float32.
+    """The attention that every fast form has to agree with, in float32.
 
     Args:
-        query: `(batch, head, query, d_head)`; `key` and `value` are `(batch, head, key, d_head)`.
+        query: `(batch, head, query, d_head)`, like the result; `key` and `value` are `(batch, head, key, d_head)`.
         attention_bias: `(head, query, key)`, added to the scores; `-inf` forbids.
-
-    Returns:
-        `(batch, head, query, d_head)`, float32.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, equation 1.
     """

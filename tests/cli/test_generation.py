@@ -82,6 +82,7 @@ def test_what_is_wrong_is_said_in_a_line(model: str, words: list[str], says: str
     assert says in refusal(main, ["generate", model, "--tokens", "3", *words])
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_had_enough_is_no_error(model: str) -> None:
     command = [sys.executable, "-m", "gptstar", "generate", model, "-n", "200", "--tokens", "20", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

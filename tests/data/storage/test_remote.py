@@ -127,6 +127,7 @@ def run_through(cache: SegmentCache, manifest: Manifest, local: Path, server: Se
     assert cache.fetched_bytes <= 1.2 * used
 
 
+@pytest.mark.slow
 def test_a_run_with_a_tenth_of_the_room_outlasts_an_outage(
     cache: SegmentCache, manifest: Manifest, local: Path, server: Server
 ) -> None:

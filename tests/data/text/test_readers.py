@@ -202,6 +202,7 @@ def test_patterns_that_match_nothing_known_are_refused(tmp_path: Path) -> None:
         local_corpora("nosuch://a/*.txt")
 
 
+@pytest.mark.slow
 def test_the_bundled_corpus_is_a_few_megabytes_of_english() -> None:
     documents = [text for corpus in bundled_corpora() for text in corpus.documents()]
     assert sum(map(len, documents)) > 1e6

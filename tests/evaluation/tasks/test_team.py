@@ -59,11 +59,11 @@ with joined() as ranks:
 @pytest.mark.parametrize(
     ("what", "ranks", "said"),
     [
-        pytest.param("scores", 2, "", marks=pytest.mark.slow),
-        ("scores", 3, ""),
+        ("scores", 2, ""),
+        pytest.param("scores", 3, "", marks=pytest.mark.slow),
         pytest.param("leaves", 2, "rank 0 leaves", marks=pytest.mark.slow),
         pytest.param("refuses", 2, "rank 1 refuses", marks=pytest.mark.slow),
-        ("breaks", 2, "rank 1: KeyError"),
+        pytest.param("breaks", 2, "rank 1: KeyError", marks=pytest.mark.slow),
     ],
 )
 def test_ranks_share_the_work(what: str, ranks: int, said: str, tmp_path: Path) -> None:

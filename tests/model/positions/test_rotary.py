@@ -148,6 +148,7 @@ def peak_of(**given: int) -> int:
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a process's peak on request")
 def test_a_process_never_holds_more_than_a_block() -> None:
     """At 4,096 tokens all scores are 0.5 GB; a block's are 8 MB here."""

@@ -17,11 +17,9 @@ from gptstar.data.inspection.benchmark_items import Benchmark
 from gptstar.data.inspection.grams import GramIndex
 from gptstar.data.preparation.encoding import Encoder, EncodingPool
 from gptstar.data.preparation.holdout import held_out_below, is_held_out
-from gptstar.data.preparation.journal import Journal
-from gptstar.data.preparation.packing import CorpusPacker, CorpusState
-from gptstar.data.preparation.parts import Part, merge
+from gptstar.data.preparation.packing import CorpusPacker, CorpusState, Journal
+from gptstar.data.preparation.parts import Part, Request, merge
 from gptstar.data.preparation.progress import PackingProgress
-from gptstar.data.preparation.request import Request
 from gptstar.data.preparation.writer import ShardLayout
 from gptstar.data.storage.manifest import Manifest, Source, write_manifest
 from gptstar.data.storage.shards import ShardFolder

@@ -85,12 +85,7 @@ def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Window
 def windows_of(
     folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], config: DataConfig
 ) -> Windows:
-    """Cut windows of some streams of a folder, given by corpus and stratum.
-
-    Raises:
-        ConfigError: they are to start at documents, and the shards are far away.
-        DataError: a file of documents is damaged or missing.
-    """
+    """Cut windows of some streams of a folder, given by corpus and stratum. Raises as `document_blocks`."""
     aligned = config.windows == "documents"
     documents = document_blocks(folder, split, streams, config.block_tokens) if aligned else None
     tokens = [folder.stream(split, corpus, stratum) for corpus, stratum in streams]

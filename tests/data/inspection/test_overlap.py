@@ -169,13 +169,13 @@ def test_what_is_no_benchmark_is_refused(line: str, tmp_path: Path) -> None:
 
 def test_a_benchmark_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b\.jsonl: No such file"):
-        GramIndex.from_files([tmp_path / "b.jsonl"])
+        Benchmark.from_file(tmp_path / "b.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b"\xff\n")
     with pytest.raises(DataError, match=r"b\.jsonl: 'utf-8' codec"):
-        GramIndex.from_files([tmp_path / "b.jsonl"])
+        Benchmark.from_file(tmp_path / "b.jsonl")
     (tmp_path / "b.jsonl").write_bytes(b"")
     with pytest.raises(DataError, match=r"b\.jsonl is empty"):
-        GramIndex.from_files([tmp_path / "b.jsonl"])
+        Benchmark.from_file(tmp_path / "b.jsonl")
 
 
 def test_the_report_names_rows_and_places() -> None:
@@ -203,7 +203,7 @@ def test_the_report_names_rows_and_places() -> None:
 
 def test_real_benchmarks_in_real_text(shared: Path) -> None:
     files = sorted((shared / "benchmarks").glob("*.jsonl"))
-    index = GramIndex.from_files(files)
+    index = GramIndex([Benchmark.from_file(file) for file in files])
     with (shared / "corpora/philpapers/shard-00000.jsonl.zst").open("rb") as file:
         lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), encoding="utf-8")
         leviathan, republic = (json.loads(line)["text"] for line in lines)

@@ -13,9 +13,8 @@ from torch.nn.functional import cross_entropy
 from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
 from gptstar.data.config import DataConfig
-from gptstar.data.order.aligned import DocumentBlocks
 from gptstar.data.order.training_data import training_data, validation_data
-from gptstar.data.order.windows import StepSampler, Windows
+from gptstar.data.order.windows import DocumentBlocks, StepSampler, Windows
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.documents import bounds
 from gptstar.data.storage.shards import ShardFolder

@@ -95,7 +95,7 @@ def test_a_full_disk_under_the_journal_is_refused(
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patched:
-        patched.setattr("gptstar.data.preparation.journal.Journal.commit", commit)
+        patched.setattr("gptstar.data.preparation.packing.Journal.commit", commit)
         with pytest.raises(DataError, match="database or disk is full; what is done is kept"):
             unfinished()
     unfinished()

@@ -2,9 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import repeat
-from pathlib import Path
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -52,11 +51,6 @@ class GramIndex:
         pairs = np.unique(gram.astype(np.int64) * len(lengths) + item)
         self._pairs = np.stack(np.divmod(pairs, max(1, len(lengths)))).astype(np.int32)
         self.grams = np.bincount(self._pairs[1], minlength=len(lengths))
-
-    @classmethod
-    def from_files(cls, paths: Iterable[Path]) -> "GramIndex":
-        """Index some benchmark files. Raises DataError as `Benchmark.from_file`."""
-        return cls([Benchmark.from_file(path) for path in paths])
 
     def shares_a_gram(self, text: str) -> bool:
         """Whether any item shares a gram with a document."""

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from gptstar.data.inspection.benchmark_items import Benchmark
 from gptstar.data.inspection.grams import GRAM_WORDS, GramIndex
 from gptstar.data.storage.documents import documents
 from gptstar.data.storage.shards import ShardFolder
@@ -101,7 +102,7 @@ def overlap_of_shards(shards: Path | str, benchmarks: Sequence[Path], console: C
     Raises:
         DataError: a benchmark or the shards can't be read, or the result can't be written.
     """
-    index, folder = GramIndex.from_files(benchmarks), ShardFolder(shards)
+    index, folder = GramIndex([Benchmark.from_file(benchmark) for benchmark in benchmarks]), ShardFolder(shards)
 
     def texts(corpus: str) -> Iterable[str]:
         those, n_documents = documents(folder, "train", corpus), folder.manifest.total("train", "documents", corpus)

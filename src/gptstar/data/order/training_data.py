@@ -1,12 +1,15 @@
 """What a run reads: the training streams of some shards, cut into windows and mixed as the configuration says."""
 
 from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
 
 from gptstar.data.config import CorpusConfig, DataConfig
-from gptstar.data.order.aligned import document_blocks
 from gptstar.data.order.mixture import Mixture
 from gptstar.data.order.permutation import Grouping
-from gptstar.data.order.windows import Windows
+from gptstar.data.order.windows import DocumentBlocks, Windows
+from gptstar.data.storage.documents import bounds
 from gptstar.data.storage.manifest import Split, Stratum
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import ConfigError, DataError
@@ -82,13 +85,31 @@ def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Window
 def windows_of(
     folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], config: DataConfig
 ) -> Windows:
-    """Cut windows of some streams of a folder, given by corpus and stratum.
-
-    Raises:
-        ConfigError: they are to start at documents, and the shards are far away.
-        DataError: a file of documents is damaged or missing.
-    """
+    """Cut windows of some streams of a folder, given by corpus and stratum. Raises as `document_blocks`."""
     aligned = config.windows == "documents"
     documents = document_blocks(folder, split, streams, config.block_tokens) if aligned else None
     tokens = [folder.stream(split, corpus, stratum) for corpus, stratum in streams]
     return Windows(tokens, config.context_length, config.block_tokens, documents)
+
+
+def document_blocks(
+    folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], block_tokens: int
+) -> DocumentBlocks:
+    """Count the blocks of some streams of a folder, given by corpus and stratum.
+
+    Raises:
+        ConfigError: the shards are far away.
+        DataError: a file of documents is damaged or missing.
+    """
+    if folder.cache is not None:
+        raise ConfigError(
+            f"data.windows=documents needs to know where each document of {folder.folder} starts: copy the shards to "
+            "this machine, or use data.windows=stream"
+        )
+    joined = []
+    for corpus, stratum in streams:
+        shards = folder.shards(split, corpus, stratum)
+        *starts, end = accumulate((shard.tokens for shard in shards), initial=0)
+        pieces = [bounds(folder, shard)[:-1] + start for shard, start in zip(shards, starts, strict=True)]
+        joined.append(np.concatenate([*pieces, np.asarray([end], dtype=np.int64)]))
+    return DocumentBlocks(joined, block_tokens, opened=folder.manifest.options.get("end of text") == "both")

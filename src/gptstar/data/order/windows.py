@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from gptstar.data.order.aligned import DocumentBlocks
 from gptstar.data.order.mixture import Mixture
 from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError
@@ -21,6 +20,53 @@ NO_TARGET = -1
 
 BLANK = -1
 """The number of a window that holds no target."""
+
+
+class DocumentBlocks:
+    """The blocks of some token streams, counted anew from the start of each document.
+
+    A document's tokens are its targets, and its first input is the end-of-text before it: its own, where documents are
+    opened by one, or that of the document before. The first document of a stream that has neither begins with its
+    first token as input. Its blocks follow each other from there, and the last one ends where the document does, which
+    leaves the rest of it empty: on average half a block a document. So this suits documents that are much longer than
+    a block; where most are shorter, most of what is computed is thrown away.
+
+    Args:
+        streams: the bounds of each one's documents, `(document + 1,)`, int64: where each begins in the stream, and
+            where the last one ends.
+        opened: documents begin with an end-of-text of their own.
+    """
+
+    def __init__(self, streams: Sequence[np.ndarray], block_tokens: int, *, opened: bool) -> None:
+        self.block_tokens = block_tokens
+        self._before = 0 if opened else 1
+        self._stream_starts = np.cumsum([0, *(each[-1] for each in streams)], dtype=np.int64)
+        shifted = [each[:-1] + start for each, start in zip(streams, self._stream_starts, strict=False)]
+        # Each document costs two numbers of 8 bytes: the start here, and the first block below.
+        self._starts = np.concatenate([*shifted, self._stream_starts[-1:]])
+        blocks = [self._blocks(each) for each in streams]
+        self.stream_blocks = tuple(int(each.sum()) for each in blocks)
+        """Blocks of each stream."""
+        self._first_blocks = np.cumsum(np.concatenate([np.zeros(1, np.int64), *blocks]), dtype=np.int64)
+
+    def _blocks(self, stream: np.ndarray) -> np.ndarray:
+        """Count the blocks of each document of a stream: `(document,)`, int64."""
+        first_inputs = np.maximum(stream[:-1] - self._before, 0)
+        return -(-(stream[1:] - 1 - first_inputs) // self.block_tokens)
+
+    def starts(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Find where blocks, `(block,)`, numbered through all streams, start, and what is left of their documents.
+
+        Returns:
+            Each `(block,)`, int64: the first input in the tokens of all streams, and how many targets the document has
+            from there on, at least one.
+        """
+        documents = np.searchsorted(self._first_blocks, blocks, side="right") - 1
+        starts = self._starts[documents]
+        streams = np.searchsorted(self._stream_starts, starts, side="right") - 1
+        first_inputs = np.maximum(starts - self._before, self._stream_starts[streams])
+        inputs = first_inputs + (blocks - self._first_blocks[documents]) * self.block_tokens
+        return inputs, self._starts[documents + 1] - 1 - inputs
 
 
 class Windows(Dataset[Tensor]):

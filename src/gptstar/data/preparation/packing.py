@@ -1,24 +1,70 @@
-"""Packing the documents of one corpus into shards, so that it can stop and go on anywhere."""
+"""Packing the documents of one corpus into shards, so that it can stop and go on anywhere.
 
+A journal says how far a preparation has come, and which documents it has met: a kill at any moment loses nothing.
+"""
+
+import json
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from gptstar.data.config import DataConfig
 from gptstar.data.preparation.encoding import Encoded, EncodingPool
 from gptstar.data.preparation.holdout import is_held_out, is_in_share
-from gptstar.data.preparation.journal import Journal
 from gptstar.data.preparation.writer import ShardLayout, ShardWriter
 from gptstar.data.storage.manifest import Shard, Split, Stratum
 from gptstar.data.text.corpora import Corpus
 from gptstar.data.text.records import DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS, Counts, Piece, Record, Skipped
+from gptstar.errors import DataError
 
 COMMIT_SECONDS = 2.0
 HOPELESS = 10_000
 """Records without a single document among them after which a corpus is refused."""
 
 WRITERS: tuple[tuple[Split, Stratum], ...] = (("train", "first"), ("train", "rest"), ("validation", "first"))
+
+
+class Journal:
+    """A small database beside the shards. What was not committed when the process died never happened.
+
+    Attributes:
+        state: what `commit` writes, plain values and dataclasses; None where no process has committed yet.
+
+    Raises:
+        DataError: it is the journal of another request.
+    """
+
+    def __init__(self, path: Path, identity: str) -> None:
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.execute("CREATE TABLE IF NOT EXISTS states (identity TEXT PRIMARY KEY, state TEXT)")
+        self._database.execute("CREATE TABLE IF NOT EXISTS seen (digest BLOB PRIMARY KEY) WITHOUT ROWID")
+        self._identity = identity
+        row = self._database.execute("SELECT identity, state FROM states").fetchone()
+        if row and row[0] != identity:
+            raise DataError(
+                f"{path.parent} holds an unfinished preparation of other text, or with other options: repeat that "
+                "command to go on with it, delete it, or choose another data.shards"
+            )
+        self.state: dict[str, Any] | None = json.loads(row[1]) if row else None
+        self._database.execute("BEGIN")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def commit(self) -> None:
+        """Make the state, and the documents met so far, what a later process goes on from."""
+        row = self._identity, json.dumps(self.state, default=asdict)
+        self._database.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", row)
+        self._database.execute("COMMIT")
+        self._database.execute("BEGIN")
+
+    def is_new(self, digest: bytes) -> bool:
+        """Whether a document has not been met before; from now on it has."""
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
 
 
 @dataclass

@@ -13,14 +13,13 @@ from platformdirs import user_cache_path
 from rich.console import Console
 
 from gptstar.data.config import CorpusConfig, DataConfig
+from gptstar.data.inspection.benchmark_items import Benchmark
 from gptstar.data.inspection.grams import GramIndex
 from gptstar.data.preparation.encoding import Encoder, EncodingPool
 from gptstar.data.preparation.holdout import held_out_below, is_held_out
-from gptstar.data.preparation.journal import Journal
-from gptstar.data.preparation.packing import CorpusPacker, CorpusState
-from gptstar.data.preparation.parts import Part, merge
+from gptstar.data.preparation.packing import CorpusPacker, CorpusState, Journal
+from gptstar.data.preparation.parts import Part, Request, merge
 from gptstar.data.preparation.progress import PackingProgress
-from gptstar.data.preparation.request import Request
 from gptstar.data.preparation.writer import ShardLayout
 from gptstar.data.storage.manifest import Manifest, Source, write_manifest
 from gptstar.data.storage.shards import ShardFolder
@@ -193,7 +192,7 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
         console.print(f"going on with {folder} after {done:,} documents", soft_wrap=True)
     journal.state = {"corpora": states}
     journal.commit()
-    exclude = GramIndex.from_files(request.exclude) if request.exclude else None
+    exclude = GramIndex([Benchmark.from_file(path) for path in request.exclude]) if request.exclude else None
     both = config.end_of_text == "both"
     layout = ShardLayout(folder, tokenizer.n_vocab, tokenizer.end_of_text, config.shard_tokens, both)
     encoder = Encoder(tokenizer.json_text, config.clean == "ftfy", exclude)

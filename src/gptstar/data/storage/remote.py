@@ -86,7 +86,7 @@ class SegmentCache:
         return b"".join(contents[segment] for segment in segments)
 
     def holds(self, segments: Sequence[int]) -> np.ndarray:
-        """`(segment,)`, bool: whether segments are on the disk, sound or not."""
+        """Tell which segments are on the disk, sound or not: `(segment,)`, bool."""
         return self._slots.find(segments) != EMPTY
 
     def ensure(self, segments: Sequence[int], stop: threading.Event | None = None) -> None:

@@ -14,7 +14,7 @@ from gptstar.errors import DataError
 from gptstar.files import remove, whole_file
 
 SLOT_BYTES = SEGMENT_BYTES + 8
-"""Of the file of slots and of the table."""
+"""What a slot takes in the file of slots and in the table."""
 EMPTY = -1
 STRIPES = 1024
 POLL_SECONDS = 0.003
@@ -24,8 +24,8 @@ class SegmentSlots:
     """Segments by number, in `segments`; a new one takes the slot of the oldest.
 
     `table` holds int32: the slot that is filled next; for each slot whether its segment was renewed, and the segment's
-    number; and for each segment its slot, which counts where that slot has the segment's number. A process that is
-    killed, or that reads while another writes, leaves or meets wrong contents: readers compare them with their hash.
+    number; and for each segment its slot, which counts where that slot has the segment's number. A slot can hold wrong
+    contents, where a process was killed or is just writing: readers compare what they read with its hash.
 
     Args:
         n_slots: with another number than in an earlier run, the slots begin empty.
@@ -52,7 +52,7 @@ class SegmentSlots:
         return SegmentSlots, (self.folder, self._n_slots, self._n_segments)
 
     def find(self, segments: Sequence[int]) -> np.ndarray:
-        """`(segment,)`: the slot of each of some segments, `EMPTY` where it has none."""
+        """Find the slot of each of some segments, `(segment,)`: `EMPTY` where it has none."""
         numbers = np.asarray(segments, dtype=np.int64)
         slots = self._slot_of[numbers].clip(0, self._n_slots - 1)
         return np.where(self._segment_in[slots] == numbers, slots, EMPTY)

@@ -1,10 +1,11 @@
 """Arms beyond the training context: each against itself there, and against the others, paired by seed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import pandas as pd
 
+from gptstar.evaluation.statistics.effects import blocked_effect
 from gptstar.results.effects import SEED, effect_table, effects, evidence
 
 CONTEXT = "data.context_length"
@@ -16,18 +17,20 @@ def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequenc
     `runs` and `lengths` are what the functions of these names in `frames` return.
     """
     arms = [each for each in factors if each not in (SEED, CONTEXT)]
-    seed = [SEED] if SEED in runs else []
-    merged = lengths.merge(runs[["run", *arms, *seed]], on="run")
+    merged = lengths.merge(runs[["run", *arms, *([SEED] if SEED in runs else [])]], on="run")
     lines = []
     for name, group in merged.groupby([*arms, "rotary_scaling"], sort=False, dropna=False):
-        for each in effects(group, ["multiple", "trained_at", *seed], "loss", against="1.0"):
-            if each.against != 1 or each.level < 1:
-                continue
-            effect = each.effect
+        at_training = group[group["multiple"] == 1].set_index("run")["loss"]
+        group = group.assign(change=group["loss"] - group["run"].map(at_training)).dropna(subset=["change"])
+        for multiple, changed in group[group["multiple"] > 1].groupby("multiple"):
+            by_seed: dict[Hashable, dict[Hashable, float]] = {}
+            for run in changed.to_dict("records"):
+                by_seed.setdefault(run.get(SEED, 0), {})[run["trained_at"]] = run["change"]
+            effect = blocked_effect(by_seed)
             lines.append(
                 {
                     **dict(zip([*arms, "rotary_scaling"], name, strict=True)),
-                    "context": f"{each.level:g} ×",
+                    "context": f"{multiple:g} ×",
                     "change": f"{effect.value:+.4f}",
                     "95 % interval": "" if math.isnan(effect.low) else f"{effect.low:+.4f} to {effect.high:+.4f}",
                     **evidence(effect),

@@ -73,7 +73,7 @@ def stream(
     n_new: int = 200,
     *,
     n: int = 1,
-    sampling: Sampling = USUAL,
+    sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     n_likeliest: int | None = None,
     tokenizer: Tokenizer | None = None,
@@ -85,7 +85,7 @@ def stream(
         prompts: an empty prompt begins a document.
         n_new: tokens to add at most.
         n: continuations of each prompt.
-        sampling: how to draw tokens. A text's draws depend on its place, not on the other texts.
+        sampling: how to draw tokens; by default `USUAL`. A text's draws depend on its place, not on the other texts.
         stop: strings that end a text; they are cut off.
         n_likeliest: report this many of the likeliest tokens with each token, and its log-probability; 0 reports the
             log-probability alone, None nothing.
@@ -107,7 +107,7 @@ def stream(
         model,
         [tokens for tokens in encoded for _ in range(n)],
         n_new,
-        sampling=sampling,
+        sampling=sampling or USUAL,
         ended=lambda number: texts[number].ended_by is not None,
         n_likeliest=n_likeliest,
     )

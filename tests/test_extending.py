@@ -197,9 +197,14 @@ def test_a_missing_plugin_is_told_in_the_line_that_the_page_has(
         run(["gptstar", "evaluate", "checkpoint=runs/kerple", "hardware=cpu", "output=results/none"])
     assert capsys.readouterr().err.rstrip().endswith("add plugins=[kerple]")
     with pytest.raises(SystemExit):
+        run(["gptstar", "train", "output=runs/kerple", *small, "total_steps=20"])
+    out, err = capsys.readouterr()
+    assert err.rstrip().endswith("add plugins=[kerple]")
+    assert "trying" not in out, "older checkpoints need the plugin, too"
+    with pytest.raises(SystemExit):
         run(["gptstar", "generate", "runs/kerple", "--plugins", "kerpel"])
     assert capsys.readouterr().err == (
-        "error: plugins=[kerpel] can't be imported: ModuleNotFoundError: No module named 'kerpel'\n"
+        "error: the plugin kerpel can't be imported: No module named 'kerpel'; did you mean kerple?\n"
     )
 
 

@@ -10,13 +10,14 @@ from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, get_args
 
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
-from gptstar.errors import ConfigError, in_one_line
+from gptstar.errors import ConfigError, UnknownChoice, in_one_line
 from gptstar.fields import in_words
 
 Kind = TypeVar("Kind")
@@ -92,8 +93,9 @@ class Choices(Generic[Kind]):
             near = get_close_matches(name, self.names(), 1)
             known = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.names()) or 'none so far'}."
             module = plugin or "YOUR.MODULE"
-            raise ConfigError(
-                f"{self.key}={name} is not known: {known} If it is your own, give a command --plugins {module}, or to "
+            key = self.key if self.is_word else f"{self.key}.{self.tag}"
+            raise UnknownChoice(
+                f"{key}={name} is not known: {known} If it is your own, give a command --plugins {module}, or to "
                 f"train and evaluate add plugins=[{module}]"
             )
         return self._classes[name]
@@ -185,7 +187,7 @@ def import_plugins(modules: tuple[str, ...]) -> None:
         ConfigError: a module can't be imported; says why.
     """
     for module in modules:
-        _imported(module, f"plugins=[{module}]")
+        _imported(module, f"the plugin {module}")
 
 
 def import_user_module(module: str) -> ModuleType:
@@ -198,6 +200,13 @@ def import_user_module(module: str) -> ModuleType:
 def _imported(module: str, origin: str) -> None:
     try:
         import_user_module(module)
+    except ModuleNotFoundError as error:
+        hint = f"looked from {Path.cwd()}: name a module that lies there or is installed"
+        if module.endswith(".py"):
+            hint = f"give its name without .py: {module.removesuffix('.py')}"
+        elif near := get_close_matches(module, [path.stem for path in Path().glob("*.py")], 1):
+            hint = f"did you mean {near[0]}?"
+        raise ConfigError(f"{origin} can't be imported: {in_one_line(error)}; {hint}") from error
     except Exception as error:  # whatever the user's module does
         raise ConfigError(f"{origin} can't be imported: {type(error).__name__}: {in_one_line(error)}") from error
 

@@ -191,8 +191,9 @@ def _tree(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).strip().partition("\n")[0]) from error
     assert isinstance(tree, dict)
-    import_plugins(_plugins(tree.get("plugins")))
-    return {str(key): value for key, value in tree.items()}
+    plugins = _plugins(tree.get("plugins"))
+    import_plugins(plugins)
+    return {str(key): value for key, value in tree.items()} | {"plugins": plugins}
 
 
 def _parse(cls: type[Config], tree: dict[str, Any]) -> Config:

@@ -166,6 +166,8 @@ def explain(error: Exception) -> str:
     from gptstar.keys import unknown_key, valid_keys
 
     if isinstance(error, OverrideParseException):
+        if "=" not in str(error.override):
+            return f"{error.override!r} is not KEY=VALUE: give each override as a word of that form"
         return (
             f"{error.override!r} is not KEY=VALUE as Hydra reads it: quote a value that holds more than letters, "
             f"digits and /.:-+%@?| by two pairs of quotes, as in \"data.files='a (1).txt'\""

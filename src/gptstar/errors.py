@@ -14,6 +14,10 @@ class ConfigError(Refusal):
     """A configuration that can't be run as it stands."""
 
 
+class UnknownChoice(ConfigError):
+    """A name that stands for no class here, such as one of a plugin that was not named."""
+
+
 class DataError(Refusal):
     """Text, tokenizer, shards or manifest that are missing, damaged or don't belong together."""
 

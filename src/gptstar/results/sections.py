@@ -157,17 +157,18 @@ def _costs(
     if len(varied) != 1 or _other_tokens(finished):
         return
     candidates = recipes(tuned, varied[0], factors)
-    level = reference_of(levels_of(tuned, varied[0]), against)
+    factor = varied[0]
+    level = reference_of(levels_of(tuned, factor), against)
     reference = next((each for each in candidates if level in each.arms), None)
     if reference is None or len(candidates) < 2:
         return
     text = (
-        f"What each recipe needs for the final loss of {level}, as a ratio to what that took: seed by seed, by a line "
-        "over the logarithm between final losses at the budgets of the recipe, or, where it has one budget, between "
-        f"its validations. {TURNS} Intervals are of 95 %, by Student's t over seeds."
+        f"What each recipe needs for the final loss of {factor}={level}, as a ratio to what that took: seed by seed, "
+        "by a line over the logarithm between final losses at the budgets of the recipe, or, where it has one budget, "
+        f"between its validations. {TURNS} Intervals are of 95 %, by Student's t over seeds."
     )
     table = cost_table(costs(candidates, reference, curves))
-    yield Section(f"Tokens and hours to the loss of {level}", text, table, plot_budgets(candidates))
+    yield Section(f"Tokens and hours to the loss of {factor}={level}", text, table, plot_budgets(candidates))
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:

@@ -93,7 +93,7 @@ class UserCallbacks:
         reason = f"one of {', '.join(names)} asked to stop"
         for name, callback in zip(names, self.callbacks, strict=True):
             if said := getattr(callback, "stopping_reason_message", None):
-                reason = f"{name}: {' '.join(str(said).split())}"
+                reason = f"{name}: {' '.join(str(said).split()).rstrip('.')}"
                 break
         return {"reason": reason, "callbacks": self._specs}
 

@@ -96,8 +96,10 @@ def conclude(
                 f"{error}; training is complete; rerun with reading.multiples=[] to skip the length study"
             ) from error
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
-    console.print(f"next: gptstar generate {folder} --prompt The", highlight=False, soft_wrap=True)
+    console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True, markup=False)
+    plugins = "".join(f" --plugins {module}" for module in record.plugins)
+    command = f"next: gptstar generate {folder} --prompt The{plugins}"
+    console.print(command, highlight=False, soft_wrap=True, markup=False)
 
 
 def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, console: Console) -> list[str]:

@@ -174,6 +174,14 @@ def _schedule(settings: dict[str, Any]) -> Schedule:
     return SCHEDULES.parse({SCHEDULES.tag: SCHEDULES.before} | own)
 
 
+def _parts(key: str, there: Any, here: Any) -> list[tuple[str, Any, Any]]:
+    """Split a choice with keys of its own, such as positions, into the keys that differ."""
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return [(key, there, here)]
+    names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+    return [(f"{key}.{name}", there.get(name), here.get(name)) for name in names]
+
+
 def _check_source(
     path: Path, checkpoint: Checkpoint, settings: dict[str, Any], total_steps: int, shards: ShardFolder
 ) -> None:
@@ -194,7 +202,7 @@ def _check_source(
         ours = settings
     else:  # weights alone, which fit any settings but the model's
         ours = {key: value for key, value in settings.items() if key.startswith("model.")}
-    changed = list(differing(theirs, ours))
+    changed = [each for key, there, here in differing(theirs, ours) for each in _parts(key, there, here)]
     if not changed:
         return
     listed = ", ".join(f"{key} (there {there}, here {here})" for key, there, here in changed)

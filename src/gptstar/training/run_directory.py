@@ -18,7 +18,7 @@ from gptstar import __version__
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.kept import LAST, link, newest_first
 from gptstar.checkpoint.read import find
-from gptstar.errors import CheckpointError, ConfigError, Interrupted, in_one_line
+from gptstar.errors import CheckpointError, ConfigError, Interrupted, UnknownChoice, in_one_line
 from gptstar.files import write_json, write_text
 from gptstar.ranks import Ranks
 from gptstar.training.status import LOCK_NAME, State, Status
@@ -98,15 +98,16 @@ class RunDirectory:
         """
         paths = self._ranks.agreed(lambda: self._candidates(resume))
         for number, path in enumerate(paths, start=1):
-            checkpoint, problem = None, None
+            checkpoint, problem, is_last = None, None, number == len(paths)
             try:
                 checkpoint = read(path)
             except CheckpointError as error:
                 problem = str(error)
+                is_last = is_last or isinstance(error.__cause__, UnknownChoice)  # the others lack the plugin, too
             problems = [each for each in self._ranks.gathered(problem) if each]
             if checkpoint is not None and not problems:
                 return path, checkpoint
-            if number == len(paths):
+            if is_last:
                 raise self._ranks.alike(CheckpointError(problems[0]))
             warn(f"warning: {problems[0]}; trying {paths[number].name}")
         return None

@@ -231,12 +231,23 @@ def test_an_exported_folder_carries_the_kinds_file(kind, tmp_path):
     assert read(tmp_path / "x").model == model.config
 
 
+KIND_IMPORT = "from gptstar.model.positions.alibi import Alibi as Kind\n"
+
+
 def test_a_kind_without_a_file_is_not_exported():
     class Here(Alibi):
         __module__ = "__main__"
 
     with pytest.raises(CheckpointError, match="Here stands in a script"):
-        standalone("from gptstar.model.positions.alibi import Alibi as Kind\n", Here())
+        standalone(KIND_IMPORT, Here())
+
+
+@pytest.mark.parametrize("line", ["import math, numpy", "from yaml import safe_load", "import gptstar.model.view"])
+def test_a_kind_that_imports_what_others_may_lack_is_not_exported(line):
+    modelling = f"import math\nfrom transformers import PreTrainedModel\n{KIND_IMPORT}"
+    assert set(standalone(modelling, Alibi())) == {"modeling_gptstar.py", "alibi.py", "base.py"}
+    with pytest.raises(CheckpointError, match=f"can't go into an exported folder with `{line}`: let it import torch"):
+        standalone(f"{line}\n{KIND_IMPORT}", Alibi())
 
 
 @pytest.mark.parametrize(

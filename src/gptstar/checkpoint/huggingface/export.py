@@ -24,6 +24,7 @@ TOKENIZER = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": END_OF_TEXT,
     "eos_token": END_OF_TEXT,
+    "pad_token": END_OF_TEXT,
     "clean_up_tokenization_spaces": False,
     "split_special_tokens": True,
 }
@@ -92,6 +93,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         # The format takes no tensors that share memory.
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)  # else nobody else reads it
         for name, text in code.items():
             (partial / name).write_text(text, encoding="utf-8")
         if tokenizer:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import sys
 from importlib import import_module
 from types import ModuleType
 from typing import Annotated, get_args, get_origin
@@ -10,6 +11,9 @@ import gptstar.fields
 import gptstar.model.positions as package
 from gptstar.errors import CheckpointError
 from gptstar.model.positions import Positions
+
+OWN = "modeling_gptstar"
+"""The modelling file, which may import transformers."""
 
 KIND = "Kind"
 """The name that the modelling file has for the class of its positions."""
@@ -27,7 +31,7 @@ def standalone(modelling: str, positions: Positions) -> dict[str, str]:
     cls = type(positions)
     if cls.__module__ == "__main__":
         raise CheckpointError(f"{cls.__name__} stands in a script, which can't go along: define it in a module")
-    files, waiting = {}, {"modeling_gptstar": modelling}
+    files, waiting = {}, {OWN: modelling}
     while waiting:
         name, source = waiting.popitem()
         files[f"{name}.py"], modules = _rewritten(name, source, cls)
@@ -48,11 +52,19 @@ def _rewritten(name: str, source: str, cls: type[Positions]) -> tuple[str, list[
             text, modules = _beside(node, cls)
             _replace(lines, node, text)
             needed += modules
-        elif (isinstance(node, ast.ImportFrom) and node.level) or (
-            isinstance(node, ast.Import) and any(alias.name.startswith("gptstar") for alias in node.names)
-        ):
+        elif isinstance(node, ast.Import | ast.ImportFrom) and not _is_everywhere(node, own=name == OWN):
             raise CheckpointError(_refused(name, ast.unparse(node)))
     return "".join(lines), needed
+
+
+def _is_everywhere(node: ast.Import | ast.ImportFrom, *, own: bool) -> bool:
+    """Whether an import works wherever the exported model is loaded."""
+    if isinstance(node, ast.ImportFrom):
+        modules = ["." if node.level else str(node.module)]
+    else:
+        modules = [alias.name for alias in node.names]
+    known = {*sys.stdlib_module_names, "torch", *(["transformers"] if own else [])}
+    return all(module.partition(".")[0] in known for module in modules)
 
 
 def _beside(node: ast.ImportFrom, cls: type[Positions]) -> tuple[str, list[ModuleType]]:

@@ -54,8 +54,8 @@ def assert_kills_change_nothing(
 def test_kills_change_neither_losses_nor_weights(
     overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One kill at random, one at the edge of the epoch, which ends within step 56."""
-    steps = [random.randrange(2, 50), 56]
+    """One kill at random."""
+    steps = [random.randrange(2, 56)]
     print("killed at", steps)
     assert_kills_change_nothing(steps, overrides, tmp_path, capsys)
 

@@ -220,6 +220,7 @@ def test_names_choose_comparisons() -> None:
     assert {each.name for each, _ in quick} == {"training", "prefill", "decoding", "loop"}
 
 
+@pytest.mark.slow
 def test_a_run_from_its_command_to_its_tables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

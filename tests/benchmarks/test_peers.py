@@ -108,6 +108,7 @@ def test_the_plain_gpt2_computes_what_ours_does() -> None:
     torch.testing.assert_close(logits[..., :103], ours(tokens), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch.compile itself
 def test_the_prototype_trains_as_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)

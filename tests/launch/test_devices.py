@@ -387,6 +387,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(
         subprocess.run(["umount", str(tmp_path / "run")], check=True)
 
 
+@pytest.mark.slow
 def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run/mine.txt").touch()

@@ -16,7 +16,7 @@ from gptstar.entry import compose
 from gptstar.errors import ConfigError
 from gptstar.launch import job
 from gptstar.launch.job import check_shared_gpu, share_of_machine
-from gptstar.launch.names import job_name
+from gptstar.launch.names import check_values_differ, job_name, swept_over
 from gptstar.results.run import Run
 from gptstar.training.hardware import Hardware
 from gptstar.training.memory import GPU_PART
@@ -50,10 +50,10 @@ def test_jobs_are_named_by_what_differs() -> None:
     assert job_name(["model.positions=none", "seed=1"], params, ["seed=1"]) == "positions-none"
 
 
-def test_a_value_that_is_given_twice_is_refused_before_any_job(overrides: Overrides, tmp_path: Path) -> None:
-    done = run_script("train.py", ["-m", *overrides(), "seed=0,1,0"])
-    assert "error: seed=0 is given twice" in done.stderr
-    assert not list((tmp_path / "run").glob("seed-*"))
+def test_a_value_that_is_given_twice_is_refused() -> None:
+    check_values_differ(swept_over(["seed=0,1", "data.files=a/b,a-b"], {"model.positions": "alibi,none"}))
+    with pytest.raises(ConfigError, match="seed=0 is given twice, which would be two jobs in one folder"):
+        check_values_differ(swept_over(["model=tiny,gpt127", "seed=0,1,0"], None))
 
 
 def test_a_sweep_survives_a_job_that_is_refused_and_runs_nothing_twice(overrides: Overrides, tmp_path: Path) -> None:

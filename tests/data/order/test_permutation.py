@@ -21,11 +21,11 @@ def chi_squared(observed: np.ndarray) -> float:
 
 
 def test_a_bijection_on_every_small_size() -> None:
-    assert all(each_once(permute(np.arange(n), n, b"key")) for n in range(1, 5001))
+    assert all(each_once(permute(np.arange(n), n, b"key")) for n in range(1, 2001))
 
 
 def test_an_order_in_groups_is_a_bijection_on_every_small_size() -> None:
-    for n in range(1, 5001):
+    for n in range(1, 2001):
         run = (1, 2, 3, 7, 31, 251)[n % 6]
         grouping = Grouping(run, max(1, n // run // 2))  # some two groups, with and without blocks left over
         assert each_once(grouping.permute(np.arange(n), n, "key")), (n, grouping)

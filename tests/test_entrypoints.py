@@ -42,7 +42,7 @@ def assert_kills_change_nothing(
     more = ("total_steps=60", "model.dropout=0.1", "validate_every=20", "checkpoint_every=3", "model.d_model=96")
     run_here(overrides(*more, output="whole"))
     kills = [killed_at(step, overrides(*more), tmp_path / "run") for step in steps]
-    assert sum(kills) >= len(kills) // 2  # a run may be over before it could be killed
+    assert sum(kills) >= max(1, len(kills) // 2)  # a run may be over before it could be killed
     capsys.readouterr()
     run_here(overrides(*more))
     assert "going on from" in capsys.readouterr().out

@@ -52,7 +52,7 @@ def test_jobs_are_named_by_what_differs() -> None:
 
 def test_a_value_that_is_given_twice_is_refused() -> None:
     check_values_differ(swept_over(["seed=0,1", "data.files=a/b,a-b"], {"model.positions": "alibi,none"}))
-    with pytest.raises(ConfigError, match="seed=0 is given twice, which would be two jobs in one folder"):
+    with pytest.raises(ConfigError, match="seed=0 is given twice, and its jobs would share a folder"):
         check_values_differ(swept_over(["model=tiny,gpt127", "seed=0,1,0"], None))
 
 

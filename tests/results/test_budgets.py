@@ -170,8 +170,8 @@ def test_a_seed_that_lacks_a_budget_is_left_out(study: Path) -> None:
 
 def test_the_report_says_what_the_runs_do(study: Path) -> None:
     said = report(study)
-    assert "## Tokens and hours to the loss of reference\n" in said
-    assert "![Tokens and hours to the loss of reference](report-" in said
+    assert "## Tokens and hours to the loss of experiment=reference\n" in said
+    assert "![Tokens and hours to the loss of experiment=reference](report-" in said
     value, low, high = known_shares()
     hours = " ".join(f"{1.25 * each:.3f}" for each in (value, low, high)).split()
     row = "| short, recipe | 0.002, 0.004 | × {:.3f} [{:.3f}, {:.3f}] | × {} [{}, {}] | 3 | preliminary |"
@@ -192,7 +192,7 @@ def test_the_report_compares_with_the_level_that_was_asked_for(study: Path, refu
         in said
     )
     assert "| experiment | worse |" not in said
-    assert "## Tokens and hours to the loss of worse\n" in said
+    assert "## Tokens and hours to the loss of experiment=worse\n" in said
     refused = refusal(main, ["report", str(study), "--against", "nothing"])
     assert "--against nothing: no factor has this level; there are reference, recipe, short, worse" in refused
 

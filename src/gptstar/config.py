@@ -22,7 +22,7 @@ from gptstar.model.positions import POSITIONS
 from gptstar.training.hardware import Hardware
 from gptstar.training.micro_batch import MicroBatches, micro_batches
 from gptstar.training.optimizers import OPTIMIZERS
-from gptstar.training.plan import Device, Memory, Workload, free_device
+from gptstar.training.plan import Device, Memory, Workload
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
 
@@ -92,24 +92,15 @@ class TrainConfig:
         self.recipe.optimizer.check_here()
         self.record.check_here()
         self.check_devices()
-        self._check_size()
+        self._check_workers()
         return self
 
-    def _check_size(self) -> None:
+    def _check_workers(self) -> None:
         cores, workers = os.cpu_count() or 1, self.recipe.data.loader_workers
         if workers > WORKERS_PER_CORE * cores:
             raise ConfigError(
                 f"data.loader_workers={workers} is more than {WORKERS_PER_CORE} processes for each of {cores} cores: "
                 "give fewer; 0 is enough for shards on a local disk"
-            )
-        device = free_device(self.hardware)
-        needed = self.memory(device)
-        state = needed.parameters + needed.gradients + needed.optimizer
-        if state > device.memory:
-            raise ConfigError(
-                f"model: {self.recipe.model.n_params:,} parameters need {state / 1e9:,.0f} GB of memory on each device "
-                f"with their gradients and the optimizer's state, and there are {device.memory / 1e9:,.0f} GB: give a "
-                "smaller model, or split it over devices by hardware=fsdp"
             )
 
     def workload(self, *, on_gpu: bool) -> Workload:

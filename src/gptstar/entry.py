@@ -132,30 +132,43 @@ def take_initial_model(composed: "DictConfig", words: Sequence[str]) -> None:
     """
     if (given := composed.get("init_from")) is None:
         return
+    from filelock import FileLock
     from omegaconf import OmegaConf
     from platformdirs import user_cache_path
 
     from gptstar.checkpoint.kept import LAST
     from gptstar.checkpoint.read import find, read
+    from gptstar.choices import import_plugins
     from gptstar.data.tokenizer import Tokenizer
     from gptstar.files import write_text
 
     for word in words:
         if re.match(r"[+~]*model(?!\.dropout=)[.=@]", word):
             raise ConfigError(f"init_from={given} brings its model, and {word} sets it: leave one of them out")
-    own = Path(composed.output, LAST)
-    checkpoint = read(own if own.exists() else find(Path(given)))
     OmegaConf.set_struct(composed, False)
+    output = Path(composed.output)
+    if (output / LAST).exists() and (output / "config.yaml").exists():  # the run has begun, and knows what with
+        begun = OmegaConf.load(output / "config.yaml")
+        if not begun.get("init_from") or (Path(given).exists() and str(find(Path(given))) != begun.init_from):
+            raise ConfigError(f"output={output} holds a run that did not begin with {given}: choose another output")
+        composed.init_from, composed.model = begun.get("init_from"), begun.model
+        composed.data.tokenizer = begun.data.tokenizer
+        return
+    import_plugins(tuple(composed.plugins))
+    path = find(Path(given))
+    checkpoint = read(path)
+    composed.init_from = str(path)
     composed.model = checkpoint.model.as_dict() | {"dropout": composed.model.dropout}
     if composed.data.get("tokenizer") is None:
         if checkpoint.tokenizer is None:
             raise ConfigError(f"init_from={given} holds no tokenizer: give data.tokenizer=FILE, the one it read with")
         tokenizer = Tokenizer(checkpoint.tokenizer)
-        path = user_cache_path("gptstar") / "tokenizers" / f"{tokenizer.fingerprint}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, tokenizer.json_text)
-        composed.data.tokenizer = str(path)
-    OmegaConf.set_struct(composed, True)
+        file = user_cache_path("gptstar") / "tokenizers" / f"{tokenizer.fingerprint}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(file.with_suffix(".lock")):  # ranks and jobs do the same at once
+            if not file.exists():
+                write_text(file, tokenizer.json_text)
+        composed.data.tokenizer = str(file)
 
 
 def explain(error: Exception) -> str:

@@ -48,6 +48,22 @@ class SetsUp(pl.Callback):
         self.count = state_dict["count"]
 
 
+class CountsDown(pl.Callback):
+    """Has a state of the name of its argument."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.left -= 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"left": self.left}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.left = state_dict["left"]
+
+
 class Interrupts(pl.Callback):
     """Sends SIGTERM in the validation of a step, once."""
 
@@ -99,6 +115,13 @@ def test_a_state_is_restored_after_setup(overrides: Overrides, tmp_path: Path) -
     run_here(overrides(callbacks, "total_steps=5", "schedule.decay_until=24"))
     run_here(overrides(callbacks, "total_steps=8", "schedule.decay_until=24"))
     assert read(tmp_path / "run/last.ckpt").training.callbacks == {"SetsUp": {"count": 8 * 2}}
+
+
+def test_a_state_of_an_argument_that_did_not_change_is_kept(overrides: Overrides, tmp_path: Path) -> None:
+    for steps, left, expected in ((2, 50, 46), (4, 50, 42), (6, 9, 5)):
+        callbacks = f"trainer.callbacks=[{other('CountsDown', left=left)}]"
+        run_here(overrides(callbacks, f"total_steps={steps}", "schedule.decay_until=24"))
+        assert read(tmp_path / "run/last.ckpt").training.callbacks == {"CountsDown": {"left": expected}}
 
 
 def test_callbacks_see_a_validation_that_was_left_open(overrides: Overrides, tmp_path: Path, refusal) -> None:

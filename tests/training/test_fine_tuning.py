@@ -12,7 +12,7 @@ from gptstar.checkpoint.format import write
 from gptstar.checkpoint.read import read
 from gptstar.files import file_sha256
 from gptstar.training.status import read_config
-from support.runs import recorded, run_here
+from support.runs import damage, recorded, run_here
 from support.text import sentences
 
 Overrides = Callable[..., list[str]]
@@ -70,6 +70,24 @@ def test_an_interrupted_run_goes_on_without_the_first_checkpoint(fine_tuning, tr
     origin = [read(tmp_path / name / "last.ckpt").training.data["init_from"] for name in ("tuned", "whole")]
     assert origin[0] == origin[1]
     assert recorded(tmp_path / "tuned") == recorded(tmp_path / "whole")
+
+
+def test_a_damaged_last_checkpoint_of_its_own_is_passed_over(fine_tuning, trained_once, tmp_path: Path, capsys) -> None:
+    words = fine_tuning(trained_once(), "schedule.decay_until=8")
+    run_here(words)
+    damage(tmp_path / "tuned/step-000004.ckpt", "cut")
+    run_here([*words, "total_steps=6"])
+    assert "trying step-000002.ckpt" in " ".join(capsys.readouterr().out.split())
+    assert read(tmp_path / "tuned/last.ckpt").training.step == 6
+
+
+def test_a_run_that_began_otherwise_is_not_continued(fine_tuning, trained_once, tmp_path: Path, refusal) -> None:
+    start = trained_once()
+    run_here(fine_tuning(start))
+    assert "holds a run and resume=never" in refusal(run_here, fine_tuning(start, "resume=never", "total_steps=9"))
+    other = tmp_path / "other.ckpt"
+    other.write_bytes((start / "best.ckpt").read_bytes())
+    assert f"did not begin with {other}" in refusal(run_here, fine_tuning(other, "total_steps=9"))
 
 
 @pytest.mark.parametrize("word", ["model.d_model=32", "model=gpt127", "+model.d_ff=3"])

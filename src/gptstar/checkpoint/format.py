@@ -42,7 +42,7 @@ class TrainingState:
         optimizer: its state.
         machine: how the devices split a step, so that a run goes on bit by bit on as many of them.
         callbacks: the state of the user's callbacks, by Lightning's key of each; plain values.
-        ended: where a callback ended the run before its last step: its `reason`, and the `callbacks` as configured.
+        ended: the user's `callbacks` as configured, and the `reason` if one of them ended the run before its last step.
     """
 
     step: int

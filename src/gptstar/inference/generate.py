@@ -77,6 +77,7 @@ def stream(
     stop: Sequence[str] = (),
     n_likeliest: int | None = None,
     tokenizer: Tokenizer | None = None,
+    compiled: bool = False,
 ) -> Iterator[Piece]:
     """Continue texts token by token; with ALiBi they may become longer than the training context.
 
@@ -90,6 +91,7 @@ def stream(
         n_likeliest: report this many of the likeliest tokens with each token, and its log-probability; 0 reports the
             log-probability alone, None nothing.
         tokenizer: the one the model was trained with; by default `model.tokenizer`.
+        compiled: compile the decoding step, as `steps` says.
 
     Raises:
         ConfigError: settings out of range, or more tokens than learned positions have a capacity for.
@@ -110,6 +112,7 @@ def stream(
         sampling=sampling or USUAL,
         ended=lambda number: texts[number].ended_by is not None,
         n_likeliest=n_likeliest,
+        compiled=compiled,
     )
     for place, step in enumerate(drawn, start=1):
         for each in step:

@@ -33,7 +33,7 @@ def job_name(
     swept, parts = swept_over(words, params), []
     for override in OverridesParser.create().parse_overrides(list(task_overrides)):
         if override.key_or_group in swept:
-            leaf = override.key_or_group.rpartition(".")[2]
+            leaf = re.sub(UNSAFE, "-", override.key_or_group.rpartition(".")[2])
             parts.append(f"{leaf}-{_value_name(override, swept[override.key_or_group])}")
     sweeps = params or not {"-m", "--multirun"}.isdisjoint(words)
     return "_".join(parts) or ("only" if sweeps else ".")
@@ -42,11 +42,16 @@ def job_name(
 def _value_name(override: Override, sweep: Override) -> str:
     """Name a value within a folder's name, with a hash where another value of the sweep has the same name."""
     value = override.get_value_element_as_str()
-    others = set(sweep.sweep_string_iterator() if sweep.is_discrete_sweep() else ()) - {value}
+    others = set(_values(sweep)) - {value}
     name = re.sub(UNSAFE, "-", value)
     if name not in {re.sub(UNSAFE, "-", other) for other in others}:
         return name
     return f"{name}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"
+
+
+def _values(sweep: Override) -> list[str]:
+    """List the values of a sweep that names them; a glob or an interval does not."""
+    return list(sweep.sweep_string_iterator()) if sweep.is_choice_sweep() or sweep.is_range_sweep() else []
 
 
 def check_values_differ(swept: Mapping[str, Override]) -> None:
@@ -56,7 +61,7 @@ def check_values_differ(swept: Mapping[str, Override]) -> None:
         ConfigError: names the key and the value.
     """
     for key, override in swept.items():
-        values = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+        values = _values(override)
         if twice := [value for value in values if values.count(value) > 1]:
             raise ConfigError(
                 f"{key}={twice[0]} is given twice, and its jobs would share a folder: give each value once"

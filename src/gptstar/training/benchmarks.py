@@ -11,6 +11,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import Refusal
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.training.callbacks import UserCallbacks
+from gptstar.training.checkpoints import is_trial
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 
@@ -58,7 +59,8 @@ class EvaluateTasks(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate after the last step, or the one at which a callback ended the run."""
-        if trainer.global_step == trainer.max_steps or self._callbacks.ending(trainer):
+        ended = self._callbacks.ending(trainer).get("reason")
+        if not is_trial(trainer) and (ended or trainer.global_step == trainer.max_steps):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -57,18 +57,22 @@ class UserCallbacks:
         states = [(each, each.state_dict()) for each in self.callbacks]
         return {each.state_key: _plain(state, type(each).__name__) for each, state in states if state}
 
-    def restore(self, states: Mapping[str, Any]) -> None:
+    def restore(self, states: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
         """Restore what `states` gave, for those callbacks that are still there.
 
-        The arguments of the configuration win over a state that holds them too, such as the patience of EarlyStopping.
+        An argument that the configuration changed, such as the patience of EarlyStopping, wins over a state that holds
+        it, too. `ended` is what `ending` gave with the states.
 
         Raises:
             CheckpointError: a callback does not take its state; names it.
         """
+        before = {spec["use"]: spec for spec in ended.get("callbacks", ())}
         for callback, spec in zip(self.callbacks, self._specs, strict=True):
             if (state := states.get(callback.state_key)) is None:
                 continue
-            given = {name: value for name, value in vars(callback).items() if name in spec}
+            old = before.get(spec["use"], spec)
+            changed = {name for name in spec if spec[name] != old.get(name)}
+            given = {name: value for name, value in vars(callback).items() if name in changed}
             try:
                 callback.load_state_dict(_tensors(state))
             except Exception as error:
@@ -80,26 +84,30 @@ class UserCallbacks:
             vars(callback).update(given)
 
     def ending(self, trainer: pl.Trainer) -> dict[str, Any]:
-        """Return why a callback ended the run before its last step, and the callbacks; empty if none did.
+        """Return the callbacks as configured, and the `reason` if one of them ended the run before its last step.
 
-        `trainer.max_time` ends a run, too, but such a run can go on.
+        `trainer.max_time` ends a run, too, but such a run can go on. All ranks have to ask, and get the first one's
+        answer: each has a clock of its own.
         """
-        if not (self.callbacks and trainer.should_stop) or trainer.global_step >= trainer.max_steps:
+        if not self.callbacks:
             return {}
+        reason: str | None = trainer.strategy.broadcast(self._reason(trainer))
+        return {"reason": reason, "callbacks": self._specs}
+
+    def _reason(self, trainer: pl.Trainer) -> str | None:
         timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
-        if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
-            return {}
+        timed_out = any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
+        if not trainer.should_stop or trainer.global_step >= trainer.max_steps or timed_out:
+            return None
         names = [type(callback).__name__ for callback in self.callbacks]
-        reason = f"one of {', '.join(names)} asked to stop"
         for name, callback in zip(names, self.callbacks, strict=True):
             if said := getattr(callback, "stopping_reason_message", None):
-                reason = f"{name}: {' '.join(str(said).split()).rstrip('.')}"
-                break
-        return {"reason": reason, "callbacks": self._specs}
+                return f"{name}: {' '.join(str(said).split()).rstrip('.')}"
+        return f"one of {', '.join(names)} asked to stop"
 
     def have_ended(self, ending: Mapping[str, Any]) -> str | None:
         """Return why these callbacks ended a run before, by what its checkpoint holds; None if they did not."""
-        return ending["reason"] if ending and ending["callbacks"] == self._specs else None
+        return ending.get("reason") if ending.get("callbacks") == self._specs else None
 
 
 def _plain(value: Any, owner: str) -> Any:

@@ -52,7 +52,8 @@ class SaveCheckpoints(LightningCheckpoint):
     ) -> None:
         self._writer, self._record = writer, record
         self._tokenizer, self._describe, self._callbacks = tokenizer, describe, callbacks
-        self._began_at, self._states = state.step, state.callbacks
+        self._began_at, self._ended = state.step, state.ended
+        self._states: dict[str, Any] | None = state.callbacks
         self.validated_step, self.best_loss = state.validated_step, state.best_loss
         self._saved_step = 0
         self._signal: int | None = None
@@ -60,8 +61,9 @@ class SaveCheckpoints(LightningCheckpoint):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Restore the callbacks' state once each has set itself up, as Lightning does."""
-        if stage == "fit":
-            self._writer.ranks.together(lambda: self._callbacks.restore(self._states))
+        states, self._states = self._states, None
+        if states is not None:  # a validation after the fit sets up once more
+            self._writer.ranks.together(lambda: self._callbacks.restore(states, self._ended))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, a signal is answered at the end of a batch. A second SIGINT is Python's own."""

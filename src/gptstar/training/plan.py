@@ -258,6 +258,22 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
+def check_fits(workload: Workload, device: Device) -> None:
+    """See that a device holds parameters, gradients and optimizer state, before anything is prepared.
+
+    Raises:
+        ConfigError: it does not; says how much there is.
+    """
+    needed = workload.memory(1)
+    state = needed.parameters + needed.gradients + needed.optimizer
+    if state > device.memory:
+        raise ConfigError(
+            f"model: {workload.model.n_params:,} parameters need {state / 1e9:,.0f} GB of memory on each device with "
+            f"their gradients and the optimizer's state, and there are {device.memory / 1e9:,.0f} GB: give a smaller "
+            "model, or split it over devices by hardware=fsdp"
+        )
+
+
 def step_seconds(
     model: GPTConfig,
     *,

@@ -1,6 +1,5 @@
 """A training run, from its configuration to its results, in the order in which things happen."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -31,7 +30,7 @@ from gptstar.training.metrics import RecordMetrics
 from gptstar.training.micro_batch import MicroBatches, agreed_micro_batches, out_of_memory
 from gptstar.training.module import LanguageModelling
 from gptstar.training.options import TRACE
-from gptstar.training.plan import Workload
+from gptstar.training.plan import Workload, check_fits, free_device
 from gptstar.training.profile import ProfileSteps
 from gptstar.training.progress import StepProgress
 from gptstar.training.recipe import Recipe
@@ -66,12 +65,15 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         if record.resume == "auto" and ranks.agreed(lambda: is_finished(record.output, config_yaml)):
             say(f"{record.output} is finished already")
             return
+        workload = Workload.planned(recipe, hardware, on_gpu=device_type == "cuda")
+        ranks.together(lambda: check_fits(workload, free_device(hardware)))
         callbacks = ranks.together(lambda: UserCallbacks(record.trainer))
         shards = ranks.in_turn(lambda: ensure_prepared(recipe.data, recipe.model.n_vocab, console))
         read = partial(read_for, record=record, ranks=ranks, sharded=hardware.sharded)
         warn = partial(say, style="yellow")
-        source = directory.start_from(record.source, read, warn)
-        batches = _micro_batches(recipe, hardware, source and source[1], ranks, warn)
+        source = directory.start_from(record, read, warn)
+        saved = source[1].training.machine if source and source[1].training else {}
+        batches = agreed_micro_batches(hardware, workload, saved, ranks, warn)
         data = _data(recipe, hardware, shards, batches)
         settings = settings_of(recipe, hardware) | {f"data.mixture.{name}": n for name, n in data.mixed_blocks.items()}
         beginning = ranks.together(lambda: begin(source, recipe, settings, shards, record, sharded=hardware.sharded))
@@ -107,8 +109,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         fast_forward(trainer, step)
         ended = callbacks.have_ended(beginning.state.ended)
         try:
-            if ended is None:
-                fit(trainer, module, data, saver)
+            fit(trainer, module, data, saver, trains=ended is None)
             writer.wait()
         except (TrainingError, torch.OutOfMemoryError) as error:
             raise _what_stands(error, batches, writer, record, ranks) from error
@@ -123,14 +124,6 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
                 say(f"ended at step {trainer.global_step:,} by {ended}; to train on, change trainer.callbacks")
             conclude(trainer, shards, recipe, hardware, record, console)
             directory.finished(ended or "")
-
-
-def _micro_batches(
-    recipe: Recipe, hardware: Hardware, source: Checkpoint | None, ranks: Ranks, warn: Callable[[str], None]
-) -> MicroBatches:
-    workload = Workload.planned(recipe, hardware, on_gpu=hardware.device().type == "cuda")
-    saved = source.training.machine if source and source.training else {}
-    return agreed_micro_batches(hardware, workload, saved, ranks, warn)
 
 
 def _data(recipe: Recipe, hardware: Hardware, shards: ShardFolder, batches: MicroBatches) -> WindowsDataModule:

@@ -21,6 +21,7 @@ from gptstar.checkpoint.read import find
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, UnknownChoice, in_one_line
 from gptstar.files import write_json, write_text
 from gptstar.ranks import Ranks
+from gptstar.training.record import RESUME_WORDS, Record
 from gptstar.training.status import LOCK_NAME, State, Status
 
 PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegaconf", "bitsandbytes")
@@ -83,12 +84,12 @@ class RunDirectory:
         self._status = Status("finished", reason)
 
     def start_from(
-        self, resume: str, read: Callable[[Path], Checkpoint], warn: Callable[[str], None]
+        self, record: Record, read: Callable[[Path], Checkpoint], warn: Callable[[str], None]
     ) -> tuple[Path, Checkpoint] | None:
         """The checkpoint to go on from, or None to begin. Where the directory's newest is damaged, the one before it.
 
         Args:
-            resume: as configured.
+            record: what to start from.
             read: each rank's way to read a checkpoint, and refuse it.
             warn: gets a line for each checkpoint that is skipped.
 
@@ -96,32 +97,32 @@ class RunDirectory:
             ConfigError: `never`, and the directory holds a run; or it holds what no run wrote.
             CheckpointError: none is whole.
         """
-        paths = self._ranks.agreed(lambda: self._candidates(resume))
+        paths = self._ranks.agreed(lambda: self._candidates(record))
         for number, path in enumerate(paths, start=1):
-            checkpoint, problem, is_last = None, None, number == len(paths)
+            checkpoint, problem = None, None
             try:
                 checkpoint = read(path)
             except CheckpointError as error:
-                problem = str(error)
-                is_last = is_last or isinstance(error.__cause__, UnknownChoice)  # the others lack the plugin, too
+                problem = str(error), isinstance(error.__cause__, UnknownChoice)
             problems = [each for each in self._ranks.gathered(problem) if each]
             if checkpoint is not None and not problems:
                 return path, checkpoint
-            if is_last:
-                raise self._ranks.alike(CheckpointError(problems[0]))
-            warn(f"warning: {problems[0]}; trying {paths[number].name}")
+            said, lacks_plugin = problems[0]
+            if lacks_plugin or number == len(paths):  # without the plugin the others can't be read either
+                raise self._ranks.alike(CheckpointError(said))
+            warn(f"warning: {said}; trying {paths[number].name}")
         return None
 
-    def _candidates(self, resume: str) -> list[Path]:
+    def _candidates(self, record: Record) -> list[Path]:
         holds = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")} - {HYDRAS}
         if holds and "versions.json" not in holds:
             raise ConfigError(f"output={self.path} holds files that are not a run's: choose another folder")
-        if resume == "never" and holds:
+        if record.resume == "never" and holds:
             raise ConfigError(f"output={self.path} holds a run and resume=never: choose another output")
         own = newest_first(self.path)
         if own and not (self.path / LAST).exists():
             link(own[0], LAST)
-        named = None if resume in ("auto", "never") else Path(resume)
+        named = None if record.source in RESUME_WORDS else Path(record.source)
         if named is not None and (not own or named.resolve().parent == self.path.resolve()):
             return [named / LAST if (named / LAST).exists() else find(named)]
         return own

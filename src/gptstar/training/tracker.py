@@ -1,5 +1,6 @@
 """Where metrics go: the CSV always, TensorBoard, wandb or any logger of Lightning's by choice."""
 
+import os
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -39,7 +40,8 @@ class Tracker:
         for name in self.names:
             if find_spec(name) is None:
                 raise ConfigError(f"tracker={name} needs the package {name}: pip install 'gptstar[{name}]'")
-        if "wandb" in self.names and self.mode == "online":
+        speaks = os.environ.get("RANK", "0") == "0" and "WANDB_MODE" not in os.environ
+        if "wandb" in self.names and self.mode == "online" and speaks:
             import wandb
 
             try:

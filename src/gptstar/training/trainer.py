@@ -109,12 +109,19 @@ def fast_forward(trainer: pl.Trainer, step: int) -> None:
     loop._batches_that_stepped = step
 
 
-def fit(trainer: pl.Trainer, module: LanguageModelling, data: pl.LightningDataModule, saver: SaveCheckpoints) -> None:
-    """Train to the last step, and validate it.
+def fit(
+    trainer: pl.Trainer,
+    module: LanguageModelling,
+    data: pl.LightningDataModule,
+    saver: SaveCheckpoints,
+    *,
+    trains: bool,
+) -> None:
+    """Train to the last step, unless a callback ended the run before, and validate it.
 
     A validation that an interruption left open comes first, so that it is not missing from the record.
     """
-    if trainer.global_step < trainer.max_steps:
+    if trains and trainer.global_step < trainer.max_steps:
         module.validates_first = 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer)
         trainer.fit(module, datamodule=data)
     if saver.validated_step != trainer.global_step and not is_trial(trainer):

@@ -229,7 +229,7 @@ def open_shards(address: str, cache_bytes: int) -> tuple[Manifest, Tokenizer, Se
     for shard in manifest.shards:
         if not all(map(NAME.fullmatch, shard.name.split("/"))):  # it becomes a file's name here
             raise DataError(f"{where} names a shard {shard.name!r}, which is not a shard's name: {COPY_AGAIN} again")
-    folder = user_cache_path("gptstar") / "segments" / manifest.fingerprint
+    folder = user_cache_path("gptstar") / "segments" / manifest.fingerprint / str(cache_bytes)
     cache = SegmentCache(files, manifest, folder, cache_bytes)
     content = files.read("tokenizer.json")
     try:

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import random
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fsspec
+import fsspec.asyn
 
 from gptstar.errors import DataError, in_one_line
 
@@ -22,6 +24,9 @@ Range = tuple[str, int | None, int | None]
 """A file's name and the bytes `[start, stop)` of it; None for its own start and end."""
 
 log = logging.getLogger(__name__)
+
+if hasattr(os, "register_at_fork"):  # newer versions of fsspec do it by themselves
+    os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
 
 class RemoteFiles:

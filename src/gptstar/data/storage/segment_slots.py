@@ -94,16 +94,20 @@ class SegmentSlots:
     @contextmanager
     def fetching(self, groups: Iterable[int]) -> Iterator[None]:
         """Hold the right to fetch some groups of segments; waits for other threads and processes that hold it."""
-        with ExitStack() as held:
+        with self._refusing(), ExitStack() as held:
             for stripe in sorted({group % STRIPES for group in groups}):  # one order for all: no deadlock
                 held.enter_context(self._lock(f"{stripe:04d}"))
             yield
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        with self._refusing(), self._lock("write"):
+            yield
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
         try:
-            with self._lock("write"):
-                yield
+            yield
         except OSError as error:
             raise DataError(f"can't write to the cache {self.folder} ({error.strerror}): make room there") from error
 

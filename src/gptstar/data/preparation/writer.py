@@ -113,8 +113,10 @@ class ShardWriter:
         np.save(paths[2], segment_hashes(paths[0]))
         counts = self._tokens, self._documents, self._bytes
         largest = int(np.load(paths[0], mmap_mode="r").max(initial=0))
-        hashes = [file_sha256(path) for path in paths]
-        shard = Shard(self._name, self._corpus, self._split, self._stratum, *counts, *hashes, largest)
+        tokens, documents, segments = map(file_sha256, paths)
+        shard = Shard(
+            self._name, self._corpus, self._split, self._stratum, *counts, tokens, documents, segments, largest
+        )
         self.finished.append(shard)
         self._tokens = self._documents = self._bytes = 0
 

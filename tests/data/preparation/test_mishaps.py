@@ -27,7 +27,7 @@ from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.text.corpora import local_corpora
 from gptstar.data.text.records import Piece
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import DataError
+from gptstar.errors import ConfigError, DataError
 from gptstar.files import file_sha256
 from support.text import QUIET, config, documents_of, same, sentences, write_corpus
 
@@ -405,6 +405,8 @@ def test_verify_is_true_or_false(large: tuple[Path, DataConfig], capsys: pytest.
     with pytest.raises(SystemExit):
         main(["prepare", "verify=yes"])
     assert "verify=yes is neither true" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"verify=true .* give data\.files"):
+        ensure_prepared(config(shards=large[1].shards), 300, QUIET, verify=True)
 
 
 def test_a_worker_that_dies_is_one_line_and_loses_nothing(tmp_path: Path, tokenizer: Path) -> None:

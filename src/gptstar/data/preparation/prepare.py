@@ -53,6 +53,8 @@ def ensure_prepared(
     given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
     if config.source == "local" and config.files is None and not any(map(_has_source, config.corpora.values())):
         assert config.shards is not None  # DataConfig refuses anything else
+        if verify:
+            raise ConfigError("verify=true hashes the text that shards were made from: give data.files, too")
         folder = ShardFolder(config.shards, config.cache_bytes)
         _check_tokenizer(folder, given, n_vocab)
         return folder

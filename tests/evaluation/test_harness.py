@@ -13,6 +13,7 @@ from typing import Any
 import lm_eval
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.evaluator import evaluate
@@ -30,7 +31,7 @@ from gptstar.evaluation.tasks.offline import load_tasks
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.suite import evaluate_and_report, evaluate_tasks
 from gptstar.evaluation.tasks.team import Team
-from gptstar.evaluation.tasks.worker import Worker
+from gptstar.evaluation.tasks.worker import Prompt, Worker
 from gptstar.model import GPT, GPTConfig
 from support.text import QUIET, sentences, write_tasks_files
 
@@ -77,6 +78,24 @@ def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> 
 
 def ours(model: GPT, bpe: Tokenizer, length: int) -> HarnessModel:
     return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, length)
+
+
+@pytest.mark.parametrize(
+    ("until", "text"),
+    [(("<|end|>",), "the cat"), (("<|end|>on", "mat"), "the cat\non the "), (("\n<|other|>",), "the cat\non the mat")],
+)
+def test_a_special_token_in_until_ends_a_text(bpe, until, text, monkeypatch):
+    chat = tokenizers.Tokenizer.from_str(bpe.json_text)
+    chat.add_special_tokens(["<|end|>", "<|other|>"])
+    written = chat.encode("the cat<|end|><|other|>\non the mat").ids
+    chat = Tokenizer(chat.to_str())
+
+    def decode(model, prompts, n_new, *, ended, **_):
+        return [written[: next((n for n in range(1, len(written)) if ended(written[:n])), len(written))]]
+
+    monkeypatch.setattr("gptstar.evaluation.tasks.worker.decode", decode)
+    worker = Worker(Scorer(build(chat.n_vocab)), chat)
+    assert worker([Prompt((0,), 40, until)], 0, 1, lambda _: None) == {0: text}
 
 
 def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: str) -> float:

@@ -4,11 +4,12 @@ import math
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
-from gptstar.inference.generate import generate, stream
+from gptstar.inference.generate import TextStream, generate, stream
 from gptstar.inference.sampling import GREEDY, Sampling, next_token
 from support.models import build_with, by_positions
 
@@ -106,6 +107,29 @@ def test_what_might_have_been_a_stop_string_is_not_lost(tokenizer):
     (whole,) = generate(model, "the", 40, sampling=Sampling(1.5, seed=4))
     nearly = [whole.text[place:] + "!" for place in (-1, -3, -9)]
     assert generate(model, "the", 40, sampling=Sampling(1.5, seed=4), stop=nearly) == [whole]
+
+
+@pytest.mark.parametrize(
+    ("stop", "written", "text", "ended_by"),
+    [
+        (["<|end|>"], "猫 the<|end|> cat", "猫 the", "stop"),
+        (["<|end|>"], "the <|other|>cat", "the cat", None),
+        (["<|end|>\nno", " sat"], "the<|end|>\n cat sat", "the\n cat", "stop"),
+        (["t<|end|><|other|>", "<|end"], "cat<|end|><|other|>cat", "ca", "stop"),
+        (["<|end|>"], "the <|end|>", "the ", "stop"),
+        (["<|end|>!"], "the<|end|>", "the", None),
+    ],
+)
+def test_a_special_token_is_a_stop_by_its_name(tokenizer, stop, written, text, ended_by):
+    chat = tokenizers.Tokenizer.from_str(tokenizer.json_text)
+    chat.add_special_tokens(["<|end|>", "<|other|>"])
+    tokens, chat = chat.encode(written).ids, Tokenizer(chat.to_str())
+    streamed = TextStream(chat, stop)
+    found = ""
+    for token in tokens:
+        if streamed.ended_by is None:
+            found += streamed.add(token)
+    assert (found + streamed.rest(), streamed.ended_by) == (text, ended_by)
 
 
 def test_log_probabilities_are_the_models_own(tokenizer):

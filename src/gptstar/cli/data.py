@@ -48,7 +48,7 @@ def _verify(options: argparse.Namespace) -> None:
     from rich.progress import track
 
     from gptstar.data.storage.manifest import AGAIN, read_manifest
-    from gptstar.data.storage.shards import damaged
+    from gptstar.data.storage.shards import check_arrays, check_tokens, damaged
     from gptstar.data.tokenizer import Tokenizer
 
     folder = Path(options.shards)
@@ -61,6 +61,8 @@ def _verify(options: argparse.Namespace) -> None:
         raise DataError(
             f"{len(bad)} of {len(files)} files in {folder} are damaged or missing: {', '.join(bad)}: {AGAIN}"
         )
+    for shard in manifest.shards:
+        check_tokens(folder, shard, check_arrays(folder, shard, manifest.n_vocab), manifest.n_vocab)
     rich.print(f"{len(files):,} files of {len(manifest.shards):,} shards are as their manifest says")
 
 

@@ -56,11 +56,15 @@ def _prepare(options: argparse.Namespace) -> None:
     from gptstar.data.preparation.prepare import ensure_prepared
     from gptstar.entry import compose
 
-    parts = [word.removeprefix("part=") for word in options.overrides if word.startswith("part=")]
-    part = Part.parse(parts[-1]) if parts else None
-    overrides = [word for word in options.overrides if not word.startswith("part=")]
+    own = [word for word in options.overrides if word.startswith(("part=", "verify="))]
+    words = dict(word.split("=", 1) for word in own)
+    part = Part.parse(words["part"]) if "part" in words else None
+    if (verify := words.get("verify", "false")) not in ("true", "false"):
+        raise ConfigError(f"verify={verify} is neither true, to hash large files of text whole, nor false")
+    overrides = [word for word in options.overrides if word not in own]
     config = TrainConfig.parse(compose("train", overrides, options.config_dir))
-    shards = ensure_prepared(config.recipe.data, config.recipe.model.n_vocab, rich.get_console(), part)
+    n_vocab = config.recipe.model.n_vocab
+    shards = ensure_prepared(config.recipe.data, n_vocab, rich.get_console(), part, verify=verify == "true")
     rich.print(shard_table(shards.manifest))
     _print(f"shards in {shards.folder}")
 

@@ -22,11 +22,11 @@ class CorpusConfig:
         source: documents from the user's own code, by the name of its class or a mapping of its keys with the name as
             `kind`; instead of `files` and `hub`.
         files: globs of the user's own files, local or `s3://`, `gs://`, `https://`, `hf://`; used instead of `hub`.
-        hub: a dataset on the Hugging Face Hub, or a folder that `datasets.load_dataset` reads.
+        hub: a dataset on the Hugging Face Hub, or a folder that `datasets` reads or has saved.
         hub_config: which of the dataset's configurations.
         revision: commit, tag or branch of the dataset.
         split: of the dataset.
-        column: the field or column that holds the text; `meta.title` looks inside `meta`.
+        column: the field or column that holds the text; `meta.title` is one of that name, or else looks inside `meta`.
         newer_than: leave out documents whose `date_column` is not after this day.
         date_column: a field with a date (ISO 8601, or seconds since 1970).
         epochs: how often a run reads it; of 0.5, always the same half of the documents.

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -34,7 +36,11 @@ class Tokenizer:
     """A byte-level BPE in the `tokenizers` JSON form, GPT-2's included."""
 
     def __init__(self, json_text: str) -> None:
-        """Read JSON text. Raises DataError unless it is a byte-level BPE with an end-of-text token."""
+        """Read JSON text. Raises DataError unless it is a byte-level BPE with an end-of-text token.
+
+        Added tokens are matched as the library does, except where text would be lost: none absorbs the white space
+        beside it, none is matched under the number of a token of other bytes, and end-of-text is always special.
+        """
         try:
             self._backend = tokenizers.Tokenizer.from_str(json_text)
         except Exception as error:  # the library raises bare Exception for whatever it can't parse
@@ -43,13 +49,17 @@ class Tokenizer:
             raise DataError(f"the tokenizer has no {END_OF_TEXT} token, which separates documents")
         if not isinstance(self._backend.model, models.BPE):
             raise DataError(f"the tokenizer is a {type(self._backend.model).__name__}, not a byte-level BPE")
+        tree = json.loads(json_text)
+        self._written = _written_by_text(tree)
+        if (added := _lossless(tree.get("added_tokens", []), self._written)) != tree.get("added_tokens", []):
+            self._backend = tokenizers.Tokenizer.from_str(json.dumps(tree | {"added_tokens": added}))
         if self._backend.model.dropout:
             raise DataError(f"the tokenizer drops merges at random (dropout={self._backend.model.dropout}): remove it")
         self._backend.no_truncation()  # which many a published file asks for, for other ends
         self._backend.no_padding()
         if max(self._backend.get_vocab().values()) >= self._backend.get_vocab_size():
             raise DataError("the tokenizer's numbers have gaps, so they can't be rows of an embedding")
-        if "ByteLevel" not in json.dumps(json.loads(json_text).get("decoder")):
+        if "ByteLevel" not in json.dumps(tree.get("decoder")):
             raise DataError(
                 "the tokenizer is not byte-level (its decoder is not ByteLevel), so its tokens have no bytes"
             )
@@ -127,9 +137,7 @@ class Tokenizer:
 
     def text_of(self, token: int) -> str:
         """Show a token: its text, other bytes as hexadecimal, special tokens by name."""
-        if token in self._added:
-            return self._added[token].content
-        return self.bytes_of(token).decode("utf-8", "backslashreplace")
+        return self.bytes_of(token).decode("utf-8", "backslashreplace") or str(self._backend.id_to_token(token))
 
     def bytes_of(self, token: int) -> bytes:
         """Return the UTF-8 that a token stands for, which need not be whole characters; nothing for special tokens."""
@@ -140,12 +148,22 @@ class Tokenizer:
         return self._backend.get_added_tokens_decoder()
 
     @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """The names of the tokens that stand for no text."""
+        special = [(number, token.content) for number, token in self._added.items() if token.special]
+        names = {number: name for number, name in special if name not in self._written}
+        return names | {self.end_of_text: END_OF_TEXT}
+
+    @cached_property
     def _pieces(self) -> list[bytes]:
         pieces = [b""] * self.n_vocab
         for token, number in self._backend.get_vocab().items():
-            pieces[number] = bytes(BYTES[character] for character in token if character in BYTES)
+            pieces[number] = _bytes_behind(token)
         for number, added in self._added.items():
-            pieces[number] = b"" if added.special else added.content.encode()
+            if not added.special:
+                pieces[number] = added.content.encode()
+        for number in self.special_tokens:
+            pieces[number] = b""
         return pieces
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -162,9 +180,41 @@ class Tokenizer:
     @cached_property
     def can_be_cut(self) -> bool:
         """Whether text that is cut before white space, after a letter or digit, has the tokens of the whole."""
+        if any(re.search(r"[0-9A-Za-z][ \n]", token.content) for token in self._added.values()):
+            return False
         whole, *parts = self.encode(["one two\n3 \nfour", "one", " two", "\n3 \nfour"])
         return whole.tolist() == np.concatenate(parts).tolist()
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Join the text of tokens; end-of-text is dropped."""
-        return self._backend.decode(list(tokens), skip_special_tokens=True)
+        """Join the text of tokens; special tokens are dropped."""
+        return b"".join(map(self._pieces.__getitem__, tokens)).decode("utf-8", "replace")
+
+
+def _bytes_behind(token: str) -> bytes:
+    """Decode a token of the vocabulary as the library does: one that is not all of the alphabet stands for itself."""
+    try:
+        return bytes(map(BYTES.__getitem__, token))
+    except KeyError:
+        return token.encode()
+
+
+def _written_by_text(tree: dict[str, Any]) -> set[str]:
+    """Select those of a tokenizer's added tokens that text becomes without a match: bytes, and what merges make."""
+    model, added = tree["model"], {token["content"] for token in tree.get("added_tokens", [])}
+    known = {token for token in added if token in model["vocab"] and BYTES.keys() >= set(token)}
+    merged = {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"] if known}
+    return {token for token in known if len(token) == 1 or token in merged}
+
+
+def _lossless(added: list[dict[str, Any]], written: set[str]) -> list[dict[str, Any]]:
+    """Change added tokens so that they lose no text; `written` are those that text becomes without a match."""
+    changed = []
+    for token in added:
+        content = token["content"]
+        if content == END_OF_TEXT:
+            changed.append(token | {"special": True})
+        elif token["special"]:
+            changed.append(token)
+        elif content not in written or _bytes_behind(content) == content.encode():
+            changed.append(token | {"lstrip": False, "rstrip": False})
+    return changed

@@ -12,6 +12,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.inference.decode import Drawn, steps
 from gptstar.inference.sampling import USUAL, Sampling
+from gptstar.inference.stops import Stops, without_marks
 from gptstar.model import GPT
 
 EndedBy = Literal["length", "end_of_text", "stop"]
@@ -87,7 +88,7 @@ def stream(
         n_new: tokens to add at most.
         n: continuations of each prompt.
         sampling: how to draw tokens; by default `USUAL`. A text's draws depend on its place, not on the other texts.
-        stop: strings that end a text; they are cut off.
+        stop: strings that end a text, and names of special tokens that do; they are cut off.
         n_likeliest: report this many of the likeliest tokens with each token, and its log-probability; 0 reports the
             log-probability alone, None nothing.
         tokenizer: the one the model was trained with; by default `model.tokenizer`.
@@ -133,7 +134,7 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self.ended_by: EndedBy | None = None
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._tokenizer, self._stops = tokenizer, Stops(tokenizer, stop)
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
@@ -143,27 +144,30 @@ class TextStream:
         if token == self._tokenizer.end_of_text:
             self.ended_by = "end_of_text"
             return self.rest()
+        if mark := self._stops.marks.get(token):
+            return self._pass(self._characters.decode(b"", final=True) + mark)
         return self._pass(self._characters.decode(self._tokenizer.bytes_of(token)))
 
     def rest(self) -> str:
         """Return what was held back, when nothing more comes."""
-        text = self._pass(self._characters.decode(b"", final=True)) + self._held
+        text = self._pass(self._characters.decode(b"", final=True)) + without_marks(self._held)
         self._held = ""
         return text
 
     def _pass(self, text: str) -> str:
         """Return what is certain of new text and of what was held back, and hold back the rest."""
         text, self._held = self._held + text, ""
-        places = [place for stop in self._stop if (place := text.find(stop)) >= 0]
+        stops = self._stops.strings
+        places = [place for stop in stops if (place := text.find(stop)) >= 0]
         if places:
             self.ended_by = "stop"
-            return text[: min(places)]
-        longest = max(map(len, self._stop), default=1) - 1
+            return without_marks(text[: min(places)])
+        longest = max(map(len, stops), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in self._stop):
+            if any(stop.startswith(text[-size:]) for stop in stops):
                 self._held = text[-size:]
-                return text[:-size]
-        return text
+                return without_marks(text[:-size])
+        return without_marks(text)
 
 
 def tokenizer_of(model: GPT) -> Tokenizer:

@@ -4,25 +4,31 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from rich.console import Console
 
-from gptstar.data.config import CorpusConfig
+from gptstar.cli import main
+from gptstar.data.config import CorpusConfig, DataConfig
 from gptstar.data.preparation import packing
 from gptstar.data.preparation.encoding import Encoded, EncodingPool
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.prepare import ensure_prepared
-from gptstar.data.storage.manifest import read_manifest
+from gptstar.data.storage.manifest import read_manifest, segment_hashes
 from gptstar.data.storage.shards import ShardFolder
+from gptstar.data.text.corpora import local_corpora
 from gptstar.data.text.records import Piece
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import DataError
+from gptstar.errors import ConfigError, DataError
+from gptstar.files import file_sha256
 from support.text import QUIET, config, documents_of, same, sentences, write_corpus
 
 TEXTS = sentences(90, 40, seed=12)
@@ -247,8 +253,27 @@ def test_rows_that_can_not_be_decoded_cost_no_other(tmp_path: Path, tokenizer: P
         (lambda m: m["sources"]["c"].update(counts=[1]), r"sources\.c\.counts"),
         (lambda m: m["sources"].pop("c"), "names shards of c but no such source"),
         (lambda m: m.update(options=3), "options"),
+        (lambda m: m["shards"][0].update(name="../outside"), r"\.\./outside', which is not a shard's name"),
+        (lambda m: m["shards"][0].update(name="/abs/path"), "/abs/path', which is not a shard's name"),
+        (lambda m: m["shards"].append(m["shards"][0]), "train-c-00000' more than once"),
+        (lambda m: m["shards"][0].update(largest_token=300), "train-c-00000.npy holds the token 300, beyond"),
+        (lambda m: m["shards"][0].update(largest_token=-1), r"shards\.0\.largest_token"),
+        (lambda m: m["shards"][0].update(documents=1), "documents.npy holds too many documents"),
     ],
-    ids=["split", "bytes", "epochs", "counts", "source", "options"],
+    ids=[
+        "split",
+        "bytes",
+        "epochs",
+        "counts",
+        "source",
+        "options",
+        "up",
+        "root",
+        "twice",
+        "token",
+        "none",
+        "documents",
+    ],
 )
 def test_a_manifest_that_was_edited_is_refused(
     change: Callable[[dict[str, object]], object], says: str, tmp_path: Path, tokenizer: Path
@@ -260,6 +285,128 @@ def test_a_manifest_that_was_edited_is_refused(
     (tmp_path / "s/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=says):
         ShardFolder(tmp_path / "s")
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda tokens: tokens.astype(np.int64), r"train-c-00000\.npy holds int64 of shape \(\d+,\)"),
+        (lambda tokens: tokens.astype(np.float32), r"train-c-00000\.npy holds float32"),
+        (lambda tokens: tokens.astype(">u2"), r"train-c-00000\.npy holds >u2"),
+        (lambda tokens: tokens.reshape(1, -1), r"train-c-00000\.npy holds uint16 of shape \(1, \d+\)"),
+        (lambda tokens: np.where(np.arange(len(tokens)) == 7, 300, tokens).astype("u2"), "the token 300, beyond"),
+    ],
+    ids=["int64", "float", "big-endian", "two dimensions", "token"],
+)
+def test_shards_of_another_program_are_checked(
+    change: Callable[[np.ndarray], np.ndarray],
+    says: str,
+    is_large: bool,
+    tmp_path: Path,
+    tokenizer: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files, folder = write_corpus(tmp_path / "c", TEXTS), tmp_path / "s"
+    ensure_prepared(config(files=files, tokenizer=tokenizer, shards=str(folder)), 300, QUIET)
+    tree = json.loads((folder / "manifest.json").read_text())
+    shard = tree["shards"][0]
+    assert shard["largest_token"] == np.load(folder / "train-c-00000.npy").max()
+    np.save(folder / "train-c-00000.npy", change(np.load(folder / "train-c-00000.npy")))
+    np.save(folder / "train-c-00000.segments.npy", segment_hashes(folder / "train-c-00000.npy"))
+    shard["sha256"] = file_sha256(folder / "train-c-00000.npy")
+    shard["segments_sha256"] = file_sha256(folder / "train-c-00000.segments.npy")
+    del shard["largest_token"]  # as in a manifest of an earlier version
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    if is_large:
+        monkeypatch.setattr("gptstar.data.storage.shards.VERIFY_BELOW_BYTES", 0)
+    if not (is_large and "token" in says):  # the tokens of large shards are read by verify
+        with pytest.raises(DataError, match=says):
+            ShardFolder(folder)
+    with pytest.raises(SystemExit):
+        main(["data", "verify", str(folder)])
+
+
+@pytest.fixture
+def large(tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, DataConfig]:
+    """A file of which samples are hashed, and the configuration that prepares it."""
+    monkeypatch.setattr("gptstar.data.text.corpora.STAMPED_BYTES", 64)
+    files = write_corpus(tmp_path / "c", [f"secret {text}" for text in TEXTS])
+    return tmp_path / "c/000.jsonl", config(files=files, tokenizer=tokenizer, shards=str(tmp_path / "s"))
+
+
+def mask(path: Path) -> None:
+    """Change a word between the samples, and not the length."""
+    content = path.read_bytes()
+    place = content.index(b"secret", 100)
+    path.write_bytes(content[:place] + b"xxxxxx" + content[place + 6 :])
+
+
+def test_text_that_was_changed_in_place_is_prepared_again(
+    large: tuple[Path, DataConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, asked = large
+    first = ensure_prepared(asked, 300, QUIET)
+    identity = local_corpora(str(path))[0].identity
+    mask(path)
+    assert local_corpora(str(path))[0].identity == identity
+    second = ensure_prepared(asked, 300, Console(width=500))
+    folder = Path(second.folder)
+    assert f"{path} has changed since the shards in {folder} were prepared" in capsys.readouterr().out
+    assert any("xxxxxx" in text for text in documents_of(second, "train", "c"))
+    assert ShardFolder(folder.with_name("s.before-1")).manifest == first.manifest
+    assert ensure_prepared(asked, 300, QUIET).manifest == second.manifest
+
+
+def test_text_that_was_touched_or_copied_is_not(large: tuple[Path, DataConfig]) -> None:
+    path, asked = large
+    first = ensure_prepared(asked, 300, QUIET)
+    os.utime(path, ns=(1, 1))
+    again = ensure_prepared(asked, 300, QUIET)
+    assert again.manifest.shards == first.manifest.shards
+    assert again.manifest.sources["c"].files[0].startswith("1 ")  # so that it is not hashed again
+    assert not Path(again.folder).with_name("s.before-1").exists()
+    mask(path)
+    os.utime(path, ns=(1, 1))
+    assert ensure_prepared(asked, 300, QUIET).manifest == again.manifest
+    assert ensure_prepared(asked, 300, QUIET, verify=True).manifest.shards != first.manifest.shards
+
+
+def test_shards_of_an_earlier_version_are_used_and_doubts_are_told(
+    large: tuple[Path, DataConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, asked = large
+    folder = Path(ensure_prepared(asked, 300, QUIET).folder)
+    tree = json.loads((folder / "manifest.json").read_text())
+    del tree["sources"]["c"]["files"]
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    console = Console(width=500)
+    ensure_prepared(asked, 300, console)
+    assert "may have changed" not in capsys.readouterr().out
+    os.utime(path, ns=2 * (time.time_ns() + 10**10,))
+    ensure_prepared(asked, 300, console)
+    assert f"{path} may have changed since the shards in {folder} were prepared" in capsys.readouterr().out
+
+
+def test_text_that_changes_while_it_is_prepared_is_refused(
+    large: tuple[Path, DataConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = large
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.CorpusPacker, "pack", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ensure_prepared(asked, 300, QUIET)
+    mask(path)
+    with pytest.raises(DataError, match=r"000\.jsonl has changed since .*\.s\.partial was begun: delete that folder"):
+        ensure_prepared(asked, 300, QUIET)
+
+
+def test_verify_is_true_or_false(large: tuple[Path, DataConfig], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["prepare", "verify=yes"])
+    assert "verify=yes is neither true" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"verify=true .* give data\.files"):
+        ensure_prepared(config(shards=large[1].shards), 300, QUIET, verify=True)
 
 
 def test_a_worker_that_dies_is_one_line_and_loses_nothing(tmp_path: Path, tokenizer: Path) -> None:

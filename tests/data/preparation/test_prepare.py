@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from gptstar.cli import main
 from gptstar.data.config import CorpusConfig
-from gptstar.data.preparation.holdout import number_of
+from gptstar.data.preparation.holdout import EndHeldOut, held_out_below, is_held_out, number_of
 from gptstar.data.preparation.parts import Part, merge
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.shards import ShardFolder
@@ -318,17 +318,65 @@ def test_whatever_the_text_it_comes_back(tmp_path_factory: pytest.TempPathFactor
     asked = config(files=files, tokenizer=folder / "t.json", clean="none", shard_tokens=size, shards=str(folder / "s"))
     shards = ensure_prepared(asked, 300, QUIET)
     found = documents_of(shards, "train", "c") + documents_of(shards, "validation", "c")
-    assert Counter(found) == Counter([each for each in texts if each] + ["one more", "and more"])
+    assert Counter(found) == Counter([each for each in texts if each.strip()] + ["one more", "and more"])
 
 
 _TOKENIZER = Tokenizer.train(sentences(50, 100, seed=1), 300)
 
 
-def test_a_single_document_can_not_be_held_out(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("the only one")
-    with pytest.raises(DataError, match="none can be held out"):
-        ensure_prepared(config(files=str(tmp_path / "a.txt"), shards=str(tmp_path / "s")), 300, QUIET)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.lock", "a.txt"]
+def test_a_single_document_is_cut_in_two(tmp_path: Path) -> None:
+    lines = sentences(40, 60, seed=7)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/input.txt").write_text("\n".join(lines))
+    folder = ensure_prepared(config(files=str(tmp_path / "c/*"), validation_fraction=0.2), 300, QUIET)
+    (trained,), (held_out,) = (documents_of(folder, split, "c") for split in ("train", "validation"))
+    assert trained + held_out == "\n".join(lines)
+    assert held_out[0].isspace()
+    assert 0.2 <= len(held_out) / len("\n".join(lines)) < 0.21
+
+
+def test_of_small_corpora_one_document_trains_and_one_is_held_out(tmp_path: Path) -> None:
+    for seed in range(300):
+        files = write_corpus(tmp_path / str(seed), [f"document {seed} {number}" for number in range(1 + seed % 3)])
+        (corpus,) = local_corpora(files)
+        below = held_out_below(corpus, 0.3)
+        held_out = [number_of(digest(text)) < below for text in corpus.documents()]
+        assert any(held_out) == (len(held_out) > 1)
+        assert not all(held_out)
+
+
+def test_copies_of_a_single_document_are_named(tmp_path: Path) -> None:
+    (text,) = sentences(1, 900, seed=7)
+    asked = {"files": write_corpus(tmp_path / "c", 60 * [text]), "shards": str(tmp_path / "s")}
+    with pytest.raises(DataError, match=r"corpus c: its 60 documents are all copies of one.*data\.deduplicate=true"):
+        ensure_prepared(config(**asked), 300, QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.lock", "c"]
+    folder = ensure_prepared(config(**asked, deduplicate=True), 300, QUIET)
+    (trained,), (held_out,) = (documents_of(folder, split, "c") for split in ("train", "validation"))
+    assert trained + held_out == text
+    files = write_corpus(tmp_path / "tiny", ["x"])
+    with pytest.raises(DataError, match="corpus tiny has only 1 characters, so none can be held out"):
+        ensure_prepared(config(files=files), 300, QUIET)
+
+
+@pytest.mark.parametrize("characters", [1, 7, 999, 1000, 1001, 2345])
+def test_a_long_document_is_cut_where_its_pieces_meet_too(
+    characters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptstar.data.text.records.PIECE_CHARACTERS", 500)
+    text = "".join(random.Random(1).choice("ab é") for _ in range(2400))
+    write_corpus(tmp_path / "c", ["", text])
+    (unit,) = local_corpora(str(tmp_path / "c/*"))[0].units
+    records = list(EndHeldOut(unit.name, unit.size, unit, characters).read())
+    halves = [[each for each in records if each.record == number] for number in (3, 4)]
+    for half, held_out in zip(halves, (False, True), strict=True):
+        assert [each.first for each in half] == [True] + [False] * (len(half) - 1)
+        assert [each.last for each in half] == [False] * (len(half) - 1) + [True]
+        assert {is_held_out(each, 0.01) for each in half} == {held_out}
+    joined = ["".join(each.text for each in half) for half in halves]
+    assert joined[0] + joined[1] == text
+    assert characters - 100 <= len(joined[0]) <= characters
+    assert list(EndHeldOut(unit.name, unit.size, unit, characters).read(3)) == halves[1]
 
 
 def test_preparing_twice_prepares_once(text: str, tmp_path: Path) -> None:

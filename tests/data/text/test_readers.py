@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fsspec
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
@@ -306,8 +307,72 @@ def test_a_broken_line_costs_no_other(
     rows.insert(where, b"{" + broken.replace(b"\n", b" "))
     path.write_bytes(b"\n".join(rows))
     found = texts(read(path))
-    kept = [each.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for each in documents if each]
+    kept = [each.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for each in documents if each.strip()]
     assert found == kept
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "A.JSONL", "a.Json.GZ", "A.NDJSON.ZST"])
+def test_the_form_is_told_by_the_ending_in_any_case(name: str, tmp_path: Path) -> None:
+    pack = gzip.compress if name.endswith("GZ") else zstandard.compress if name.endswith("ZST") else bytes
+    (tmp_path / name).write_bytes(pack(lines(["one", "two"])))
+    assert list(local_corpora(str(tmp_path / "*"))[0].documents()) == ["one", "two"]
+
+
+@pytest.mark.parametrize(("content", "name"), [(b" \n\t ", "a.txt"), (lines([" ", "\n\u3000"]), "a.jsonl")])
+def test_white_space_alone_is_empty(content: bytes, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert {each.reason for each in read(tmp_path / name) if isinstance(each, Skipped)} == {"empty"}
+    assert not texts(read(tmp_path / name))
+
+
+def test_a_column_is_found_by_its_name_and_else_inside_fields(tmp_path: Path) -> None:
+    rows = [{"a.b": "flat"}, {"a": {"b": "inside"}}, {"a.b": "flat", "a": {"b": "inside"}}, {"a": {}, "a.x": 1}]
+    path, table = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    records = read(path, fields=Fields("a.b"))
+    assert texts(records) == ["flat", "inside", "flat"]
+    assert [each.reason for each in records if isinstance(each, Skipped)] == ['no "a.b" field']
+    path.write_text(json.dumps({"a.b": {"c": "deep"}, "a": {"b.c": 1}}) + "\n")
+    assert texts(read(path, fields=Fields("a.b.c"))) == ["deep"]
+    for columns in ({"a.b": ["x"], "a.c": ["no"]}, {"a": [{"b": "x", "c": "no"}]}):
+        pyarrow.parquet.write_table(pyarrow.table(columns), table)
+        assert texts(read(table, fields=Fields("a.b"))) == ["x"]
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+def test_arrow_is_read_from_any_row_on(form: str, tmp_path: Path) -> None:
+    documents = [f"document {number}" for number in range(23)]
+    table = pyarrow.table({"text": documents, "other": list(range(23))})
+    new = pyarrow.ipc.new_stream if form == "stream" else pyarrow.ipc.new_file
+    with new(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    for start in (0, 4, 5, 22, 23):
+        records = read(tmp_path / "a.arrow", start)
+        assert texts(records) == documents[start:]
+        assert [each.record for each in records] == list(range(start + 1, 24))
+    content = (tmp_path / "a.arrow").read_bytes()
+    for damage in (content[: len(content) // 2], b"", b"no arrow at all, but text"):
+        (tmp_path / "a.arrow").write_bytes(damage)
+        with pytest.raises(DataError, match=r"a\.arrow"):
+            read(tmp_path / "a.arrow")
+
+
+def test_a_saved_dataset_is_read_by_its_folder(tmp_path: Path) -> None:
+    import datasets
+
+    documents = [f"document {number}" for number in range(9)]
+    datasets.Dataset.from_dict({"text": documents}).save_to_disk(tmp_path / "saved", num_shards=2)
+    corpus = named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved")))
+    assert list(corpus.documents()) == documents
+    before = corpus.identity
+    datasets.Dataset.from_dict({"text": documents[1:]}).save_to_disk(tmp_path / "saved", num_shards=2)
+    assert named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved"))).identity != before
+    (tmp_path / "saved/data-00001-of-00002.arrow").unlink()
+    with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow is missing, named by .*state\.json"):
+        named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved")))
+    (tmp_path / "saved/state.json").write_text("[]")
+    with pytest.raises(DataError, match=r"state\.json does not name the files"):
+        named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved")))
 
 
 def test_a_lost_connection_is_taken_up_at_the_same_record(monkeypatch: pytest.MonkeyPatch) -> None:

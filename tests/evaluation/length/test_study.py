@@ -162,6 +162,9 @@ def test_a_checkpoint_is_read_on_what_was_held_out_from_it(text: str, tmp_path: 
     changed = replace(bare, training=replace(bare.training, data=data | {"fingerprint": "x"}))
     with pytest.raises(DataError, match="have changed since the checkpoint read them"):
         parts_of([named(changed)], LengthConfig(), None)
+    gone = replace(bare, training=replace(bare.training, data=data | {"shards": str(tmp_path / "gone")}))
+    with pytest.raises(DataError, match=r"gone: prepare the same text again there, give shards=DIR"):
+        parts_of([named(gone)], LengthConfig(), None)
     other = Tokenizer.train(sentences(9, 200, 5), 277)
     with pytest.raises(DataError, match="made with another tokenizer than the checkpoint's"):
         parts_of([named(checkpoint_of(other, n_vocab=277))], LengthConfig(), str(shards.folder))

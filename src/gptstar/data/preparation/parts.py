@@ -55,7 +55,9 @@ class Part:
                 if (before + size / 2) * self.of // total == self.number - 1:
                     units.append(unit)
                 before += size
-            mine.append(replace(corpus, units=tuple(units)))
+            others = {unit.name for unit in corpus.units} - {unit.name for unit in units}
+            files = tuple(name for name in corpus.files if name not in others)
+            mine.append(replace(corpus, units=tuple(units), files=files))
         return mine
 
 
@@ -146,4 +148,5 @@ def _added(sources: Sequence[Source]) -> Source:
         counts.update(source.counts)
         for reason, places in source.examples.items():
             examples[reason] = (examples.get(reason, []) + places)[:EXAMPLES]
-    return replace(sources[0], counts=dict(counts), examples=examples)
+    files = [stamp for source in sources for stamp in source.files]
+    return replace(sources[0], counts=dict(counts), examples=examples, files=files)

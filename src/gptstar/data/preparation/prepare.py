@@ -15,8 +15,9 @@ from rich.console import Console
 from gptstar.data.config import CorpusConfig, DataConfig
 from gptstar.data.inspection.benchmark_items import Benchmark
 from gptstar.data.inspection.grams import GramIndex
+from gptstar.data.preparation.changes import changed_files, file_stamps, look_again
 from gptstar.data.preparation.encoding import Encoder, EncodingPool
-from gptstar.data.preparation.holdout import held_out_below, is_held_out
+from gptstar.data.preparation.holdout import held_out_below, is_held_out, with_end_held_out
 from gptstar.data.preparation.packing import CorpusPacker, CorpusState, Journal
 from gptstar.data.preparation.parts import Part, Request, merge
 from gptstar.data.preparation.progress import PackingProgress
@@ -36,12 +37,15 @@ TOKENIZER_CHARACTERS = 2**30
 """How much of the text a tokenizer is trained on at most."""
 
 
-def ensure_prepared(config: DataConfig, n_vocab: int, console: Console, part: Part | None = None) -> ShardFolder:
+def ensure_prepared(
+    config: DataConfig, n_vocab: int, console: Console, part: Part | None = None, *, verify: bool = False
+) -> ShardFolder:
     """Open the shards that a configuration asks for, prepared now if they are not there yet.
 
     Args:
         n_vocab: the model's vocabulary; a tokenizer is trained to this size or has to have it.
         part: prepare only this part, and open it.
+        verify: hash large files whole to see whether they have changed, even if they were not modified.
 
     Raises:
         DataError: text, tokenizer or shards are missing, damaged or don't belong together.
@@ -49,6 +53,8 @@ def ensure_prepared(config: DataConfig, n_vocab: int, console: Console, part: Pa
     given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
     if config.source == "local" and config.files is None and not any(map(_has_source, config.corpora.values())):
         assert config.shards is not None  # DataConfig refuses anything else
+        if verify:
+            raise ConfigError("verify=true hashes the text that shards were made from: give data.files, too")
         folder = ShardFolder(config.shards, config.cache_bytes)
         _check_tokenizer(folder, given, n_vocab)
         return folder
@@ -65,6 +71,8 @@ def ensure_prepared(config: DataConfig, n_vocab: int, console: Console, part: Pa
     name = f"{config.source}-{request.whole[:16]}"
     whole = Path(config.shards).absolute() if config.shards else user_cache_path("gptstar") / "shards" / name
     path = whole / part.folder if part else whole
+    if (path / "manifest.json").exists():
+        look_again(request, path, console, verify=verify)
     if not (path / "manifest.json").exists():
         if path.exists() and any(path.iterdir()):
             raise DataError(f"data.shards={path} is not empty and holds no manifest.json: choose another folder")
@@ -178,10 +186,22 @@ def prepare(request: Request, path: Path, console: Console) -> None:
 
 
 def _write(request: Request, folder: Path, journal: Journal, console: Console) -> Manifest:
-    config, corpora = request.config, request.mine
+    config = request.config
     held_out = {corpus.name: held_out_below(corpus, config.validation_fraction) for corpus in request.corpora}
-    if not any(held_out.values()):
-        raise DataError("no corpus has two documents or more, so none can be held out for validation: add text")
+    lone = [corpus.name for corpus in request.corpora if not held_out[corpus.name]]
+    where = "trained on whole, and nothing of it is held out"
+    if len(lone) == len(held_out):
+        split = [with_end_held_out(corpus, config) for corpus in request.corpora]
+        request, held_out = replace(request, corpora=tuple(split)), dict.fromkeys(lone, config.validation_fraction)
+        where = f"cut in two, and its last {config.validation_fraction:.3g} is held out"
+    for name in lone:
+        console.print(f"corpus {name} is a single document: it is {where}", soft_wrap=True)
+    corpora = request.mine
+    before = (journal.state or {}).get("files", {})
+    files = {corpus.name: file_stamps(corpus, before.get(corpus.name, ())) for corpus in corpora}
+    for corpus in corpora if before else ():
+        if changed := changed_files(corpus, before[corpus.name], files[corpus.name]):
+            raise DataError(f"{changed[0]} has changed since {folder} was begun: delete that folder to begin anew")
     if journal.state is None:
         tokenizer = request.tokenizer or _train_tokenizer(request, folder, held_out, console)
         states = [CorpusState() for _ in corpora]
@@ -190,7 +210,7 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
         states = [CorpusState(**state) for state in journal.state["corpora"]]
         done = sum(state.counts.get("documents", 0) for state in states)
         console.print(f"going on with {folder} after {done:,} documents", soft_wrap=True)
-    journal.state = {"corpora": states}
+    journal.state = {"corpora": states, "files": files}
     journal.commit()
     exclude = GramIndex([Benchmark.from_file(path) for path in request.exclude]) if request.exclude else None
     both = config.end_of_text == "both"
@@ -207,7 +227,9 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
     sources = {}
     for corpus, state in zip(corpora, states, strict=True):
         licence, epochs, weight = corpus.config.licence, corpus.config.epochs, corpus.config.weight
-        sources[corpus.name] = Source(corpus.source, licence, epochs, weight, state.counts, state.examples)
+        sources[corpus.name] = Source(
+            corpus.source, licence, epochs, weight, state.counts, state.examples, files[corpus.name]
+        )
     shards = tuple(shard for state in states for shard in state.shards)
     described = tokenizer.fingerprint, tokenizer.n_vocab, sources, shards, request.options
     manifest = Manifest(request.identity, request.whole, *described)

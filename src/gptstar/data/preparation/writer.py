@@ -112,7 +112,11 @@ class ShardWriter:
         paths = [self._folder / f"{self._name}{suffix}" for suffix in (".npy", ".documents.npy", ".segments.npy")]
         np.save(paths[2], segment_hashes(paths[0]))
         counts = self._tokens, self._documents, self._bytes
-        shard = Shard(self._name, self._corpus, self._split, self._stratum, *counts, *map(file_sha256, paths))
+        largest = int(np.load(paths[0], mmap_mode="r").max(initial=0))
+        tokens, documents, segments = map(file_sha256, paths)
+        shard = Shard(
+            self._name, self._corpus, self._split, self._stratum, *counts, tokens, documents, segments, largest
+        )
         self.finished.append(shard)
         self._tokens = self._documents = self._bytes = 0
 

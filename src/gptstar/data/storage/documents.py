@@ -24,7 +24,10 @@ def bounds(folder: ShardFolder, shard: Shard) -> np.ndarray:
     where = f"{folder.folder}/{name}"
     try:
         content = folder.cache.files.read(name) if folder.cache else (Path(folder.folder) / name).read_bytes()
-        starts = np.load(io.BytesIO(content)).astype(np.int64)
+        starts = np.load(io.BytesIO(content))
+        if not isinstance(starts, np.ndarray) or starts.ndim != 1 or starts.dtype.kind not in "iu":
+            raise ValueError("not a row of whole numbers")
+        starts = starts.astype(np.int64)
     except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{where} can't be read ({error}): {AGAIN}") from error
     ends = np.append(starts, shard.tokens)

@@ -7,6 +7,7 @@ that a part of it can be fetched from afar and checked). `preparation/writer.py`
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,7 +33,11 @@ Stratum = Literal["first", "rest"]
 
 @dataclass(frozen=True)
 class Shard:
-    """An entry of the manifest: `bytes` counts the text; the hashes are SHA-256 of the shard's three files."""
+    """An entry of the manifest: `bytes` counts the text; the hashes are SHA-256 of the shard's three files.
+
+    Attributes:
+        largest_token: the largest number of its tokens; None in a manifest of an earlier version.
+    """
 
     name: str
     corpus: str
@@ -44,6 +49,7 @@ class Shard:
     sha256: str
     documents_sha256: str
     segments_sha256: str
+    largest_token: NonNegativeInt | None = None
 
     @property
     def files(self) -> dict[str, str]:
@@ -62,6 +68,7 @@ class Source:
     Attributes:
         epochs: how often a run reads it, as configured when the corpus was prepared.
         weight: its share of a run's tokens instead.
+        files: of each large file, in the order of reading, when it was modified (nanoseconds) and its SHA-256.
         counts: documents read, cleaned, and left out by reason.
         examples: for each reason to leave something out, the first places where it was met.
     """
@@ -72,6 +79,7 @@ class Source:
     weight: PositiveFloat | None = None
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -158,4 +166,20 @@ def parse_manifest(content: bytes, where: Path | str, fix: str) -> Manifest:
         raise DataError(f"{where} is not a manifest ({error!r}): {fix}") from error
     if missing := {shard.corpus for shard in manifest.shards} - set(manifest.sources):
         raise DataError(f"{where} names shards of {', '.join(missing)} but no such source: {fix}")
+    copies = [name for name, count in Counter(shard.name for shard in manifest.shards).items() if count > 1]
+    if copies:
+        raise DataError(f"{where} names the shard {copies[0]!r} more than once: {fix}")
+    for shard in manifest.shards:
+        if {"", ".", ".."} & set(shard.name.split("/")) or "\0" in shard.name:
+            raise DataError(f"{where} names a shard {shard.name!r}, which is not a shard's name: {fix}")
+        check_largest_token(f"{where}: {shard.name}.npy", shard.largest_token, manifest.n_vocab)
     return manifest
+
+
+def check_largest_token(name: str, largest: int | None, n_vocab: int) -> None:
+    """Raise DataError, which calls the shard `name`, if its largest token is not of the vocabulary."""
+    if largest is not None and largest >= n_vocab:
+        raise DataError(
+            f"{name} holds the token {largest}, beyond a vocabulary of {n_vocab:,} tokens: make the shards with "
+            "the tokenizer beside them"
+        )

@@ -1,5 +1,6 @@
 """Shards at an address, read in segments of 64 KiB through a cache on the local disk."""
 
+import contextlib
 import hashlib
 import io
 import threading
@@ -165,8 +166,19 @@ class SegmentCache:
     def _take_hashes(self, shard: Shard, content: bytes) -> bool:
         sound = hashlib.sha256(content).hexdigest() == shard.segments_sha256
         if sound:
-            self._hashes[shard.name] = np.load(io.BytesIO(content))
+            self._hashes[shard.name] = self._parsed_hashes(shard, content)
         return sound
+
+    def _parsed_hashes(self, shard: Shard, content: bytes) -> np.ndarray:
+        with contextlib.suppress(OSError, EOFError, ValueError):
+            hashes = np.load(io.BytesIO(content))
+            if isinstance(hashes, np.ndarray) and (hashes.dtype, hashes.shape) == (
+                np.dtype("<u8"),
+                (-(-self._size(shard) // SEGMENT_BYTES),),
+            ):
+                return hashes
+        where = f"{self.files.address}/{_hashes_name(shard)}"
+        raise DataError(f"{where} is not a hash for each 64 KiB of its shard: {COPY_AGAIN} again")
 
     def _on_disk(self, segments: Sequence[int], stop: threading.Event | None = None) -> dict[int, bytes]:
         """Read those segments that are on the disk and sound."""

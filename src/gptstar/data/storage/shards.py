@@ -5,7 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from gptstar.data.storage.manifest import AGAIN, Manifest, Shard, Split, Stratum, read_manifest
+from gptstar.data.storage.manifest import (
+    AGAIN,
+    SEGMENT_BYTES,
+    Manifest,
+    Shard,
+    Split,
+    Stratum,
+    check_largest_token,
+    read_manifest,
+    token_dtype,
+)
 from gptstar.data.storage.remote import SegmentCache, open_shards
 from gptstar.data.storage.stream import Tokens, TokenStream
 from gptstar.data.tokenizer import Tokenizer
@@ -53,7 +63,7 @@ class ShardFolder:
 
     def tokens(self, shard: Shard) -> Tokens:
         """Map the tokens of a shard, or read them through the cache."""
-        return self.cache.tokens(shard) if self.cache else _map(Path(self.folder), shard)
+        return self.cache.tokens(shard) if self.cache else _map(Path(self.folder) / f"{shard.name}.npy")
 
     def shards(self, split: Split, corpus: str, stratum: Stratum | None = None) -> list[Shard]:
         """List the shards of a corpus in a split, or in a stratum of it; `first` before `rest`."""
@@ -79,17 +89,44 @@ def _check(folder: Path, manifest: Manifest) -> None:
     missing = [name for name, _ in files if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{folder / missing[0]} is missing, named by its manifest: {AGAIN}")
-    if sum((folder / name).stat().st_size for name, _ in files) < VERIFY_BELOW_BYTES:
-        for name in damaged(folder, files):
-            raise DataError(f"{folder / name} is damaged (its SHA-256 is not the manifest's): {AGAIN}")
+    is_small = sum((folder / name).stat().st_size for name, _ in files) < VERIFY_BELOW_BYTES
+    for name in damaged(folder, files) if is_small else ():
+        raise DataError(f"{folder / name} is damaged (its SHA-256 is not the manifest's): {AGAIN}")
     for shard in manifest.shards:
-        if len(_map(folder, shard)) != shard.tokens:
-            raise DataError(f"{folder / shard.name}.npy holds too few tokens, it was cut short: {AGAIN}")
+        arrays = check_arrays(folder, shard, manifest.n_vocab)
+        if is_small:
+            check_tokens(folder, shard, arrays, manifest.n_vocab)
 
 
-def _map(folder: Path, shard: Shard) -> np.ndarray:
-    path = folder / f"{shard.name}.npy"
+def check_arrays(folder: Path, shard: Shard, n_vocab: int) -> np.ndarray:
+    """Check type and length of the arrays of a shard, and return its tokens. Raises DataError, with a file's name."""
+    tokens, starts, hashes = (folder / name for name in shard.files)
+    dtype = token_dtype(n_vocab)
+    _check_array(tokens, dtype, shard.tokens, "tokens")
+    _check_array(starts, np.dtype("<u8"), shard.documents, "documents")
+    _check_array(hashes, np.dtype("<u8"), -(-tokens.stat().st_size // SEGMENT_BYTES), "hashes")
+    return _map(tokens)
+
+
+def check_tokens(folder: Path, shard: Shard, tokens: np.ndarray, n_vocab: int) -> None:
+    """Read all tokens of a shard. Raises DataError, with the file's name, if one is not of the vocabulary."""
+    check_largest_token(str(folder / f"{shard.name}.npy"), int(tokens.max(initial=0)), n_vocab)
+
+
+def _check_array(path: Path, dtype: np.dtype, length: int, what: str) -> None:
+    array = _map(path)
+    if array.ndim != 1 or array.dtype != dtype:
+        raise DataError(f"{path} holds {array.dtype} of shape {array.shape}, not a row of {dtype}: {AGAIN}")
+    if len(array) != length:
+        cause = f"few {what}, it was cut short" if len(array) < length else f"many {what}"
+        raise DataError(f"{path} holds too {cause}: {AGAIN}")
+
+
+def _map(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+        array = np.load(path, mmap_mode="r")
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of arrays")
+        return array
+    except (OSError, EOFError, ValueError) as error:
         raise DataError(f"{path} can't be mapped ({error}): {AGAIN}") from error

@@ -57,6 +57,7 @@ class ZstdFile(io.RawIOBase):
 def decompressed(file: BinaryIO, name: str) -> BinaryIO:
     """Decompress a file, by the ending of its name; closing the content closes the file."""
     content: Any = file
+    name = name.lower()
     if name.endswith(".zst"):
         content = ZstdFile(file)
     elif name.endswith(".gz"):

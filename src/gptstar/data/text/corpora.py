@@ -17,7 +17,7 @@ import fsspec
 
 from gptstar.data.config import CorpusConfig
 from gptstar.data.text.compression import COMPRESSIONS
-from gptstar.data.text.hub import commit_of, hub_shards
+from gptstar.data.text.hub import commit_of, hub_shards, saved_files
 from gptstar.data.text.readers import FORMS, File, form_of
 from gptstar.data.text.records import Fields, Piece, Record, Unit, document
 from gptstar.data.text.sources import described, identity_of, source_parts
@@ -35,6 +35,7 @@ class Corpus:
         source: what it is and where it came from, for the manifest.
         identity: changes when the text does; cheap to compute.
         units: what it is read from, in its order.
+        files: those of its files of which the identity holds samples only.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Corpus:
     identity: str
     units: tuple[Unit, ...]
     config: CorpusConfig
+    files: tuple[str, ...] = ()
 
     @property
     def size(self) -> int | None:
@@ -125,8 +127,8 @@ def local_corpora(patterns: str | Sequence[str], settings: Mapping[str, CorpusCo
     """Group files into corpora by the folder they lie in.
 
     Args:
-        patterns: globs of `.jsonl` (one object a line), `.parquet` or `.txt` (a document a file), plain or compressed
-            as `.gz` or `.zst`, here or at an address that fsspec knows.
+        patterns: globs of `.jsonl` (one object a line), `.parquet`, `.arrow` or `.txt` (a document a file), plain or
+            compressed as `.gz` or `.zst`, here or at an address that fsspec knows.
         settings: how much of a corpus is read, its licence and fields, by the name of its folder.
 
     Raises:
@@ -163,12 +165,15 @@ def named_corpus(name: str, config: CorpusConfig) -> Corpus:
     if config.hub is None:
         why = f" ({config.note})" if config.note else ""
         raise DataError(f"corpus {name} has no source{why}: give your own copy as data.corpora.{name}.files=GLOB")
+    if (Path(config.hub) / "state.json").is_file():
+        return _of_files(name, config.hub, saved_files(Path(config.hub)), config)
     fields = _fields(config)
     shards = hub_shards(config, fields)
     origin = f"{commit_of(config.hub, config.revision)}, {config.hub_config or 'default'}, {config.split}"
     own = sorted(str(path) for path in Path(config.hub).rglob("*") if path.is_file())  # where it is a folder
-    stamps = [stamp for _, stamp in map(_stamp, own)]
-    return Corpus(name, origin, "\n".join([f"{origin} {fields}", *stamps]), shards, config)
+    stamps = [_stamp(address) for address in own]
+    identity = "\n".join([f"{origin} {fields}", *(stamp for _, stamp in stamps)])
+    return Corpus(name, origin, identity, shards, config, _sampled(own, stamps))
 
 
 def _of_files(name: str, source: str, files: Sequence[str], config: CorpusConfig) -> Corpus:
@@ -176,7 +181,13 @@ def _of_files(name: str, source: str, files: Sequence[str], config: CorpusConfig
     stamps = [_stamp(address) for address in files]
     identity = hashlib.sha256("\n".join([str(fields), *(stamp for _, stamp in stamps)]).encode()).hexdigest()
     units = tuple(File(address, size, fields) for address, (size, _) in zip(files, stamps, strict=True))
-    return Corpus(name, source, identity, units, config)
+    return Corpus(name, source, identity, units, config, _sampled(files, stamps))
+
+
+def _sampled(files: Sequence[str], stamps: Sequence[tuple[int | None, str]]) -> tuple[str, ...]:
+    """Select the files on this machine of which a stamp does not hold the whole content."""
+    sizes = [(address, size or 0) for address, (size, _) in zip(files, stamps, strict=True)]
+    return tuple(address for address, size in sizes if "://" not in address and size > STAMPED_PARTS * STAMPED_BYTES)
 
 
 def _fields(config: CorpusConfig) -> Fields:

@@ -1,5 +1,6 @@
 """Datasets of the Hugging Face Hub, streamed shard by shard in their own order."""
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,19 @@ def hub_shards(config: CorpusConfig, fields: Fields) -> tuple[HubShard, ...]:
         raise _unreachable(hub, error) from error
     indices = range(dataset.num_shards)
     return tuple(HubShard(f"{hub}, shard {index}", None, dataset, index, fields) for index in indices)
+
+
+def saved_files(folder: Path) -> list[str]:
+    """List the files of a dataset that `Dataset.save_to_disk` wrote, in its order. Raises DataError if it can't."""
+    state = folder / "state.json"
+    try:
+        files = [str(folder / each["filename"]) for each in json.loads(state.read_bytes())["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{state} does not name the files of a saved dataset ({error!r}): save it again") from error
+    for name in files:
+        if not Path(name).is_file():
+            raise DataError(f"{name} is missing, named by {state}: copy the whole folder")
+    return files
 
 
 def commit_of(hub: str, revision: str | None) -> str:

@@ -22,15 +22,23 @@ LINE_BYTES = 2**28
 """A longer line is not a document but a file of another form."""
 RETRY_SECONDS = (1, 2, 4, 8, 16)
 """Waits before a file that is read from afar is tried again, from the record where the connection was lost."""
-FORMS = {".jsonl": "jsonl", ".json": "jsonl", ".txt": "txt", ".parquet": "parquet"}
+FORMS = {
+    ".jsonl": "jsonl",
+    ".json": "jsonl",
+    ".ndjson": "jsonl",
+    ".txt": "txt",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 
 
 def form_of(address: str) -> str | None:
-    """Tell `jsonl`, `txt` and `parquet` apart by the name of a file; None for other files."""
-    name = address.partition("::")[0]
+    """Tell `jsonl`, `txt`, `parquet` and `arrow` apart by the name of a file; None for other files."""
+    name = address.partition("::")[0].lower()
     plain = name.removesuffix(next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), ""))
     form = next((form for ending, form in FORMS.items() if plain.endswith(ending)), None)
-    return None if form == "parquet" and plain != name else form  # Parquet is read here and there, and is compressed
+    # Tables are read here and there, and compress themselves.
+    return None if form in ("parquet", "arrow") and plain != name else form
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class File(Unit):
         Raises:
             DataError: the file is damaged, cut short, or can't be reached; names it.
         """
-        read = {"jsonl": _read_lines, "txt": _read_text, "parquet": _read_parquet}[form_of(self.name) or ""]
+        forms = {"jsonl": _read_lines, "txt": _read_text, "parquet": _read_parquet, "arrow": _read_arrow}
+        read = forms[form_of(self.name) or ""]
         waits: tuple[float | None, ...] = (None,)
         errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, zstandard.ZstdError)
         if "://" in self.name:
@@ -111,11 +120,11 @@ def _read_text(file: File, start: int) -> Iterator[Record]:
     content, _ = file.open()
     try:
         with content:
-            size = 0
+            is_empty = True
             for text in decoded_pieces(content):
                 digest.update(text.encode())
-                size += len(text)
-        if not size:
+                is_empty = is_empty and (not text or text.isspace())
+        if is_empty:
             yield Skipped("empty", file.name, 1)
             return
         content, position = file.open()
@@ -131,7 +140,6 @@ def _read_parquet(file: File, start: int) -> Iterator[Record]:
     import pyarrow
     import pyarrow.parquet
 
-    fields = {name.partition(".")[0] for name in (file.fields.column, file.fields.date_column or file.fields.column)}
     content, _ = file.open()
     try:
         with content, pyarrow.parquet.ParquetFile(content) as table:
@@ -139,18 +147,45 @@ def _read_parquet(file: File, start: int) -> Iterator[Record]:
             ends = list(accumulate(metadata.row_group(group).num_rows for group in range(table.num_row_groups)))
             first_group = bisect_right(ends, start)
             number = [0, *ends][first_group]
-            columns = [name for name in table.schema_arrow.names if name in fields]
+            columns = [name for name in table.schema_arrow.names if file.fields.may_be_in(name)]
             for batch in table.iter_batches(64, row_groups=range(first_group, len(ends)), columns=columns):
-                for index in range(len(batch)):
-                    number += 1
-                    if number <= start:
-                        continue
-                    place, offset = f"{file.name}, row {number}", (file.size or 0) * number // metadata.num_rows
-                    try:
-                        (values,) = batch.slice(index, 1).to_pylist()
-                    except (ValueError, OverflowError):
-                        yield Skipped("can't be decoded", place, number, offset)
-                    else:
-                        yield from row(values, file.fields, place, number, offset)
+                offset = (file.size or 0) * (number + len(batch)) // metadata.num_rows
+                yield from _rows(file, batch, number, start, offset)
+                number += len(batch)
     except pyarrow.ArrowException as error:
         raise DataError(f"{file.name}: not Parquet, or damaged ({in_one_line(error)})") from error
+
+
+def _read_arrow(file: File, start: int) -> Iterator[Record]:
+    """Read Arrow's stream, in which `datasets` saves, or its file."""
+    import pyarrow
+    import pyarrow.ipc
+
+    content, _ = file.open()
+    number = 0
+    try:
+        with content:
+            try:
+                batches: Any = pyarrow.ipc.open_stream(content)
+            except pyarrow.ArrowInvalid:
+                table = pyarrow.ipc.open_file(content)
+                batches = map(table.get_batch, range(table.num_record_batches))
+            for batch in batches:
+                names = [name for name in batch.schema.names if file.fields.may_be_in(name)]
+                yield from _rows(file, batch.select(names), number, start, content.tell())
+                number += len(batch)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{file.name}: not Arrow, or damaged ({in_one_line(error)})") from error
+
+
+def _rows(file: File, batch: Any, before: int, start: int, offset: int) -> Iterator[Record]:
+    """Yield the rows of a batch of a table, without the first `start` of the file, of which `before` came earlier."""
+    for index in range(max(0, start - before), len(batch)):
+        number = before + index + 1
+        place = f"{file.name}, row {number}"
+        try:
+            (values,) = batch.slice(index, 1).to_pylist()
+        except (ValueError, OverflowError):
+            yield Skipped("can't be decoded", place, number, offset)
+        else:
+            yield from row(values, file.fields, place, number, offset)

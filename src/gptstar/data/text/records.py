@@ -3,6 +3,7 @@
 Nothing is lost silently: what is not a document comes as a `Skipped` with its reason.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -101,13 +102,17 @@ class Fields:
     """What to take from a record.
 
     Attributes:
-        column: the field with the text; a dot looks inside a field.
+        column: the field with the text; a dot is part of its name, or else looks inside a field.
         date_column: the field with a date, where documents up to and including `newer_than` are left out.
     """
 
     column: str = "text"
     date_column: str | None = None
     newer_than: date | None = None
+
+    def may_be_in(self, name: str) -> bool:
+        """Whether a column of a table is looked at."""
+        return any(f"{path}.".startswith(f"{name}.") for path in (self.column, self.date_column or self.column))
 
     def text(self, record: Any) -> str:
         """Look up the text of a record.
@@ -118,7 +123,7 @@ class Fields:
         text = _look_up(record, self.column)
         if not isinstance(text, str):
             raise ValueError(f'"{self.column}" is no string')
-        if not text:
+        if not text or text.isspace():
             raise ValueError("empty")
         if self.newer_than and _as_date(_look_up(record, self.date_column or "")) <= self.newer_than:
             raise ValueError(f"{NOT_NEWER} {self.newer_than}")
@@ -126,11 +131,14 @@ class Fields:
 
 
 def _look_up(record: Any, path: str) -> Any:
-    for name in path.split("."):
-        if not isinstance(record, dict) or name not in record:
-            raise ValueError(f'no "{path}" field')
-        record = record[name]
-    return record
+    """Find a field by its name, or inside the fields that the beginnings of the path name, the longest first."""
+    names = path.split(".")
+    for end in range(len(names), 0, -1):
+        name, rest = ".".join(names[:end]), ".".join(names[end:])
+        if isinstance(record, dict) and name in record:
+            with contextlib.suppress(ValueError):
+                return _look_up(record[name], rest) if rest else record[name]
+    raise ValueError(f'no "{path}" field')
 
 
 def _as_date(value: Any) -> date:

@@ -62,10 +62,10 @@ class SourcePart(Unit):
                 offset += len(text) if isinstance(text, str) else 0
                 if number <= start:
                     continue
-                if isinstance(text, str) and text:
+                if isinstance(text, str) and text and not text.isspace():
                     yield from document(text, number, offset)
                 else:
-                    reason = "empty" if text == "" else f"a {type(text).__name__}, not a string"
+                    reason = "empty" if isinstance(text, str) else f"a {type(text).__name__}, not a string"
                     yield Skipped(reason, f"{self.name}, document {number}", number, offset)
         except Refusal:
             raise

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gptstar.checkpoint.format import Checkpoint
@@ -102,7 +103,13 @@ def _held_out_shards(checkpoint: Checkpoint, shards: str | None) -> ShardFolder:
             "the checkpoint does not say what it was trained on: give evaluation.text=[…], or shards=DIR, as "
             "`gptstar prepare` makes"
         )
-    folder = ShardFolder(shards or data["shards"])
+    where = shards or data["shards"]
+    if shards is None and "://" not in where and not (Path(where) / "manifest.json").is_file():
+        raise DataError(
+            f"{where}, the shards that the checkpoint was trained on, is gone: prepare the same text again there, "
+            "give shards=DIR if they were moved, or read other text, evaluation.text=[…]"
+        )
+    folder = ShardFolder(where)
     if shards is None and folder.manifest.fingerprint != data["fingerprint"]:
         raise DataError(
             f"the shards in {folder.folder} have changed since the checkpoint read them, so its training text "

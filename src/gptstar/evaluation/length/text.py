@@ -73,7 +73,7 @@ def find(patterns: Sequence[str]) -> list[str]:
 
 
 def texts_of(address: str, column: str | None = None, last_bytes: int | None = None) -> Iterator[str]:
-    """Yield the documents of a file, empty ones too. Only JSON lines and Parquet hold several.
+    """Yield the documents of a file, empty ones too. JSON lines, Parquet and Arrow hold several.
 
     Args:
         column: the text's; by default the first of `COLUMNS` that the first record has.
@@ -82,7 +82,7 @@ def texts_of(address: str, column: str | None = None, last_bytes: int | None = N
     Raises:
         DataError: it can't be read, is not text, or a record has no such column; names file, line and column.
     """
-    if form_of(address) not in ("jsonl", "parquet"):
+    if form_of(address) in (None, "txt"):
         yield plain_text(address, last_bytes)
         return
     if last_bytes is not None:

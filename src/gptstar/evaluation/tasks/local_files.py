@@ -73,7 +73,7 @@ def read(path: Path, task: str) -> list[tuple[str, Row]]:
             that the task can't use; names file, line and column.
     """
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             items = pyarrow.parquet.read_table(path).to_pylist()
             rows = [(f"row {number}", row) for number, row in enumerate(items, start=1)]
         else:

@@ -14,6 +14,7 @@ from gptstar.evaluation.tasks.scoring import Finish, Scorable, Score, Scorer
 from gptstar.evaluation.tasks.team import OnResults
 from gptstar.inference.decode import decode
 from gptstar.inference.sampling import Sampling
+from gptstar.inference.stops import Stops, without_marks
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class Worker:
     def _write(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> dict[int, str]:
         """Continue the prompts with these numbers, which are continued in the same way."""
         first = prompts[numbers[0]]
-        end_of_text = self._tokenizer.end_of_text
+        end_of_text, stops = self._tokenizer.end_of_text, Stops(self._tokenizer, first.until)
         tail = 1 + max((len(stop.encode()) for stop in first.until), default=0)  # a token is a byte or more
 
         def ended(tokens: Sequence[int]) -> bool:
-            text = self._tokenizer.decode(tokens[-tail:]) if first.until else ""
-            return tokens[-1] == end_of_text or any(stop in text for stop in first.until)
+            text = stops.marked_text(tokens[-tail:]) if first.until else ""
+            return tokens[-1] == end_of_text or any(stop in text for stop in stops.strings)
 
         with self.scorer.computing():
             written = decode(
@@ -113,8 +114,8 @@ class Worker:
             )
         texts = {}
         for number, tokens in zip(numbers, written, strict=True):
-            text = self._tokenizer.decode(tokens)  # decoding drops end-of-text
-            for stop in first.until:
+            text = stops.marked_text(tokens)
+            for stop in stops.strings:
                 text = text.partition(stop)[0]
-            texts[number] = text
+            texts[number] = without_marks(text)
         return texts

@@ -158,6 +158,48 @@ def test_texts_are_those_of_the_hf_model(kind, bpe, hf):
     assert len(set(found)) > 3
 
 
+def requests(*settings: dict[str, Any]) -> list[Instance]:
+    return [Instance("generate_until", {}, ("the cat", each), number) for number, each in enumerate(settings)]
+
+
+def test_settings_of_greedy_texts_are_applied(bpe, hf):
+    model, plain = build(300), {"max_gen_toks": 16, "do_sample": False}
+    asked = requests(plain, plain | {"repetition_penalty": 1.3}, plain | {"num_beams": 1, "length_penalty": 1.0})
+    found = ours(model, bpe, 128).generate_until(asked)
+    reference = hf(model, bpe, 128)
+    assert found == [reference.generate_until([each])[0] for each in asked]
+    assert found[0] == found[2] != found[1]
+
+
+def test_settings_of_drawn_texts_are_applied(bpe):
+    plain = {"max_gen_toks": 16, "do_sample": True}
+    drawn = requests(plain, plain | {"top_p": 1e-6}, plain | {"top_k": 1}, {"max_gen_toks": 16}, plain | {"min_p": 0})
+    found = ours(build(300), bpe, 128).generate_until(drawn)
+    assert found[1] == found[2] == found[3] != found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_beams": 4}, "asks for num_beams=4, which is not offered"),
+        ({"do_sample": False, "no_repeat_ngram_size": 2}, "asks for no_repeat_ngram_size=2"),
+        ({"length_penalty": 0.5, "num_beams": 2}, "asks for length_penalty=0.5, num_beams=2"),
+        ({"do_sample": True, "min_p": 0.1}, "asks for min_p=0.1"),
+        ({"min_new_tokens": 3}, "asks for min_new_tokens=3"),
+        ({"suppress_tokens": [1]}, "asks for suppress_tokens="),
+        ({"repetition_penalty": "much"}, "repetition_penalty='much' is not a number"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty=nan is not between"),
+        ({"max_gen_toks": -1}, "max_gen_toks=-1"),
+        ({"max_gen_toks": "many"}, "generation_kwargs that can't be used"),
+        ({"until": [3]}, r"until=\[3\]"),
+        ({"do_sample": "no"}, "do_sample=no"),
+    ],
+)
+def test_settings_that_are_not_offered_are_refused_by_name(settings, said, bpe):
+    with pytest.raises(ConfigError, match=said):
+        ours(build(300), bpe, 512).generate_until(requests(settings))
+
+
 def suite(model: GPT, bpe: Tokenizer | None, data_dir: Path, **choices: Any) -> TaskResults:
     config = replace(TasksConfig(data_dir=data_dir, context_length=48), **choices)
     results = evaluate_tasks(model, bpe, config, checkpoint=WHO, console=QUIET)
@@ -259,9 +301,6 @@ def test_refusals_name_the_cure(bpe, task_files):
     config = TasksConfig(tasks=("piqa",), data_dir=task_files, cache=task_files / "c")
     with pytest.raises(ConfigError, match="needs a checkpoint that is a file"):
         evaluate_tasks(build(300), bpe, config, checkpoint={"name": "x"}, console=QUIET)
-    asked = Instance("generate_until", {}, ("x", {"do_sample": True, "top_p": 0.9}), 0)
-    with pytest.raises(ConfigError, match="asks for top_p"):
-        ours(build(300), bpe, 512).generate_until([asked])
     with pytest.raises(ConfigError, match="leaves no room"):
         ours(build(300), bpe, 48).generate_until([Instance("generate_until", {}, ("x", {"max_gen_toks": 48}), 0)])
 

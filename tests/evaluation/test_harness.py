@@ -6,7 +6,7 @@ import random
 import resource
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.evaluation.compare import compare
 from gptstar.evaluation.harness import HarnessModel
-from gptstar.evaluation.results import TaskResults, read_tasks, write_tasks
+from gptstar.evaluation.results import HEADER, TaskResult, TaskResults, read_tasks, to_json, write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import load_tasks
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.suite import evaluate_and_report, evaluate_tasks
+from gptstar.evaluation.tasks.tables import task_markdown, task_table
 from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.model import GPT, GPTConfig
@@ -287,6 +289,36 @@ def test_items_that_training_never_saw_are_scored_by_themselves(bpe, task_files,
     overlap.write_text("[]")
     with pytest.raises(ConfigError, match="not what `gptstar data overlap --json` writes"):
         suite(build(300), bpe, task_files, tasks=("piqa",), overlap=overlap)
+
+
+def test_copies_of_an_item_are_one_cluster(bpe, tmp_path):
+    rows = [json.loads(line) for line in (write_tasks_files(tmp_path) / "piqa.jsonl").read_text().splitlines()]
+    file, model = tmp_path / "piqa.jsonl", build(300)
+
+    def piqa(items: Sequence[dict[str, Any]]) -> TaskResult:
+        file.write_text("".join(json.dumps(item) + "\n" for item in items))
+        return suite(model, bpe, tmp_path, tasks=("piqa",)).tasks[0]
+
+    one, several, many = (
+        piqa(rows[:1]),
+        piqa(rows[:1] * 6),
+        piqa(rows[:8] + rows[:2] + [rows[0] | {"label": 1 - rows[0]["label"]}]),
+    )
+    assert [(metric.value, metric.low) for metric in several.metrics] == [(each.value, None) for each in one.metrics]
+    assert (one.n_copies, several.n_copies, many.n_copies) == (0, 5, 3)
+    assert [sample.cluster for sample in many.samples] == [*range(8), 0, 1, 0]
+    results = TaskResults(WHO, {}, {}, (several,))
+    note = "piqa: 5 of 6 items are copies of earlier ones; an item and its copies are one cluster."
+    assert note in task_markdown(results).splitlines()
+    console = Console(width=200, record=True, quiet=True)
+    console.print(task_table(results))
+    assert note in console.export_text()
+    (row, *_) = compare(results, results).rows
+    assert row.p is None
+    tree = json.loads(to_json(HEADER | asdict(results)))
+    del tree["tasks"][0]["n_copies"]
+    (tmp_path / "results.json").write_text(json.dumps(tree))
+    assert read_tasks(tmp_path).tasks[0] == replace(several, n_copies=0)
 
 
 def test_refusals_name_the_cure(bpe, task_files):

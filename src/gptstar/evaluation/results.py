@@ -56,7 +56,7 @@ class Sample:
     Attributes:
         item: its number in the file or split, from 0.
         hash: sha256 of the item, by which two evaluations are paired.
-        cluster: items with the same number are not independent, such as Winogrande's twins.
+        cluster: items with the same number are not independent, such as Winogrande's twins and copies.
         scores: by metric: a number, or `[log-likelihood, weight]`.
         log_likelihoods: of each choice, in nats.
     """
@@ -77,6 +77,7 @@ class TaskResult:
         source: of the items: `path` and `sha256` of a file, or the Hub's `dataset` and `split`.
         context_length: in tokens, of this task.
         n_cut: requests that were longer, and lost their beginnings.
+        n_copies: items that are copies of an earlier one, and of one cluster with it.
     """
 
     task: str
@@ -87,6 +88,7 @@ class TaskResult:
     metrics: tuple[Metric, ...]
     samples: tuple[Sample, ...]
     n_cut: int = 0
+    n_copies: int = 0
 
 
 @dataclass(frozen=True)

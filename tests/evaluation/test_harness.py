@@ -299,11 +299,8 @@ def test_copies_of_an_item_are_one_cluster(bpe, tmp_path):
         file.write_text("".join(json.dumps(item) + "\n" for item in items))
         return suite(model, bpe, tmp_path, tasks=("piqa",)).tasks[0]
 
-    one, several, many = (
-        piqa(rows[:1]),
-        piqa(rows[:1] * 6),
-        piqa(rows[:8] + rows[:2] + [rows[0] | {"label": 1 - rows[0]["label"]}]),
-    )
+    relabelled = rows[0] | {"label": 1 - rows[0]["label"]}
+    one, several, many = piqa(rows[:1]), piqa(rows[:1] * 6), piqa([*rows[:8], *rows[:2], relabelled])
     assert [(metric.value, metric.low) for metric in several.metrics] == [(each.value, None) for each in one.metrics]
     assert (one.n_copies, several.n_copies, many.n_copies) == (0, 5, 3)
     assert [sample.cluster for sample in many.samples] == [*range(8), 0, 1, 0]

@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich
-
 from gptstar.cli.arguments import Commands, add_command
 from gptstar.errors import ConfigError
+from gptstar.terminal import Terminal
 
 if TYPE_CHECKING:
     from gptstar.config import TrainConfig
@@ -46,7 +45,7 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 def _print(line: str) -> None:
     """Print a line as it is: neither wrapped nor highlighted."""
-    rich.get_console().print(line, soft_wrap=True, highlight=False)
+    Terminal().print(line, soft_wrap=True, highlight=False)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -60,8 +59,8 @@ def _prepare(options: argparse.Namespace) -> None:
     part = Part.parse(parts[-1]) if parts else None
     overrides = [word for word in options.overrides if not word.startswith("part=")]
     config = TrainConfig.parse(compose("train", overrides, options.config_dir))
-    shards = ensure_prepared(config.recipe.data, config.recipe.model.n_vocab, rich.get_console(), part)
-    rich.print(shard_table(shards.manifest))
+    shards = ensure_prepared(config.recipe.data, config.recipe.model.n_vocab, Terminal(), part)
+    Terminal().print(shard_table(shards.manifest))
     _print(f"shards in {shards.folder}")
 
 
@@ -114,7 +113,7 @@ def _plan(options: argparse.Namespace) -> None:
     table.add_section()
     table.add_row("all", f"{needed.total / 1e9:,.2f}")
     table.add_row(device.name, f"{device.memory / 1e9:,.2f}")
-    rich.print(table)
+    Terminal().print(table)
     fits = needed.total <= device.memory
     _print("fits" if fits else f"does not fit: {_cure(config, device)}")
     for line in _facts(config, device, needed):

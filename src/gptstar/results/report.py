@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from gptstar import __version__
 from gptstar.results.sections import Section, sections
+from gptstar.terminal import in_markdown, plain
 
 
 def write_report(
@@ -33,6 +34,9 @@ def write_report(
     environment = Environment(
         loader=PackageLoader("gptstar.results"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
     )
+    environment.finalize = lambda value: (
+        value if isinstance(value, Markup) or not isinstance(value, str) else plain(value)
+    )
     environment.filters |= {"picture": _data_address, "cell": _cell, "align": _align}
     page = environment.get_template("report.html").render(
         title=title, sections=contents, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
@@ -49,20 +53,20 @@ def _data_address(figure: Figure) -> str:
 
 
 def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
-    parts = [f"# {title}"]
+    parts = [in_markdown(f"# {title}")]
     for number, section in enumerate(contents, start=1):
-        parts += [f"## {section.heading}", *([section.text] if section.text else [])]
+        parts += map(in_markdown, [f"## {section.heading}", *([section.text] if section.text else [])])
         if section.picture is not None:
             name = f"report-{number}.png"
             section.picture.savefig(folder / name)
-            parts.append(f"![{section.heading}]({name})")
+            parts.append(f"![{in_markdown(section.heading)}]({name})")
         if section.table is not None:
             columns = section.table.columns
             rows = [columns, ["---"] * len(columns), *section.table.itertuples(index=False)]
-            lines = [" | ".join(_cell(value).replace("|", "\\|") for value in row) for row in rows]
-            parts.append("\n".join(f"| {line} |" for line in lines))
+            lines = [" | ".join(in_markdown(_cell(value)).replace("|", "\\|") for value in row) for row in rows]
+            parts.append("\n".join(f"| {' '.join(line.splitlines())} |" for line in lines))
         if section.commands:
-            parts.append("\n".join(["```bash", *section.commands, "```"]))
+            parts.append(plain("\n".join(["```bash", *section.commands, "```"])))
     return "\n\n".join(parts) + "\n"
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from gptstar.evaluation.results import Metric, TaskResult, TaskResults
 from gptstar.evaluation.tables import markdown_table
 from gptstar.evaluation.tasks.published import Row, published_rows
+from gptstar.terminal import in_markdown
 
 COLUMNS = (
     ("lambada_openai", "acc"),
@@ -93,7 +94,7 @@ def task_markdown(results: TaskResults) -> str:
     if comparison is not None:
         lines += ["Published figures are from", ""]
         lines += [f"- {link}" for link in published_rows().sources.values()]
-    return "\n".join(lines) + "\n"
+    return in_markdown("\n".join(lines)) + "\n"
 
 
 def copies_notes(results: TaskResults) -> list[str]:

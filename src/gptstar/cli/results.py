@@ -86,14 +86,20 @@ def _runs(options: argparse.Namespace) -> None:
     console = Terminal()
     console.print(runs_table(runs))
     for run in runs:
-        if run.state == "failed":
+        if run.reason and run.state in ("failed", "killed", "damaged"):
             console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False)
 
 
 def _report(options: argparse.Namespace) -> None:
+    import warnings
+
+    from gptstar.results.frames import DamagedWarning, damaged
     from gptstar.results.report import write_report
 
     output = options.output or options.folders[0] / "report"
-    with Terminal().status("reading the runs"):
+    with Terminal().status("reading the runs"), warnings.catch_warnings(action="ignore", category=DamagedWarning):
         written = write_report(options.folders, output, options.title, options.against)
+        unreadable = damaged(*options.folders)
+    for line in unreadable:
+        Terminal(stderr=True).print(f"warning: {line}", soft_wrap=True, highlight=False)
     print("\n".join(map(str, written)))

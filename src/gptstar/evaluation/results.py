@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from gptstar import __version__
 from gptstar.errors import ConfigError, in_one_line
-from gptstar.files import write_text
+from gptstar.files import read_json, write_text
 
 FORMAT = "gptstar results"
 FORMAT_VERSION = 1
@@ -144,7 +144,7 @@ def read_tasks(path: Path) -> TaskResults:
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = read_json(file)
         header = {key: tree.get(key) for key in HEADER}
         if header != HEADER:
             raise ValueError(f"its header is {header} instead of {HEADER}")

@@ -75,7 +75,7 @@ def _evaluations(folders: Sequence[Path]) -> Iterator[TaskResults]:
         try:
             yield read_tasks(file)
         except ConfigError:
-            if '"kind": "length"' not in file.read_text(encoding="utf-8", errors="replace"):
+            if not file.is_file() or '"kind": "length"' not in file.read_text(encoding="utf-8", errors="replace"):
                 raise
 
 

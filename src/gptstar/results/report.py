@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +33,11 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     title = title or ", ".join(path.resolve().name for path in paths)
     environment = Environment(
-        loader=PackageLoader("gptstar.results"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
-    )
-    environment.finalize = lambda value: (
-        value if isinstance(value, Markup) or not isinstance(value, str) else plain(value)
+        loader=PackageLoader("gptstar.results"),
+        autoescape=select_autoescape(),
+        finalize=lambda value: plain(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"picture": _data_address, "cell": _cell, "align": _align}
     page = environment.get_template("report.html").render(
@@ -66,7 +68,9 @@ def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
             lines = [" | ".join(in_markdown(_cell(value)).replace("|", "\\|") for value in row) for row in rows]
             parts.append("\n".join(f"| {' '.join(line.splitlines())} |" for line in lines))
         if section.commands:
-            parts.append(plain("\n".join(["```bash", *section.commands, "```"])))
+            commands = plain("\n".join(section.commands))
+            fence = "`" * (1 + max(2, *map(len, re.findall("`+", commands)), 0))
+            parts.append(f"{fence}bash\n{commands}\n{fence}")
     return "\n\n".join(parts) + "\n"
 
 

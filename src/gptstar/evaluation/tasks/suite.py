@@ -103,14 +103,13 @@ def evaluate_tasks(
     was_training = model.training
     model.eval()
     results = []
-    columns = [TextColumn(each, markup=False) for each in ("{task.description}", "{task.completed:,}/{task.total:,}")]
+    name = TextColumn("{task.description}", markup=False)
+    columns = name, BarColumn(), TextColumn("{task.completed:,}/{task.total:,}")
     is_quiet = not (console.is_terminal and team.ranks.first)
     try:
         with (
             _undisturbed(config.seed, scorer.device),
-            Progress(
-                columns[0], BarColumn(), columns[1], TimeRemainingColumn(), console=console, disable=is_quiet
-            ) as progress,
+            Progress(*columns, TimeRemainingColumn(), console=console, disable=is_quiet) as progress,
         ):
             if not team.ranks.first:
                 team.serve()

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, from_nats
-from gptstar.evaluation.statistics.intervals import join_clusters
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
 from gptstar.evaluation.tables import markdown_table
 from gptstar.terminal import in_markdown
@@ -194,7 +193,6 @@ def _tested(task: str, metric: Metric, pairs: Sequence[tuple[Sample, Sample]]) -
     # Of a file without what tells clusters each item is its own: the other side knows better.
     both = [[sample.cluster for sample in side] for side in zip(*pairs, strict=True)]
     clusters = min(both, key=lambda side: len(set(side)))
-    clusters = join_clusters(clusters, [first.hash for first, _ in pairs])  # copies, in results of earlier versions too
     if kind == "mean":
         is_accuracy = np.isin(scores, (0, 1)).all()
         paired = paired_accuracy(a, b, clusters) if is_accuracy else paired_ratio(a, b, np.ones(len(a)), clusters)

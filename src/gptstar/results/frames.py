@@ -14,6 +14,7 @@ from gptstar.errors import ConfigError, in_one_line
 from gptstar.files import read_json
 from gptstar.keys import about, flatten
 from gptstar.results.run import Run, find_runs, labelled
+from gptstar.terminal import plain
 from gptstar.training.settings import run_keys
 
 FIGURES = (
@@ -60,11 +61,13 @@ def runs(*paths: Path | str) -> pd.DataFrame:
     for name, run in by_name.items():
         figures = {key: getattr(run, key) for key in FIGURES if key not in ("run", "path")}
         settings = {
-            key: str(value) if isinstance(value, list | dict) else value  # which frames can group by
+            plain(key): plain(str(value))
+            if isinstance(value, str | list | dict)
+            else value  # which frames can group by
             for key, value in flatten(run.config).items()
         }
         settings["data.fingerprint"] = str(run.about.get("data"))[:12]
-        lines.append({"run": name, "path": str(run.path)} | figures | settings)
+        lines.append({"run": name, "path": plain(str(run.path))} | figures | settings)
         groups.append({key: value for key, value in _overrides(run) if isinstance(run.config.get(key), dict)})
     frame = pd.DataFrame(lines)
     for key in (key for key in frame if key not in FIGURES and frame[key].isna().any()):

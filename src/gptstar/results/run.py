@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from gptstar.errors import ConfigError, DataError, in_one_line
 from gptstar.files import read_json
 from gptstar.keys import flatten
+from gptstar.terminal import plain
 from gptstar.training.metrics_csv import METRICS_FILE, read_metrics
 from gptstar.training.status import FILE_NAME as STATUS_FILE
 from gptstar.training.status import Status, in_use, read_config
@@ -177,7 +178,13 @@ def labelled(runs: Sequence[Run]) -> dict[str, Run]:
     """Name each run by its path, without the folders that all are in."""
     paths = [run.path.resolve() for run in runs]
     shared = os.path.commonpath([path.parent for path in paths])
-    return {str(path.relative_to(shared)): run for path, run in zip(paths, runs, strict=True)}
+    by_name: dict[str, Run] = {}
+    for path, run in zip(paths, runs, strict=True):
+        name = plain(str(path.relative_to(shared)))
+        while name in by_name:  # which differ in what can't be shown
+            name += "'"
+        by_name[name] = run
+    return by_name
 
 
 def _in_order(path: Path) -> list[tuple[str, int]]:

@@ -95,9 +95,9 @@ def read(path: Path, task: str) -> list[tuple[str, Row]]:
     """
     rows, rules = items(path), COLUMNS.get(task, {})
     for where, row in rows:
+        if lacking := [column for column in rules if column not in row]:
+            raise DataError(f"{path}, {where}: no column {lacking[0]!r}, which {task} needs")
         for column, rule in rules.items():
-            if column not in row:
-                raise DataError(f"{path}, {where}: no column {column!r}, which {task} needs")
             if not rule.accepts(row[column]):
                 raise DataError(
                     f"{path}, {where}: column {column!r} is {row[column]!r:.60}, but {task} needs {rule.needed}"

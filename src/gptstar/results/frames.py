@@ -60,10 +60,8 @@ def runs(*paths: Path | str) -> pd.DataFrame:
     lines, groups = [], []
     for name, run in by_name.items():
         figures = {key: getattr(run, key) for key in FIGURES if key not in ("run", "path")}
-        settings = {
-            plain(key): plain(str(value))
-            if isinstance(value, str | list | dict)
-            else value  # which frames can group by
+        settings = {  # of lists and groups as text, which frames can group by
+            plain(key): plain(str(value)) if isinstance(value, str | list | dict) else value
             for key, value in flatten(run.config).items()
         }
         settings["data.fingerprint"] = str(run.about.get("data"))[:12]

@@ -91,10 +91,11 @@ def task_markdown(results: TaskResults) -> str:
     lines += [*markdown_table(FIGURE_COLUMNS, figures, n_left=3), ""]
     for note in copies_notes(results):
         lines += [note, ""]
+    lines = [in_markdown("\n".join(lines))]
     if comparison is not None:
         lines += ["Published figures are from", ""]
         lines += [f"- {link}" for link in published_rows().sources.values()]
-    return in_markdown("\n".join(lines)) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def copies_notes(results: TaskResults) -> list[str]:

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 RANKS = [
     {"errors"},
-    {"fields", "files", "ranks"},
+    {"fields", "files", "ranks", "terminal"},
     {"choices"},
     {"keys"},
     {"model"},

@@ -127,6 +127,9 @@ def test_a_number_is_written_once() -> None:
         (["data=local"], "data=local needs text: give data.files=GLOB"),
         (["hardware=gpu"], "hardware.accelerator=gpu but PyTorch sees no GPU here"),
         (["resume=${nothing}"], "nothing"),
+        (["reading.max_tokens=0"], "reading.max_tokens=0 is below 1"),
+        (["reading.stride=8"], "reading.stride is for reading.protocol=sliding, not disjoint"),
+        (["reading.multiples=[0,2]"], "reading.multiples: 0 is below 1"),
     ],
 )
 def test_mistakes_get_one_line_that_names_key_and_cure(

@@ -88,7 +88,9 @@ def _remove_if_empty(output: Path, *, named: bool) -> None:
 
 def _refuse(message: str, exit_code: int, *, speaks: bool = True) -> None:
     if speaks:
-        print(f"error: {' '.join(message.splitlines())}", file=sys.stderr)
+        from gptstar.terminal import plain  # imports rich
+
+        print(f"error: {plain(' '.join(message.splitlines()))}", file=sys.stderr)
     raise SystemExit(exit_code)
 
 

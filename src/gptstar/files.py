@@ -1,6 +1,7 @@
 """Files that appear under their names whole or not at all, and hashes of files."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -52,6 +53,31 @@ def whole_file(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), temporary):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def read_text(path: Path, errors: str = "strict") -> str:
+    """Read a text in UTF-8.
+
+    Raises:
+        OSError: it can't be read, or is a pipe or a device, which may never end.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return path.read_text(encoding="utf-8", errors=errors)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        OSError: as `read_text`.
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def write_text(path: Path, text: str) -> None:

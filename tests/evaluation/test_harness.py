@@ -1,12 +1,13 @@
 """Tasks of the harness on our model: the scores, metrics and texts that the harness's own `hf` model gives."""
 
+import io
 import json
 import math
 import random
 import resource
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
+from gptstar.evaluation.compare import compare
 from gptstar.evaluation.harness import HarnessModel
-from gptstar.evaluation.results import TaskResults, read_tasks, write_tasks
+from gptstar.evaluation.results import HEADER, TaskResult, TaskResults, read_tasks, to_json, write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import load_tasks
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.suite import evaluate_and_report, evaluate_tasks
+from gptstar.evaluation.tasks.tables import task_markdown, task_table
 from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 from gptstar.model import GPT, GPTConfig
@@ -177,6 +180,48 @@ def test_texts_are_those_of_the_hf_model(kind, bpe, hf):
     assert len(set(found)) > 3
 
 
+def requests(*settings: dict[str, Any]) -> list[Instance]:
+    return [Instance("generate_until", {}, ("the cat", each), number) for number, each in enumerate(settings)]
+
+
+def test_settings_of_greedy_texts_are_applied(bpe, hf):
+    model, plain = build(300), {"max_gen_toks": 16, "do_sample": False}
+    asked = requests(plain, plain | {"repetition_penalty": 1.3}, plain | {"num_beams": 1, "length_penalty": 1.0})
+    found = ours(model, bpe, 128).generate_until(asked)
+    reference = hf(model, bpe, 128)
+    assert found == [reference.generate_until([each])[0] for each in asked]
+    assert found[0] == found[2] != found[1]
+
+
+def test_settings_of_drawn_texts_are_applied(bpe):
+    plain = {"max_gen_toks": 16, "do_sample": True}
+    drawn = requests(plain, plain | {"top_p": 1e-6}, plain | {"top_k": 1}, {"max_gen_toks": 16}, plain | {"min_p": 0})
+    found = ours(build(300), bpe, 128).generate_until(drawn)
+    assert found[1] == found[2] == found[3] != found[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_beams": 4}, "asks for num_beams=4, which is not offered"),
+        ({"do_sample": False, "no_repeat_ngram_size": 2}, "asks for no_repeat_ngram_size=2"),
+        ({"length_penalty": 0.5, "num_beams": 2}, "asks for length_penalty=0.5, num_beams=2"),
+        ({"do_sample": True, "min_p": 0.1}, "asks for min_p=0.1"),
+        ({"min_new_tokens": 3}, "asks for min_new_tokens=3"),
+        ({"suppress_tokens": [1]}, "asks for suppress_tokens="),
+        ({"repetition_penalty": "much"}, "repetition_penalty='much' is not a number"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty=nan is not between"),
+        ({"max_gen_toks": -1}, "max_gen_toks=-1"),
+        ({"max_gen_toks": "many"}, "generation_kwargs that can't be used"),
+        ({"until": [3]}, r"until=\[3\]"),
+        ({"do_sample": "no"}, "do_sample=no"),
+    ],
+)
+def test_settings_that_are_not_offered_are_refused_by_name(settings, said, bpe):
+    with pytest.raises(ConfigError, match=said):
+        ours(build(300), bpe, 512).generate_until(requests(settings))
+
+
 def suite(model: GPT, bpe: Tokenizer | None, data_dir: Path, **choices: Any) -> TaskResults:
     config = replace(TasksConfig(data_dir=data_dir, context_length=48), **choices)
     results = evaluate_tasks(model, bpe, config, checkpoint=WHO, console=QUIET)
@@ -266,6 +311,33 @@ def test_items_that_training_never_saw_are_scored_by_themselves(bpe, task_files,
         suite(build(300), bpe, task_files, tasks=("piqa",), overlap=overlap)
 
 
+def test_copies_of_an_item_are_one_cluster(bpe, tmp_path):
+    rows = [json.loads(line) for line in (write_tasks_files(tmp_path) / "piqa.jsonl").read_text().splitlines()]
+    file, model = tmp_path / "piqa.jsonl", build(300)
+
+    def piqa(items: Sequence[dict[str, Any]]) -> TaskResult:
+        file.write_text("".join(json.dumps(item) + "\n" for item in items))
+        return suite(model, bpe, tmp_path, tasks=("piqa",)).tasks[0]
+
+    relabelled = rows[0] | {"label": 1 - rows[0]["label"]}
+    one, several, many = piqa(rows[:1]), piqa(rows[:1] * 6), piqa([*rows[:8], *rows[:2], relabelled])
+    assert [(metric.value, metric.low) for metric in several.metrics] == [(each.value, None) for each in one.metrics]
+    assert (one.n_copies, several.n_copies, many.n_copies) == (0, 5, 3)
+    assert [sample.cluster for sample in many.samples] == [*range(8), 0, 1, 0]
+    results = TaskResults(WHO, {}, {}, (several,))
+    note = "piqa: 5 of 6 items are copies of earlier ones; an item and its copies are one cluster."
+    assert note in task_markdown(results).splitlines()
+    shown = io.StringIO()
+    Console(width=200, file=shown).print(task_table(results))
+    assert note in shown.getvalue()
+    (row, *_) = compare(results, results).rows
+    assert row.p is None
+    tree = json.loads(to_json(HEADER | asdict(results)))
+    del tree["tasks"][0]["n_copies"]
+    (tmp_path / "results.json").write_text(json.dumps(tree))
+    assert read_tasks(tmp_path).tasks[0] == replace(several, n_copies=0)
+
+
 def test_refusals_name_the_cure(bpe, task_files):
     with pytest.raises(CheckpointError, match=r"holds no tokenizer.*give tokenizer=FILE"):
         suite(build(300), None, task_files)
@@ -278,9 +350,6 @@ def test_refusals_name_the_cure(bpe, task_files):
     config = TasksConfig(tasks=("piqa",), data_dir=task_files, cache=task_files / "c")
     with pytest.raises(ConfigError, match="needs a checkpoint that is a file"):
         evaluate_tasks(build(300), bpe, config, checkpoint={"name": "x"}, console=QUIET)
-    asked = Instance("generate_until", {}, ("x", {"do_sample": True, "top_p": 0.9}), 0)
-    with pytest.raises(ConfigError, match="asks for top_p"):
-        ours(build(300), bpe, 512).generate_until([asked])
     with pytest.raises(ConfigError, match="leaves no room"):
         ours(build(300), bpe, 48).generate_until([Instance("generate_until", {}, ("x", {"max_gen_toks": 48}), 0)])
 

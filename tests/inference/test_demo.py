@@ -22,6 +22,7 @@ import pytest
 from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError
+from gptstar.inference.demo.guard import is_served
 from gptstar.inference.demo.markup import Page
 from gptstar.inference.demo.request import METHODS, Limits, Request
 from gptstar.inference.generate import Piece, generate
@@ -169,6 +170,39 @@ def call(address: str, *values: Any) -> tuple[str, Any]:
 def wanted(prompt: Any = "the cat", n_new: Any = 20, **changes: Any) -> list[Any]:
     values = {"first": "one", "second": "none", "n_new": n_new, "method": "Nucleus", "seed": 0} | GIVEN | changes
     return [prompt, *values.values()]
+
+
+def test_limits_hold_on_every_route(address: str) -> None:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for route in ("run/write", "run/write/", "api/write", "upload", "component_server", "call/../upload"):
+            assert client.post(f"/gradio_api/{route}", json={"data": wanted()}).status_code == 404, route
+        assert client.post("/gradio_api/upload", files={"files": b"x"}).status_code == 404
+        assert client.post("/gradio_api/call/write", json={"data": ["x" * 10**6]}).status_code == 413
+        assert client.post("/gradio_api/call/write", content=iter([b"{}"]), headers=JSON).status_code == 413
+
+
+def test_only_the_host_that_was_asked_for_is_answered(address: str) -> None:
+    port = address.rpartition(":")[2]
+    with httpx.Client(base_url=address, timeout=60) as client:
+        for host in ("evil.example", f"evil.example:{port}", f"localhost.evil.example:{port}", "10.0.0.1", "", "["):
+            for path in ("/", "/config", "/gradio_api/info"):
+                assert client.get(path, headers={"Host": host}).status_code == 421, host
+        for host in (f"localhost:{port}", "localhost", "127.0.0.1", f"[::1]:{port}"):
+            assert client.get("/", headers={"Host": host}).status_code == 200, host
+
+
+@pytest.mark.parametrize(
+    ("host", "header", "answered"),
+    [
+        ("box.lan", "BOX.lan:7860", True),
+        ("box.lan", "10.0.0.1", False),
+        ("0.0.0.0", "10.0.0.1:7860", True),
+        ("::", "[fe80::1]:7860", True),
+        ("0.0.0.0", "evil.example", False),
+    ],
+)
+def test_a_host_that_is_served(host: str, header: str, answered: bool) -> None:
+    assert is_served(header, host) is answered
 
 
 @pytest.mark.slow

@@ -139,6 +139,19 @@ def test_a_rate_that_lost_seeds_is_not_the_best() -> None:
     assert (found.effect.value, found.effect.n_seeds) == (pytest.approx(0.5), 3)
 
 
+@pytest.mark.parametrize(("losses", "is_decided"), [((3.5, 3.0, 3.5), True), ((3.5, 3.2, 3.0), False)])
+def test_an_arm_at_the_edge_of_its_rates_is_not_decided(losses: tuple[float, ...], is_decided: bool) -> None:
+    arms = {"a": (4.5, 4.0, 4.5), "b": losses}
+    lines = [
+        {"arm": arm, RATE: rate, "seed": seed, "validation_loss": loss + 0.001 * seed * (1 + (arm == "b"))}
+        for arm, of_arm in arms.items()
+        for rate, loss in enumerate(of_arm, start=1)
+        for seed in range(6)
+    ]
+    (found,) = effects(*at_best_rate(pd.DataFrame(lines), ["arm", RATE, "seed"]))
+    assert (found.effect.is_significant, found.effect.verdict.startswith("not decided")) == (is_decided, not is_decided)
+
+
 def test_where_only_the_rate_varies_it_is_the_factor() -> None:
     frame = pd.DataFrame(
         [{RATE: rate, "seed": seed, "validation_loss": rate + seed} for rate in (1, 2) for seed in range(2)]

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -124,7 +126,9 @@ def test_a_rate_at_the_end_of_those_tried_is_said_to_be(swept: Path, tmp_path: P
                 changes.append(("config.yaml", "residual: parallel", "residual: sequential"))
             copied(run, tmp_path / f"{residual}-{number}", *changes)
     main(["report", str(tmp_path)])
-    assert "a rate beyond may be better" in (tmp_path / "report/report.md").read_text()
+    report = (tmp_path / "report/report.md").read_text()
+    assert "a rate beyond may be better" in report
+    assert "| not decided: a best learning rate is at the end of its rates |" in report
 
 
 def test_null_is_a_level(swept: Path, tmp_path: Path) -> None:
@@ -205,7 +209,7 @@ def test_a_run_that_was_killed_is_called_so(swept: Path, tmp_path: Path) -> None
     Status("running").write(folder)
     assert Run.read(folder).state == "killed"
     (folder / "status.json").write_text("{")
-    assert Run.read(folder).state == "killed"
+    assert (Run.read(folder).state, Run.read(folder).reason) == ("killed", "status.json is damaged")
 
 
 def test_numbers_are_in_their_order(tmp_path: Path, swept: Path) -> None:
@@ -231,6 +235,109 @@ def test_what_is_damaged_is_named(
     shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "run")
     (tmp_path / "run" / broken).write_text(holds)
     assert says in refusal(main, ["report", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    ("broken", "holds", "says"),
+    [
+        ("config.yaml", "a: [", "config.yaml: "),
+        ("config.yaml", "- a", "config.yaml is not a configuration"),
+        ("config.yaml", "3", "config.yaml is not a configuration"),
+        ("config.yaml", "batch_tokens: .inf", "config.yaml: batch_tokens=inf is not a count"),
+        ("config.yaml", "seed: [1]", "config.yaml: seed=[1] is not a number"),
+        ("config.yaml", "a: " + "[" * 3000, "config.yaml: "),
+        ("config.yaml", None, "config.yaml: not a regular file"),
+        ("versions.json", "[]", "versions.json: not the record of a run"),
+        ("versions.json", "[" * 100_000, "versions.json: nested too deeply"),
+        ("versions.json", '{"began": "soon"}', "versions.json: Invalid isoformat string: 'soon'"),
+        ("versions.json", '{"command": 3}', "versions.json: not the record of a run"),
+        ("versions.json", None, "versions.json: not a regular file"),
+        ("metrics.csv", "step,a\nnan,1\n", "metrics.csv: nan is not a step"),
+        ("metrics.csv", "step,a\n1e300,1\n", "metrics.csv: 1e+300 is not a step"),
+        ("metrics.csv", None, "not a regular file"),
+        ("status.json", "[" * 100_000, "status.json is damaged"),
+        ("status.json", None, "status.json is damaged"),
+    ],
+)
+def test_one_bad_run_hides_no_other(
+    broken: str, holds: str | None, says: str, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bad", "good"):
+        shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "runs" / name)
+    file = tmp_path / "runs/bad" / broken
+    file.unlink()
+    if holds is None:
+        os.mkfifo(file)
+    else:
+        file.write_text(holds)
+    main(["runs", str(tmp_path / "runs")])
+    listed = capsys.readouterr().out
+    assert re.search(r"^ *good +finished", listed, re.MULTILINE)
+    assert f"{tmp_path}/runs/bad: " in listed
+    assert says in listed
+    main(["runs", str(tmp_path / "runs"), "--json"])
+    bad, good = json.loads(capsys.readouterr().out)["runs"]
+    assert (good["state"], good["step"]) == ("finished", 6)
+    assert says in bad["reason"]
+    main(["report", str(tmp_path / "runs")])
+    report = (tmp_path / "runs/report/report.md").read_text()
+    assert "1 finished" in report
+    if bad["state"] == "damaged":
+        assert says in report.partition("## What can't be read")[2]
+        assert says in capsys.readouterr().err
+        with pytest.warns(frames.DamagedWarning, match="runs/bad is damaged"):
+            assert list(frames.runs(tmp_path / "runs")["run"]) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("holds", "says"),
+    [
+        ("{", "Expecting property name"),
+        ("[" * 100_000, "nested too deeply"),
+        ('{"kind": "length"}', "no 'curves'"),
+        ('{"kind": "length", "curves": 3}', "not iterable"),
+        ('{"kind": "tasks", "tasks": [], "checkpoint": []}', "no attribute"),
+        (None, "not a regular file"),
+    ],
+)
+def test_one_bad_evaluation_hides_no_other(holds: str | None, says: str, swept: Path, tmp_path: Path) -> None:
+    copied(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "run")
+    (tmp_path / "run/bad").mkdir()
+    file = tmp_path / "run/bad/results.json"
+    if holds is None:
+        os.mkfifo(file)
+    else:
+        file.write_text(holds)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", frames.DamagedWarning)
+        assert len(frames.lengths(tmp_path)) == 3
+        assert frames.tasks(tmp_path).empty
+    (line,) = frames.damaged(tmp_path)
+    assert line.startswith(f"{file} is damaged: ")
+    assert says in line
+    main(["report", str(tmp_path)])
+    report = (tmp_path / "report/report.md").read_text()
+    assert line in report
+    assert "## Does it hold?" in report
+
+
+def test_names_are_text(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a terminal nor a reader of reports obeys a folder's name."""
+    names = ["\x1b[31mred\x9b2J", "[bold]loud[/bold] [/]", "<script>alert(1)<|script>![x](http:evil)", "\udcff"]
+    for number, name in enumerate(names):
+        copied(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "runs" / name)
+        Status("failed", f"reason {number} {name}").write(tmp_path / "runs" / name)
+    main(["runs", str(tmp_path / "runs")])
+    listed = capsys.readouterr().out
+    assert "\x1b" not in listed
+    assert "\x9b" not in listed
+    assert "[bold]loud[/bold] [/]" in listed
+    main(["report", str(tmp_path / "runs"), "--title", "<img src=x>\x1b[0m"])
+    for file in ("report.md", "report.html"):
+        text = (tmp_path / "runs/report" / file).read_text()
+        assert "[bold]loud[/bold] [/]" in text
+        assert not re.search("<(script|img src=x)|[\x1b\x9b]", text)
+    assert "](http" not in (tmp_path / "runs/report/report.md").read_text()
 
 
 @pytest.mark.parametrize("words", [["runs", "nowhere"], ["report", "nowhere"], ["runs", "."]])

@@ -1,6 +1,7 @@
 """Runs in this process: what is learned, recorded, saved, resumed and refused."""
 
 import csv
+import json
 import math
 import os
 import re
@@ -120,6 +121,16 @@ class StopAt(Callback):
     def fire(self, trainer: object, *_: object) -> None:
         if trainer.global_step == self.step:
             signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("holds", ["[]", "{", '{"began": 3}', "[" * 100_000])
+def test_a_run_goes_on_though_its_versions_are_damaged(overrides, tmp_path, holds):
+    run_here(overrides("total_steps=4", "schedule.decay_until=6"))
+    (tmp_path / "run/versions.json").write_text(holds)
+    run_here(overrides("total_steps=6"))
+    assert max(recorded(tmp_path / "run")) == 6
+    assert Status.read(tmp_path / "run").state == "finished"
+    assert json.loads((tmp_path / "run/versions.json").read_text())["began"]
 
 
 @pytest.mark.parametrize(

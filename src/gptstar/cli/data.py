@@ -3,10 +3,9 @@
 import argparse
 from pathlib import Path
 
-import rich
-
 from gptstar.cli.arguments import Commands, Run, add_command
 from gptstar.errors import DataError
+from gptstar.terminal import Terminal
 
 
 def add_data_commands(commands: Commands) -> None:
@@ -41,7 +40,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from gptstar.data.inspection.inspect import inspect
     from gptstar.data.storage.shards import ShardFolder
 
-    inspect(ShardFolder(options.shards), rich.get_console(), options.samples, options.picture, options.seed)
+    inspect(ShardFolder(options.shards), Terminal(), options.samples, options.picture, options.seed)
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -63,13 +62,13 @@ def _verify(options: argparse.Namespace) -> None:
         )
     for shard in manifest.shards:
         check_tokens(folder, shard, check_arrays(folder, shard, manifest.n_vocab), manifest.n_vocab)
-    rich.print(f"{len(files):,} files of {len(manifest.shards):,} shards are as their manifest says")
+    Terminal().print(f"{len(files):,} files of {len(manifest.shards):,} shards are as their manifest says")
 
 
 def _overlap(options: argparse.Namespace) -> None:
     from gptstar.data.inspection.overlap import overlap_of_shards
 
-    overlap_of_shards(options.shards, options.benchmarks, rich.get_console(), options.json)
+    overlap_of_shards(options.shards, options.benchmarks, Terminal(), options.json)
 
 
 def _merge(options: argparse.Namespace) -> None:

@@ -7,10 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich
-
 from gptstar.cli.arguments import Commands, add_checkpoint, add_command, add_plugins
 from gptstar.errors import ConfigError
+from gptstar.terminal import Terminal, plain
 
 if TYPE_CHECKING:
     from gptstar.inference.generate import Continuation
@@ -76,7 +75,6 @@ def _add_speed(command: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from gptstar.inference.generate import generate, stream
     from gptstar.inference.loading import load_for_inference
@@ -104,7 +102,7 @@ def _generate(options: argparse.Namespace) -> None:
             unprinted = ""
         print(_visible(unprinted))
         return
-    with Console(stderr=True).status(f"writing {len(prompts) * options.n} texts of up to {options.tokens} tokens"):
+    with Terminal(stderr=True).status(f"writing {len(prompts) * options.n} texts of up to {options.tokens} tokens"):
         n_likeliest = None if plain else N_LIKELIEST
         texts = generate(model, prompts, options.tokens, n_likeliest=n_likeliest, **settings)
     for number, text in enumerate(texts, start=1):
@@ -150,10 +148,8 @@ def _read(path: Path) -> str:
 
 
 def _visible(text: str) -> str:
-    """Replace control characters, which could steer a terminal, with pictures of them."""
-    if not sys.stdout.isatty():
-        return text
-    return "".join(chr(0x2400 + ord(c)) if c < " " and c not in "\n\t" else c for c in text)
+    """Replace characters that could steer a terminal, if there is one."""
+    return plain(text) if sys.stdout.isatty() else text
 
 
 def _print_probabilities(model: "GPT", text: "Continuation") -> None:
@@ -171,5 +167,5 @@ def _print_probabilities(model: "GPT", text: "Continuation") -> None:
         others = "  ".join(f"{printable(tokenizer, other)} {exp(value):.3f}" for other, value in likeliest)
         table.add_row(Text(printable(tokenizer, token)), f"{exp(log_probability):.3f}", Text(others))
     mean = sum(text.log_probabilities) / len(text.log_probabilities)
-    rich.print(table)
+    Terminal().print(table)
     print(f"perplexity of the continuation: {exp(-mean):.2f}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from gptstar.checkpoint.published.registry import MODELS, TOKENIZER_FINGERPRINT, TOKENIZER_URL, File
 from gptstar.cli.arguments import Commands, add_checkpoint, add_command, add_plugins
 from gptstar.errors import CheckpointError
+from gptstar.terminal import Terminal
 
 
 def add_model_commands(commands: Commands) -> None:
@@ -150,13 +151,18 @@ def _download(options: argparse.Namespace) -> None:
 
 def _fetch(file: File, path: Path, *, otherwise: str) -> str:
     """Download a file behind a progress bar, and return its SHA-256."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from gptstar.checkpoint.published.fetch import fetch
 
-    columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        TextColumn(path.name, markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Terminal(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
 
         def progress(done: int, total: int | None) -> None:

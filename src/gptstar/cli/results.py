@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-import rich
-
 from gptstar.cli.arguments import Commands, add_command
+from gptstar.terminal import Terminal
 
 
 def add_results_commands(commands: Commands) -> None:
@@ -64,7 +63,7 @@ def _compare(options: argparse.Namespace) -> None:
     elif options.markdown:
         print(comparison_markdown(comparison))
     else:
-        rich.print(comparison_table(comparison))
+        Terminal().print(comparison_table(comparison))
 
 
 def _bundle(options: argparse.Namespace) -> None:
@@ -72,7 +71,7 @@ def _bundle(options: argparse.Namespace) -> None:
     from gptstar.evaluation.tasks.config import SUITE
 
     tasks = tuple(options.tasks.split(",")) if options.tasks else SUITE
-    bundle(tasks, options.folder, source=options.source, console=rich.get_console(), num_fewshot=options.num_fewshot)
+    bundle(tasks, options.folder, source=options.source, console=Terminal(), num_fewshot=options.num_fewshot)
 
 
 def _runs(options: argparse.Namespace) -> None:
@@ -84,17 +83,23 @@ def _runs(options: argparse.Namespace) -> None:
     if options.json:
         print(to_json({"runs": as_records(runs)}), end="")
         return
-    console = rich.get_console()
+    console = Terminal()
     console.print(runs_table(runs))
     for run in runs:
-        if run.state == "failed":
-            console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False, markup=False)
+        if run.reason and run.state in ("failed", "killed", "damaged"):
+            console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False)
 
 
 def _report(options: argparse.Namespace) -> None:
+    import warnings
+
+    from gptstar.results.frames import DamagedWarning, damaged
     from gptstar.results.report import write_report
 
     output = options.output or options.folders[0] / "report"
-    with rich.get_console().status("reading the runs"):
+    with Terminal().status("reading the runs"), warnings.catch_warnings(action="ignore", category=DamagedWarning):
         written = write_report(options.folders, output, options.title, options.against)
+        unreadable = damaged(*options.folders)
+    for line in unreadable:
+        Terminal(stderr=True).print(f"warning: {line}", soft_wrap=True, highlight=False)
     print("\n".join(map(str, written)))

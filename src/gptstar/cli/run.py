@@ -6,10 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import rich
-
 from gptstar.cli.arguments import Commands, add_command
 from gptstar.errors import ConfigError
+from gptstar.terminal import Terminal
 
 if TYPE_CHECKING:
     from gptstar.config import TrainConfig
@@ -46,7 +45,7 @@ def _add_overrides(command: argparse.ArgumentParser) -> None:
 
 def _print(line: str) -> None:
     """Print a line as it is: neither wrapped nor highlighted."""
-    rich.get_console().print(line, soft_wrap=True, highlight=False)
+    Terminal().print(line, soft_wrap=True, highlight=False)
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -64,8 +63,8 @@ def _prepare(options: argparse.Namespace) -> None:
     overrides = [word for word in options.overrides if word not in own]
     config = TrainConfig.parse(compose("train", overrides, options.config_dir))
     n_vocab = config.recipe.model.n_vocab
-    shards = ensure_prepared(config.recipe.data, n_vocab, rich.get_console(), part, verify=verify == "true")
-    rich.print(shard_table(shards.manifest))
+    shards = ensure_prepared(config.recipe.data, n_vocab, Terminal(), part, verify=verify == "true")
+    Terminal().print(shard_table(shards.manifest))
     _print(f"shards in {shards.folder}")
 
 
@@ -118,7 +117,7 @@ def _plan(options: argparse.Namespace) -> None:
     table.add_section()
     table.add_row("all", f"{needed.total / 1e9:,.2f}")
     table.add_row(device.name, f"{device.memory / 1e9:,.2f}")
-    rich.print(table)
+    Terminal().print(table)
     fits = needed.total <= device.memory
     _print("fits" if fits else f"does not fit: {_cure(config, device)}")
     for line in _facts(config, device, needed):

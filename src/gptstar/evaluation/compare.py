@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, from_nats
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
 from gptstar.evaluation.tables import markdown_table
+from gptstar.terminal import in_markdown
 
 CAVEAT = (
     "This compares two checkpoints, not two recipes: each is one training run, and other seeds would differ too. "
@@ -115,19 +116,19 @@ def compare(a: TaskResults, b: TaskResults) -> Comparison:
 
 def comparison_table(comparison: Comparison) -> Table:
     """The comparison as a table for the terminal."""
-    notes = escape("\n".join(comparison.notes))
-    table = Table(title=escape(_title(comparison)), caption=notes, caption_justify="left")
+    notes = Text("\n".join(comparison.notes))
+    table = Table(title=Text(_title(comparison)), caption=notes, caption_justify="left")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
     for row in comparison.rows:
-        table.add_row(*_cells(row))
+        table.add_row(*map(Text, _cells(row)))
     return table
 
 
 def comparison_markdown(comparison: Comparison) -> str:
     """The same as Markdown, without a newline at its end."""
     table = markdown_table(COLUMNS, [_cells(row) for row in comparison.rows], n_left=2)
-    return "\n\n".join((_title(comparison), "\n".join(table), *comparison.notes))
+    return in_markdown("\n\n".join((_title(comparison), "\n".join(table), *comparison.notes)))
 
 
 def _title(comparison: Comparison) -> str:

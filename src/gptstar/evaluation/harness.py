@@ -15,14 +15,36 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from gptstar.checkpoint.read import load
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, in_one_line
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Scorer
 from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Prompt, Worker
+from gptstar.inference.sampling import Sampling
 
 MAX_NEW = 256
 """Tokens written where a task does not say how many, as for the harness's own models."""
+
+NEUTRAL: dict[str, object] = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "length_penalty": 1,
+    "early_stopping": False,
+    "diversity_penalty": 0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "min_p": 0,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "use_cache": True,
+}
+"""Settings that are not offered, each with the value that leaves a text as it is."""
 
 
 def lm(
@@ -59,9 +81,44 @@ def lm(
 
 
 def n_to_write(task: Task) -> int:
-    """Tokens that a task wants written for each item at most; none where it only scores."""
+    """Tokens that a task wants written for each item at most; none where it only scores.
+
+    Raises:
+        ConfigError: it asks for a way of writing that is not offered.
+    """
     settings = task.config.generation_kwargs if task.OUTPUT_TYPE == "generate_until" else None
-    return int(normalize_gen_kwargs(settings, MAX_NEW)["max_gen_toks"]) if settings is not None else 0
+    return writing_of(settings, task.config.task)[0] if settings is not None else 0
+
+
+def writing_of(settings: dict[str, Any], task: str) -> tuple[int, tuple[str, ...], Sampling]:
+    """What a task's `generation_kwargs` ask for: new tokens at most, the texts that end one, and how tokens are drawn.
+
+    Raises:
+        ConfigError: a setting that is not offered and may change a text, or has a value that it can't have.
+    """
+    try:
+        choices = {key: value for key, value in normalize_gen_kwargs(settings, MAX_NEW).items() if value is not None}
+        n_new, until, is_drawn = choices.pop("max_gen_toks"), choices.pop("until"), choices.pop("do_sample")
+        if n_new < 1 or not isinstance(is_drawn, bool) or not all(isinstance(text, str) for text in until if text):
+            given = f"max_gen_toks={n_new}, until={until}, do_sample={is_drawn}"
+            raise ValueError(f"{given}: give a number of 1 or more, texts, and true or false")
+        drawn = {key: choices.pop(key) for key in ("temperature", "top_k", "top_p", "typical_p") if key in choices}
+        if is_drawn:
+            drawn |= {"temperature": float(drawn.get("temperature", 1.0)), "top_k": drawn.get("top_k") or None}
+        else:  # none of these changes which token is the likeliest
+            drawn = {"temperature": 0.0}
+            choices = {
+                key: value for key, value in choices.items() if key not in ("min_p", "epsilon_cutoff", "eta_cutoff")
+            }
+        sampling = Sampling(**drawn, repetition_penalty=choices.pop("repetition_penalty", 1.0))
+    except (ConfigError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{task} has generation_kwargs that can't be used: {in_one_line(error)}") from error
+    refused = [f"{key}={value}" for key, value in choices.items() if key not in NEUTRAL or value != NEUTRAL[key]]
+    if refused:
+        raise ConfigError(
+            f"{task} asks for {', '.join(refused)}, which is not offered: remove it from the task's generation_kwargs"
+        )
+    return n_new, tuple(text for text in until if text), sampling
 
 
 def room_for_prompt(context_length: int, n_new: int, task: str) -> int:
@@ -148,10 +205,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
 
         Raises:
             ConfigError: the context length leaves no room for what a task wants written, or it asks for a way of
-                sampling that is not offered.
+                writing that is not offered.
         """
         prompts = [self._prompt(*request.args) for request in requests]
-        is_drawn = [prompt.temperature > 0 for prompt in prompts]  # which is not to be repeated from a cache
+        is_drawn = [prompt.sampling.temperature > 0 for prompt in prompts]  # which is not to be repeated from a cache
         cached = [None if drawn else request.args for request, drawn in zip(requests, is_drawn, strict=True)]
         return self._results(prompts, "generate_until", cached)
 
@@ -172,19 +229,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         return self._team.all_results(requests, on_results)
 
     def _prompt(self, context: str, settings: dict[str, Any]) -> Prompt:
-        choices = dict(normalize_gen_kwargs(settings, MAX_NEW))
-        n_new, until, sampled = choices.pop("max_gen_toks"), choices.pop("until"), choices.pop("do_sample", False)
-        temperature, top_k = choices.pop("temperature", None), choices.pop("top_k", None)
-        unknown = [key for key, value in choices.items() if sampled and value is not None]
-        if unknown:
-            raise ConfigError(f"a task asks for {', '.join(unknown)} when sampling, which is not offered: leave it out")
+        n_new, until, sampling = writing_of(settings, "a task")
         room = room_for_prompt(self.context_length, n_new, "a task")
         tokens = self.tok_encode(context) or [self.eot_token_id]
         self.n_cut += len(tokens) > room
-        return Prompt(
-            tuple(tokens[-room:]),
-            n_new,
-            until=tuple(text for text in until if text),
-            temperature=(1.0 if temperature is None else float(temperature)) if sampled else 0.0,
-            top_k=top_k if sampled else None,
-        )
+        return Prompt(tuple(tokens[-room:]), n_new, until, sampling)

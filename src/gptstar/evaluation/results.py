@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from gptstar import __version__
 from gptstar.errors import ConfigError, in_one_line
-from gptstar.files import write_text
+from gptstar.files import read_json, write_text
 
 FORMAT = "gptstar results"
 FORMAT_VERSION = 1
@@ -56,7 +56,7 @@ class Sample:
     Attributes:
         item: its number in the file or split, from 0.
         hash: sha256 of the item, by which two evaluations are paired.
-        cluster: items with the same number are not independent, such as Winogrande's twins.
+        cluster: items with the same number are not independent, such as Winogrande's twins and copies.
         scores: by metric: a number, or `[log-likelihood, weight]`.
         log_likelihoods: of each choice, in nats.
     """
@@ -77,6 +77,7 @@ class TaskResult:
         source: of the items: `path` and `sha256` of a file, or the Hub's `dataset` and `split`.
         context_length: in tokens, of this task.
         n_cut: requests that were longer, and lost their beginnings.
+        n_copies: items that are copies of an earlier one, and of one cluster with it.
     """
 
     task: str
@@ -87,6 +88,7 @@ class TaskResult:
     metrics: tuple[Metric, ...]
     samples: tuple[Sample, ...]
     n_cut: int = 0
+    n_copies: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def read_tasks(path: Path) -> TaskResults:
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = read_json(file)
         header = {key: tree.get(key) for key in HEADER}
         if header != HEADER:
             raise ValueError(f"its header is {header} instead of {HEADER}")

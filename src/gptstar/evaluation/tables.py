@@ -9,6 +9,7 @@ from rich.text import Text
 from gptstar.evaluation.length.curve import Curve
 from gptstar.evaluation.length.figures import LengthResult
 from gptstar.evaluation.statistics.intervals import Interval
+from gptstar.terminal import in_markdown
 
 UNDEFINED = "undefined"
 
@@ -69,7 +70,7 @@ def length_markdown(curves: Sequence[Curve], head: Sequence[str]) -> str:
             columns = ["tokens before a target", "targets", "loss"]
             rows = [(f"{p.first:,} to {p.last:,}", f"{p.tokens:,}", _whole(p.loss, 4)) for p in curve.positions]
             lines += ["", *markdown_table(columns, rows)]
-    return "\n".join(lines) + "\n"
+    return in_markdown("\n".join(lines)) + "\n"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 0) -> list[str]:
@@ -77,7 +78,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left:
     rule = ["---" if number < n_left else "---:" for number in range(len(header))]
     lines = []
     for row in (header, rule, *rows):
-        cells = [cell.replace("|", "\\|") for cell in row]
+        cells = [" ".join(cell.splitlines()).replace("|", "\\|") for cell in row]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

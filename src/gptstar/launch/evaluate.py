@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from gptstar.entry import conf_folder, job, one_line_errors
 from gptstar.errors import ConfigError
+from gptstar.terminal import Terminal
 
 if TYPE_CHECKING:
     from gptstar.config import EvaluateConfig
@@ -28,8 +29,6 @@ def evaluate(composed: DictConfig) -> None:
 
 def run(config: "EvaluateConfig") -> None:
     """Read the checkpoints, score them, and write the results."""
-    from rich.console import Console
-
     from gptstar.checkpoint.identity import read_with_identity
     from gptstar.checkpoint.read import find
     from gptstar.data.tokenizer import Tokenizer
@@ -38,7 +37,7 @@ def run(config: "EvaluateConfig") -> None:
 
     if (config.output / "results.json").exists():
         raise ConfigError(f"output={config.output} holds results already: choose another folder")
-    console, paths = Console(), [find(path) for path in config.checkpoints]
+    console, paths = Terminal(), [find(path) for path in config.checkpoints]
     named = [read_with_identity(path) for path in paths]
     if config.tokenizer is not None:
         given = Tokenizer.from_file(config.tokenizer).json_text

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from rich.text import Text
 
 from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
@@ -24,6 +24,7 @@ from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_
 from gptstar.launch.names import check_values_differ, swept_over
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
+from gptstar.terminal import Terminal
 from gptstar.training.settings import is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -47,7 +48,7 @@ class Sweep:
     """
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Terminal(highlight=False, soft_wrap=True)
         self._folder: Path | None = None
         self._lock: FileLock | None = None
         self._seconds: list[float] = []
@@ -78,7 +79,7 @@ class Sweep:
         if self._signals:
             self._wait_until_at_most(0)
         self._names.append(path.name)
-        self._console.rule(f"[b]{self._place()}: {path.name}[/b]{self._left()}", align="left")
+        self._console.rule(Text.assemble((f"{self._place()}: {path.name}", "bold"), self._left()), align="left")
         if is_finished(path, OmegaConf.to_yaml(composed, resolve=True)):
             self._console.print("finished already: skipped")
             return
@@ -168,7 +169,7 @@ class Sweep:
         if self._at_once > 1:
             failed = f"failed: {self._failed[name]}" if name in self._failed else "finished"
             state = "stopped, and goes on with the same command" if stopped else failed
-            self._console.print(f"{name} {state}", style="red" if name in self._failed else None, markup=False)
+            self._console.print(f"{name} {state}", style="red" if name in self._failed else None)
 
     def _hold(self, folder: Path) -> None:
         self._lock = FileLock(folder / ".sweep.lock")
@@ -203,7 +204,7 @@ class Sweep:
         with contextlib.suppress(ConfigError):  # there is none
             self._console.print(runs_table(find_runs([self._folder])))
         for name, reason in self._failed.items():
-            self._console.print(f"failed: {name}: {reason}", style="red", markup=False)
+            self._console.print(f"failed: {name}: {reason}", style="red")
         self._console.print(f"next: gptstar report {self._folder}")
 
 

@@ -3,14 +3,14 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 from gptstar.results.effects import OUTCOME, SEED, effect_text, levels_of, tokens_to
-from gptstar.results.frames import EXPERIMENT, is_setting
+from gptstar.results.frames import AT_EDGE, EXPERIMENT, is_setting
 
 STEPS = "total_steps"
 WITHIN, BEFORE, NEVER = "between two points", "by the first point", "not by the last point"
@@ -141,7 +141,9 @@ def costs(candidates: Sequence[Recipe], reference: Recipe, curves: pd.DataFrame)
     def compare(recipe: Recipe, measure: str) -> Reached:
         final = {seed: (run[measure], run[OUTCOME]) for seed, run in ends.items() if run[measure] > 0}
         by_seed = _curves(recipe, curves, measure)
-        return reached({seed: curve for seed, curve in by_seed.items() if all(cost > 0 for cost, _ in curve)}, final)
+        found = reached({seed: curve for seed, curve in by_seed.items() if all(cost > 0 for cost, _ in curve)}, final)
+        is_decided = not any(each.runs[AT_EDGE].any() for each in (recipe, reference) if AT_EDGE in each.runs)
+        return replace(found, share=found.share and replace(found.share, is_decided=is_decided))
 
     return [Cost(each, compare(each, "tokens"), compare(each, "hours")) for each in candidates if each is not reference]
 

@@ -15,6 +15,7 @@ from gptstar.checkpoint.identity import identity
 from gptstar.errors import ConfigError
 from gptstar.evaluation.results import TaskResults, read_tasks
 from gptstar.model.positions import POSITIONS
+from gptstar.terminal import in_markdown
 from gptstar.training.settings import shown_keys
 
 
@@ -43,7 +44,11 @@ def model_card(
     settings: dict[str, Any] = training.settings if training else {}
     data: dict[str, Any] = training.data if training else {}
     environment = Environment(
-        loader=PackageLoader("gptstar.results"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("gptstar.results"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: in_markdown(value) if isinstance(value, str) else value,
     )
     return environment.get_template("model_card.md").render(
         header=_header(name, licence, evaluated),
@@ -70,7 +75,7 @@ def _evaluations(folders: Sequence[Path]) -> Iterator[TaskResults]:
         try:
             yield read_tasks(file)
         except ConfigError:
-            if '"kind": "length"' not in file.read_text(encoding="utf-8", errors="replace"):
+            if not file.is_file() or '"kind": "length"' not in file.read_text(encoding="utf-8", errors="replace"):
                 raise
 
 

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
+from gptstar.results.frames import AT_EDGE
 
 SEED, RATE, OUTCOME = "seed", "optimizer.learning_rate", "validation_loss"
 
@@ -67,13 +68,14 @@ def effects(
         levels = levels_of(frame, factor)
         reference = reference_of(levels, against)
         for level in (each for each in levels if each != reference):
+            is_decided = AT_EDGE not in frame or not frame.loc[frame[factor].isin([reference, level]), AT_EDGE].any()
             try:
                 before = _outcomes(frame[frame[factor] == reference], others, outcome, ratio)
                 after = _outcomes(frame[frame[factor] == level], others, outcome, ratio)
                 differences: dict[Hashable, dict[Hashable, float]] = {}
                 for seed, cell in before.keys() & after.keys():
                     differences.setdefault(seed, {})[cell] = after[seed, cell] - before[seed, cell]
-                effect = blocked_effect(differences)
+                effect = replace(blocked_effect(differences), is_decided=is_decided)
             except ValueError:  # no pair, or the logarithm of a speed that was not recorded
                 continue
             left_out = len(before) + len(after) - 2 * effect.n_seeds * effect.n_cells
@@ -128,15 +130,16 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
     A rate that lacks seeds which another rate of the arm has, because a run failed or is to come, is not chosen.
 
     Returns:
-        The runs that are left, and the factors without the learning rate; all unchanged if no rate was varied, or
-        nothing but the rate.
+        The runs that are left, with the column `AT_EDGE`, and the factors without the learning rate; all unchanged if
+        no rate was varied, or nothing but the rate.
     """
     others = [each for each in factors if each != RATE]
     arms = [each for each in others if each != SEED]
     tried = rates_tried(frame, factors)
     if not arms or tried.empty:
         return frame, list(factors)
-    return frame.merge(tried.loc[tried["is_best"], [*arms, RATE]], on=[*arms, RATE]), others
+    best = tried.loc[tried["is_best"], [*arms, RATE, "is_edge"]].rename(columns={"is_edge": AT_EDGE})
+    return frame.merge(best, on=[*arms, RATE]), others
 
 
 def rates_tried(frame: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:

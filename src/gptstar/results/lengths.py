@@ -7,6 +7,7 @@ import pandas as pd
 
 from gptstar.evaluation.statistics.effects import blocked_effect
 from gptstar.results.effects import SEED, effect_table, effects, evidence
+from gptstar.results.frames import AT_EDGE
 
 CONTEXT = "data.context_length"
 
@@ -53,7 +54,7 @@ def between_arms(
     Returns:
         A line for each level and multiple of the training context, `context` first; empty if no pair was read.
     """
-    merged = lengths.merge(runs[["run", "began", *factors]], on="run")
+    merged = lengths.merge(runs[["run", "began", *factors, *({AT_EDGE} & {*runs})]], on="run")
     tables = []
     for multiple, here in merged.groupby("multiple"):
         changes = effects(here, [*factors, "rotary_scaling"], "loss", against=against)

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from gptstar import __version__
 from gptstar.results.sections import Section, sections
+from gptstar.terminal import in_markdown, plain
 
 
 def write_report(
@@ -31,7 +33,11 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     title = title or ", ".join(path.resolve().name for path in paths)
     environment = Environment(
-        loader=PackageLoader("gptstar.results"), autoescape=select_autoescape(), trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("gptstar.results"),
+        autoescape=select_autoescape(),
+        finalize=lambda value: plain(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"picture": _data_address, "cell": _cell, "align": _align}
     page = environment.get_template("report.html").render(
@@ -49,20 +55,22 @@ def _data_address(figure: Figure) -> str:
 
 
 def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
-    parts = [f"# {title}"]
+    parts = [in_markdown(f"# {title}")]
     for number, section in enumerate(contents, start=1):
-        parts += [f"## {section.heading}", *([section.text] if section.text else [])]
+        parts += map(in_markdown, [f"## {section.heading}", *([section.text] if section.text else [])])
         if section.picture is not None:
             name = f"report-{number}.png"
             section.picture.savefig(folder / name)
-            parts.append(f"![{section.heading}]({name})")
+            parts.append(f"![{in_markdown(section.heading)}]({name})")
         if section.table is not None:
             columns = section.table.columns
             rows = [columns, ["---"] * len(columns), *section.table.itertuples(index=False)]
-            lines = [" | ".join(_cell(value).replace("|", "\\|") for value in row) for row in rows]
-            parts.append("\n".join(f"| {line} |" for line in lines))
+            lines = [" | ".join(in_markdown(_cell(value)).replace("|", "\\|") for value in row) for row in rows]
+            parts.append("\n".join(f"| {' '.join(line.splitlines())} |" for line in lines))
         if section.commands:
-            parts.append("\n".join(["```bash", *section.commands, "```"]))
+            commands = plain("\n".join(section.commands))
+            fence = "`" * (1 + max(2, *map(len, re.findall("`+", commands)), 0))
+            parts.append(f"{fence}bash\n{commands}\n{fence}")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,6 +1,5 @@
 """Runs, read from their directories."""
 
-import json
 import math
 import os
 import re
@@ -12,12 +11,22 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self
 
-from gptstar.errors import ConfigError, DataError
+from gptstar.errors import ConfigError, DataError, in_one_line
+from gptstar.files import read_json
+from gptstar.keys import flatten
+from gptstar.terminal import plain
 from gptstar.training.metrics_csv import METRICS_FILE, read_metrics
+from gptstar.training.status import FILE_NAME as STATUS_FILE
 from gptstar.training.status import Status, in_use, read_config
 
-State = Literal["running", "finished", "stopped", "failed", "killed", "refused"]
-"""`stopped` had saved when it got a signal; `killed` left no reason; `refused` never began."""
+State = Literal["running", "finished", "stopped", "failed", "killed", "refused", "damaged"]
+"""`stopped` had saved when it got a signal; `killed` left no reason; `refused` never began; `damaged` can't be read."""
+
+COUNTS = ("batch_tokens", "total_steps")
+NUMBERS = ("seed", "optimizer.learning_rate", "data.context_length", "model.n_vocab")
+"""Settings that runs are compared by, which have to be numbers."""
+
+MOST = 2**63
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,7 @@ class Run:
     """A run directory.
 
     Attributes:
-        reason: why it failed or stopped, in one line.
+        reason: why it failed or stopped, or what is damaged, in one line.
         config: as composed, nested.
         about: versions, data and command.
         began, at: when it began and when it last wrote, in UTC.
@@ -43,33 +52,31 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a run directory.
+        """Read a run directory; one that can't be read is `damaged`, and the reason says what is wrong.
 
         Raises:
-            ConfigError: there is none, or it can't be read; names the file.
+            ConfigError: there is none.
         """
         if not path.is_dir():
             raise ConfigError(f"{path} is not a run directory: give the output of train.py, or a folder of such")
-        status = Status.read(path)
-        if not (path / "config.yaml").exists():
+        if not (path / "config.yaml").exists() and not (path / "versions.json").exists():
             return cls(path, "refused", "", {}, {}, _touched(path), _touched(path), ())
         try:
-            config = read_config(path)
-            about = json.loads((path / "versions.json").read_text(encoding="utf-8"))
-            began = datetime.fromisoformat(about.get("began") or _touched(path / "versions.json").isoformat())
-            int(config.get("batch_tokens", 0))  # as `tokens` will
-            rows = tuple(read_metrics(path))
+            config, about, began, rows = read_config(path), *_described(path), tuple(read_metrics(path))
+            _check(config, rows)
         except OSError as error:
-            raise ConfigError(f"{path} is damaged: {Path(error.filename or path).name}: {error.strerror}") from error
-        except (ValueError, TypeError, AttributeError) as error:  # the latter if the files hold other things
-            raise ConfigError(f"{path} is damaged: {error}") from error
-        except DataError as error:
-            raise ConfigError(str(error)) from error
-        state: State = "killed"
-        if status is not None and (status.state != "running" or in_use(path)):
-            state = status.state
-        reason = status.reason if status else ""
-        return cls(path, state, reason, config, about, began, _touched(path / METRICS_FILE, path), rows)
+            reason = f"{Path(error.filename or path).name}: {error.strerror}"
+        except (ValueError, TypeError, OverflowError, RecursionError, DataError) as error:
+            reason = in_one_line(error)
+        else:
+            status, reason = Status.read(path), ""
+            state: State = "killed"
+            if status is not None and (status.state != "running" or in_use(path)):
+                state, reason = status.state, status.reason
+            elif status is None and (path / STATUS_FILE).exists():
+                reason = f"{STATUS_FILE} is damaged"
+            return cls(path, state, reason, config, about, began, _touched(path / METRICS_FILE, path), rows)
+        return cls(path, "damaged", reason, {}, {}, _touched(path), _touched(path), ())
 
     @property
     def step(self) -> int:
@@ -120,6 +127,34 @@ class Run:
         return [row for row in self.rows if row.get("tokens_per_second", 0) > 0 and "tokens" in row]
 
 
+def _described(path: Path) -> tuple[dict[str, Any], datetime]:
+    """What `versions.json` says, and when the run began."""
+    file = path / "versions.json"
+    try:
+        about = read_json(file)
+        if not isinstance(about, dict) or not isinstance(about.get("command", ""), str):
+            raise ValueError("not the record of a run")
+        return about, datetime.fromisoformat(about.get("began") or _touched(file).isoformat()).astimezone(UTC)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"versions.json: {in_one_line(error)}") from error
+
+
+def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
+    """Refuse numbers that can't be those of a run."""
+    flat = flatten(config)
+    for key in COUNTS:
+        value = flat.get(key, 0)
+        if type(value) not in (int, float) or not 0 <= value < MOST or value != int(value):
+            raise ValueError(f"config.yaml: {key}={value} is not a count")
+    for key in NUMBERS:
+        value = flat.get(key)
+        if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
+            raise ValueError(f"config.yaml: {key}={value} is not a number")
+    for row in rows:
+        if not (0 <= row["step"] < MOST and row["step"].is_integer()):
+            raise ValueError(f"{METRICS_FILE}: {row['step']} is not a step")
+
+
 def find_runs(paths: Sequence[Path]) -> list[Run]:
     """Read the runs in folders: each a run directory, or one that holds some at any depth; in order of their paths.
 
@@ -143,7 +178,13 @@ def labelled(runs: Sequence[Run]) -> dict[str, Run]:
     """Name each run by its path, without the folders that all are in."""
     paths = [run.path.resolve() for run in runs]
     shared = os.path.commonpath([path.parent for path in paths])
-    return {str(path.relative_to(shared)): run for path, run in zip(paths, runs, strict=True)}
+    by_name: dict[str, Run] = {}
+    for path, run in zip(paths, runs, strict=True):
+        name = plain(str(path.relative_to(shared)))
+        while name in by_name:  # which differ in what can't be shown
+            name += "'"
+        by_name[name] = run
+    return by_name
 
 
 def _in_order(path: Path) -> list[tuple[str, int]]:

@@ -61,6 +61,8 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     if against is not None and against not in levels:
         raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
     yield _overview(runs, factors)
+    if unreadable := frames.damaged(*paths):
+        yield Section("What can't be read", "\n\n".join(f"{line}." for line in unreadable))
     curves = frames.curves(*paths)
     if (picture := plot_curves(runs, curves, factors)) is not None:
         text = "Validation loss; the mean over seeds, and a band from the best to the worst."
@@ -118,7 +120,10 @@ def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
     table[""] = ["at the end of its rates" if edge else "" for edge in best.loc[table.index, "is_edge"]]
     text = "Validation loss, means over seeds."
     if best["is_edge"].any():
-        text += " Where the best is at the end of the rates tried, a rate beyond may be better."
+        text += (
+            " Where the best is at the end of the rates tried, a rate beyond may be better, and how the arm compares "
+            "with others is not decided."
+        )
     yield Section("Learning rates", text, table.reset_index())
 
 
@@ -239,7 +244,7 @@ def _study(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], wh
 
 
 def _repeat(paths: Sequence[Path]) -> Section:
-    runs = find_runs(paths)
+    runs = [run for run in find_runs(paths) if run.state != "damaged"]
     commits = sorted({str(run.about.get("commit")) for run in runs})
     data = sorted({str(run.about.get("data"))[:16] for run in runs})
     text = f"Code: {', '.join(commits)}. Data: {', '.join(data)}. What each run was started by:"

@@ -11,7 +11,7 @@ from rich.text import Text
 from gptstar.results.run import Run, labelled
 
 RECORDED = ("state", "reason", "step", "tokens", "validation_loss", "train_loss", "tokens_per_second", "hours")
-COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "refused": "red"}
+COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "refused": "red", "damaged": "red"}
 
 
 def runs_table(runs: Sequence[Run]) -> Table:
@@ -22,7 +22,7 @@ def runs_table(runs: Sequence[Run]) -> Table:
     table.columns[0].overflow = "fold"
     for name, run in labelled(runs).items():
         table.add_row(
-            name,
+            Text(name),
             Text(run.state, style=COLOURS.get(run.state, "yellow")),
             f"{run.step:,}/{run.config.get('total_steps', 0):,}",
             _short(run.tokens),

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 from gptstar.errors import DataError
+from gptstar.files import read_text
 
 METRICS_FILE = "metrics.csv"
 
@@ -20,7 +21,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         DataError: the file is not the record of a run; names it.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+        text = read_text(path, errors="replace").replace("\0", "")
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from gptstar.checkpoint.kept import LAST
 from gptstar.errors import ConfigError
-from gptstar.evaluation.length.config import LengthConfig
+from gptstar.evaluation.length.config import ReadingConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.fields import Count, Role, check_ranges
 from gptstar.training.options import check_trainer_options
@@ -46,7 +46,7 @@ class Record:
     validate_every: Annotated[Count, Role.MEASURE]
     log_every: Count
     report: Annotated[bool, Role.MEASURE]
-    reading: Annotated[LengthConfig, Role.MEASURE]
+    reading: Annotated[ReadingConfig, Role.MEASURE]
     evaluation: Annotated[TasksConfig, Role.MEASURE]
     tracker: Tracker
     jobs_at_once: Count

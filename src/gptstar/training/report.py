@@ -6,7 +6,7 @@ from dataclasses import asdict
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from gptstar.checkpoint.identity import read_with_identity
 from gptstar.checkpoint.read import find, load
@@ -96,10 +96,10 @@ def conclude(
                 f"{error}; training is complete; rerun with reading.multiples=[] to skip the length study"
             ) from error
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
     plugins = "".join(f" --plugins {module}" for module in record.plugins)
     command = f"next: gptstar generate {folder} --prompt The{plugins}"
-    console.print(command, highlight=False, soft_wrap=True, markup=False)
+    console.print(command, highlight=False, soft_wrap=True)
 
 
 def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, console: Console) -> list[str]:
@@ -109,6 +109,6 @@ def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, console: Console) -> l
             (sample,) = generate(model, prompt, n_new, sampling=Sampling(top_k=50, seed=number), tokenizer=tokenizer)
         samples.append(prompt + sample.text)
         console.rule(f"sample {number}, {n_new} new tokens")
-        console.print(f"[b]{escape(prompt)}[/b]{escape(samples[-1][len(prompt) :])}", highlight=False)
+        console.print(Text.assemble((prompt, "bold"), sample.text))
     console.rule()
     return samples

@@ -19,6 +19,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import Refusal, TrainingError
 from gptstar.model import GPT
 from gptstar.ranks import Ranks, joined, started_processes
+from gptstar.terminal import Terminal
 from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.callbacks import UserCallbacks
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
@@ -59,7 +60,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
     with joined(device_type) as ranks, RunDirectory(record.output, ranks) as directory, ExitStack() as until_the_end:
         if device_type == "cuda":
             stay_within_own_part()
-        console = Console(quiet=not ranks.first)
+        console = Terminal(quiet=not ranks.first)
         say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
         record, recipe = replace(record, output=directory.path), recipe.resolved(hardware.resolved_precision())
         if record.resume == "auto" and ranks.agreed(lambda: is_finished(record.output, config_yaml)):

@@ -1,7 +1,6 @@
 """The run directory: its lock, its newest checkpoint, and the configuration and versions behind it."""
 
 import contextlib
-import json
 import platform
 import shlex
 import subprocess
@@ -19,7 +18,7 @@ from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.kept import LAST, link, newest_first
 from gptstar.checkpoint.read import find
 from gptstar.errors import CheckpointError, ConfigError, Interrupted, UnknownChoice, in_one_line
-from gptstar.files import write_json, write_text
+from gptstar.files import read_json, write_json, write_text
 from gptstar.ranks import Ranks
 from gptstar.training.record import RESUME_WORDS, Record
 from gptstar.training.status import LOCK_NAME, State, Status
@@ -132,8 +131,9 @@ class RunDirectory:
         if not self._ranks.first:
             return
         try:
-            began = json.loads((self.path / "versions.json").read_text(encoding="utf-8"))["began"]
-        except (OSError, ValueError, KeyError):
+            began = read_json(self.path / "versions.json")["began"]
+            datetime.fromisoformat(began)
+        except (OSError, ValueError, LookupError, TypeError):
             began = datetime.now(UTC).isoformat(timespec="seconds")
         about = {
             "gptstar": __version__,

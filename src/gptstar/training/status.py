@@ -1,6 +1,6 @@
 """The state of a run: `status.json` in its directory, and a lock while a process works there."""
 
-import json
+import io
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from gptstar.files import write_json
+from gptstar.errors import in_one_line
+from gptstar.files import read_json, read_text, write_json
 
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
 
@@ -36,7 +37,7 @@ class Status:
     def read(cls, folder: Path) -> "Status | None":
         """What a run directory says; None where it says nothing that can be read."""
         try:
-            tree = json.loads((folder / FILE_NAME).read_text(encoding="utf-8"))
+            tree = read_json(folder / FILE_NAME)
             status = cls(str(tree["state"]), str(tree["reason"]), str(tree["at"]))  # type: ignore[arg-type]
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -70,9 +71,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: it is not a configuration.
     """
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ValueError(f"config.yaml: {error}") from error
+        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(folder / "config.yaml"))))
+    except OSError as error:
+        if error.errno is None:  # OmegaConf's, for YAML that holds no keys
+            raise ValueError("config.yaml is not a configuration") from error
+        raise
+    except (YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        raise ValueError(f"config.yaml: {in_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError("config.yaml is not a configuration")
     return {str(key): value for key, value in tree.items()}

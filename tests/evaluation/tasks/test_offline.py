@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -163,7 +164,6 @@ Change = Callable[[list[dict[str, Any]]], None]
         ("piqa", lambda r: r[0].update(label=True), ["line 1", "'label' is True"]),
         ("piqa", lambda r: r[1].update(sol1="  "), ["line 2", "'sol1' is '  '", "piqa needs a text that is not empty"]),
         ("piqa", lambda r: r[1].update(goal=None), ["line 2", "'goal' is None", "needs a text"]),
-        ("piqa", lambda r: r[1].update(more=1), ["line 2", "a column 'more', which line 1 lacks"]),
         ("hellaswag", lambda r: r[1].update(label=""), ["line 2", "'label' is ''", "0 to 3"]),
         ("hellaswag", lambda r: r[1]["endings"].pop(), ["line 2", "'endings'", "four texts"]),
         (
@@ -260,6 +260,14 @@ def test_a_wrong_name_gets_the_nearest() -> None:
         load_tasks(["piqa", "hellaswagg"], None)
 
 
+def test_a_wrong_name_of_a_task_of_ones_own_gets_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "opposites.yaml").write_text("task: opposites\ndataset_path: json\noutput_type: multiple_choice\n")
+    with pytest.raises(ConfigError) as refused:
+        load_tasks(["opposit"], None, include_path=tmp_path)
+    said = f"neither lm-evaluation-harness nor evaluation.include_path={tmp_path} has the task 'opposit': did you mean "
+    assert str(refused.value).startswith(f"evaluation.tasks: {said}opposites")
+
+
 ARC = [
     {"id": name, "question": "Why?", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": answer}
     for name, answer in (("p", "A"), ("q", "B"))
@@ -290,6 +298,22 @@ def test_a_missing_column_of_any_other_task(tmp_path: Path) -> None:
     assert str(refused.value) == (
         f"{file}, line 1: no column 'choices', which arc_easy needs; it has id, question, answerKey"
     )
+
+
+def test_a_column_that_some_items_lack(folder: Path, tmp_path: Path) -> None:
+    rows = [row | ({"note": "x"} if number == 1 else {}) for number, row in enumerate(ITEMS["piqa"])]
+    write(tmp_path / "piqa.jsonl", rows)
+    for own, plain in zip(load_tasks(["piqa"], tmp_path), load_tasks(["piqa"], folder), strict=True):
+        assert asked(own) == asked(plain)
+        hashes = [[item_hash(document, "piqa") for document in task.eval_docs] for task in (own, plain)]
+        assert hashes[0] == hashes[1]
+
+    write(tmp_path / "arc_easy.jsonl", [ARC[0] | {"note": "x"}, ARC[1]])
+    (task,) = load_tasks(["arc_easy"], tmp_path)
+    assert "note" not in task.eval_docs.features
+    file = write(tmp_path / "arc_easy.jsonl", [ARC[0], {key: ARC[1][key] for key in ("id", "question", "answerKey")}])
+    with pytest.raises(DataError, match=re.escape(f"{file}, line 2: no column 'choices', which arc_easy needs")):
+        load_tasks(["arc_easy"], tmp_path)
 
 
 def test_the_source_says_which_file_and_split(folder: Path) -> None:

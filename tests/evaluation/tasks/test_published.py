@@ -178,7 +178,7 @@ def test_markdown_holds_every_figure_and_where_it_is_from(ours: TaskResults) -> 
     figures = [line for line in lines if "| Wilson |" in line or "| bootstrap-t |" in line]
     assert len(figures) == sum(len(task.metrics) for task in ours.tasks)
     assert any("bits_per_byte | 0.96 | 0.94–0.98" in line and "(validation)" in line for line in figures)
-    assert any("| piqa |" in line and "(split not stated), sha256 `abababababab…`" in line for line in figures)
+    assert any("| piqa |" in line and "(for the test split), sha256 `abababababab…`" in line for line in figures)
     assert any("EleutherAI/lambada_openai (test) at 0123456789ab" in line for line in figures)
     assert all(link in text for link in PUBLISHED.sources.values())
 

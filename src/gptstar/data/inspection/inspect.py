@@ -8,7 +8,6 @@ from typing import get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -61,7 +60,7 @@ def shard_table(manifest: Manifest) -> Table:
         read = f"{source.epochs:g} ×" if source.weight is None else f"weight {source.weight:g}"
         mixture = f"{shares[corpus]:.1%} ({read})" if split == "train" else ""
         amounts = f"{n_documents:,}", f"{n_tokens:,}", f"{n_bytes / n_tokens:.2f}"
-        table.add_row(escape(corpus), split, *amounts, mixture)
+        table.add_row(Text(corpus), split, *amounts, mixture)
     return table
 
 
@@ -86,7 +85,7 @@ def documents_table(manifest: Manifest) -> Table:
     for corpus, source in manifest.sources.items():
         for what, count in source.counts.items():
             places = "\n".join(printable(place) for place in source.examples.get(what, []))
-            table.add_row(escape(corpus), escape(what), f"{count:,}", escape(places))
+            table.add_row(Text(corpus), Text(what), f"{count:,}", Text(places))
     return table
 
 
@@ -95,7 +94,7 @@ def lengths_table(lengths: dict[str, Lengths]) -> Table:
     names = [{0.0: "least", 0.5: "median", 1.0: "most"}.get(quantile, f"{quantile:.0%}") for quantile in QUANTILES]
     table = _table("tokens in a document to train on, end-of-text included", ("corpus",), names)
     for corpus, those in lengths.items():
-        table.add_row(escape(corpus), *(f"{those.quantile(quantile):,}" for quantile in QUANTILES))
+        table.add_row(Text(corpus), *(f"{those.quantile(quantile):,}" for quantile in QUANTILES))
     return table
 
 
@@ -115,9 +114,9 @@ def origin_table(manifest: Manifest) -> Table:
     table.add_column()
     table.add_column(overflow="fold")
     for corpus, source in manifest.sources.items():
-        table.add_row(escape(corpus), escape(f"{printable(source.source)} (licence: {source.licence})"))
+        table.add_row(Text(corpus), Text(f"{printable(source.source)} (licence: {source.licence})"))
     for option, value in manifest.options.items():
-        table.add_row(escape(option), escape(value))
+        table.add_row(Text(option), Text(value))
     table.add_row("tokenizer", f"{manifest.n_vocab:,} tokens, {manifest.tokenizer}")
     table.add_row("fingerprint", manifest.fingerprint)
     return table

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from gptstar.data.inspection.benchmark_items import Benchmark
 from gptstar.data.inspection.grams import GRAM_WORDS, GramIndex
@@ -83,12 +84,12 @@ def overlap_table(overlap: Report) -> Table:
         n_items = of_benchmark["items"]
         testable = n_items - len(of_benchmark["too_short"])
         for corpus, hits in of_benchmark["corpora"].items():
-            row = [escape(name), escape(corpus), f"{n_items:,}", f"{testable:,}", f"{len(hits):,}"]
+            row: list[str | Text] = [Text(name), Text(corpus), f"{n_items:,}", f"{testable:,}", f"{len(hits):,}"]
             row.append(f"{len(hits) / testable:.1%}" if testable else "")
             if hits:
                 worst = max(hits, key=lambda hit: hit["share"])
                 row.append(f"{worst['share']:.1%}")
-                row.append(f"row {worst['row']}, document {worst['document']}: {worst['words']}")
+                row.append(Text(f"row {worst['row']}, document {worst['document']}: {worst['words']}"))
             table.add_row(*row)
     return table
 

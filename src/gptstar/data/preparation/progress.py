@@ -21,7 +21,7 @@ class PackingProgress(Progress):
         total = total_size(corpora)
         super().__init__(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=12),
             TextColumn("{task.percentage:>3.0f}%" if total else ""),
             TextColumn("{task.fields[speed]}"),

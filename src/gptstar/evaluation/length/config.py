@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gptstar.errors import ConfigError
 from gptstar.fields import Count, Seed32, check_ranges
@@ -43,6 +43,9 @@ class LengthConfig:
         seed: for resampling.
     """
 
+    KEY: ClassVar[str] = "evaluation"
+    """The group of a configuration that this is, as errors name it."""
+
     study: Literal["length"] = "length"
     context_lengths: tuple[int, ...] | None = None
     multiples: tuple[int, ...] = (1, 2, 4, 8)
@@ -63,27 +66,27 @@ class LengthConfig:
     seed: Seed32 = 1234
 
     def __post_init__(self) -> None:
-        check_ranges(self, "evaluation.")
+        check_ranges(self, f"{self.KEY}.")
         for name in ("text", "rotary_scaling", "context_lengths"):
             if getattr(self, name) in ("", ()):
-                raise ConfigError(f"evaluation.{name} is empty: name some, or leave it out")
+                raise ConfigError(f"{self.KEY}.{name} is empty: name some, or leave it out")
         for name in ("rotary_scaling", "context_lengths", "multiples"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
-                raise ConfigError(f"evaluation.{name}={list(values)} names one twice: name each once")
+                raise ConfigError(f"{self.KEY}.{name}={list(values)} names one twice: name each once")
         if min(self.multiples, default=1) < 1:
-            raise ConfigError(f"evaluation.multiples: {min(self.multiples)} is below 1")
+            raise ConfigError(f"{self.KEY}.multiples: {min(self.multiples)} is below 1")
         for name, protocol in (("stride", "sliding"), ("targets", "fixed_targets"), ("room", "fixed_targets")):
             if getattr(self, name) is not None and self.protocol != protocol:
                 raise ConfigError(
-                    f"evaluation.{name} is for evaluation.protocol={protocol}, not {self.protocol}: leave it out"
+                    f"{self.KEY}.{name} is for {self.KEY}.protocol={protocol}, not {self.protocol}: leave it out"
                 )
         if self.protocol == "legacy" and self.text is None:
-            raise ConfigError("evaluation.protocol=legacy reads files: name them as evaluation.text=[…]")
+            raise ConfigError(f"{self.KEY}.protocol=legacy reads files: name them as {self.KEY}.text=[…]")
         if self.protocol == "fixed_targets" and self.documents == "joined":
             raise ConfigError(
-                "evaluation.documents=joined would let contexts reach across documents, which "
-                "evaluation.protocol=fixed_targets is there to rule out: leave it out"
+                f"{self.KEY}.documents=joined would let contexts reach across documents, which "
+                f"{self.KEY}.protocol=fixed_targets is there to rule out: leave it out"
             )
         if self.context_lengths is not None:
             self._check_lengths(self.context_lengths)
@@ -91,20 +94,20 @@ class LengthConfig:
     def _check_lengths(self, lengths: Sequence[int]) -> None:
         least, shortest = 1 if self.protocol in ("disjoint", "sliding") else 2, min(lengths)
         if shortest < least:
-            raise ConfigError(f"evaluation.context_lengths: {shortest} is below {least}")
+            raise ConfigError(f"{self.KEY}.context_lengths: {shortest} is below {least}")
         if self.room is not None and self.room < max(lengths):
             raise ConfigError(
-                f"evaluation.room={self.room} is less than the longest context, {max(lengths)}: give that or more"
+                f"{self.KEY}.room={self.room} is less than the longest context, {max(lengths)}: give that or more"
             )
         if self.stride is not None and self.stride > shortest:
             raise ConfigError(
-                f"evaluation.stride={self.stride} exceeds the shortest context, {shortest}, so windows would leave "
+                f"{self.KEY}.stride={self.stride} exceeds the shortest context, {shortest}, so windows would leave "
                 "tokens out: give at most that"
             )
         shortest = min(self.with_control(lengths))
         if self.targets is not None and self.targets > shortest // 2:
             raise ConfigError(
-                f"evaluation.targets={self.targets} exceeds half the shortest context, {shortest}, so a target's "
+                f"{self.KEY}.targets={self.targets} exceeds half the shortest context, {shortest}, so a target's "
                 f"context could be less than half of what its row says: give at most {shortest // 2}"
             )
 
@@ -118,11 +121,11 @@ class LengthConfig:
             return tuple(sorted(self.context_lengths))
         if trained_at is None:
             raise ConfigError(
-                "the checkpoint does not know its training context: give evaluation.context_lengths=[…], or "
-                "evaluation.trained_at for its multiples"
+                f"the checkpoint does not know its training context: give {self.KEY}.context_lengths=[…], or "
+                f"{self.KEY}.trained_at for its multiples"
             )
         if not self.multiples:
-            raise ConfigError("evaluation.multiples is empty: name some, or evaluation.context_lengths")
+            raise ConfigError(f"{self.KEY}.multiples is empty: name some, or {self.KEY}.context_lengths")
         lengths = tuple(multiple * trained_at for multiple in sorted(self.multiples))
         self._check_lengths(lengths)
         return lengths
@@ -148,3 +151,10 @@ class LengthConfig:
         if self.max_tokens is not None or self.protocol == "legacy":
             return self.max_tokens
         return MAX_FIXED_TARGETS if self.protocol == "fixed_targets" else MAX_TOKENS
+
+
+@dataclass(frozen=True)
+class ReadingConfig(LengthConfig):
+    """The same as train.py has them, for a study at the end of a run."""
+
+    KEY: ClassVar[str] = "reading"

@@ -38,21 +38,23 @@ def legacy_text(tokenizer: Tokenizer, config: LengthConfig) -> tuple[Text, int]:
     Raises:
         DataError: a file can't be read or is not text.
     """
-    files, column, last_bytes = find(config.paths), config.column, config.last_bytes
+    files = find(config)
     if config.legacy_metric == "perplexity":
-        whole = "\n\n".join(row for address in files for row in _rows(address, column, last_bytes))
+        whole = "\n\n".join(row for address in files for row in _rows(address, config))
     else:
-        whole = "".join(text for address in files for text in texts_of(address, column, last_bytes or LAST_BYTES))
+        whole = "".join(
+            text for address in files for text in texts_of(address, config, config.last_bytes or LAST_BYTES)
+        )
     tokens = encode(tokenizer, [whole])[0][: config.max_tokens]
     n_bytes = len(whole.encode()) if config.max_tokens is None else int(tokenizer.token_bytes[tokens].sum())
     name = ", ".join(address.rpartition("/")[2] for address in files)
     return Text(name, source_of_files(files), (TokenStream([tokens]),), tokenizer.token_bytes), n_bytes
 
 
-def _rows(address: str, column: str | None, last_bytes: int | None) -> list[str]:
+def _rows(address: str, config: LengthConfig) -> list[str]:
     if form_of(address) in ("jsonl", "parquet"):
-        return list(texts_of(address, column, last_bytes))
-    lines = io.StringIO(plain_text(address, last_bytes), newline="\n")
+        return list(texts_of(address, config, config.last_bytes))
+    lines = io.StringIO(plain_text(address, config.last_bytes), newline="\n")
     return [line if line.strip() else "" for line in lines]
 
 

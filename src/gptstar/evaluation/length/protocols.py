@@ -49,7 +49,7 @@ def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, s
     if most < longest:
         raise DataError(
             f"no document has {longest:,} tokens, the longest {most:,}, so the longest context can't be filled: read "
-            "shorter contexts, other text, or evaluation.documents=joined"
+            "shorter contexts, other text, or give documents=joined"
         )
     if limit is None or sizes.sum() <= limit:
         return _numbered((number, 0, size) for number, size in enumerate(sizes.tolist()))

@@ -58,7 +58,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
         DataError: the text can't be read, or does not fit a checkpoint.
     """
     if shards is not None and config.text is not None:
-        raise ConfigError(f"shards={shards} and evaluation.text name two texts: leave one out")
+        raise ConfigError(f"shards={shards} and {config.KEY}.text name two texts: leave one out")
     lengths = lengths_of(checkpoints, config)
     plans: dict[str, Plan | LegacyPlan] = {}
     parts = []
@@ -72,11 +72,11 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
         scalings = _scalings(name, checkpoint, config, trained_at)
         folder = None
         if config.text is None:
-            folder = _held_out_shards(checkpoint, shards)
+            folder = _held_out_shards(checkpoint, config, shards)
             tokenizer, key = folder.tokenizer, folder.manifest.fingerprint
             if plans and key not in plans:
                 raise ConfigError(
-                    "the checkpoints were trained with different text: give one for all, evaluation.text=[…] or "
+                    f"the checkpoints were trained with different text: give one for all, {config.KEY}.text=[…] or "
                     "shards=DIR"
                 )
         elif checkpoint.tokenizer is None:
@@ -95,12 +95,12 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
     return parts
 
 
-def _held_out_shards(checkpoint: Checkpoint, shards: str | None) -> ShardFolder:
+def _held_out_shards(checkpoint: Checkpoint, config: LengthConfig, shards: str | None) -> ShardFolder:
     """Open the shards that a checkpoint is to be read on, by default those that it was trained on."""
     data = checkpoint.training.data if checkpoint.training else {}
     if shards is None and "shards" not in data:
         raise ConfigError(
-            "the checkpoint does not say what it was trained on: give evaluation.text=[…], or shards=DIR, as "
+            f"the checkpoint does not say what it was trained on: give {config.KEY}.text=[…], or shards=DIR, as "
             "`gptstar prepare` makes"
         )
     where = shards or data["shards"]
@@ -118,7 +118,7 @@ def _held_out_shards(checkpoint: Checkpoint, shards: str | None) -> ShardFolder:
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != folder.manifest.tokenizer:
         raise DataError(
             f"the shards in {folder.folder} were made with another tokenizer than the checkpoint's: read plain text, "
-            "evaluation.text=[…], which each checkpoint reads with its own"
+            f"{config.KEY}.text=[…], which each checkpoint reads with its own"
         )
     return folder
 
@@ -141,6 +141,6 @@ def _scalings(name: str, checkpoint: Checkpoint, config: LengthConfig, trained_a
     if trained_at is None and config.rotary_scaling != ("none",):
         raise ConfigError(
             f"{name} has {POSITIONS.name_of(positions)} positions and does not know its training context, which their "
-            "scaling starts from: give evaluation.trained_at, or evaluation.rotary_scaling=[none]"
+            f"scaling starts from: give {config.KEY}.trained_at, or {config.KEY}.rotary_scaling=[none]"
         )
     return tuple(each for each in config.rotary_scaling if each == "none" or each in positions.scalings)

@@ -56,27 +56,27 @@ class Text:
         return np.asarray([len(document) - 1 for document in self.documents], dtype=np.int64)
 
 
-def find(patterns: Sequence[str]) -> list[str]:
-    """The files that globs match, and addresses as they are.
+def find(config: LengthConfig) -> list[str]:
+    """The files that the globs of a study match, and its addresses as they are.
 
     Raises:
         DataError: a glob matches nothing.
     """
     files: list[str] = []
-    for pattern in patterns:
+    for pattern in config.paths:
         is_one = "://" in pattern or os.path.isfile(pattern)
         matches = [pattern] if is_one else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not matches:
-            raise DataError(f"evaluation.text: {pattern} matches no file (looked from {Path.cwd()})")
+            raise DataError(f"{config.KEY}.text: {pattern} matches no file (looked from {Path.cwd()})")
         files += matches
     return list(dict.fromkeys(files))
 
 
-def texts_of(address: str, column: str | None = None, last_bytes: int | None = None) -> Iterator[str]:
+def texts_of(address: str, config: LengthConfig, last_bytes: int | None = None) -> Iterator[str]:
     """Yield the documents of a file, empty ones too. JSON lines, Parquet and Arrow hold several.
 
     Args:
-        column: the text's; by default the first of `COLUMNS` that the first record has.
+        config: `column` is the text's; by default the first of `COLUMNS` that the first record has.
         last_bytes: read only the end of plain text.
 
     Raises:
@@ -86,8 +86,8 @@ def texts_of(address: str, column: str | None = None, last_bytes: int | None = N
         yield plain_text(address, last_bytes)
         return
     if last_bytes is not None:
-        raise DataError(f"evaluation.last_bytes is for plain text; {address} is not: leave it out")
-    columns = COLUMNS if column is None else (column,)
+        raise DataError(f"{config.KEY}.last_bytes is for plain text; {address} is not: leave it out")
+    columns = COLUMNS if config.column is None else (config.column,)
     for name in columns:
         first = next(File(address, None, Fields(name)).read(), None)
         if not isinstance(first, Skipped) or "field" not in first.reason:
@@ -95,7 +95,7 @@ def texts_of(address: str, column: str | None = None, last_bytes: int | None = N
     else:
         assert isinstance(first, Skipped)
         names = " or ".join(f'"{each}"' for each in columns)
-        raise DataError(f"{first.place}: no {names} field: name the text's as evaluation.column")
+        raise DataError(f"{first.place}: no {names} field: name the text's as {config.KEY}.column")
     parts: list[str] = []
     for record in File(address, None, Fields(name)).read():
         if isinstance(record, Piece):
@@ -146,8 +146,8 @@ def text_of_files(tokenizer: Tokenizer, config: LengthConfig) -> Text:
     Raises:
         DataError: a file is missing, can't be read or is not text; or there is no text at all.
     """
-    files = find(config.paths)
-    texts = (text for address in files for text in texts_of(address, config.column, config.last_bytes) if text)
+    files = find(config)
+    texts = (text for address in files for text in texts_of(address, config, config.last_bytes) if text)
     start = np.asarray([tokenizer.end_of_text], dtype=np.int32)
     documents: list[np.ndarray] = []
     n_bytes = 0
@@ -155,7 +155,7 @@ def text_of_files(tokenizer: Tokenizer, config: LengthConfig) -> Text:
         documents += [np.concatenate((start, tokens)) for tokens in encode(tokenizer, batch)]
         n_bytes += sum(len(text.encode()) for text in batch)
     if not documents:
-        raise DataError(f"evaluation.text: {', '.join(files)}: nothing but empty documents")
+        raise DataError(f"{config.KEY}.text: {', '.join(files)}: nothing but empty documents")
     n_token_bytes = sum(int(tokenizer.token_bytes[document].sum()) for document in documents)
     if config.documents == "joined":
         documents = [np.concatenate(documents)]

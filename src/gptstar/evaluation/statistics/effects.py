@@ -18,6 +18,8 @@ class Effect:
     Attributes:
         low, high, p: NaN for a single seed.
         n_cells: in which the two were compared, other settings alike; the same for all seeds.
+        is_decided: whether each side is known at its best, which one whose best learning rate is the lowest or highest
+            of those tried is not.
     """
 
     value: float
@@ -26,15 +28,18 @@ class Effect:
     p: float
     n_seeds: int
     n_cells: int
+    is_decided: bool = True
 
     @property
     def is_significant(self) -> bool:
-        """Whether it has enough seeds and a small enough p."""
-        return self.n_seeds >= SEEDS and self.p < LEVEL
+        """Whether it is decided, with enough seeds and a small enough p."""
+        return self.is_decided and self.n_seeds >= SEEDS and self.p < LEVEL
 
     @property
     def verdict(self) -> str:
         """The same in words."""
+        if not self.is_decided:
+            return "not decided: a best learning rate is at the end of its rates"
         if self.is_significant:
             return "significant"
         if not self.low <= 0 <= self.high and not math.isnan(self.p):

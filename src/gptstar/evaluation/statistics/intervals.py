@@ -1,7 +1,7 @@
 """How sure a figure is: accuracies by Wilson's interval, ratios of sums over documents by the studentised bootstrap."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,6 +56,23 @@ def cluster_numbers(clusters: Clusters, n_items: int) -> np.ndarray | None:
         raise ValueError(f"{len(clusters)} clusters for {n_items} items")
     names, numbers = np.unique(np.asarray(clusters), return_inverse=True)
     return numbers if len(names) < n_items else None
+
+
+def join_clusters(clusters: Sequence[int], keys: Sequence[Hashable]) -> list[int]:
+    """Make one of all clusters that have an item with the same key, `(item,)`; it has the lowest of their numbers."""
+    joined: dict[int, int] = {}
+    first: dict[Hashable, int] = {}
+
+    def number_of(cluster: int) -> int:
+        while cluster in joined:
+            cluster = joined[cluster]
+        return cluster
+
+    for cluster, key in zip(clusters, keys, strict=True):
+        low, high = sorted((number_of(first.setdefault(key, cluster)), number_of(cluster)))
+        if low < high:
+            joined[high] = low
+    return [number_of(cluster) for cluster in clusters]
 
 
 def accuracy_interval(correct: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Interval:

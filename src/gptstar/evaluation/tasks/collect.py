@@ -10,7 +10,7 @@ from lm_eval.api import metrics as harness_metrics
 from lm_eval.api.task import Task
 
 from gptstar.evaluation.results import Kind, Metric, Sample, from_nats
-from gptstar.evaluation.statistics.intervals import Interval, accuracy_interval, ratio_interval
+from gptstar.evaluation.statistics.intervals import Interval, accuracy_interval, join_clusters, ratio_interval
 
 KINDS: dict[Callable[..., float], Kind] = {
     harness_metrics.mean: "mean",
@@ -42,6 +42,13 @@ def samples_of(
     return tuple(
         Sample(item, hashes[item], clusters[item], scores[item], choices.get(item, ())) for item in sorted(scores)
     )
+
+
+def copies_of(logged: Sequence[Mapping[str, Any]], hashes: Sequence[str]) -> list[int]:
+    """By item, the number of the first that is a copy: of the same hash, or one that asks the model the very same."""
+    asked = {entry["doc_id"]: repr(entry["arguments"]) for entry in logged}
+    numbers = join_clusters(range(len(hashes)), hashes)
+    return join_clusters(numbers, [asked.get(number, number) for number in range(len(hashes))])
 
 
 def kinds_of(task: Task) -> dict[str, Kind]:

@@ -65,36 +65,47 @@ COLUMNS: dict[str, dict[str, Rule]] = {
 """What the harness's code reads of each task. On something else it would fail deep down, or score nonsense."""
 
 
-def read(path: Path, task: str) -> list[tuple[str, Row]]:
-    """Items of a file, each with where it stands (`line 7`, or `row 7` of Parquet).
+def items(path: Path) -> list[tuple[str, Row]]:
+    """Items of a file as they are, each with where it stands (`line 7`, or `row 7` of Parquet).
 
     Raises:
-        DataError: damaged, empty, not JSON objects, columns that are missing or change from line to line, or values
-            that the task can't use; names file, line and column.
+        DataError: damaged, empty, or not JSON objects; names file and line.
     """
     try:
         if path.suffix.lower() == ".parquet":
-            items = pyarrow.parquet.read_table(path).to_pylist()
-            rows = [(f"row {number}", row) for number, row in enumerate(items, start=1)]
+            table = pyarrow.parquet.read_table(path).to_pylist()
+            rows = [(f"row {number}", row) for number, row in enumerate(table, start=1)]
         else:
             rows = list(_lines(path))
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: can't be read ({in_one_line(error)}): damaged, cut short or gone") from error
     if not rows:
         raise DataError(f"{path}: holds no items")
-    rules = COLUMNS.get(task, {})
-    for where, row in rows:
-        for column in rules or rows[0][1]:
-            if column not in row:
-                raise DataError(f"{path}, {where}: no column {column!r}, which {task} needs")
-        for column, value in row.items():
-            if column not in rows[0][1]:
-                raise DataError(f"{path}, {where}: a column {column!r}, which {rows[0][0]} lacks")
-            if column in rules and not rules[column].accepts(value):
-                raise DataError(
-                    f"{path}, {where}: column {column!r} is {value!r:.60}, but {task} needs {rules[column].needed}"
-                )
     return rows
+
+
+def read(path: Path, task: str) -> list[tuple[str, Row]]:
+    """Items of a file for a task, each with where it stands, and all with the same columns.
+
+    A column that some items lack is null there in a task of the suite, which does not read it. In another task it is
+    left out, so that code that needs it fails instead of reading nulls.
+
+    Raises:
+        DataError: as `items`; or columns are missing or hold what the task can't use; names file, line and column.
+    """
+    rows, rules = items(path), COLUMNS.get(task, {})
+    for where, row in rows:
+        if lacking := [column for column in rules if column not in row]:
+            raise DataError(f"{path}, {where}: no column {lacking[0]!r}, which {task} needs")
+        for column, rule in rules.items():
+            if not rule.accepts(row[column]):
+                raise DataError(
+                    f"{path}, {where}: column {column!r} is {row[column]!r:.60}, but {task} needs {rule.needed}"
+                )
+    columns = list(dict.fromkeys(column for _, row in rows for column in row))
+    if not rules:
+        columns = [column for column in columns if all(column in row for _, row in rows)]
+    return [(where, {column: row.get(column) for column in columns}) for where, row in rows]
 
 
 def as_harness_dataset(*, gptstar: Mapping[str, Any], **_: Any) -> dict[str, datasets.Dataset]:

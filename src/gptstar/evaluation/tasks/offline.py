@@ -140,6 +140,7 @@ def _unusable(path: str, where: str | None, task: str, row: Mapping[str, Any], e
     """The refusal of an item that the harness's code can't use, from the error that the code raised."""
     part = _missing_part(error)
     if part is not None and part not in row.values():
+        where, row = next((each for each in local_files.items(Path(path)) if part not in each[1]), (where, row))
         problem = f"no column {part!r}, which {task} needs; it has {', '.join(row)}"
     else:
         problem = f"{task} can't use it ({type(error).__name__}: {in_one_line(error)})"
@@ -201,8 +202,8 @@ def clusters_of(task_name: str, documents: Sequence[Mapping[str, Any]]) -> list[
     """Which items are not independent of one another: they have the same number.
 
     Many of Winogrande's sentences come as twins that differ by a word or two and have the same two options: 168 pairs
-    among the 760 validation items in `../shared/data`. HellaSwag's items of one video or article share a `source_id`.
-    Items of other tasks each stand alone.
+    among 760 items of its validation split. HellaSwag's items of one video or article share a `source_id`. Items of
+    other tasks each stand alone, until copies are joined.
     """
     clusters = list(range(len(documents)))
     if task_name.startswith("hellaswag"):

@@ -40,11 +40,12 @@ def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskM
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists them"
-            yours = f"evaluation.include_path={include_path} has none" if own else "give evaluation.include_path=FOLDER"
-            raise ConfigError(
-                f"evaluation.tasks: lm-evaluation-harness has no task {name!r}: {hint}; of your own {yours}"
-            )
+            hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists the harness's"
+            where = f"neither lm-evaluation-harness nor evaluation.include_path={include_path} has the task {name!r}"
+            if not own:
+                where = f"lm-evaluation-harness has no task {name!r}"
+                hint += "; for a task of your own give evaluation.include_path=FOLDER"
+            raise ConfigError(f"evaluation.tasks: {where}: {hint}")
     return manager
 
 

@@ -23,7 +23,8 @@ from gptstar.errors import CheckpointError, ConfigError
 from gptstar.evaluation.batch_size import smallest
 from gptstar.evaluation.harness import HarnessModel, n_to_write, room_for_prompt
 from gptstar.evaluation.results import TaskResult, TaskResults, versions_of, write_tasks
-from gptstar.evaluation.tasks.collect import metrics_of, samples_of
+from gptstar.evaluation.statistics.intervals import join_clusters
+from gptstar.evaluation.tasks.collect import copies_of, metrics_of, samples_of
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
 from gptstar.evaluation.tasks.pictures import plot_tasks
@@ -102,7 +103,8 @@ def evaluate_tasks(
     was_training = model.training
     model.eval()
     results = []
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,}/{task.total:,}")
+    name = TextColumn("{task.description}", markup=False)
+    columns = name, BarColumn(), TextColumn("{task.completed:,}/{task.total:,}")
     is_quiet = not (console.is_terminal and team.ranks.first)
     try:
         with (
@@ -174,7 +176,9 @@ def _evaluate(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Map
         raise CheckpointError(f"{name}: a perplexity beyond what a float holds; the model has diverged") from error
     documents, figures = list(task.eval_docs), output["results"][name]
     hashes = [item_hash(document, name) for document in documents]
-    samples = samples_of(task, output["samples"][name], hashes, clusters_of(name, documents))
+    copies = copies_of(output["samples"][name], hashes)
+    clusters = join_clusters(clusters_of(name, documents), copies)
+    samples = samples_of(task, output["samples"][name], hashes, clusters)
     metrics = metrics_of(task, figures, samples)
     if config.overlap is not None:
         unclean = _unclean_items(config.overlap, task)
@@ -189,6 +193,7 @@ def _evaluate(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Map
         metrics=metrics,
         samples=samples,
         n_cut=lm.n_cut,
+        n_copies=len(samples) - len({copies[sample.item] for sample in samples}),
     )
 
 

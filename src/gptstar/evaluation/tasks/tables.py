@@ -11,6 +11,7 @@ from rich.text import Text
 from gptstar.evaluation.results import Metric, TaskResult, TaskResults
 from gptstar.evaluation.tables import markdown_table
 from gptstar.evaluation.tasks.published import Row, published_rows
+from gptstar.terminal import in_markdown
 
 COLUMNS = (
     ("lambada_openai", "acc"),
@@ -63,7 +64,7 @@ def task_table(results: TaskResults) -> RenderableType:
         parts.append(table)
     for number, note in enumerate(comparison.notes if comparison else (), start=1):
         parts.append(Text(f"{number}".translate(SUPERSCRIPT) + f" {note}", style="dim"))
-    return Group(*parts)
+    return Group(*parts, *map(Text, copies_notes(results)))
 
 
 def task_markdown(results: TaskResults) -> str:
@@ -88,16 +89,30 @@ def task_markdown(results: TaskResults) -> str:
     lines += ["", "## Every figure", ""]
     figures = [_figure_row(task, metric) for task in results.tasks for metric in task.metrics]
     lines += [*markdown_table(FIGURE_COLUMNS, figures, n_left=3), ""]
+    for note in copies_notes(results):
+        lines += [note, ""]
+    lines = [in_markdown("\n".join(lines))]
     if comparison is not None:
         lines += ["Published figures are from", ""]
         lines += [f"- {link}" for link in published_rows().sources.values()]
     return "\n".join(lines) + "\n"
 
 
+def copies_notes(results: TaskResults) -> list[str]:
+    """A line for each task with items that are copies of each other."""
+    return [
+        f"{task.task}: {task.n_copies:,} of {len(task.samples):,} items are copies of earlier ones; an item and its "
+        "copies are one cluster."
+        for task in results.tasks
+        if task.n_copies
+    ]
+
+
 def _figure_row(task: TaskResult, metric: Metric) -> list[str]:
     source = task.source
     if "path" in source:
-        origin = f"`{source['path']}` ({source.get('split') or 'split not stated'}), sha256 `{source['sha256'][:12]}…`"
+        assumed = f"for the {source['stands_for']} split" if source.get("stands_for") else "split not stated"
+        origin = f"`{source['path']}` ({source.get('split') or assumed}), sha256 `{source['sha256'][:12]}…`"
     else:
         revision = f" at {source['revision'][:12]}" if source.get("revision") else ""
         origin = f"{source.get('dataset')} ({source.get('split')}){revision}"

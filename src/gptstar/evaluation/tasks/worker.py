@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from gptstar.evaluation.tasks.rows import Row
 from gptstar.evaluation.tasks.scoring import Finish, Scorable, Score, Scorer
 from gptstar.evaluation.tasks.team import OnResults
 from gptstar.inference.decode import decode
-from gptstar.inference.sampling import Sampling
+from gptstar.inference.sampling import GREEDY, Sampling
 from gptstar.inference.stops import Stops, without_marks
 
 
@@ -25,14 +25,13 @@ class Prompt:
         tokens: at least one.
         n_new: tokens to add at most.
         until: texts that end it, none of them empty.
-        temperature: 0 takes the likeliest token.
+        sampling: how tokens are drawn; the seed is the worker's.
     """
 
     tokens: tuple[int, ...]
     n_new: int
     until: tuple[str, ...] = ()
-    temperature: float = 0.0
-    top_k: int | None = None
+    sampling: Sampling = GREEDY
 
 
 class Worker:
@@ -82,7 +81,7 @@ class Worker:
         """Prompts that are continued in the same way, by length, as many at once as a batch holds."""
         alike: defaultdict[object, list[int]] = defaultdict(list)
         for number, prompt in enumerate(prompts):
-            alike[prompt.n_new, prompt.until, prompt.temperature, prompt.top_k].append(number)
+            alike[prompt.n_new, prompt.until, prompt.sampling].append(number)
         batches = []
         for numbers in alike.values():
             numbers.sort(key=lambda number: -len(prompts[number].tokens))
@@ -108,7 +107,7 @@ class Worker:
                 self.scorer.model,
                 [prompts[number].tokens for number in numbers],
                 first.n_new,
-                sampling=Sampling(first.temperature, first.top_k, self._seed),
+                sampling=replace(first.sampling, seed=self._seed),
                 ended=ended,
                 numbers=numbers,
             )

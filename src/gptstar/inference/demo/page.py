@@ -10,12 +10,15 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from gptstar.errors import ConfigError, Refusal
+from gptstar.inference.demo.guard import Guard
 from gptstar.inference.demo.markup import CSS, Page, about
 from gptstar.inference.demo.request import METHODS, Limits, Request
 from gptstar.inference.generate import Piece, stream, tokenizer_of
 from gptstar.model import GPT
+from gptstar.terminal import plain
 
 EXAMPLES = (
     "The",
@@ -100,7 +103,7 @@ def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
         second.change(
             lambda name: gr.update(visible=name != NONE), second, beside, queue=False, api_visibility="private"
         )
-    blocks.queue(max_size=limits.waiting, api_open=True)
+    blocks.queue(max_size=limits.waiting, api_open=False)  # no request goes past the queue
     return blocks
 
 
@@ -118,7 +121,7 @@ def serve(models: Mapping[str, GPT], limits: Limits, *, host: str, port: int | N
         where = host if port is None else f"{host}, port {port}"
         raise ConfigError(f"can't serve at {where} ({error}): choose another --host or --port") from error
     blocks = page(models, limits)
-    # Nothing is fetched from elsewhere, and no file of this machine can be read.
+    # Nothing is fetched from elsewhere, and no file of this machine can be read or written.
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
@@ -131,10 +134,10 @@ def serve(models: Mapping[str, GPT], limits: Limits, *, host: str, port: int | N
         css=CSS,
         footer_links=[],
         run_history=False,
-        max_file_size=1,
         enable_monitoring=False,
+        app_kwargs={"middleware": [Middleware(Guard, host=host, limits=limits)]},
     )
-    print(f"{', '.join(models)} at {address} (Ctrl-C ends it)", flush=True)
+    print(plain(f"{', '.join(models)} at {address} (Ctrl-C ends it)"), flush=True)
     blocks.block_thread()
 
 

@@ -143,18 +143,22 @@ def take_initial_model(composed: "DictConfig", words: Sequence[str]) -> None:
     from gptstar.choices import import_plugins
     from gptstar.data.tokenizer import Tokenizer
     from gptstar.files import write_text
+    from gptstar.training.status import read_config
 
     for word in words:
         if re.match(r"[+~]*model(?!\.dropout=)[.=@]", word):
             raise ConfigError(f"init_from={given} brings its model, and {word} sets it: leave one of them out")
     OmegaConf.set_struct(composed, False)
     output = Path(composed.output)
-    if (output / LAST).exists() and (output / "config.yaml").exists():  # the run has begun, and knows what with
-        begun = OmegaConf.load(output / "config.yaml")
-        if not begun.get("init_from") or (Path(given).exists() and str(find(Path(given))) != begun.init_from):
+    if (output / LAST).exists():  # the run has begun, and knows what with
+        try:
+            begun = read_config(output)
+            known = begun["init_from"], begun["model"], begun["data"]["tokenizer"]
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f"{output / 'config.yaml'} is damaged or missing: choose another output") from error
+        if not known[0] or (Path(given).exists() and str(find(Path(given))) != known[0]):
             raise ConfigError(f"output={output} holds a run that did not begin with {given}: choose another output")
-        composed.init_from, composed.model = begun.get("init_from"), begun.model
-        composed.data.tokenizer = begun.data.tokenizer
+        composed.init_from, composed.model, composed.data.tokenizer = known
         return
     import_plugins(tuple(composed.plugins))
     path = find(Path(given))

@@ -121,9 +121,14 @@ class Tokenizer:
         return np.asarray([len(piece) for piece in self._pieces], dtype=np.int64)
 
     def check_vocabulary(self, n_vocab: int, name: str) -> None:
-        """Raise DataError, which calls the tokenizer `name`, if a model's vocabulary has another size."""
-        if self.n_vocab != n_vocab:
-            raise DataError(f"{name} has {self.n_vocab:,} tokens, the model {n_vocab:,}: they don't fit")
+        """Raise DataError, which calls the tokenizer `name`, if it has more tokens than a model has rows.
+
+        Fewer are those of a model padded to a round number.
+        """
+        if self.n_vocab > n_vocab:
+            raise DataError(
+                f"{name} has {self.n_vocab:,} tokens, the model {n_vocab:,}: give the one it was trained with"
+            )
 
     def text_of(self, token: int) -> str:
         """Show a token: its text, other bytes as hexadecimal, special tokens by name."""

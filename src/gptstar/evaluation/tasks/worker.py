@@ -110,6 +110,7 @@ class Worker:
                 sampling=Sampling(first.temperature, first.top_k, self._seed),
                 ended=ended,
                 numbers=numbers,
+                n_tokens=self._tokenizer.n_vocab,
             )
         texts = {}
         for number, tokens in zip(numbers, written, strict=True):

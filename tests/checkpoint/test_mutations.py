@@ -75,11 +75,11 @@ def changed(tree: Any, draw: random.Random, odd: list[Any]) -> Any:
             case 0:
                 del here[key]
             case 1:
-                here[draw.choice(["new", "n_ctx", "n_layers"])] = draw.choice(odd)
+                here[draw.choice(["new", "n_ctx", "n_layers"])] = copy.deepcopy(draw.choice(odd))
             case 2 if isinstance(below, int):
                 here[key] = below + draw.choice([-1, 1])
             case _:
-                here[key] = draw.choice(odd)
+                here[key] = copy.deepcopy(draw.choice(odd))
         if not tree:
             break
     return tree

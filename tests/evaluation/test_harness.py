@@ -22,7 +22,7 @@ import gptstar
 from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, DataError
 from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import TaskResults, read_tasks, write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
@@ -250,7 +250,7 @@ def test_items_that_training_never_saw_are_scored_by_themselves(bpe, task_files,
 def test_refusals_name_the_cure(bpe, task_files):
     with pytest.raises(CheckpointError, match=r"holds no tokenizer.*give tokenizer=FILE"):
         suite(build(300), None, task_files)
-    with pytest.raises(CheckpointError, match="the tokenizer has 300 tokens, the model 299"):
+    with pytest.raises(DataError, match="the tokenizer has 300 tokens, the model 299"):
         suite(build(299), bpe, task_files)
     with pytest.raises(ConfigError, match="too short"):
         suite(build(300), bpe, task_files, tasks=("hellaswag",), context_length=5)

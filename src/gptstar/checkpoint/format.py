@@ -10,10 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict
 from torch import Tensor
 
 from gptstar.choices import parse_fields
@@ -49,7 +48,7 @@ class TrainingState:
         ended: where a callback ended the run before its last step: its `reason`, and the `callbacks` as configured.
     """
 
-    __pydantic_config__ = ConfigDict(arbitrary_types_allowed=True)  # tensors
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"arbitrary_types_allowed": True}  # tensors
 
     step: NotNegative
     validated_step: NotNegative
@@ -142,26 +141,31 @@ def parsed(path: Path, tree: Any, *, lacks_weights: bool = False) -> Checkpoint:
                 if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.nbytes:
                     raise CheckpointError(f"{name} has more numbers than the file holds")
         return checkpoint
-    except (CheckpointError, ConfigError) as error:
-        raise CheckpointError(f"{path} holds values that can't be used: {in_one_line(error)}") from error
+    except ConfigError as error:
+        raise CheckpointError(f"{path} holds a model that can't be built: {in_one_line(error)}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not hold what its format promises ({in_one_line(repr(error))})") from error
 
 
 def _training(tree: Any) -> TrainingState:
     if not isinstance(tree, dict):
-        raise ConfigError(f"training={tree} is not a mapping of keys")
-    state = parse_fields(TrainingState, tree, "training")
+        raise CheckpointError(f"training={in_one_line(tree)} is not a mapping of keys")
+    try:
+        state = parse_fields(TrainingState, tree, "training")
+    except ConfigError as error:
+        raise CheckpointError(in_one_line(error)) from error
     for key in ("data.context_length", "batch_tokens"):
         number = state.settings.get(key, 1)
         if type(number) is not int or number < 1:
-            raise ConfigError(f"{key}={number} is not a whole number of 1 or more")
+            raise CheckpointError(f"{key}={in_one_line(number)} is not a whole number of 1 or more")
     for key in ("fingerprint", "shards"):
         if not isinstance(state.data.get(key, ""), str):
-            raise ConfigError(f"training.data.{key}={state.data[key]} is not a text")
+            raise CheckpointError(f"training.data.{key}={in_one_line(state.data[key])} is not a text")
     for corpus in state.data.get("corpora", {}).values():
         if not all(isinstance(corpus[key], int) for key in ("documents", "tokens", "bytes")):
-            raise ConfigError(f"training.data.corpora holds {corpus}, not documents, tokens and bytes as numbers")
+            raise CheckpointError(f"training.data.corpora holds {in_one_line(corpus)}, without its sizes")
     return state
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gptstar.errors import DataError
+from gptstar.errors import DataError, in_one_line
 
 END_OF_TEXT = "<|endoftext|>"
 ADDED = "id", "content", "special", "normalized", "single_word", "lstrip", "rstrip"
@@ -36,9 +36,13 @@ class Tokenizer:
     def __init__(self, json_text: str) -> None:
         """Read JSON text. Raises DataError unless it is a byte-level BPE with an end-of-text token."""
         try:
+            if prefix := json.loads(json_text)["model"].get("continuing_subword_prefix"):
+                raise ValueError(f"continuing_subword_prefix={prefix}, where byte-level tokens have none")
             self._backend = tokenizers.Tokenizer.from_str(json_text)
-        except Exception as error:  # the library raises bare Exception for whatever it can't parse
-            raise DataError(f"not a `tokenizers` JSON ({error})") from error
+        except BaseException as error:  # bare Exception for whatever the library can't parse, or a panic
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise DataError(f"not a `tokenizers` JSON ({in_one_line(error)})") from error
         if self._backend.token_to_id(END_OF_TEXT) is None:
             raise DataError(f"the tokenizer has no {END_OF_TEXT} token, which separates documents")
         if not isinstance(self._backend.model, models.BPE):

@@ -76,7 +76,7 @@ def test_it_prints_what_the_function_returns(
         (["-n", "2", "--stream"], "drop -n"),
         (["--file", "/nowhere"], "No such file"),
         (["--device", "nowhere"], "--device nowhere"),
-        (["--tokens", "99999999999999"], "1 texts of 1 tokens and 99,999,999,999,999 new ones take"),
+        (["--tokens", "99999999999999"], "1 text of 1 tokens and 99,999,999,999,999 new ones would take"),
         (["-n", "1000000000000"], "GB of memory at least"),
         (["--file", "zeros"], "operations before the first new one"),
     ],

@@ -27,6 +27,9 @@ FORMAT_VERSION = 1
 DESCRIPTION = "checkpoint.json"
 """The file by which a checkpoint in parts is recognised."""
 
+CORPUS = {"source": str, "licence": str, "documents": int, "tokens": int, "bytes": int}
+"""What a checkpoint says of each corpus that its model was trained on."""
+
 OptimizerState = dict[str, dict[str, Tensor]]
 """By parameter name, such as `{"norm.weight": {"exp_avg": …}}`."""
 
@@ -164,8 +167,8 @@ def _training(tree: Any) -> TrainingState:
         if not isinstance(state.data.get(key, ""), str):
             raise CheckpointError(f"training.data.{key}={in_one_line(state.data[key])} is not a text")
     for corpus in state.data.get("corpora", {}).values():
-        if not all(isinstance(corpus[key], int) for key in ("documents", "tokens", "bytes")):
-            raise CheckpointError(f"training.data.corpora holds {in_one_line(corpus)}, without its sizes")
+        if not all(type(corpus[key]) is kind for key, kind in CORPUS.items()):
+            raise CheckpointError(f"training.data.corpora describes a corpus as {in_one_line(corpus)}")
     return state
 
 

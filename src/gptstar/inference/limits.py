@@ -35,18 +35,18 @@ def check_size(model: GPT, *, n_texts: int, longest: int, n_new: int) -> None:
     of_token = cache_bytes(config, max(weight.itemsize, 4) if weight.device.type == "cpu" else weight.itemsize)
     needed = n_texts * (TEXT + (longest + n_new) * of_token + 8 * n_new + 4 * config.n_vocab)
     there = _memory(weight.device)
-    texts = f"{n_texts:,} texts of {longest:,} tokens and {n_new:,} new ones"
+    texts = f"{n_texts:,} text{'s' * (n_texts > 1)} of {longest:,} tokens and {n_new:,} new ones"
     if needed > there:
         raise ConfigError(
-            f"{texts} take {needed / 1e9:,.0f} GB of memory at least, and there are {there / 1e9:,.0f} GB: ask for "
-            "fewer texts or tokens (-n, --tokens), or shorten the prompt"
+            f"{texts} would take {needed / 1e9:,.0f} GB of memory at least, and there are {there / 1e9:,.0f} GB: ask "
+            "for fewer texts or tokens (-n, --tokens), or shorten the prompt"
         )
     scores = config.n_layers * config.n_heads * longest * (4 * config.head_width + SCORE) // 2
     work = n_texts * longest * (2 * config.n_params + scores)
     hours = work / PER_SECOND.get(weight.device.type, 1e11) / 3600
     if hours > MOST_HOURS:
         raise ConfigError(
-            f"{texts} take {work:.1e} operations before the first new one, {hours:,.0f} hours or so: shorten the "
+            f"{texts} would take {work:.1e} operations before the first new one, {hours:,.0f} hours or so: shorten the "
             "prompt, or ask for fewer texts (-n)"
         )
 

@@ -167,8 +167,10 @@ def parse_fields(cls: type[Kind], tree: dict[str, Any], key: str) -> Kind:
         key: what they stand under in the configuration.
 
     Raises:
-        ConfigError: a value is missing, or of another type; names the key.
+        ConfigError: a key is not known, or a value is missing or of another type; names the key.
     """
+    if unknown := next((name for name in tree if name not in _field_names(cls)), None):
+        raise ConfigError(f"{key}.{in_one_line(unknown)} is not a key of this version's {key}")
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in tree and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{key}.{field.name} has no value: give {key}.{field.name}=VALUE")
@@ -177,7 +179,7 @@ def parse_fields(cls: type[Kind], tree: dict[str, Any], key: str) -> Kind:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join([key, *(str(part) for part in first["loc"] if part in tree)])
-        raise ConfigError(f"{where}={first['input']}{in_words(first)}") from error
+        raise ConfigError(f"{where}={in_one_line(first['input'])}{in_words(first)}") from error
 
 
 def import_plugins(modules: tuple[str, ...]) -> None:

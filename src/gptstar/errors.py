@@ -30,9 +30,12 @@ class TrainingError(Refusal):
     """A run that can't go on, such as one whose loss is no longer finite."""
 
 
-def in_one_line(error: BaseException) -> str:
-    """What somebody else's error says, or its kind where it says nothing, in one line that is not too long."""
-    said = " ".join(str(error).split()) or repr(error)
+def in_one_line(value: object) -> str:
+    """A value, or what somebody else's error says, in one line that is not too long."""
+    try:
+        said = " ".join(str(value).split()) or repr(value)
+    except (ValueError, RecursionError):  # of thousands of digits, or of brackets
+        said = f"a huge {type(value).__name__}"
     return said if len(said) < 300 else f"{said[:300]}…"
 
 

@@ -1,6 +1,8 @@
 import hashlib
+import io
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import gptstar
 from gptstar.checkpoint.format import Checkpoint, TrainingState, write
 from gptstar.checkpoint.identity import read_with_identity
 from gptstar.checkpoint.kept import BEST, LAST, link, newest_first, of_step, prune
-from gptstar.checkpoint.parts import verify_parts, write_parts
+from gptstar.checkpoint.parts import _Plain, verify_parts, write_parts
 from gptstar.checkpoint.read import find, read
 from gptstar.cli import main
 from gptstar.errors import CheckpointError
@@ -148,6 +150,12 @@ class TestInParts:
             read(tmp_path / "a.ckpt")
 
 
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_a_path_of_any_python_is_not_code(module: str) -> None:
+    pickled = f"c{module}\nPosixPath\n(S'a'\ntR.".encode()
+    assert _Plain(io.BytesIO(pickled)).load() == Path("a")
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
 def test_a_truncated_file_is_refused_by_name(kept: float, checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
@@ -189,6 +197,36 @@ def test_other_files_are_refused(content: object, tmp_path: Path) -> None:
         read(tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"none\.ckpt: No such file"):
         read(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("branch", "key", "value", "says"),
+    [
+        ("model", "positions", "alibi2", "model.positions=alibi2 is not known"),
+        ("model", "gelu", "swish", "model.gelu=swish"),
+        ("model", "n_layers", 3.5, "model.n_layers=3.5"),
+        ("model", "n_layers", 10**9, "model.n_layers=1000000000 does not fit"),
+        ("model", "n_heads", 10**9, "is [66, 22], not"),
+        ("model", "n_vocab", None, "model.n_vocab=None"),
+        ("model", "windows", 3, "model.windows is not a key"),
+        ("training", "step", -1, "training.step=-1"),
+        ("training", "settings", {"batch_tokens": "x" * 9}, "batch_tokens=x"),
+        ("training", "data", {"corpora": [1]}, "does not hold what its format promises"),
+        ("weights", "norm.weight", torch.ones(3), "norm.weight is [3], not [22]"),
+        ("weights", "norm.weight", torch.ones(1).expand(22), "norm.weight has more numbers than the file holds"),
+        (None, "format_version", torch.tensor(1), "has format tensor(1)"),
+        (None, "tokenizer", 3, "tokenizer"),
+    ],
+)
+def test_values_are_checked_as_a_configurations_are(
+    branch: str | None, key: str, value: object, says: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    write(tmp_path / "a.ckpt", checkpoint)
+    tree = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    (tree[branch] if branch else tree)[key] = value
+    torch.save(tree, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=r"a\.ckpt.*" + re.escape(says)):
+        read(tmp_path / "a.ckpt")
 
 
 def test_weights_of_another_shape_are_refused(checkpoint: Checkpoint) -> None:

@@ -19,6 +19,8 @@ from gptstar.checkpoint.legacy import read_legacy
 from gptstar.checkpoint.read import find, load, read
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError
+from gptstar.inference.generate import generate
+from gptstar.inference.sampling import GREEDY, USUAL, Sampling
 from gptstar.model import GPT, GPTConfig
 from support.text import sentences
 
@@ -117,6 +119,57 @@ def test_a_batch_is_continued_as_each_prompt_by_itself(kind, bpe, tmp_path):
                 for _ in range(12):
                     expected = torch.cat((expected, model(expected[None])[0, -1].argmax()[None]))
             assert found[number, start:].tolist() == expected.tolist()
+
+
+@by_kind
+def test_a_static_cache_gives_the_same_texts(kind, bpe, tmp_path):
+    theirs = exported(build(kind), bpe, tmp_path / "x", 30)
+    tokens, mask = torch.tensor([[0, 0, 7, 8], [1, 2, 3, 4]]), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    for rows in (slice(0, 2), slice(1, 2)):
+        given = {"input_ids": tokens[rows], "attention_mask": mask[rows]}
+        texts = [
+            theirs.generate(**given, max_new_tokens=9, do_sample=False, pad_token_id=0, cache_implementation=cache)
+            for cache in ("dynamic", "static")
+        ]
+        assert torch.equal(*texts)
+
+
+@by_kind
+def test_what_models_of_transformers_take_is_applied(kind, bpe, tmp_path):
+    theirs, tokens = exported(build(kind), bpe, tmp_path / "x"), torch.randint(N_VOCAB, (2, 12))
+    with torch.inference_mode():
+        whole = theirs(tokens, output_hidden_states=True)
+        assert [state.shape for state in whole.hidden_states] == [(2, 12, 24)] * 4
+        torch.testing.assert_close(whole.hidden_states[-1] @ theirs.get_input_embeddings().weight.T, whole.logits)
+        as_tuple = theirs(tokens, labels=tokens, return_dict=False, use_cache=False)
+        assert torch.equal(as_tuple[1], whole.logits)
+        # Two texts in a row, by their positions or by a mask, are read as each by itself.
+        at, second = (torch.arange(12) % 7)[None].expand(2, -1), torch.arange(12) >= 7
+        causal = torch.ones(12, 12).tril().bool() & (second[:, None] == second)
+        parts = torch.cat([theirs(tokens[:, :7]).logits, theirs(tokens[:, 7:]).logits], dim=1)
+        additive = torch.zeros(12, 12).masked_fill(~causal, torch.finfo(torch.float32).min)
+        for mask in (causal, additive):
+            masked = theirs(tokens, position_ids=at, attention_mask=mask[None, None].expand(2, 1, -1, -1))
+            torch.testing.assert_close(masked.logits, parts, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_and_arguments_of_ours_are_applied_or_refused(bpe, tmp_path):
+    theirs, tokens = exported(build("rotary"), bpe, tmp_path / "x"), torch.randint(N_VOCAB, (2, 12))
+    with torch.inference_mode():
+        both = theirs(tokens, position_ids=(torch.arange(12) % 7)[None]).logits
+        parts = torch.cat([theirs(tokens[:, :7]).logits, theirs(tokens[:, 7:]).logits], dim=1)
+        torch.testing.assert_close(both, parts, rtol=1e-4, atol=1e-5)
+        beginning = theirs(tokens[:, :7], use_cache=True)
+        positions = torch.arange(7, 12)[None]
+        rest = theirs(tokens[:, 7:], past_key_values=beginning.past_key_values, position_ids=positions).logits
+        torch.testing.assert_close(rest, theirs(tokens).logits[:, 7:], rtol=1e-4, atol=1e-5)
+        far = theirs(tokens[:, :3], position_ids=torch.tensor([[0, 5, 50]]), attention_mask=torch.ones(2, 3)).logits
+        assert not torch.allclose(far, theirs(tokens[:, :3]).logits)
+        for wrong in ({"output_attentions": True}, {"head_mask": torch.ones(3)}, {"token_type_ids": tokens}):
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                theirs(tokens, **wrong)
+        with pytest.raises(ValueError, match="either input_ids or inputs_embeds"):
+            theirs()
 
 
 @by_kind
@@ -393,6 +446,23 @@ def test_a_safetensors_header_that_lies_is_refused(lie, bpe, tmp_path):
     file.write_bytes(length.to_bytes(8, "little") + words + data[8 + size :])
     with pytest.raises(CheckpointError, match=r"can't read model.safetensors"):
         read(tmp_path / "x")
+
+
+def test_a_vocabulary_may_be_padded_and_its_padding_is_never_drawn(bpe, tmp_path):
+    torch.manual_seed(5)
+    model = GPT(GPTConfig(**(SIZES | KINDS["alibi"] | {"n_vocab": N_VOCAB + 20}))).eval()
+    with torch.no_grad():
+        model.norm.bias.add_(5)
+        model.token_embedding.weight[N_VOCAB:] = 1  # by far the likeliest
+    theirs = exported(model, bpe, tmp_path / "x")
+    ours = load(tmp_path / "x")
+    assert model(torch.tensor([[5]]))[0, -1].argmax() >= N_VOCAB
+    for sampling in (GREEDY, USUAL, Sampling(2.0), Sampling(repetition_penalty=1.3)):
+        for text in generate(ours, "the", 20, n=3, sampling=sampling, n_likeliest=400):
+            assert max(text.tokens) < N_VOCAB
+            assert {token for likeliest in text.likeliest for token, _ in likeliest} == set(range(N_VOCAB))
+    tokens = torch.tensor([[5, 6]])
+    assert theirs.generate(tokens, max_new_tokens=20, attention_mask=torch.ones_like(tokens)).max() < N_VOCAB
 
 
 def test_a_tokenizer_of_another_size_is_refused(bpe, tmp_path):

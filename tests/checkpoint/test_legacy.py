@@ -80,8 +80,10 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     assert "extra is not a tensor" in refused(tmp_path, state | {"extra": torch.zeros(1)})
     assert "not in a legacy layout" in refused(tmp_path, [1, 2])
     assert "not in a legacy layout" in refused(tmp_path, {"model": {}})
+    many = {"blocks.999999999.mlp.fc1.bias": state["blocks.1.mlp.fc1.bias"]}
+    assert "n_layers=1000000000 does not fit" in refused(tmp_path, state | many)
     del state["blocks.1.mlp.fc1.bias"]
-    assert "don't fit" in refused(tmp_path, state)
+    assert "the weights lack blocks.1.mlp.up.bias" in refused(tmp_path, state)
 
 
 def test_the_command_overwrites_nothing_and_checks_the_tokenizer(shared: Path, tmp_path: Path, refusal) -> None:

@@ -42,6 +42,7 @@ class Web:
     says_length: bool = True
     sent: list[int] = field(default_factory=list)
     address: str = ""
+    moved_to: str | None = None
 
 
 @pytest.fixture
@@ -52,6 +53,11 @@ def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             start, asked = 0, self.headers.get("Range")
+            if web.moved_to:
+                self.send_response(302)
+                self.send_header("Location", web.moved_to)
+                self.end_headers()
+                return
             if web.status != 200:
                 self.send_error(web.status)
                 return
@@ -214,6 +220,53 @@ def test_the_command_downloads_imports_and_tidies_up(
     (tmp_path / "other.json").write_text(Tokenizer.train(["one two " * 40], 260).json_text)
     words[-1] = str(tmp_path / "other.json")
     assert "GPT-2's tokenizer" in refusal(main, [*words, "--url", web.address])
+
+
+def test_a_file_of_the_users_own_is_used_and_stays(tmp_path: Path, web: Web, refusal: Callable[..., str]) -> None:
+    state = legacy_state("parallel", "alibi")
+    state["wte.weight"] = state["lm_head.weight"] = torch.randn(50257, state["wte.weight"].shape[1])
+    own, out = tmp_path / "weights.pth.tar", tmp_path / "out.ckpt"
+    torch.save(state, own)
+    words = ["download", "127", "--url", web.address, "--tokenizer", str(SHARED / "tokenizer/gpt2.json"), str(out)]
+    main(words)  # with OUT behind the options
+    assert web.sent == []
+    assert own.exists()
+    assert out.exists()
+    out.unlink()
+    own.write_text("<html>")
+    assert "move it away" in refusal(main, words)
+    assert own.exists()
+
+
+def test_trying_again_recovers(tmp_path: Path, web: Web, refusal: Callable[..., str]) -> None:
+    state = legacy_state("parallel", "alibi")
+    state["wte.weight"] = state["lm_head.weight"] = torch.randn(50257, state["wte.weight"].shape[1])
+    torch.save(state, tmp_path / "file")
+    whole = (tmp_path / "file").read_bytes()
+    words = ["download", "127", str(tmp_path / "out.ckpt"), "--tokenizer", str(SHARED / "tokenizer/gpt2.json")]
+    words += ["--url", web.address]
+    web.content = b"<html>please log in</html>"  # with status 200, from a captive portal
+    assert "another file than was published" in refusal(main, words)
+    assert not (tmp_path / "weights.pth.tar").exists()
+    web.content = whole
+    (tmp_path / ".weights.pth.tar.partial").write_bytes(whole[:1000])
+    (tmp_path / ".weights.pth.tar.partial.tag").touch()  # killed while it wrote
+    main(words)
+    assert {each.name for each in tmp_path.iterdir()} == {"file", "out.ckpt", ".weights.pth.tar.lock"}
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "ftp://a/b", "http:///b", "http://a:99999999/b", "http://a/"])
+def test_an_address_that_is_none_is_refused(
+    address: str, tmp_path: Path, refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PAUSES", (0.01,))
+    words = ["download", "127", "--tokenizer", str(SHARED / "tokenizer/gpt2.json"), "--url", address]
+    assert address in refusal(main, [*words, str(tmp_path / "out.ckpt")])
+
+
+def test_redirects_in_a_circle_are_refused(web: Web, tmp_path: Path) -> None:
+    web.moved_to = web.address
+    assert "circle of redirects" in refused(web, tmp_path / "a")
 
 
 def test_every_name_has_an_address() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptstar.checkpoint.format import Checkpoint, write
+from gptstar.checkpoint.format import Checkpoint, read_file, write
 from gptstar.cli import main
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.inference.generate import generate
@@ -76,10 +76,30 @@ def test_it_prints_what_the_function_returns(
         (["-n", "2", "--stream"], "drop -n"),
         (["--file", "/nowhere"], "No such file"),
         (["--device", "nowhere"], "--device nowhere"),
+        (["--tokens", "99999999999999"], "1 text of 1 tokens and 99,999,999,999,999 new ones would take"),
+        (["-n", "1000000000000"], "GB of memory at least"),
+        (["--file", "zeros"], "operations before the first new one"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line(model: str, words: list[str], says: str, refusal: Callable[..., str]) -> None:
+def test_what_is_wrong_is_said_in_a_line(
+    model: str,
+    words: list[str],
+    says: str,
+    refusal: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "zeros").write_text("0" * 3_000_000)
     assert says in refusal(main, ["generate", model, "--tokens", "3", *words])
+
+
+def test_weights_that_are_not_numbers_are_refused(model: str, tmp_path: Path, refusal: Callable[..., str]) -> None:
+    checkpoint = read_file(Path(model))
+    checkpoint.weights["norm.weight"].fill_(float("nan"))
+    write(tmp_path / "nan.ckpt", checkpoint)
+    for words in ([], ["--greedy", "--json"], ["--stream"]):
+        assert "logits are not finite" in refusal(main, ["generate", str(tmp_path / "nan.ckpt"), *words])
 
 
 @pytest.mark.slow

@@ -46,13 +46,15 @@ def test_training_is_repeatable_and_the_json_is_all(tokenizer: Tokenizer) -> Non
 
 
 def test_what_is_no_byte_level_tokenizer_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    path = tmp_path / "t.json"
+    path, tree = tmp_path / "t.json", json.loads(tokenizer.json_text)
     with pytest.raises(DataError, match=r"t\.json: No such file"):
         Tokenizer.from_file(path)
     for content, says in (
         ("{", "not a `tokenizers` JSON"),
+        ("[" * 100_000, "not a `tokenizers` JSON"),
+        (json.dumps(tree | {"model": tree["model"] | {"continuing_subword_prefix": "##"}}), "prefix=##"),
         (tokenizer.json_text.replace(END_OF_TEXT, "<end>"), f"has no {END_OF_TEXT.replace('|', '.')} token"),
-        (json.dumps(json.loads(tokenizer.json_text) | {"decoder": None}), "not byte-level"),
+        (json.dumps(tree | {"decoder": None}), "not byte-level"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=rf"t\.json: .*{says}"):

@@ -24,7 +24,7 @@ import gptstar
 from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, DataError
 from gptstar.evaluation.compare import compare
 from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import HEADER, TaskResult, TaskResults, read_tasks, to_json, write_tasks
@@ -341,7 +341,7 @@ def test_copies_of_an_item_are_one_cluster(bpe, tmp_path):
 def test_refusals_name_the_cure(bpe, task_files):
     with pytest.raises(CheckpointError, match=r"holds no tokenizer.*give tokenizer=FILE"):
         suite(build(300), None, task_files)
-    with pytest.raises(CheckpointError, match="the tokenizer has 300 tokens, the model 299"):
+    with pytest.raises(DataError, match="the tokenizer has 300 tokens, the model 299"):
         suite(build(299), bpe, task_files)
     with pytest.raises(ConfigError, match="too short"):
         suite(build(300), bpe, task_files, tasks=("hellaswag",), context_length=5)

@@ -6,15 +6,18 @@ without this package. It appears under its name complete or not at all, and its 
 
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from gptstar.choices import parse_fields
 from gptstar.errors import CheckpointError, ConfigError, in_one_line
+from gptstar.fields import NotNegative, Real
 from gptstar.files import whole_file
 from gptstar.model import GPT, GPTConfig
 
@@ -23,6 +26,9 @@ FORMAT_VERSION = 1
 
 DESCRIPTION = "checkpoint.json"
 """The file by which a checkpoint in parts is recognised."""
+
+CORPUS = {"source": str, "licence": str, "documents": int, "tokens": int, "bytes": int}
+"""What a checkpoint says of each corpus that its model was trained on."""
 
 OptimizerState = dict[str, dict[str, Tensor]]
 """By parameter name, such as `{"norm.weight": {"exp_avg": …}}`."""
@@ -45,9 +51,11 @@ class TrainingState:
         ended: the user's `callbacks` as configured, and the `reason` if one of them ended the run before its last step.
     """
 
-    step: int
-    validated_step: int
-    best_loss: float | None
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"arbitrary_types_allowed": True}  # tensors
+
+    step: NotNegative
+    validated_step: NotNegative
+    best_loss: Real | None
     settings: dict[str, Any]
     data: dict[str, Any]
     optimizer: OptimizerState
@@ -106,35 +114,101 @@ def read_file(path: Path) -> Checkpoint:
     return parsed(path, read_tensors(path))
 
 
-def parsed(path: Path, tree: Any) -> Checkpoint:
+def parsed(path: Path, tree: Any, *, lacks_weights: bool = False) -> Checkpoint:
     """Make a checkpoint of what was read from a file or a folder.
+
+    Args:
+        lacks_weights: the weights are elsewhere, and are checked when they are read.
 
     Raises:
         CheckpointError: it is not of this format; names the file.
     """
-    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+    if not isinstance(tree, dict) or not isinstance(tree.get("format"), str) or tree["format"] != FORMAT:
         raise CheckpointError(
             f"{path} is not a gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT"
         )
-    if tree.get("format_version") != FORMAT_VERSION:
+    version = tree.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {tree.get('format_version')}, this version reads {FORMAT_VERSION}: use a matching one"
+            f"{path} has format {in_one_line(version)}, this version reads {FORMAT_VERSION}: use a matching one"
         )
     try:
-        training = tree["training"] and TrainingState(**tree["training"])
-        if training:
-            for name in ("settings", "data", "optimizer", "machine", "callbacks", "ended"):
-                if not isinstance(getattr(training, name), dict):
-                    raise TypeError(f"training.{name} is no dict")
-            if not isinstance(training.step, int) or training.step < 0:
-                raise TypeError(f"training.step={training.step}")
-        if not isinstance(tree["weights"], dict):
-            raise TypeError("weights is no dict")
-        return Checkpoint(GPTConfig(**tree["model"]), tree["weights"], tree["tokenizer"], training)
+        model, weights, tokenizer, training = (tree[key] for key in ("model", "weights", "tokenizer", "training"))
+        state = None if training is None else _training(training)
+        if not (isinstance(weights, dict) and isinstance(tokenizer, str | None)):
+            raise TypeError("weights or tokenizer")
+        checkpoint = Checkpoint(GPTConfig.parse(model), weights, tokenizer, state)
+        if not lacks_weights:
+            check_weights(weights, tensors_of(checkpoint.model, len(weights)))
+            for name, tensor in weights.items():
+                if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.nbytes:
+                    raise CheckpointError(f"{name} has more numbers than the file holds")
+        return checkpoint
     except ConfigError as error:
-        raise CheckpointError(f"{path} holds a model that can't be built: {error}") from error
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} does not hold what its format promises ({error!r})") from error
+        raise CheckpointError(f"{path} holds a model that can't be built: {in_one_line(error)}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not hold what its format promises ({in_one_line(repr(error))})") from error
+
+
+def _training(tree: Any) -> TrainingState:
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"training={in_one_line(tree)} is not a mapping of keys")
+    try:
+        state = parse_fields(TrainingState, tree, "training")
+    except ConfigError as error:
+        raise CheckpointError(in_one_line(error)) from error
+    for key in ("data.context_length", "batch_tokens"):
+        number = state.settings.get(key, 1)
+        if type(number) is not int or number < 1:
+            raise CheckpointError(f"{key}={in_one_line(number)} is not a whole number of 1 or more")
+    for key in ("fingerprint", "shards"):
+        if not isinstance(state.data.get(key, ""), str):
+            raise CheckpointError(f"training.data.{key}={in_one_line(state.data[key])} is not a text")
+    for corpus in state.data.get("corpora", {}).values():
+        if not all(type(corpus[key]) is kind for key, kind in CORPUS.items()):
+            raise CheckpointError(f"training.data.corpora describes a corpus as {in_one_line(corpus)}")
+    return state
+
+
+def tensors_of(model: GPTConfig, n_stored: int) -> dict[str, Tensor]:
+    """Make a model's state dict on the meta device, which takes no memory.
+
+    Args:
+        n_stored: tensors in the file that describes the model, of which each layer takes one at least.
+
+    Raises:
+        CheckpointError: the model can't be that of the file.
+    """
+    if model.n_layers > n_stored:
+        raise CheckpointError(f"model.n_layers={model.n_layers} does not fit the {n_stored} tensors of its weights")
+    try:
+        with torch.device("meta"):
+            return GPT(model).state_dict()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise CheckpointError(f"its configuration can't be that of a model ({in_one_line(error)})") from error
+
+
+def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check names, shapes and types of tensors, with meta tensors for those in parts.
+
+    Raises:
+        CheckpointError: they are another model's; names the tensor.
+    """
+    for name, like in expected.items():
+        if name not in weights:
+            raise CheckpointError(f"the weights lack {name}: copy the whole checkpoint")
+        tensor = weights[name]
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise CheckpointError(f"{name} is not a tensor of numbers")
+        if tensor.shape != like.shape or not tensor.is_floating_point():
+            kind = "" if tensor.is_floating_point() else f" of {tensor.dtype}"
+            raise CheckpointError(
+                f"{name} is {list(tensor.shape)}{kind}, not {list(like.shape)} as its configuration says"
+            )
+    if extra := weights.keys() - expected.keys():
+        raise CheckpointError(f"{in_one_line(min(map(str, extra)))} is not a tensor of this model")
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -200,5 +274,7 @@ def read_tensors(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a checkpoint: torch did not save it") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} was cut short or altered: use another checkpoint") from error
-    except (RuntimeError, EOFError, LookupError, ValueError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # damaged bytes make torch, zip and its decompressors raise anything
         raise CheckpointError(f"{path} is damaged, empty or not a checkpoint ({in_one_line(error)})") from error

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, read_tensors
+from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, check_weights, read_tensors, tensors_of
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError, DataError
+from gptstar.errors import CheckpointError, ConfigError, DataError, in_one_line
 from gptstar.model import GPTConfig
 from gptstar.model.positions import Alibi, Learned, alibi_slopes
 
@@ -48,12 +48,11 @@ def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer 
         if tokenizer:
             tokenizer.check_vocabulary(config.n_vocab, "the tokenizer")
         weights = _convert(parameters, config.residual)
+        check_weights(weights, tensors_of(config, len(weights)))
         training = _training(tree, list(parameters), config.residual) if "optimizer" in tree else None
-        checkpoint = Checkpoint(config, weights, tokenizer.json_text if tokenizer else None, training)
-        checkpoint.build()
-        return checkpoint
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not in a legacy layout of GPT* (at {error!r})") from error
+        return Checkpoint(config, weights, tokenizer.json_text if tokenizer else None, training)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path} is not in a legacy layout of GPT* (at {in_one_line(repr(error))})") from error
     except (CheckpointError, ConfigError, DataError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 

@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import torch
@@ -23,7 +23,15 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from gptstar.checkpoint.format import DESCRIPTION, Checkpoint, described, not_written, parsed
+from gptstar.checkpoint.format import (
+    DESCRIPTION,
+    Checkpoint,
+    check_weights,
+    described,
+    not_written,
+    parsed,
+    tensors_of,
+)
 from gptstar.errors import CheckpointError, in_one_line
 from gptstar.files import file_sha256, partial_path, remove, write_json
 from gptstar.ranks import Ranks
@@ -35,7 +43,6 @@ HARMLESS = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
-    ("pathlib", "PosixPath"),
 }
 """What DCP's pickled `.metadata` is made of, beside types of tensors."""
 
@@ -134,9 +141,9 @@ def verify_parts(path: Path, share: tuple[int, int] = (0, 1)) -> Checkpoint:
         training = tree["training"] and tree["training"] | {"optimizer": {}}
     except OSError as error:
         raise CheckpointError(f"can't read {file}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error!r}): use another checkpoint") from error
-    checkpoint = parsed(file, tree | {"weights": {}, "training": training})
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged ({in_one_line(repr(error))}): use another checkpoint") from error
+    checkpoint = parsed(file, tree | {"weights": {}, "training": training}, lacks_weights=True)
     for name, n_bytes, sha256 in files[share[0] :: share[1]]:
         part = path / name
         if not (part.is_file() and part.stat().st_size == n_bytes and file_sha256(part) == sha256):
@@ -151,7 +158,19 @@ def read_parts(path: Path) -> Checkpoint:
         CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
     """
     checkpoint = verify_parts(path)
-    tensors = {name: torch.empty(each.size, dtype=each.properties.dtype) for name, each in tensors_in(path).items()}
+    try:
+        about = {name: (each.size, each.properties.dtype) for name, each in tensors_in(path).items()}
+        tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in about.items()}
+        own = {name.removeprefix("weights."): each for name, each in tensors.items() if name.startswith("weights.")}
+        check_weights(own, tensors_of(checkpoint.model, len(own)))
+        n_stored = sum(file.stat().st_size for file in path.glob("*.distcp"))
+        if sum(each.nbytes for each in tensors.values()) > n_stored:
+            raise CheckpointError(f"its .metadata describes more than the {n_stored:,} bytes that are there")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its .metadata is damaged ({in_one_line(error)})") from error
+    tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors.items()}
     load_parts(path, tensors)
     weights: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Tensor]] = {}
@@ -179,7 +198,7 @@ def load_parts(path: Path, tensors: dict[str, Tensor]) -> None:
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{path} does not hold the tensors of this model ({in_one_line(cause)})") from error
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # reading damaged bytes raises anything
         raise CheckpointError(f"{path} can't be read ({in_one_line(error)}): use another checkpoint") from error
 
 
@@ -213,6 +232,8 @@ class _SafeReader(FileSystemReader):
 class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """PyTorch's descriptions of tensors, and nothing that could run."""
+        if (module, name) in (("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")):  # Python 3.13 has the latter
+            return PosixPath
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_type or (module, name) in HARMLESS:
             return super().find_class(module, name)

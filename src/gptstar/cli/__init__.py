@@ -27,7 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # where Hydra reads its words
         import_module(f"gptstar.launch.{name}").main()
         return
-    options = _parser().parse_args(words)
+    parser = _parser()
+    _, rest = parser.parse_known_args(words)
+    if rest and words[-len(rest) :] == rest and not any(word.startswith("-") for word in rest):
+        # An optional argument behind options, which argparse looks for before them.
+        options_begin = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+        words = [*words[:options_begin], *rest, *words[options_begin : -len(rest)]]
+    options = parser.parse_args(words)
     with one_line_errors():
         if getattr(options, "plugins", None):
             from gptstar.choices import import_plugins  # imports pydantic, which --help need not wait for

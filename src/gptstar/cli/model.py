@@ -1,6 +1,7 @@
 """`gptstar import`, `export`, `download` and `consolidate`: models on their way in and out."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from gptstar.checkpoint.published.registry import MODELS, TOKENIZER_FINGERPRINT, TOKENIZER_URL, File
@@ -121,6 +122,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _download(options: argparse.Namespace) -> None:
+    from gptstar.checkpoint.legacy import read_legacy
     from gptstar.checkpoint.published.fetch import OTHERWISE
     from gptstar.data.tokenizer import Tokenizer
 
@@ -129,27 +131,33 @@ def _download(options: argparse.Namespace) -> None:
     if file is None:
         raise CheckpointError(f"of {options.name} only the weights were published: drop --full-state")
     if options.url:
+        if not options.url.rpartition("/")[2].strip("."):
+            raise CheckpointError(f"--url {options.url} does not end in the name of a file")
         file = File(options.url, file.size, file.sha256)
+
+    def check_tokenizer(path: Path) -> None:
+        if Tokenizer.from_file(path).fingerprint != TOKENIZER_FINGERPRINT:
+            raise CheckpointError(f"{path} is not GPT-2's tokenizer, which {options.name} was trained with: replace it")
+
     out = options.out or Path(f"{options.name}.ckpt")
     _refuse_existing(out)
     tokenizer = options.tokenizer or out.parent / "gpt2-tokenizer.json"
     if options.tokenizer is None:
-        _fetch(File(TOKENIZER_URL), tokenizer, otherwise="give GPT-2's tokenizer.json as --tokenizer FILE")
-    if Tokenizer.from_file(tokenizer).fingerprint != TOKENIZER_FINGERPRINT:
-        raise CheckpointError(
-            f"{tokenizer} is not GPT-2's tokenizer, which {options.name} was trained with: replace it"
-        )
+        otherwise = "give GPT-2's tokenizer.json as --tokenizer FILE"
+        _fetch(File(TOKENIZER_URL), tokenizer, otherwise=otherwise, check=check_tokenizer)
+    check_tokenizer(tokenizer)
     fetched = out.parent / file.url.rpartition("/")[2]
-    sha256 = _fetch(file, fetched, otherwise=OTHERWISE)
+    is_ours = not fetched.exists()
+    sha256 = _fetch(file, fetched, otherwise=OTHERWISE, check=lambda path: read_legacy(path, n_heads=published.n_heads))
     print(
         f"{fetched}: {fetched.stat().st_size:,} bytes, sha256 {sha256}" + ("" if file.sha256 else ", never published")
     )
     _import_to(fetched, out, n_heads=published.n_heads, tokenizer=tokenizer)
-    if not options.keep:
+    if is_ours and not options.keep:
         fetched.unlink()
 
 
-def _fetch(file: File, path: Path, *, otherwise: str) -> str:
+def _fetch(file: File, path: Path, *, otherwise: str, check: Callable[[Path], object]) -> str:
     """Download a file behind a progress bar, and return its SHA-256."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -168,7 +176,7 @@ def _fetch(file: File, path: Path, *, otherwise: str) -> str:
         def progress(done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total)
 
-        return fetch(file, path, progress=progress, otherwise=otherwise)
+        return fetch(file, path, progress=progress, otherwise=otherwise, check=check)
 
 
 def _consolidate(options: argparse.Namespace) -> None:

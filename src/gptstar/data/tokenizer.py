@@ -12,7 +12,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from gptstar.errors import DataError
+from gptstar.errors import DataError, in_one_line
 
 END_OF_TEXT = "<|endoftext|>"
 ADDED = "id", "content", "special", "normalized", "single_word", "lstrip", "rstrip"
@@ -42,9 +42,13 @@ class Tokenizer:
         beside it, none is matched under the number of a token of other bytes, and end-of-text is always special.
         """
         try:
+            if prefix := json.loads(json_text)["model"].get("continuing_subword_prefix"):
+                raise ValueError(f"continuing_subword_prefix={prefix}, where byte-level tokens have none")
             self._backend = tokenizers.Tokenizer.from_str(json_text)
-        except Exception as error:  # the library raises bare Exception for whatever it can't parse
-            raise DataError(f"not a `tokenizers` JSON ({error})") from error
+        except BaseException as error:  # bare Exception for whatever the library can't parse, or a panic
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise DataError(f"not a `tokenizers` JSON ({in_one_line(error)})") from error
         if self._backend.token_to_id(END_OF_TEXT) is None:
             raise DataError(f"the tokenizer has no {END_OF_TEXT} token, which separates documents")
         if not isinstance(self._backend.model, models.BPE):
@@ -131,9 +135,14 @@ class Tokenizer:
         return np.asarray([len(piece) for piece in self._pieces], dtype=np.int64)
 
     def check_vocabulary(self, n_vocab: int, name: str) -> None:
-        """Raise DataError, which calls the tokenizer `name`, if a model's vocabulary has another size."""
-        if self.n_vocab != n_vocab:
-            raise DataError(f"{name} has {self.n_vocab:,} tokens, the model {n_vocab:,}: they don't fit")
+        """Raise DataError, which calls the tokenizer `name`, if it has more tokens than a model has rows.
+
+        Fewer are those of a model padded to a round number.
+        """
+        if self.n_vocab > n_vocab:
+            raise DataError(
+                f"{name} has {self.n_vocab:,} tokens, the model {n_vocab:,}: give the one it was trained with"
+            )
 
     def text_of(self, token: int) -> str:
         """Show a token: its text, other bytes as hexadecimal, special tokens by name."""

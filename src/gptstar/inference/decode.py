@@ -1,5 +1,6 @@
 """Batched decoding with a KV cache."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from gptstar.errors import ConfigError
+from gptstar.errors import CheckpointError, ConfigError
 from gptstar.inference.rows import Prompts, Rows
 from gptstar.inference.sampling import GREEDY, Sampling, next_token
 from gptstar.inference.static_rows import StaticRows
@@ -40,7 +41,7 @@ def decode(
 
     Args:
         ended: says whether a continuation is complete, given its tokens so far; called after each token.
-        options: `sampling`, `numbers` and `compiled`, as `steps` takes them; it lists the errors, too.
+        options: `sampling`, `numbers`, `n_tokens` and `compiled`, as `steps` takes them; it lists the errors, too.
     """
     continuations: list[list[int]] = [[] for _ in prompts]
     for step in steps(model, prompts, n_new, ended=ended and (lambda number: ended(continuations[number])), **options):
@@ -59,6 +60,7 @@ def steps(
     ended: Callable[[int], bool] | None = None,
     numbers: Sequence[int] | None = None,
     n_likeliest: int | None = None,
+    n_tokens: int | None = None,
     compiled: bool = False,
 ) -> Iterator[list[Drawn]]:
     """Continue prompts of any lengths, one token of each at a time.
@@ -72,11 +74,13 @@ def steps(
         ended: says whether the continuation of this prompt is complete; called after the caller has used a step.
         numbers: seeds of the prompts' draws; 0, 1, 2 … by default.
         n_likeliest: report the log-probability of each token and this many of the likeliest; None reports nothing.
+        n_tokens: tokens of the vocabulary that have a meaning, the first of the model's; None means all.
         compiled: compile the step, on a GPU only. That takes up to a minute for each number of rows and each multiple
             of 128 tokens, so it pays for a demo or for thousands of tokens, not for 200.
 
     Raises:
         ConfigError: a prompt has no tokens, or learned positions hold fewer tokens than this needs.
+        CheckpointError: logits are not finite.
     """
     _check(model, prompts, n_new)
     if n_new == 0 or len(prompts) == 0:
@@ -89,8 +93,9 @@ def steps(
     # Each row's text, or None once that is complete: the row may be read on, and its tokens are dropped.
     texts: list[int | None] = list(range(len(prompts)))
     for place in range(n_new):
-        chosen = next_token(logits, uniforms[:, place : place + 1].flatten(), sampling, previous)  # (row,)
-        copy = _to_host(chosen, logits, n_likeliest)
+        had = None if previous is None else previous[:, :n_tokens]
+        chosen = next_token(logits[:, :n_tokens], uniforms[:, place : place + 1].flatten(), sampling, had)  # (row,)
+        copy = _to_host(chosen, logits, n_likeliest, n_tokens)
         if previous is not None:
             previous.scatter_(1, chosen[:, None], True)  # PyTorch takes the value by position only
         is_last = place == n_new - 1
@@ -113,21 +118,27 @@ def steps(
             logits = rows.read(chosen)
 
 
-def _to_host(chosen: Tensor, logits: Tensor, n_likeliest: int | None) -> HostCopy:
+def _to_host(chosen: Tensor, logits: Tensor, n_likeliest: int | None, n_tokens: int | None) -> HostCopy:
     """Start to copy chosen tokens `(row,)`, and what `n_likeliest` asks to report of logits `(row, n_vocab)`."""
+    total = logits.sum(dim=-1)  # finite if all are
     if n_likeliest is None:
-        return HostCopy(chosen)
+        return HostCopy(chosen, total)
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    likeliest = log_probabilities.topk(min(n_likeliest, logits.shape[-1]))
-    return HostCopy(chosen, log_probabilities.gather(1, chosen[:, None])[:, 0], likeliest.indices, likeliest.values)
+    nameable = log_probabilities[:, :n_tokens]
+    likeliest = nameable.topk(min(n_likeliest, nameable.shape[-1]))
+    return HostCopy(
+        chosen, total, log_probabilities.gather(1, chosen[:, None])[:, 0], likeliest.indices, likeliest.values
+    )
 
 
 def _drawn(copy: HostCopy, texts: Sequence[int | None]) -> list[Drawn]:
     """Wait for a copy, and return the tokens of the rows whose text is not complete."""
     drawn = []
-    for number, token, *reported in zip(texts, *map(Tensor.tolist, copy.wait()), strict=True):
+    for number, token, total, *reported in zip(texts, *map(Tensor.tolist, copy.wait()), strict=True):
         if number is None:
             continue
+        if not math.isfinite(total):
+            raise CheckpointError("the model's logits are not finite: its weights are damaged or diverged")
         if reported:
             log_probability, likeliest, values = reported
             drawn.append(Drawn(number, token, log_probability, tuple(zip(likeliest, values, strict=True))))

@@ -11,6 +11,7 @@ import numpy as np
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.inference.decode import Drawn, steps
+from gptstar.inference.limits import check_size
 from gptstar.inference.sampling import USUAL, Sampling
 from gptstar.inference.stops import Stops, without_marks
 from gptstar.model import GPT
@@ -56,6 +57,7 @@ def generate(
         `n` continuations of the first prompt, then those of the next.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
+    check_size(model, n_texts=n * len(prompts), longest=1, n_new=n_new)
     continuations = [Continuation(prompt) for prompt in prompts for _ in range(n)]
     for piece in stream(model, prompts, n_new, n=n, **options):
         text = continuations[piece.number]
@@ -95,8 +97,9 @@ def stream(
         compiled: compile the decoding step, as `steps` says.
 
     Raises:
-        ConfigError: settings out of range, or more tokens than learned positions have a capacity for.
-        CheckpointError: there is no tokenizer.
+        ConfigError: settings out of range, more tokens than learned positions have a capacity for, or more than the
+            device can hold.
+        CheckpointError: there is no tokenizer, or the weights are damaged.
     """
     if n < 1:
         raise ConfigError(f"n={n} is below 1")
@@ -105,6 +108,7 @@ def stream(
     tokenizer = tokenizer or tokenizer_of(model)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     encoded = [tokenizer.encode([prompt])[0] if prompt else np.array([tokenizer.end_of_text]) for prompt in prompts]
+    check_size(model, n_texts=n * len(prompts), longest=max(map(len, encoded), default=0), n_new=n_new)
     texts = [TextStream(tokenizer, stop) for _ in range(n * len(prompts))]
     drawn = steps(
         model,
@@ -114,6 +118,7 @@ def stream(
         ended=lambda number: texts[number].ended_by is not None,
         n_likeliest=n_likeliest,
         compiled=compiled,
+        n_tokens=tokenizer.n_vocab,
     )
     for place, step in enumerate(drawn, start=1):
         for each in step:
@@ -175,7 +180,7 @@ def tokenizer_of(model: GPT) -> Tokenizer:
 
     Raises:
         CheckpointError: none did.
-        DataError: it is another model's.
+        DataError: it has more tokens than the model.
     """
     if model.tokenizer is None:
         raise CheckpointError("the checkpoint holds no tokenizer: import it again with --tokenizer FILE")

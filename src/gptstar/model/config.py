@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+from gptstar.choices import parse_fields
 from gptstar.errors import ConfigError
 from gptstar.fields import BelowOne, Count, Role, Shown, check_ranges
 from gptstar.model.blocks import BLOCKS
@@ -63,6 +64,17 @@ class GPTConfig:
             positions.check(self)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+
+    @classmethod
+    def parse(cls, tree: Any) -> Self:
+        """Make one from what `as_dict` returned, and check it as a configuration's values are checked.
+
+        Raises:
+            ConfigError: a key is not known, or a value breaks a rule; names the key.
+        """
+        if not isinstance(tree, dict):
+            raise ConfigError(f"model={tree} is not a mapping of keys")
+        return parse_fields(cls, tree | {"residual": _block_name(tree.get("residual", "parallel"))}, "model")
 
     @property
     def head_width(self) -> int:

@@ -27,6 +27,7 @@ TOKENIZER = {
     "pad_token": END_OF_TEXT,
     "clean_up_tokenization_spaces": False,
     "split_special_tokens": True,
+    "model_input_names": ["input_ids", "attention_mask"],
 }
 
 
@@ -87,7 +88,9 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         remove(partial)  # left by a process that was killed
         partial.mkdir(parents=True)
         write_json(partial / "config.json", config)
-        write_json(partial / "generation_config.json", ends | DRAWING)
+        beyond = list(range(tokenizer.n_vocab, model.n_vocab)) if tokenizer else []
+        suppressed = {"suppress_tokens": beyond} if beyond else {}  # rows that only fill up the vocabulary
+        write_json(partial / "generation_config.json", ends | DRAWING | suppressed)
         if card is not None:
             write_text(partial / "README.md", card)
         # The format takes no tensors that share memory.

@@ -57,32 +57,35 @@ def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
 
     Raises:
         CheckpointError: it asks for what our model does not do; names key and value.
+        ConfigError: a value breaks a rule of ours.
         KeyError: a size is missing.
     """
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
         raise CheckpointError(f"activation_function={activation} is none of {', '.join(ACTIVATIONS)}")
-    for key, ours in (
+    for key, only in (
         ("layer_norm_epsilon", 1e-5),
         ("scale_attn_weights", True),
         ("scale_attn_by_inverse_layer_idx", False),
         ("add_cross_attention", False),
         ("tie_word_embeddings", True),
     ):
-        if config.get(key, ours) != ours:
-            raise CheckpointError(f"{key}={config[key]} is not offered, only {ours}")
-    return GPTConfig(
-        n_layers=config["n_layer"],
-        d_model=config["n_embd"],
-        n_heads=config["n_head"],
-        n_vocab=config["vocab_size"],
-        d_ff=config.get("n_inner"),
-        residual="sequential",
-        positions=Learned(config["n_positions"]),
-        gelu=ACTIVATIONS[activation],
-        dropout=float(config.get("resid_pdrop", 0.0)),
-        residual_init=config.get("residual_init", "gpt2"),
-    )
+        if config.get(key, only) != only:
+            raise CheckpointError(f"{key}={config[key]} is not offered, only {only}")
+    ours = {
+        "n_layers": config["n_layer"],
+        "d_model": config["n_embd"],
+        "n_heads": config["n_head"],
+        "n_vocab": config["vocab_size"],
+        "d_ff": config.get("n_inner"),
+        "residual": "sequential",
+        "positions": "learned",
+        "n_ctx": config["n_positions"],
+        "gelu": ACTIVATIONS[activation],
+        "dropout": config.get("resid_pdrop", 0.0),
+        "residual_init": config.get("residual_init", "gpt2"),
+    }
+    return GPTConfig.parse(ours)
 
 
 def to_gpt2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
-from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from gptstar.model.positions.alibi import Alibi as Kind
@@ -79,7 +79,7 @@ class Reading:
     is_causal: bool
     bias: torch.Tensor | None
     parameters: nn.Module | None
-    cache: DynamicCache | None
+    cache: Cache | None
 
 
 class Attention(nn.Module):
@@ -103,7 +103,8 @@ class Attention(nn.Module):
         if reading.cache is not None:
             if per_token is not None:  # transformers' cache has room for keys and values: it rides along with keys
                 key = torch.cat((key.float(), per_token), dim=-1)
-            key, value = reading.cache.update(key, value, self.layer)
+            n_read = reading.pairs.keys.shape[1]  # a static cache returns all its places
+            key, value = (each[:, :, :n_read] for each in reading.cache.update(key, value, self.layer))
             if per_token is not None:
                 key, per_token = key[..., : self.d_head].to(query.dtype), key[..., self.d_head :]
         mask = reading.pairs.allowed
@@ -195,49 +196,104 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids=None,
         attention_mask=None,
+        position_ids=None,
         past_key_values=None,
         inputs_embeds=None,
         labels=None,
         use_cache=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
         logits_to_keep=0,
+        num_items_in_batch=None,
         **kwargs,
     ):
         """Logits `(batch, position, n_vocab)`; with labels also the mean loss of each token's successor.
 
-        Positions are counted from each row's first token that `attention_mask` does not hide.
+        Positions are counted from each row's first token that `attention_mask` does not hide, unless `position_ids`
+        gives them; without a mask and a cache a sequence begins wherever those do not count on. A mask of four axes
+        says what each query attends to: True, or 0 where the rest has a type's lowest number.
         """
+        refused = [name for name, value in kwargs.items() if value is not None and value is not False]
+        config = self.config
+        if getattr(config, "output_attentions", False) if output_attentions is None else output_attentions:
+            refused.append("output_attentions")  # the kernels return none
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            refused.append("logits_to_keep together with labels")
+        if refused:
+            raise ValueError(f"GPT* does not take {', '.join(refused)}: leave it out")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
         x = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        T, cache = x.shape[1], past_key_values
+        cache = past_key_values
         recomputes = self.gradient_checkpointing and self.training
+        use_cache = cache is not None if use_cache is None else use_cache
         if cache is None and use_cache and not recomputes:
             cache = DynamicCache()
-        past = 0 if cache is None else cache.get_seq_length()
-        padding = None if attention_mask is None or bool(attention_mask.all()) else attention_mask[:, : past + T].bool()
-        slots = torch.arange(past + T, device=x.device)
-        positions = slots[None] if padding is None else (padding.cumsum(1) - 1).clamp(min=0)  # (batch or 1, key)
-        reading = self._reading(slots, positions, past, padding, cache)
+        past = 0 if cache is None else int(cache.get_seq_length())
+        reading = self._reading(x, past, attention_mask, position_ids, cache)
         x = self.positions.embed(x, reading.at, reading.parameters)
+        states = []
         for block in self.blocks:
+            states.append(x)
             x = self._gradient_checkpointing_func(block, x, reading) if recomputes else block(x, reading)
+        if output_hidden_states is None:
+            output_hidden_states = getattr(config, "output_hidden_states", False)
+        states = (*states, self.norm(x)) if output_hidden_states else None
         x = x[:, -logits_to_keep:] if isinstance(logits_to_keep, int) else x[:, logits_to_keep]
         logits = linear(self.norm(x), self.token_embedding.weight)
         loss = None
         if labels is not None:
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if use_cache else None)
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction=how)
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+        output = CausalLMOutputWithPast(loss, logits, cache if use_cache else None, states)
+        as_object = getattr(config, "return_dict", True) if return_dict is None else return_dict
+        return output if as_object else output.to_tuple()
 
-    def _reading(self, slots, positions, past, padding, cache):
+    def _reading(self, x, past, mask, position_ids, cache):
         """Prepare what layers share."""
-        kind, at, n_queries = self.positions, positions[:, past:], len(slots) - past
+        kind, n_keys = self.positions, past + x.shape[1]
         parameters = None if kind.per_layer else self._modules.get(kind.name_in_model)
-        if not kind.adds_bias and padding is None and (past == 0 or n_queries == 1):
+        slots = torch.arange(n_keys, device=x.device)
+        allowed, positions = None, slots[None]  # (batch or 1, query or 1, key); (batch or 1, key)
+        if mask is not None and mask.ndim == 4:
+            allowed = _allowed(mask)[:, :, :n_keys]
+        elif mask is not None and not bool(mask.all()):
+            padding = mask[:, :n_keys].bool()
+            allowed, positions = padding[:, None], (padding.cumsum(1) - 1).clamp(min=0)
+        if position_ids is not None and not bool((position_ids == positions[:, past:]).all()):
+            before = positions[:, :past]
+            if mask is None or mask.ndim == 4:  # what the cache holds was counted on
+                before = position_ids[:, :1] - past + slots[:past]
+            rows = max(len(before), len(position_ids))
+            positions = torch.cat((before.expand(rows, -1), position_ids.expand(rows, -1)), dim=1)
+            if mask is None and past == 0:
+                sequence = (position_ids.diff(dim=1) != 1).cumsum(1)
+                sequence = torch.nn.functional.pad(sequence, (1, 0))
+                allowed = sequence[:, :, None] == sequence[:, None, :] if bool(sequence.any()) else None
+        at, n_queries = positions[:, past:], n_keys - past
+        if not kind.adds_bias and allowed is None and (past == 0 or n_queries == 1):
             return Reading(at, Pairs(at, positions), past == 0 and n_queries > 1, None, parameters, cache)
         visible = (slots[past:, None] >= slots[None, :])[None]  # (1, query, key)
-        if padding is not None:
+        if allowed is not None:
             itself = slots[past:, None] == slots[None, :]  # so that no row of scores is empty
-            visible = visible & padding[:, None, :] | itself
+            is_whole = mask is not None and mask.ndim == 4  # as it is, causal or not
+            visible = allowed | itself & ~allowed.any(-1, keepdim=True) if is_whole else visible & allowed | itself
         pairs, bias = Pairs(at, positions, visible), None
         if kind.adds_bias and not kind.per_layer and not kind.reads_input:
             bias = kind.bias(pairs, self.config.n_heads, parameters, None)
             bias = bias.masked_fill(~visible[:, None], -torch.inf)
         return Reading(at, pairs, False, bias, parameters, cache)
+
+
+def _allowed(mask):
+    """Which keys queries attend to, `(batch, query, key)`, bool, by a mask `(batch, 1, query, key)`."""
+    if mask.shape[1] != 1:
+        raise ValueError(f"an attention_mask of shape {tuple(mask.shape)} has a mask for each head: give one for all")
+    if mask.dtype == torch.bool:
+        return mask[:, 0]
+    hides = mask <= -1e4
+    if not mask.is_floating_point() or not bool((hides | (mask == 0)).all()):
+        raise ValueError("an attention_mask of four axes holds True and False, or 0 and a type's lowest number")
+    return ~hides[:, 0]

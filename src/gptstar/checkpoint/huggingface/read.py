@@ -4,18 +4,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gptstar.checkpoint.format import Checkpoint, read_tensors
+from gptstar.checkpoint.format import Checkpoint, check_weights, read_tensors, tensors_of
 from gptstar.checkpoint.huggingface.gpt2 import from_gpt2, from_gpt2_config, parameters, to_gpt2
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError, DataError, in_one_line
-from gptstar.model import GPT, GPTConfig
+from gptstar.model import GPTConfig
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,14 +31,15 @@ def read_huggingface(folder: Path) -> Checkpoint:
     """
     config = _read_json(folder / "config.json")
     try:
-        model, expected = _model(config)
+        model = _model(config)
         tensors = _tensors(folder)
+        expected = tensors_of(model, len(tensors))
         if config["model_type"] == "gpt2":
             tensors = parameters(tensors)
-            _check(tensors, to_gpt2(expected))
+            check_weights(tensors, to_gpt2(expected))
             tensors = from_gpt2(tensors, expected)
         else:
-            _check(tensors, expected)
+            check_weights(tensors, expected)
         json_text = None
         if (folder / "tokenizer.json").exists():
             tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
@@ -51,24 +50,18 @@ def read_huggingface(folder: Path) -> Checkpoint:
     return Checkpoint(model, {name: tensor.float() for name, tensor in tensors.items()}, json_text)
 
 
-def _model(config: Mapping[str, Any]) -> tuple[GPTConfig, dict[str, Tensor]]:
-    """The model that a `config.json` describes, and a state dict of its shapes."""
+def _model(config: Mapping[str, Any]) -> GPTConfig:
+    """The model that a `config.json` describes."""
     kind, known = config.get("model_type"), {field.name for field in fields(GPTConfig)}
     if kind not in ("gptstar", "gpt2"):
-        raise CheckpointError(f"model_type={kind} is neither gptstar nor gpt2")
+        raise CheckpointError(f"model_type={in_one_line(kind)} is neither gptstar nor gpt2")
     try:
         if kind == "gpt2":
-            model = from_gpt2_config(config)
-        else:
-            model = GPTConfig(**{key: value for key, value in config.items() if key in known})
-        for name, hint in get_type_hints(GPTConfig).items():
-            if get_origin(hint) is Literal and getattr(model, name) not in get_args(hint):
-                raise CheckpointError(f"{name}={getattr(model, name)} is none of {', '.join(get_args(hint))}")
-        with torch.device("meta"):
-            return model, GPT(model).state_dict()
+            return from_gpt2_config(config)
+        return GPTConfig.parse({key: value for key, value in config.items() if key in known})
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         cause = error if isinstance(error, ConfigError) else repr(error)
-        raise CheckpointError(f"config.json is not a model's ({cause})") from error
+        raise CheckpointError(f"config.json is not a model's ({in_one_line(cause)})") from error
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -91,30 +84,17 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     for name in names:
         try:
             tensors |= load_file(folder / name)
-        except (SafetensorError, OSError) as error:
+        except Exception as error:  # damaged headers raise more than SafetensorError
             raise CheckpointError(f"can't read {name} ({in_one_line(error)}): copy it again") from error
     return tensors
-
-
-def _check(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    for name, like in expected.items():
-        if name not in tensors:
-            raise CheckpointError(f"the weights lack {name}: copy the whole folder")
-        tensor = tensors[name]
-        if tensor.shape != like.shape or not tensor.is_floating_point():
-            kind = "" if tensor.is_floating_point() else f" of {tensor.dtype}"
-            raise CheckpointError(
-                f"{name} is {list(tensor.shape)}{kind}, not {list(like.shape)} as its config.json says"
-            )
-    if extra := set(tensors) - set(expected):
-        raise CheckpointError(f"{min(extra)} is not a tensor of this model")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"can't read {path} ({getattr(error, 'strerror', None) or error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        cause = getattr(error, "strerror", None) or in_one_line(error)
+        raise CheckpointError(f"can't read {path} ({cause})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return content

@@ -9,8 +9,8 @@ import httpx
 from filelock import FileLock, Timeout
 
 from gptstar.checkpoint.published.registry import File
-from gptstar.errors import CheckpointError
-from gptstar.files import file_sha256, partial_path
+from gptstar.errors import CheckpointError, Refusal, in_one_line
+from gptstar.files import file_sha256, partial_path, write_text
 
 PAUSES = (1, 2, 4, 8, 16)
 """Seconds before each new try; progress resets the count of tries."""
@@ -24,12 +24,20 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that have come and with all that will, if the server says."""
 
 
-def fetch(file: File, path: Path, *, progress: Progress, otherwise: str = OTHERWISE) -> str:
+def fetch(
+    file: File,
+    path: Path,
+    *,
+    progress: Progress,
+    otherwise: str = OTHERWISE,
+    check: Callable[[Path], object] = file_sha256,
+) -> str:
     """Download a file; what has come of it in an interrupted try is not fetched again.
 
     Args:
         path: where it is to be; nothing is done if it is there and has the right hash.
         otherwise: what the user can do if the file can't be had.
+        check: reads the file before it gets its name, and raises a Refusal if it is not what was published.
 
     Returns:
         Its SHA-256.
@@ -47,17 +55,24 @@ def fetch(file: File, path: Path, *, progress: Progress, otherwise: str = OTHERW
                 whole = partial
                 _complete(file, partial, progress, otherwise)
             sha256 = file_sha256(whole)
-            if file.sha256 in (None, sha256):
-                whole.replace(path)
+            try:
+                if file.sha256 not in (None, sha256):
+                    raise CheckpointError(f"sha256 {sha256}, not {file.sha256} as published")
+                check(whole)
+            except Refusal as error:
+                if whole is path:
+                    raise CheckpointError(
+                        f"{path} exists, and is not the published file ({error}): move it away"
+                    ) from error
+                partial.unlink()
                 _tag_of(partial).unlink(missing_ok=True)
-                return sha256
-            if whole is path:
-                raise CheckpointError(f"{path} exists, and is not the published file (sha256 {sha256}): move it away")
-            partial.unlink()
-            raise CheckpointError(
-                f"{file.url} gave a file of sha256 {sha256}, not {file.sha256} as published: try again, and if it "
-                "stays so, the address no longer has the original"
-            )
+                raise CheckpointError(
+                    f"{file.url} gave another file than was published ({error}): try again, and if it stays so, the "
+                    f"address no longer has the original; {otherwise}"
+                ) from error
+            whole.replace(path)
+            _tag_of(partial).unlink(missing_ok=True)
+            return sha256
     except Timeout as error:
         raise CheckpointError(f"{path} is being downloaded by another process: wait for it") from error
     except OSError as error:
@@ -80,8 +95,10 @@ def _complete(file: File, partial: Path, progress: Progress, otherwise: str) -> 
                         f"{otherwise}"
                     ) from error
                 cause = f"status {status}"
-            except httpx.UnsupportedProtocol as error:
-                raise CheckpointError(f"{file.url} is not an http address") from error
+            except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
+                raise CheckpointError(f"{file.url} is not an http address ({in_one_line(error)})") from error
+            except httpx.TooManyRedirects as error:
+                raise CheckpointError(f"{file.url} leads round in a circle of redirects: {otherwise}") from error
             except (httpx.TransportError, httpx.StreamError) as error:
                 cause = str(error) or type(error).__name__
             if _size(partial) > most:
@@ -102,10 +119,11 @@ def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) 
         httpx.HTTPError: it ended early.
     """
     tag = _tag_of(partial)
-    start = _size(partial) if tag.exists() else 0
+    mark = tag.read_text(encoding="ascii", errors="replace") if tag.exists() else ""
+    start = _size(partial) if mark and mark.isascii() and mark.isprintable() else 0
     headers = {"Accept-Encoding": "identity"}
     if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": tag.read_text()}
+        headers |= {"Range": f"bytes={start}-", "If-Range": mark}
     with client.stream("GET", file.url, headers=headers) as response:
         if response.status_code == 416:  # there is no more of it than we have, or it is another file
             size = response.headers.get("Content-Range", "").rpartition("/")[2]  # of `bytes */SIZE`
@@ -122,14 +140,14 @@ def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) 
                 f"{partial.parent} has {free / 1e9:.1f} GB free, the file takes {(total - start) / 1e9:.1f} more: "
                 "make room, or choose another OUT"
             )
-        mark = response.headers.get("ETag") or response.headers.get("Last-Modified")
-        if mark and not mark.startswith("W/"):  # of a weak mark no server gives parts
-            tag.write_text(mark)
-        else:
-            tag.unlink(missing_ok=True)
         with partial.open("r+b" if start else "wb") as out:
             out.seek(start)
-            out.truncate()
+            out.truncate()  # before the tag, which must not become that of an older part
+            mark = response.headers.get("ETag") or response.headers.get("Last-Modified") or "W/"
+            if mark.startswith("W/"):  # of a weak mark no server gives parts
+                tag.unlink(missing_ok=True)
+            else:
+                write_text(tag, mark)
             done = start
             for chunk in response.iter_raw():
                 out.write(chunk)

@@ -43,7 +43,7 @@ def ensure_prepared(
     """Open the shards that a configuration asks for, prepared now if they are not there yet.
 
     Args:
-        n_vocab: the model's vocabulary; a tokenizer is trained to this size or has to have it.
+        n_vocab: the model's vocabulary; a tokenizer is trained to this size, or has as many tokens at most.
         part: prepare only this part, and open it.
         verify: hash large files whole to see whether they have changed, even if they were not modified.
 
@@ -58,7 +58,7 @@ def ensure_prepared(
         folder = ShardFolder(config.shards, config.cache_bytes)
         _check_tokenizer(folder, given, n_vocab)
         return folder
-    if given and given.n_vocab != n_vocab:
+    if given and given.n_vocab > n_vocab:
         raise DataError(_other_size(f"{config.tokenizer} has", given.n_vocab, n_vocab))
     if config.shards and "://" in config.shards:
         raise DataError(
@@ -138,7 +138,7 @@ def _check_tokenizer(folder: ShardFolder, given: Tokenizer | None, n_vocab: int)
             f"data.tokenizer is not the tokenizer that made the shards in {folder.folder}: leave it out to use theirs, "
             "or choose another data.shards to prepare the text again"
         )
-    if folder.manifest.n_vocab != n_vocab:
+    if folder.manifest.n_vocab > n_vocab:
         raise DataError(_other_size(f"the shards in {folder.folder} have", folder.manifest.n_vocab, n_vocab))
 
 

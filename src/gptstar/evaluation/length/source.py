@@ -84,11 +84,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
         else:
             tokenizer = Tokenizer(checkpoint.tokenizer)
             key = tokenizer.fingerprint
-        if tokenizer.n_vocab > checkpoint.model.n_vocab:  # fewer is a model padded to a round number
-            raise DataError(
-                f"{name}: the tokenizer has a vocabulary of {tokenizer.n_vocab:,}, the model of "
-                f"{checkpoint.model.n_vocab:,}: give tokenizer=FILE, the one it was trained with"
-            )
+        tokenizer.check_vocabulary(checkpoint.model.n_vocab, f"{name}: the tokenizer")
         if key not in plans:
             plans[key] = _plan(tokenizer, folder, config, lengths)
         parts.append(Part(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings))

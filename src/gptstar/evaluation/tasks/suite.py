@@ -88,15 +88,14 @@ def evaluate_tasks(
 
     Raises:
         ConfigError: a task that does not exist, or can't be done in this context length.
-        CheckpointError: no tokenizer, or one that is not the model's.
-        DataError: a task's items can't be had or are not as they should be.
+        CheckpointError: no tokenizer.
+        DataError: the tokenizer has more tokens than the model, or a task's items are missing or wrong.
     """
     if tokenizer is None:
         raise CheckpointError(
             f"{checkpoint['name']} holds no tokenizer, and tasks are text: give tokenizer=FILE, a `tokenizers` JSON"
         )
-    if tokenizer.n_vocab > model.config.n_vocab:
-        raise CheckpointError(f"the tokenizer has {tokenizer.n_vocab:,} tokens, the model {model.config.n_vocab:,}")
+    tokenizer.check_vocabulary(model.config.n_vocab, "the tokenizer")
     scorer = Scorer(model, dtype=config.dtype, batch_tokens=config.batch_tokens, batch_size=config.batch_size)
     team = Team(Worker(scorer, tokenizer, seed=config.seed))
     scorer.most = smallest(team.ranks.gathered(scorer.most))

@@ -110,6 +110,7 @@ class Worker:
                 sampling=replace(first.sampling, seed=self._seed),
                 ended=ended,
                 numbers=numbers,
+                n_tokens=self._tokenizer.n_vocab,
             )
         texts = {}
         for number, tokens in zip(numbers, written, strict=True):

@@ -81,8 +81,8 @@ def job(composed: "DictConfig") -> Iterator[None]:
 
 def _remove_if_empty(output: Path, *, named: bool) -> None:
     """Remove a folder that Hydra made and, where the user did not name it, the two that it is in, if they are empty."""
-    with contextlib.suppress(OSError):  # raised for a folder that is not empty
-        for folder in (output,) if named else (output, output.parent, output.parent.parent):
+    for folder in (output,) if named else (output, output.parent, output.parent.parent):
+        with contextlib.suppress(OSError):  # raised for a folder that is not empty, or is gone already
             folder.rmdir()
 
 

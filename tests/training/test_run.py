@@ -531,7 +531,7 @@ def test_a_damaged_line_of_metrics_costs_no_other(tmp_path: Path, damage: bytes)
 
 def test_metrics_that_are_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").mkdir()
-    with pytest.raises(DataError, match=r"can't read .*metrics\.csv: Is a directory"):
+    with pytest.raises(DataError, match=r"can't read .*metrics\.csv: not a regular file"):
         read_metrics(tmp_path)
 
 

@@ -139,7 +139,8 @@ def test_an_agent_of_wandbs_sweeps_drives_the_script(
 def test_wandb_without_a_key_is_refused_before_anything_is_prepared(
     overrides: Overrides, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
     line = refusal(run_here, overrides("tracker=wandb", "tracker.mode=online"))

@@ -60,12 +60,21 @@ def served(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> It
         write(folder / f"{name}.ckpt", Checkpoint(model.config, model.state_dict(), model.tokenizer))
     limits = ["--tokens", "3000", "--characters", "500", "--seconds", "20", "--waiting", "100"]
     command = [sys.executable, "-m", "gptstar", "demo", "one.ckpt", "<b>other.ckpt", *limits]
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+
+    def heed_interrupts() -> None:
+        """Undo what a shell does to processes in the background, which these tests may be in."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed_interrupts}
+    with subprocess.Popen(command, cwd=folder, **options) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
-        yield Served(re.search(r"http://127.0.0.1:\d+", said)[0], process)  # type: ignore[index]
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) in (0, 130)
+        try:
+            yield Served(re.search(r"http://127.0.0.1:\d+", said)[0], process)  # type: ignore[index]
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) in (0, 130)
+        finally:
+            process.kill()
 
 
 @pytest.fixture(scope="module")

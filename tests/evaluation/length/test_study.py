@@ -182,9 +182,7 @@ def test_what_can_not_be_read_is_refused_before_anything_is(tokenizer: Tokenizer
     assert "does not say what it was trained on: give evaluation.text=[…]" in refused(good)
     assert "name two texts: leave one out" in refused(good, "shards", text=book)
     assert "runs/x holds no tokenizer: give tokenizer=FILE" in refused(checkpoint_of(None), text=book)
-    assert "the tokenizer has a vocabulary of 300, the model of 299" in refused(
-        checkpoint_of(tokenizer, n_vocab=299), text=book
-    )
+    assert "the tokenizer has 300 tokens, the model 299" in refused(checkpoint_of(tokenizer, n_vocab=299), text=book)
     unknown = checkpoint_of(tokenizer, trained_at=None)
     assert "does not know its training context" in refused(unknown, text=book)
     rotary = checkpoint_of(tokenizer, trained_at=None, positions="rotary")

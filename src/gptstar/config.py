@@ -182,7 +182,7 @@ def _tree(composed: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).strip().partition("\n")[0]) from error
     assert isinstance(tree, dict)
-    plugins = _plugins(tree.get("plugins"))
+    plugins = plugin_names(tree.get("plugins"))
     import_plugins(plugins)
     return {str(key): value for key, value in tree.items()} | {"plugins": plugins}
 
@@ -216,7 +216,12 @@ OPEN_ENDED = "trainer"
 """The group of Lightning's own keys, which are checked against its Trainer."""
 
 
-def _plugins(value: Any) -> tuple[str, ...]:
+def plugin_names(value: Any) -> tuple[str, ...]:
+    """Read the modules that `plugins` names: a list, or one by itself.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     names = [value] if isinstance(value, str) else value or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"plugins={value} is not a list of modules: give plugins=[package.module]")

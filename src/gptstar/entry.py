@@ -141,6 +141,7 @@ def take_initial_model(composed: "DictConfig", words: Sequence[str]) -> None:
     from gptstar.checkpoint.kept import LAST
     from gptstar.checkpoint.read import find, read
     from gptstar.choices import import_plugins
+    from gptstar.config import plugin_names
     from gptstar.data.tokenizer import Tokenizer
     from gptstar.files import write_text
     from gptstar.training.status import read_config
@@ -160,7 +161,8 @@ def take_initial_model(composed: "DictConfig", words: Sequence[str]) -> None:
             raise ConfigError(f"output={output} holds a run that did not begin with {given}: choose another output")
         composed.init_from, composed.model, composed.data.tokenizer = known
         return
-    import_plugins(tuple(composed.plugins))
+    plugins = composed.plugins
+    import_plugins(plugin_names(plugins if isinstance(plugins, str) else list(plugins)))
     path = find(Path(given))
     checkpoint = read(path)
     composed.init_from = str(path)

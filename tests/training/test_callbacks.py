@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 
 from gptstar.checkpoint.read import read
+from gptstar.cli import main
 from gptstar.training.status import Status
 from support.runs import recorded, run_here
 
@@ -131,3 +132,8 @@ def test_callbacks_see_a_validation_that_was_left_open(overrides: Overrides, tmp
     assert max(recorded(tmp_path / "run")) == 9
     assert sorted(recorded(tmp_path / "run", "validation/loss")) == [3, 6, 9]
     assert Status.read(tmp_path / "run").reason.startswith("EarlyStopping: ")
+
+
+def test_a_configuration_is_shown_only_if_its_callbacks_can_be_built(refusal) -> None:
+    line = refusal(main, ["config", "trainer.callbacks=[{use: 'lightning.pytorch.callbacks:EarlyStoping'}]"])
+    assert "trainer.callbacks: lightning.pytorch.callbacks:EarlyStoping can't be imported" in line

@@ -108,3 +108,8 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_before_text_is_read(
 def test_a_run_begins_or_continues(fine_tuning, trained_once, refusal) -> None:
     start = trained_once()
     assert "give one of them" in refusal(run_here, fine_tuning(start, f"resume={start / 'last.ckpt'}"))
+
+
+def test_a_plugin_that_is_named_by_itself_is_imported(fine_tuning, trained_once, refusal) -> None:
+    line = refusal(run_here, fine_tuning(trained_once(), "plugins=no_such_module"))
+    assert "the plugin no_such_module can't be imported" in line

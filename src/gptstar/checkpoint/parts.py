@@ -5,7 +5,6 @@ The tensors lie as PyTorch's distributed checkpoints do (DCP), so any number of 
 at all.
 """
 
-import json
 import logging
 import pickle
 import shutil
@@ -33,7 +32,7 @@ from gptstar.checkpoint.format import (
     tensors_of,
 )
 from gptstar.errors import CheckpointError, in_one_line
-from gptstar.files import file_sha256, partial_path, remove, write_json
+from gptstar.files import file_sha256, partial_path, read_json, remove, write_json
 from gptstar.ranks import Ranks
 
 METADATA = "torch.distributed.checkpoint.metadata"
@@ -134,14 +133,14 @@ def verify_parts(path: Path, share: tuple[int, int] = (0, 1)) -> Checkpoint:
     """
     file = path / DESCRIPTION
     try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
+        tree = read_json(file)
         files = [(str(name), each["bytes"], each["sha256"]) for name, each in sorted(tree["files"].items())]
         if any(Path(name).name != name for name, _, _ in files):
             raise ValueError("a file lies elsewhere")
         training = tree["training"] and tree["training"] | {"optimizer": {}}
     except OSError as error:
         raise CheckpointError(f"can't read {file}: {error.strerror or error}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file} is damaged ({in_one_line(repr(error))}): use another checkpoint") from error
     checkpoint = parsed(file, tree | {"weights": {}, "training": training}, lacks_weights=True)
     for name, n_bytes, sha256 in files[share[0] :: share[1]]:

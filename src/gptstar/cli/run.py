@@ -77,6 +77,10 @@ def _config(options: argparse.Namespace) -> None:
 
     composed = compose("train", options.overrides, options.config_dir)
     config = TrainConfig.parse(composed).check_here()
+    if config.record.trainer.get("callbacks"):
+        from gptstar.training.callbacks import UserCallbacks  # imports Lightning, which takes seconds
+
+        UserCallbacks(config.record.trainer)
     recipe = config.recipe
     batches = config.micro_batches(free_device(config.hardware))
     print(OmegaConf.to_yaml(composed, resolve=True), end="")

@@ -50,7 +50,7 @@ def plot_context_length(curves: Sequence[Curve], path: Path, title: str, *, bits
     unit = "bits a byte" if bits else "loss on the same targets (nats a token)"
     figure, axes = _figure(title, "context length (tokens)", unit)
     axes.set_xscale("log", base=2)
-    for number, (curve, style) in enumerate(zip(curves, _styles(), strict=False)):
+    for number, (curve, style) in enumerate(zip(curves, styles(), strict=False)):
         points = [(each.context_length, each.bits_per_byte if bits else each.loss) for each in curve.lengths]
         defined = [(x, y) for x, y in points if y is not None]
         undefined = [x for x, y in points if y is None]
@@ -75,7 +75,7 @@ def plot_positions(curves: Sequence[Curve], path: Path, title: str) -> None:
     """Loss by the number of tokens before a target, at each model's longest context; bars are 95 % intervals."""
     figure, axes = _figure(title, "tokens before the target", "loss (nats a token)")
     axes.set_xscale("log", base=2)
-    for curve, style in zip(curves, _styles(), strict=False):
+    for curve, style in zip(curves, styles(), strict=False):
         middles = [(position.first * position.last) ** 0.5 for position in curve.positions]
         _bars(axes, middles, [position.loss for position in curve.positions], curve.name, style)
     _mark_training(axes, curves)
@@ -94,7 +94,8 @@ def _figure(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _styles() -> Iterator[dict[str, Any]]:
+def styles() -> Iterator[dict[str, Any]]:
+    """Yield a colour, a marker and a dash for each line of a picture, over and over."""
     for colour, marker, dash in zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False):
         yield {"color": colour, "marker": marker, "linestyle": dash}
 
@@ -119,7 +120,7 @@ def _mark_training(axes: Axes, curves: Sequence[Curve]) -> None:
         axes.set_xlim(low, high)
         note = f"seen in training (up to {trained_at})"
     else:
-        for curve, style in zip(curves, _styles(), strict=False):
+        for curve, style in zip(curves, styles(), strict=False):
             if curve.trained_at is not None:
                 axes.axvline(curve.trained_at, color=style["color"], linestyle=":", linewidth=1, zorder=0)
         note = "dotted: seen in training up to here"

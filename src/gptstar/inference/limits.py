@@ -1,11 +1,9 @@
 """What texts would take, which is said before anything is prepared for them."""
 
-import os
-
 import torch
 
 from gptstar.errors import ConfigError
-from gptstar.inference.memory import cache_bytes
+from gptstar.inference.memory import cache_bytes, machine_bytes
 from gptstar.model import GPT
 
 TEXT = 2000
@@ -34,7 +32,8 @@ def check_size(model: GPT, *, n_texts: int, longest: int, n_new: int) -> None:
     config, weight = model.config, model.token_embedding.weight
     of_token = cache_bytes(config, max(weight.itemsize, 4) if weight.device.type == "cpu" else weight.itemsize)
     needed = n_texts * (TEXT + (longest + n_new) * of_token + 8 * n_new + 4 * config.n_vocab)
-    there = _memory(weight.device)
+    on_gpu = weight.device.type == "cuda"
+    there = torch.cuda.mem_get_info(weight.device)[1] if on_gpu else machine_bytes()
     texts = f"{n_texts:,} text{'s' * (n_texts > 1)} of {longest:,} tokens and {n_new:,} new ones"
     if needed > there:
         raise ConfigError(
@@ -49,9 +48,3 @@ def check_size(model: GPT, *, n_texts: int, longest: int, n_new: int) -> None:
             f"{texts} would take {work:.1e} operations before the first new one, {hours:,.0f} hours or so: shorten the "
             "prompt, or ask for fewer texts (-n)"
         )
-
-
-def _memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

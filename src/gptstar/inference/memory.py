@@ -1,6 +1,7 @@
-"""The memory that reading takes on a GPU, by arithmetic, and the most that was held, as measured."""
+"""Memory: what reading takes on a GPU, by arithmetic; what a machine has; and the most that was held, as measured."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -35,6 +36,11 @@ def usable_bytes(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return (free + cached) // SHARE
+
+
+def machine_bytes() -> int:
+    """Bytes of this machine's memory, whoever uses them."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_bytes(device: torch.device) -> int | None:

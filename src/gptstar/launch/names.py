@@ -1,8 +1,6 @@
 """What the jobs of a sweep are called."""
 
-import contextlib
 import hashlib
-import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -42,14 +40,14 @@ def job_name(
 def _value_name(override: Override, sweep: Override) -> str:
     """Name a value within a folder's name, with a hash where another value of the sweep has the same name."""
     value = override.get_value_element_as_str()
-    others = set(_values(sweep)) - {value}
+    others = set(values_of(sweep)) - {value}
     name = re.sub(UNSAFE, "-", value)
     if name not in {re.sub(UNSAFE, "-", other) for other in others}:
         return name
     return f"{name}-{hashlib.sha256(value.encode()).hexdigest()[:6]}"
 
 
-def _values(sweep: Override) -> list[str]:
+def values_of(sweep: Override) -> list[str]:
     """List the values of a sweep that names them; a glob or an interval does not."""
     return list(sweep.sweep_string_iterator()) if sweep.is_choice_sweep() or sweep.is_range_sweep() else []
 
@@ -61,7 +59,7 @@ def check_values_differ(swept: Mapping[str, Override]) -> None:
         ConfigError: names the key and the value.
     """
     for key, override in swept.items():
-        values = _values(override)
+        values = values_of(override)
         if twice := [value for value in values if values.count(value) > 1]:
             raise ConfigError(
                 f"{key}={twice[0]} is given twice, and its jobs would share a folder: give each value once"
@@ -82,16 +80,3 @@ def register_job_names() -> None:
     OmegaConf.register_new_resolver(
         "job_name", lambda overrides, params: job_name(overrides, params, words), replace=True
     )
-
-
-def announce_submission() -> None:
-    """Where the run goes to SLURM: say where to look, before the command waits for its end."""
-    if "launcher=slurm" in sys.argv[1:]:
-        print(
-            "submitting to SLURM: scripts and logs are in .slurm in the output, squeue --me shows the jobs, and Ctrl-C "
-            "leaves them to themselves",
-            flush=True,
-        )
-        with contextlib.suppress(ImportError):
-            import submitit  # first, as it sets its log up  # noqa: F401
-        logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains of every cluster without accounting

@@ -21,7 +21,7 @@ from gptstar.config import TrainConfig
 from gptstar.errors import ConfigError, Interrupted, TrainingError
 from gptstar.launch.devices import FORWARDED_SIGNALS, words_of
 from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
-from gptstar.launch.names import check_values_differ, swept_over
+from gptstar.launch.names import check_values_differ, swept_over, values_of
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.terminal import Terminal
@@ -180,11 +180,10 @@ class Sweep:
         self._folder = folder
 
     def _place(self) -> str:
-        swept = self._swept()
-        discrete = [override for override in swept.values() if override.is_discrete_sweep()]
-        if len(discrete) < len(swept):  # a search, which decides as it goes
+        counts = [len(values_of(override)) for override in self._swept().values()]
+        if not all(counts):  # a search, which decides as it goes
             return f"job {len(self._names)}"
-        return f"job {len(self._names)} of {math.prod(len(list(each.sweep_string_iterator())) for each in discrete)}"
+        return f"job {len(self._names)} of {math.prod(counts)}"
 
     def _swept(self) -> dict[str, Override]:
         return swept_over(sys.argv[1:], HydraConfig.get().sweeper.get("params"))

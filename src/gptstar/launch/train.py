@@ -3,6 +3,8 @@
 What a run does, in order, is in `training/run.py`; a sweep's jobs are in `sweep.py`, a run's processes in `devices.py`.
 """
 
+import contextlib
+import logging
 import sys
 
 import hydra
@@ -10,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from gptstar.entry import conf_folder, job, one_line_errors, take_initial_model
-from gptstar.launch.names import announce_submission, register_job_names
+from gptstar.launch.names import register_job_names
 
 SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
 """Flags of Hydra that only show something: they need not wait until PyTorch is imported."""
@@ -47,6 +49,19 @@ def run(composed: DictConfig) -> None:
             from gptstar.training.run import train  # Lightning takes seconds, which a launcher need not wait
 
             train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
+
+
+def announce_submission() -> None:
+    """Where the run goes to SLURM: say where to look, before the command waits for its end."""
+    if "launcher=slurm" in sys.argv[1:]:
+        print(
+            "submitting to SLURM: scripts and logs are in .slurm in the output, squeue --me shows the jobs, and Ctrl-C "
+            "leaves them to themselves",
+            flush=True,
+        )
+        with contextlib.suppress(ImportError):
+            import submitit  # first, as it sets its log up  # noqa: F401
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it complains of every cluster without accounting
 
 
 def main() -> None:

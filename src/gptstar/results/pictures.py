@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import cycle
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
 
-from gptstar.evaluation.plots import BLUE, COLOURS, DASHES, GREY, MARKERS
+from gptstar.evaluation.plots import BLUE, GREY, styles
 from gptstar.results.budgets import Recipe
 from gptstar.results.effects import SEED, LevelEffect, level_text
 
@@ -25,9 +24,9 @@ def plot_curves(frame: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str
     if validated.empty:
         return None
     figure, (axes,) = _figure(1)
-    for (name, lines), style in zip(_grouped(validated, arms), _styles(), strict=False):
+    for (name, lines), style in zip(_grouped(validated, arms), styles(), strict=False):
         by_tokens = lines.groupby("tokens")["value"].agg(["mean", "min", "max"])
-        axes.plot(by_tokens.index, by_tokens["mean"], label=name, linewidth=1.3, **style)
+        axes.plot(by_tokens.index, by_tokens["mean"], label=name, linewidth=1.3, markersize=4, **style)
         axes.fill_between(by_tokens.index, by_tokens["min"], by_tokens["max"], color=style["color"], alpha=0.15, lw=0)
     axes.set(xlabel="tokens", ylabel="validation loss (nats a token)")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -47,11 +46,13 @@ def plot_lengths(frame: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[s
     trained = sorted(merged["trained_at"].unique())
     figure, panels = _figure(len(trained))
     for axes, length in zip(panels, trained, strict=True):
-        for (name, lines), style in zip(_grouped(merged, [*arms, "rotary_scaling"]), _styles(), strict=False):
+        for (name, lines), style in zip(_grouped(merged, [*arms, "rotary_scaling"]), styles(), strict=False):
             losses = lines[lines["trained_at"] == length].groupby("context_length")["loss"]
             by_length = losses.agg(["mean", "min", "max"])
             reach = [by_length["mean"] - by_length["min"], by_length["max"] - by_length["mean"]]
-            axes.errorbar(by_length.index, by_length["mean"], reach, label=name, capsize=2, linewidth=1.2, **style)
+            axes.errorbar(
+                by_length.index, by_length["mean"], reach, label=name, capsize=2, linewidth=1.2, markersize=4, **style
+            )
         axes.set_xscale("log", base=2)
         axes.set_xticks(sorted(merged[merged["trained_at"] == length]["context_length"].unique()))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -97,9 +98,9 @@ def plot_budgets(recipes: Sequence[Recipe]) -> Figure | None:
     if all(len(recipe.budgets) < 2 for recipe in recipes):
         return None
     figure, (axes,) = _figure(1)
-    for recipe, style in zip(recipes, _styles(), strict=False):
+    for recipe, style in zip(recipes, styles(), strict=False):
         means = recipe.runs.groupby("tokens")["validation_loss"].mean()
-        axes.plot(means.index, means, label=recipe.name, linewidth=1.3, **style)
+        axes.plot(means.index, means, label=recipe.name, linewidth=1.3, markersize=4, **style)
         axes.plot(recipe.runs["tokens"], recipe.runs["validation_loss"], ".", color=style["color"], alpha=0.5)
         if len(means) == 1:
             axes.axhline(means.iloc[0], color=style["color"], linestyle=":", linewidth=1)
@@ -128,11 +129,6 @@ def _figure(
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis=grid, alpha=0.25)
     return figure, panels
-
-
-def _styles() -> Iterator[dict[str, Any]]:
-    for colour, marker, dash in zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False):
-        yield {"color": colour, "marker": marker, "linestyle": dash, "markersize": 4}
 
 
 def _legend(figure: Figure, axes: Axes, title: str) -> None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gptstar import __version__
+from gptstar.evaluation.tables import markdown_table
 from gptstar.results.sections import Section, sections
 from gptstar.terminal import in_markdown, plain
 
@@ -63,10 +64,11 @@ def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
             section.picture.savefig(folder / name)
             parts.append(f"![{in_markdown(section.heading)}]({name})")
         if section.table is not None:
-            columns = section.table.columns
-            rows = [columns, ["---"] * len(columns), *section.table.itertuples(index=False)]
-            lines = [" | ".join(in_markdown(_cell(value)).replace("|", "\\|") for value in row) for row in rows]
-            parts.append("\n".join(f"| {' '.join(line.splitlines())} |" for line in lines))
+            header, *rows = (
+                [in_markdown(_cell(value)) for value in row]
+                for row in (section.table.columns, *section.table.itertuples(index=False))
+            )
+            parts.append("\n".join(markdown_table(header, rows, n_left=len(header))))
         if section.commands:
             commands = plain("\n".join(section.commands))
             fence = "`" * (1 + max(2, *map(len, re.findall("`+", commands)), 0))

@@ -128,11 +128,11 @@ class SaveCheckpoints(LightningCheckpoint):
             self._save(trainer, pl_module)
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        return trainer.global_step % self._record.checkpoint_every == 0 or trainer.global_step == trainer.max_steps
+        return _is_due(trainer, self._record.checkpoint_every)
 
     def validation_due(self, trainer: pl.Trainer) -> bool:
         """Whether the step that just ended is validated: at intervals, and the last."""
-        return trainer.global_step % self._record.validate_every == 0 or trainer.global_step == trainer.max_steps
+        return _is_due(trainer, self._record.validate_every)
 
     def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         ends = self._signal is not None or self._writer.failed
@@ -175,3 +175,7 @@ class SaveCheckpoints(LightningCheckpoint):
         checkpoint = Checkpoint(model.config, pl_module.weights(), self._tokenizer, training)
         self._writer.save(checkpoint, step, best=best)
         self._saved_step = step
+
+
+def _is_due(trainer: pl.Trainer, every: int) -> bool:
+    return trainer.global_step % every == 0 or trainer.global_step == trainer.max_steps

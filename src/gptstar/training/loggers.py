@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
 
 from gptstar.data.storage.manifest import Manifest
+from gptstar.files import read_json
 from gptstar.training.metrics import MetricsCSV
 from gptstar.training.named import build_named
 from gptstar.training.record import Record
@@ -58,7 +58,7 @@ def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[
 
 def describe_run(loggers: Sequence[Logger], folder: Path, manifest: Manifest) -> None:
     """Record the configuration, the versions and the manifest of the text in every tracker."""
-    about = json.loads((folder / "versions.json").read_text(encoding="utf-8"))
+    about = read_json(folder / "versions.json")
     corpora = {corpus: manifest.total("train", "tokens", corpus) for corpus in manifest.sources}
     data = {"fingerprint": manifest.fingerprint, "tokenizer": manifest.tokenizer, "train_tokens": corpora}
     for logger in loggers:

@@ -1,6 +1,5 @@
 """What a run needs, by arithmetic: memory of each device, and time."""
 
-import os
 import time
 from dataclasses import dataclass, fields
 from typing import Self
@@ -8,6 +7,7 @@ from typing import Self
 import torch
 
 from gptstar.errors import ConfigError
+from gptstar.inference.memory import machine_bytes
 from gptstar.model import GPTConfig
 from gptstar.model.blocks import BLOCKS
 from gptstar.model.kernels.products import KEPT_UP_TO
@@ -226,23 +226,19 @@ def this_device(hardware: Hardware) -> Device:
     dtype = torch.float32 if hardware.resolved_precision() == "float32" else torch.bfloat16
     flops = _measured_flops(torch.device("cpu"), dtype)  # all cores, which the processes share
     name = f"a process of this CPU ({flops / 1e9:,.0f} GFLOP/s in all)"
-    memory, peak = _machine_memory() // hardware.n_devices, flops / hardware.n_devices
+    memory, peak = machine_bytes() // hardware.n_devices, flops / hardware.n_devices
     return Device(name, memory, peak, CPU_SHARE[0], is_gpu=False, source=CPU_SHARE[1])
 
 
 def free_device(hardware: Hardware) -> Device:
     """This process's device, with the memory that is free now; of a GPU that jobs share, this job's part."""
     if hardware.device().type == "cpu":
-        return Device("cpu", _machine_memory(), 0.0, 1.0, is_gpu=False)
+        return Device("cpu", machine_bytes(), 0.0, 1.0, is_gpu=False)
     free, total = torch.cuda.mem_get_info()
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     known = data_sheet_name(properties.name)
     peak = PEAK_BF16_FLOPS[known] if known else TYPICAL_PEAK
     return Device(properties.name, int(min(free, own_part() * total)), peak, ASSUMED_SHARE, is_gpu=True)
-
-
-def _machine_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -69,7 +69,7 @@ class Record:
         """See that this machine has the files and packages that are named.
 
         Raises:
-            ConfigError: one is missing, or a callback can't be built.
+            ConfigError: one is missing.
         """
         began = (self.output / LAST).exists()  # then the run continues from its own
         for key, path in (("branch_from", self.branch_from), ("init_from", self.init_from)):
@@ -77,10 +77,6 @@ class Record:
                 raise ConfigError(f"{key}={path} is not a checkpoint that exists")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
             raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
-        if self.trainer.get("callbacks"):
-            from gptstar.training.callbacks import UserCallbacks  # imports Lightning, which takes seconds
-
-            UserCallbacks(self.trainer)
         self.tracker.check_here()
         self.evaluation.check_here()
 

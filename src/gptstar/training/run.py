@@ -61,7 +61,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         if device_type == "cuda":
             stay_within_own_part()
         console = Terminal(quiet=not ranks.first)
-        say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+        say = partial(console.print, soft_wrap=True, highlight=False)
         record, recipe = replace(record, output=directory.path), recipe.resolved(hardware.resolved_precision())
         if record.resume == "auto" and ranks.agreed(lambda: is_finished(record.output, config_yaml)):
             say(f"{record.output} is finished already")

@@ -1,6 +1,5 @@
 """A Hugging Face folder as a checkpoint: those that `export` wrote, and GPT-2's."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from gptstar.checkpoint.format import Checkpoint, check_weights, read_tensors, t
 from gptstar.checkpoint.huggingface.gpt2 import from_gpt2, from_gpt2_config, parameters, to_gpt2
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError, DataError, in_one_line
+from gptstar.files import read_json
 from gptstar.model import GPTConfig
 
 WEIGHTS = "model.safetensors"
@@ -91,8 +91,8 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or in_one_line(error)
         raise CheckpointError(f"can't read {path} ({cause})") from error
     if not isinstance(content, dict):

@@ -46,7 +46,7 @@ def inspect(folder: ShardFolder, console: Console, samples: int, picture: Path |
         from gptstar.data.inspection.pictures import plot_document_lengths  # matplotlib takes its time
 
         plot_document_lengths(lengths, picture)
-        console.print(f"document lengths in {picture}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"document lengths in {picture}", soft_wrap=True, highlight=False)
 
 
 def shard_table(manifest: Manifest) -> Table:

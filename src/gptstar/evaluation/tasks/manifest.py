@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from gptstar.errors import DataError
 from gptstar.evaluation.results import problem
 from gptstar.evaluation.tasks.published import licence_of
-from gptstar.files import file_sha256, write_text
+from gptstar.files import file_sha256, read_json, write_text
 
 FILE_NAME = "manifest.json"
 FORMAT = {"format": "gptstar evaluation bundle", "format_version": 1}
@@ -53,7 +53,7 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
     """
     path = folder / FILE_NAME
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(path)
         if not FORMAT.items() <= tree.items():
             raise ValueError("of another format")
         return TypeAdapter(dict[str, Entry]).validate_python(tree.get("files"))

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import random
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.tables import task_markdown, task_table
 from gptstar.evaluation.tasks.team import Team
 from gptstar.evaluation.tasks.worker import Worker
+from gptstar.files import read_json
 from gptstar.model import GPT
 
 PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
@@ -203,7 +203,7 @@ def _unclean_items(overlap: Path, task: Task) -> set[int]:
     """
     name, n_items = task.config.task, len(task.eval_docs)
     try:
-        known = json.loads(overlap.read_text(encoding="utf-8"))["benchmarks"].get(name)
+        known = read_json(overlap)["benchmarks"].get(name)
         if known is None:
             return set()
         n_known, items = known["items"], {*known["dirty"], *known["too_short"]}

@@ -143,7 +143,7 @@ def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
     """Refuse numbers that can't be those of a run."""
     flat = flatten(config)
     for key in COUNTS:
-        value = flat.get(key, 0)
+        value: Any = flat.get(key)
         if type(value) not in (int, float) or not 0 <= value < MOST or value != int(value):
             raise ValueError(f"config.yaml: {key}={value} is not a count")
     for key in NUMBERS:

@@ -206,16 +206,13 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
 
 def _places(files: Sequence[Path], runs: Mapping[str, Run]) -> dict[Path, str]:
     """Name the folder of each file, or the run directory around it, without the folders that all are in."""
-    homes = {
-        file: next((each for each in file.parents if (each / DESCRIPTION).exists()), file.parent) for file in files
-    }
+    homes = {}
+    for file in files:
+        homes[file] = next((each for each in file.parents if (each / DESCRIPTION).exists()), file.parent)
     folders = {run.path.resolve() for run in runs.values()}
-    others = [home.parent for home in homes.values() if home not in folders]
-    shared = os.path.commonpath(others) if others else "/"
-    return {
-        file: plain(str(home.relative_to(shared) if home.is_relative_to(shared) else home))
-        for file, home in homes.items()
-    }
+    parents = [home.parent for home in homes.values() if home not in folders]
+    shared = os.path.commonpath(parents) if parents else "/"
+    return {file: plain(os.path.relpath(home, shared)) for file, home in homes.items()}
 
 
 def _parts(file: Path, tree: dict[str, Any], runs: Mapping[str, Run], place: str) -> Iterator[Evaluation]:

@@ -1,6 +1,7 @@
 """The contents of a report on a set of runs: tables and pictures under headings, in whatever form they are printed."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from gptstar.results.factors import (
 )
 from gptstar.results.pictures import plot_budgets, plot_curves, plot_effects, plot_lengths
 from gptstar.results.run import find_runs, readable
+from gptstar.results.sources import MissingResultsWarning
 from gptstar.training.settings import shown_keys
 
 EXPLAINED = (
@@ -57,6 +59,8 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     """
     readable(paths)  # or refuses them
     runs = frames.runs(*paths)
+    with warnings.catch_warnings(action="ignore", category=MissingResultsWarning):
+        lengths, tasks = frames.lengths(*paths), frames.tasks(*paths)
     factors = frames.varied(runs)
     levels = [str(level) for factor in factors if factor != SEED for level in levels_of(runs, factor)]
     if against is not None and against not in levels:
@@ -79,8 +83,7 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
         )
         table = effect_table(speed).assign(effect=[f"× {math.exp(each.effect.value):.3f}" for each in speed])
         yield Section("Speed", text, table[["factor", "level", "against", "effect", "seeds", "cells"]])
-    yield from _lengths(runs, frames.lengths(*paths), factors, against)
-    tasks = frames.tasks(*paths)
+    yield from _lengths(runs, lengths, factors, against)
     if not tasks.empty:
         scores = [
             f"{line['value']:.4f}" + ("" if pd.isna(line["low"]) else f" [{line['low']:.4f}, {line['high']:.4f}]")

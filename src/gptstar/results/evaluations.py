@@ -205,14 +205,17 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
 
 
 def _places(files: Sequence[Path], runs: Mapping[str, Run]) -> dict[Path, str]:
-    """Name the folder of each file, or the run directory around it, without the folders that all are in."""
-    homes = {}
-    for file in files:
-        homes[file] = next((each for each in file.parents if (each / DESCRIPTION).exists()), file.parent)
+    """Name the home of each file, without the folders that all are in that are of no run."""
+    homes = {file: home_of(file) for file in files}
     folders = {run.path.resolve() for run in runs.values()}
     parents = [home.parent for home in homes.values() if home not in folders]
     shared = os.path.commonpath(parents) if parents else "/"
     return {file: plain(os.path.relpath(home, shared)) for file, home in homes.items()}
+
+
+def home_of(file: Path) -> Path:
+    """Find the run directory around a file of results; the file's folder, where it is in none."""
+    return next((each for each in file.parents if (each / DESCRIPTION).exists()), file.parent)
 
 
 def _parts(file: Path, tree: dict[str, Any], runs: Mapping[str, Run], place: str) -> Iterator[Evaluation]:

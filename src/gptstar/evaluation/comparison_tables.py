@@ -48,7 +48,7 @@ def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     head = "context" if found.kind == "length" else "task"
     figures = ("A", of_b) if wide else ()
-    columns = (head, *figures, "difference", "95 % interval", "Holm p", *(("items",) if width >= WIDE else ()))
+    columns = (head, *figures, f"{of_b} − A", "95 % interval", "Holm p", *(("items",) if width >= WIDE else ()))
     for column in columns:
         left = column == "task"
         table.add_column(column, justify="left" if left else "right", no_wrap=True)

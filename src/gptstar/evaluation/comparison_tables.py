@@ -27,21 +27,16 @@ def print_comparisons(found: Comparisons, console: Console, *, all_metrics: bool
     Args:
         all_metrics: also those of a task that come after its first, which have no adjusted p.
     """
+    lines: list[str | Table] = []
     for number, name in enumerate(found.names):
         place = f"{letter(number)}: "
         after = "" if number else " (the reference)"
-        console.print(
-            place + shortened(name, console.width - len(place + after)) + after, highlight=False, markup=False
-        )
+        lines.append(place + shortened(name, console.width - len(place + after)) + after)
     for number, rows in enumerate(found.rows, start=1):
-        console.print()
-        console.print(_heading(found, letter(number), rows), highlight=False, markup=False)
-        console.print(
-            _table(found, letter(number), rows, console.width, all_metrics=all_metrics), highlight=False, markup=False
-        )
-    console.print()
-    for note in found.notes:
-        console.print(note, highlight=False, markup=False)
+        table = _table(found, letter(number), rows, console.width, all_metrics=all_metrics)
+        lines += ["", _heading(found, letter(number), rows), table]
+    for line in (*lines, "", *found.notes):
+        console.print(line, highlight=False, markup=False)
 
 
 def _heading(found: Comparisons, of_b: str, rows: tuple[Row, ...]) -> str:

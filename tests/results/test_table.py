@@ -3,8 +3,13 @@
 import io
 import json
 import math
+import os
+import pty
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -105,7 +105,8 @@ def _entrants(path: Path) -> Iterator[Entrant]:
 
 def _entrant(home: Path, files: Sequence[Path]) -> Entrant:
     """The newest results of each kind; `files` are in the order of their dates."""
-    tasks, readings = None, ()
+    tasks: TaskResults | None = None
+    readings: tuple[Reading, ...] = ()
     for file in files:
         try:
             tree = read_evaluation(file)

@@ -15,9 +15,7 @@ from gptstar.terminal import in_markdown, shortened
 
 COLUMNS = ("task", "metric", "A", "B", "B − A or B / A", "95 % interval", "p", "Holm", "items", "verdict")
 
-VERDICTS = (
-    f"Significant is p < {LEVEL}, preliminary p < {PRELIMINARY}, adjusted by Holm's method for the first metrics."
-)
+VERDICTS = f"Significant is p < {LEVEL}, preliminary p < {PRELIMINARY}, adjusted by Holm's method."
 UNADJUSTED = "p in brackets is not adjusted."
 
 GAP, LEAST_NAME = 2, 8

@@ -125,4 +125,4 @@ def _readings(home: Path, tree: dict[str, Any]) -> Iterator[Reading]:
         checkpoint = {"name": home.name} | curve["checkpoint"]
         if curve["rotary_scaling"] != "none":
             checkpoint["name"] = f"{checkpoint['name']}, {curve['rotary_scaling']}"
-        yield Reading(study_of(tree), curve, checkpoint)
+        yield Reading(study_of(tree, sizes=()), curve, checkpoint)

@@ -2,23 +2,32 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptstar.cli.arguments import Commands, add_command
 from gptstar.terminal import Terminal
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import ConsoleRenderable
+
+WATCH_SECONDS = 3
+
 
 def add_results_commands(commands: Commands) -> None:
     """Add them to the `gptstar` command."""
-    text = "set the results of two evaluations against each other, item by item"
+    text = "set the results of evaluations against the first of them"
     description = (
-        "Pair the items of A and B, and say for each task how they differ, within which interval, and how likely "
-        "chance alone is to do that. B minus A."
+        "Say for each task, item by item, and for each context length, document by document, how results differ from "
+        "the first, which is the reference: within which interval, and how likely chance alone is to do that."
     )
     add = add_command(commands, "compare", _compare, text, description).add_argument
-    for name in ("a", "b"):
-        add(name, type=Path, metavar=name.upper(), help="a results.json of evaluate.py, or its folder")
-    add("--markdown", action="store_true", help="print a Markdown table instead")
-    add("--json", action="store_true", help="print JSON instead")
+    help_text = "a results.json of evaluate.py, its folder, a run directory, or a folder of runs; two or more in all"
+    add("results", nargs="+", metavar="RESULTS", help=help_text)
+    add("--all-metrics", action="store_true", help="show all metrics of a task (default: the first)")
+    add("--markdown", action="store_true", help="print Markdown tables instead, with all metrics")
+    add("--json", action="store_true", help="print JSON instead, with all metrics")
 
     group = commands.add_parser("evaluation", help="what evaluation needs, gathered for machines without network")
     text = "gather the items of tasks in a folder, with hashes and licences"
@@ -33,9 +42,17 @@ def add_results_commands(commands: Commands) -> None:
     add("--num-fewshot", type=int, metavar="N", help="examples before each item, which are items of another split")
     add("--from", type=Path, dest="source", metavar="DIR", help="a folder of files to take, not the Hub")
 
-    description = "A line for each run in the folders, at any depth."
-    add = add_command(commands, "runs", _runs, "list runs: how far, how good, how fast", description).add_argument
-    add("folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER", help="(default: runs)")
+    description = "A line for each run in the folders, at any depth. Conditions and tags are all required."
+    epilog = "example: gptstar runs runs/search --where 'loss < 4' --where 'model.d_model == 128' --sort loss"
+    text = "list runs: how far, how good, how fast"
+    add = add_command(commands, "runs", _runs, text, description, epilog).add_argument
+    add("folders", nargs="*", default=["runs"], metavar="FOLDER", help="or a pattern (default: runs)")
+    help_text = "order by a figure (loss, time, tokens/s, step, began …), a setting or run; -COLUMN: highest first"
+    add("--sort", metavar="COLUMN", help=help_text)
+    help_text = "keep runs for which a condition on a figure, a setting or tags holds, such as 'loss < 4'"
+    add("--where", action="append", default=[], metavar="'KEY OP VALUE'", help=help_text)
+    add("--tag", action="append", default=[], metavar="NAME", help="keep runs with this tag")
+    add("--watch", action="store_true", help="redraw every few seconds, until Ctrl-C")
     add("--json", action="store_true", help="print JSON instead")
 
     text = "write what a set of runs found: what was varied, losses, effects, pictures"
@@ -52,18 +69,21 @@ def add_results_commands(commands: Commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
+    from gptstar.evaluation.comparison_tables import comparison_markdown, comparison_tree, print_comparisons
+    from gptstar.evaluation.results import to_json
+    from gptstar.results.comparison import compared
 
-    from gptstar.evaluation.compare import compare, comparison_markdown, comparison_table
-    from gptstar.evaluation.results import read_tasks, to_json
-
-    comparison = compare(read_tasks(options.a), read_tasks(options.b))
+    found = compared(*options.results)
     if options.json:
-        print(to_json(asdict(comparison)), end="")
+        trees = [comparison_tree(each) for each in found]
+        print(to_json(trees[0] if len(trees) == 1 else {"comparisons": trees}), end="")
     elif options.markdown:
-        print(comparison_markdown(comparison))
+        print("\n\n".join(map(comparison_markdown, found)))
     else:
-        Terminal().print(comparison_table(comparison))
+        console = Terminal()
+        for number, each in enumerate(found):
+            console.print("\n" * (number > 0), end="")
+            print_comparisons(each, console, all_metrics=options.all_metrics)
 
 
 def _bundle(options: argparse.Namespace) -> None:
@@ -76,18 +96,43 @@ def _bundle(options: argparse.Namespace) -> None:
 
 def _runs(options: argparse.Namespace) -> None:
     from gptstar.evaluation.results import to_json
-    from gptstar.results.run import find_runs
+    from gptstar.results.run import Run, find_runs
+    from gptstar.results.selection import Condition, select
     from gptstar.results.table import as_records, runs_table
 
-    runs = find_runs(options.folders)
+    conditions = [Condition.parse(text) for text in options.where]
+
+    def selected() -> list[Run]:
+        return select(find_runs(options.folders), conditions, options.tag, options.sort)
+
+    runs = selected()
     if options.json:
         print(to_json({"runs": as_records(runs)}), end="")
         return
     console = Terminal()
+    if options.watch:
+        _watch(lambda: runs_table(selected()), console)
+        return
+    if not runs:
+        console.print("no run is left by --where and --tag")
+        return
     console.print(runs_table(runs))
     for run in runs:
         if run.reason and run.state in ("failed", "killed", "damaged"):
             console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False)
+
+
+def _watch(draw: "Callable[[], ConsoleRenderable]", console: Terminal) -> None:
+    """Redraw until Ctrl-C, which is not an error here."""
+    import contextlib
+    import time
+
+    from rich.live import Live
+
+    with contextlib.suppress(KeyboardInterrupt), Live(draw(), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            live.update(draw(), refresh=True)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, NullLocator
 
 from gptstar.evaluation.plots import BLUE, GREY, styles
 from gptstar.results.budgets import Recipe
-from gptstar.results.effects import SEED, LevelEffect, level_text
+from gptstar.results.factors import SEED, LevelEffect, level_text
 
 
 def plot_curves(frame: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> Figure | None:

@@ -1,6 +1,7 @@
 """The contents of a report on a set of runs: tables and pictures under headings, in whatever form they are printed."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,22 +13,23 @@ from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS
 from gptstar.results import frames
 from gptstar.results.budgets import STEPS, cost_table, costs, recipes
-from gptstar.results.effects import (
+from gptstar.results.extrapolation import CONTEXT, against_training, between_arms
+from gptstar.results.factors import (
     OUTCOME,
     RATE,
     SEED,
     at_best_rate,
     effect_table,
-    effects,
+    level_effects,
     level_text,
     levels_of,
     rates_tried,
     reference_of,
     tokens_to,
 )
-from gptstar.results.lengths import CONTEXT, against_training, between_arms
 from gptstar.results.pictures import plot_budgets, plot_curves, plot_effects, plot_lengths
-from gptstar.results.run import find_runs
+from gptstar.results.run import find_runs, readable
+from gptstar.results.sources import MissingResultsWarning
 from gptstar.training.settings import shown_keys
 
 EXPLAINED = (
@@ -55,7 +57,10 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
+    readable(paths)  # or refuses them
     runs = frames.runs(*paths)
+    with warnings.catch_warnings(action="ignore", category=MissingResultsWarning):
+        lengths, tasks = frames.lengths(*paths), frames.tasks(*paths)
     factors = frames.varied(runs)
     levels = [str(level) for factor in factors if factor != SEED for level in levels_of(runs, factor)]
     if against is not None and against not in levels:
@@ -71,15 +76,14 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     yield from _rates(finished, factors)
     yield from _effects(finished, factors, against)
     yield from _costs(finished, curves, factors, against)
-    if speed := effects(finished, factors, "tokens_per_second", against=against, ratio=True):
+    if speed := level_effects(finished, factors, "tokens_per_second", against=against, ratio=True):
         text = (
             "Ratios of tokens a second, without intervals: the runs came one after another, so what else the machine "
             "did meanwhile is in them, and more seeds don't take it out. For a claim: `benchmarks/run.py`, interleaved."
         )
         table = effect_table(speed).assign(effect=[f"× {math.exp(each.effect.value):.3f}" for each in speed])
         yield Section("Speed", text, table[["factor", "level", "against", "effect", "seeds", "cells"]])
-    yield from _lengths(runs, frames.lengths(*paths), factors, against)
-    tasks = frames.tasks(*paths)
+    yield from _lengths(runs, lengths, factors, against)
     if not tasks.empty:
         scores = [
             f"{line['value']:.4f}" + ("" if pd.isna(line["low"]) else f" [{line['low']:.4f}, {line['high']:.4f}]")
@@ -130,7 +134,7 @@ def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
 def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None) -> Iterator[Section]:
     tuned, left = at_best_rate(finished, factors)
     outcome = "validation_bits_per_byte" if _other_tokens(finished) else OUTCOME
-    changes = effects(tuned, left, outcome, against=against)
+    changes = level_effects(tuned, left, outcome, against=against)
     if not changes:
         return
     text = [EXPLAINED]
@@ -145,7 +149,7 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
         )
     heading = f"Effects on {outcome.replace('_', ' ')}"
     yield Section(heading, " ".join(text), effect_table(changes), plot_effects(changes))
-    if tuned["tokens"].nunique() > 1 and (hours := effects(tuned, left, "hours", against=against, ratio=True)):
+    if tuned["tokens"].nunique() > 1 and (hours := level_effects(tuned, left, "hours", against=against, ratio=True)):
         yield Section("Effects on hours of training", f"Ratios. {TURNS} {EXPLAINED}", effect_table(hours))
 
 

@@ -151,12 +151,13 @@ def _described(path: Path) -> tuple[dict[str, Any], datetime]:
 def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
     """Refuse numbers that can't be those of a run."""
     flat = flatten(config)
+    value: Any
     for key in NUMBERS:
         value = flat.get(key)
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise ValueError(f"config.yaml: {key}={value} is not a number")
     for key in COUNTS:
-        value: Any = flat.get(key)
+        value = flat.get(key)
         if type(value) not in (int, float) or not 0 <= value < MOST or value != int(value):
             raise ValueError(f"config.yaml: {key}={value} is not a count")
     for row in rows:

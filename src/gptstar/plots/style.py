@@ -19,9 +19,10 @@ from matplotlib.figure import Figure as Figure
 INK, PAPER, GREY = "#1c1c1c", "#fdfdfd", "#767676"
 """Text and axes; what is behind them; and what only helps to read, legible on both papers."""
 DARK_INK, DARK_PAPER = "#e4e4e4", "#161616"
-BLUE, ORANGE = "#0072B2", "#D55E00"
-COLOURS = BLUE, ORANGE, "#009E73", "#CC79A7", "#3A97CC", "#B87F00"
-"""Okabe and Ito's palette for colour-blind readers, its two lightest colours darkened to a contrast of 3 on white."""
+BLUE, ORANGE = "#1F7FC0", "#D55E00"
+COLOURS = BLUE, ORANGE, "#009E73", "#CC79A7", INK
+"""Those of Okabe and Ito's palette that have a contrast of 3 on either paper, for colour-blind readers; the blue is a little
+lighter than theirs, for the dark one."""
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 """For prints without colour."""
 

@@ -144,9 +144,8 @@ def _on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str
             arm = ", ".join(str(level) for key, level in named if (key, level) != ("rotary_scaling", "none"))
             interval = f" [{longest['95 % interval'].replace(' to ', ', ')}]" if longest["95 % interval"] else ""
             yield (
-                f"Read at {longest['context']} its training context{which}, {arm or 'the model'} has a loss that "
-                f"differs by {longest['change']}{interval} nats per token from that at its training context "
-                f"({longest['']})."
+                f"Read at {longest['context']} its training context{which}, the loss of {arm or 'the model'} changes by "
+                f"{longest['change']}{interval} nats per token ({longest['']})."
             ).replace("-0", "−0")
 
 
@@ -156,10 +155,13 @@ def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) 
         yield f"{len(left_out)} of {len(runs)} runs are left out: {_why_left_out(left_out)}."
     n_seeds = finished[SEED].nunique() if SEED in factors else 1
     arms = without_seed(factors)
-    if n_seeds < SEEDS and (arms or n_seeds == 1):
-        seeds = "One seed tells" if n_seeds == 1 else f"{n_seeds} seeds are too few to tell"
-        other = " nothing about how much another seed would differ" if n_seeds == 1 else " an effect from chance surely"
-        yield f"{seeds}{other}: an effect is called significant from {SEEDS} seeds and p < {LEVEL}."
+    if n_seeds == 1:
+        yield "There is one seed, so nothing is known of how much another would differ, and no interval can be given."
+    elif n_seeds < SEEDS and arms:
+        yield (
+            f"There are {n_seeds} seeds, so every effect is preliminary: it takes {SEEDS} seeds and p < {LEVEL} to be "
+            "called significant."
+        )
     steps = int(finished["step"].min())
     if steps < SHORT_STEPS:
         yield (

@@ -24,6 +24,14 @@ def in_markdown(text: str) -> str:
     return MARKUP.sub(lambda match: "&lt;" if match[0] == "<" else "]\\", plain(text))
 
 
+def shortened(text: str, width: int) -> str:
+    """Cut a text in its middle to so many characters."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}" if width > 1 else "…"[:width]
+
+
 class Terminal(Console):
     """A console on which text is text: without markup, and without control characters."""
 

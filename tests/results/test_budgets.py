@@ -13,8 +13,8 @@ from scipy import stats
 from gptstar.cli import main
 from gptstar.results import frames
 from gptstar.results.budgets import BEFORE, NEVER, WITHIN, costs, reached, recipes
-from gptstar.results.effects import RATE, rates_tried
-from gptstar.results.lengths import between_arms
+from gptstar.results.factors import RATE, rates_tried
+from gptstar.results.extrapolation import between_arms
 from gptstar.results.pictures import plot_budgets
 from gptstar.training.status import Status
 from support.runs import run_script

@@ -14,7 +14,7 @@ import pytest
 
 from gptstar.cli import main
 from gptstar.results import frames
-from gptstar.results.effects import effects
+from gptstar.results.factors import level_effects
 from gptstar.results.run import Run, find_runs
 from gptstar.training.status import Status
 from support.runs import SMALL, run_here
@@ -139,7 +139,7 @@ def test_null_is_a_level(swept: Path, tmp_path: Path) -> None:
     runs = frames.runs(tmp_path)
     (factor,) = frames.varied(runs)
     assert list(runs[factor])[1] == "null"
-    assert len(effects(runs, [factor])) == 1
+    assert len(level_effects(runs, [factor])) == 1
 
 
 def test_a_default_that_was_named_is_no_difference(swept: Path, tmp_path: Path) -> None:

@@ -9,16 +9,17 @@ from gptstar.terminal import Terminal
 
 def add_results_commands(commands: Commands) -> None:
     """Add them to the `gptstar` command."""
-    text = "set the results of two evaluations against each other, item by item"
+    text = "set the results of evaluations against the first of them"
     description = (
-        "Pair the items of A and B, and say for each task how they differ, within which interval, and how likely "
-        "chance alone is to do that. B minus A."
+        "Say for each task, item by item, and for each context length, document by document, how results differ from "
+        "the first, which is the reference: within which interval, and how likely chance alone is to do that."
     )
     add = add_command(commands, "compare", _compare, text, description).add_argument
-    for name in ("a", "b"):
-        add(name, type=Path, metavar=name.upper(), help="a results.json of evaluate.py, or its folder")
-    add("--markdown", action="store_true", help="print a Markdown table instead")
-    add("--json", action="store_true", help="print JSON instead")
+    help_text = "a results.json of evaluate.py, its folder, a run directory, or a folder of runs; two or more in all"
+    add("results", nargs="+", metavar="RESULTS", help=help_text)
+    add("--all-metrics", action="store_true", help="show all metrics of a task (default: the first)")
+    add("--markdown", action="store_true", help="print Markdown tables instead, with all metrics")
+    add("--json", action="store_true", help="print JSON instead, with all metrics")
 
     group = commands.add_parser("evaluation", help="what evaluation needs, gathered for machines without network")
     text = "gather the items of tasks in a folder, with hashes and licences"
@@ -52,18 +53,21 @@ def add_results_commands(commands: Commands) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from dataclasses import asdict
+    from gptstar.evaluation.comparison_tables import comparison_markdown, comparison_tree, print_comparisons
+    from gptstar.evaluation.results import to_json
+    from gptstar.results.comparison import compared
 
-    from gptstar.evaluation.compare import compare, comparison_markdown, comparison_table
-    from gptstar.evaluation.results import read_tasks, to_json
-
-    comparison = compare(read_tasks(options.a), read_tasks(options.b))
+    found = compared(*options.results)
     if options.json:
-        print(to_json(asdict(comparison)), end="")
+        trees = [comparison_tree(each) for each in found]
+        print(to_json(trees[0] if len(trees) == 1 else {"comparisons": trees}), end="")
     elif options.markdown:
-        print(comparison_markdown(comparison))
+        print("\n\n".join(map(comparison_markdown, found)))
     else:
-        Terminal().print(comparison_table(comparison))
+        console = Terminal()
+        for number, each in enumerate(found):
+            console.print("\n" * (number > 0), end="")
+            print_comparisons(each, console, all_metrics=options.all_metrics)
 
 
 def _bundle(options: argparse.Namespace) -> None:

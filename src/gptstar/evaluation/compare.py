@@ -1,27 +1,25 @@
-"""Two evaluations set against each other, item by item. B minus A throughout."""
+"""Evaluations set against the first of them, item by item. B minus A throughout."""
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, from_nats
+from gptstar.evaluation.statistics.effects import LEVEL
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
-from gptstar.evaluation.tables import markdown_table
-from gptstar.terminal import in_markdown
 
 CAVEAT = (
     "This compares two checkpoints, not two recipes: each is one training run, and other seeds would differ too. "
     "The intervals and p are over the choice of items."
 )
 
-COLUMNS = ("task", "metric", "A", "B", "B − A or B / A", "95 % interval", "p", "Holm", "items")
+PRELIMINARY = 0.05
+"""A difference with a smaller p is at least preliminary; below `LEVEL` it is significant."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,17 @@ class Row:
     primary: bool
     items: int
 
+    @property
+    def verdict(self) -> str:
+        """Whether B is better or worse than A, by the adjusted p where there is one, in words."""
+        p = self.p if self.p_holm is None else self.p_holm
+        if p is None:
+            return "not tested"
+        if p >= PRELIMINARY:
+            return "no difference shown"
+        word = "better" if (self.difference > 0) == self.higher_is_better else "worse"
+        return f"{word}, {'significant' if p < LEVEL else 'preliminary'}"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -72,27 +81,83 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare(a: TaskResults, b: TaskResults) -> Comparison:
-    """Pair two evaluations item by item, and test each metric they share.
+@dataclass(frozen=True)
+class Comparisons:
+    """Several results of one kind, each set against the first.
 
-    Items are paired by their hash. Accuracies have McNemar's test, and other metrics a paired bootstrap-t; items of one
-    cluster count as one. Perplexities are tested by their losses and shown with their ratio, which is exp of the
-    losses' difference. Holm's adjustment has one family: the first metric of each task.
+    Attributes:
+        names: what to call them, all different; the first is the reference, called A in tables, the next one B.
+        rows: of each but the reference.
+        notes: what a reader has to know, a line each.
+    """
+
+    kind: Literal["tasks", "length"]
+    names: tuple[str, ...]
+    rows: tuple[tuple[Row, ...], ...]
+    notes: tuple[str, ...]
+
+
+def letter(number: int) -> str:
+    """What a result is called in a table, by its number from 0: A to Z, then A1 and so on."""
+    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
+
+
+def compare(a: TaskResults, b: TaskResults) -> Comparison:
+    """Pair two evaluations item by item, and test each metric they share, as `compare_tasks` does.
 
     Raises:
         ConfigError: no task in both; a task whose items, version, context length or few-shot examples differ.
     """
+    found = compare_tasks((a, b))
+    return Comparison(found.names[0], found.names[1], found.rows[0], found.notes)
+
+
+def compare_tasks(results: Sequence[TaskResults]) -> Comparisons:
+    """Pair evaluations with the first, item by item, and test each metric they share.
+
+    Items are paired by their hash. Accuracies have McNemar's test, and other metrics a paired bootstrap-t; items of one
+    cluster count as one. Perplexities are tested by their losses and shown with their ratio, which is exp of the
+    losses' difference. Holm's adjustment has one family: the first metric of each task, of all that are compared.
+
+    Raises:
+        ConfigError: no task in both; a task whose items, version, context length or few-shot examples differ.
+    """
+    rows: list[Sequence[Row]] = []
+    notes: list[str] = []
+    for number, other in enumerate(results[1:], start=1):
+        of_other, said = _compared(results[0], other, letter(number))
+        rows.append(of_other)
+        notes += said
+    adjusted, n_tests = with_holm(rows)
+    if n_tests > 1:
+        n_others = len(results) - 1
+        family = f"{n_tests} tasks, by the first metric of each" if n_others == 1 else f"{n_tests} tests in all"
+        notes.append(f"Holm's p is adjusted for {family}.")
+    return Comparisons("tasks", names_of([each.checkpoint for each in results]), adjusted, (*notes, CAVEAT))
+
+
+def with_holm(rows: Sequence[Sequence[Row]]) -> tuple[tuple[tuple[Row, ...], ...], int]:
+    """Adjust the p of all primary rows for their number, which is returned too."""
+    tests = [row.p for of_one in rows for row in of_one if row.primary and row.p is not None]
+    adjusted = iter(holm(tests))
+    return tuple(
+        tuple(replace(row, p_holm=next(adjusted)) if row.primary and row.p is not None else row for row in of_one)
+        for of_one in rows
+    ), len(tests)
+
+
+def _compared(a: TaskResults, b: TaskResults, of_b: str) -> tuple[list[Row], list[str]]:
+    """The rows of two evaluations, not adjusted, and notes that call them A and `of_b`."""
     tasks_b = {task.task: task for task in b.tasks}
     shared = [(task, tasks_b[task.task]) for task in a.tasks if task.task in tasks_b]
     if not shared:
         names = [", ".join(task.task for task in results.tasks) or "nothing" for results in (a, b)]
         raise ConfigError(f"no task is in both results: {names[0]} in the one, {names[1]} in the other")
-    name_a, name_b = _names(a.checkpoint, b.checkpoint)
-    notes = _differences(a, b)
+    notes = _differences(a, b, of_b)
     seeds = [(results.protocol.get("seeds") or {}).get("fewshot") for results in (a, b)]
     rows: list[Row] = []
     for task_a, task_b in shared:
-        _check_comparable(task_a, task_b, seeds)
+        _check_comparable(task_a, task_b, seeds, of_b)
         pairs = _pairs(task_a.samples, task_b.samples)
         if not pairs:
             raise ConfigError(
@@ -102,48 +167,10 @@ def compare(a: TaskResults, b: TaskResults) -> Comparison:
         only_a, only_b = len(task_a.samples) - len(pairs), len(task_b.samples) - len(pairs)
         if only_a or only_b:
             notes.append(
-                f"{task_a.task}: {len(pairs):,} items are in both, {only_a:,} only in A, {only_b:,} only in B."
+                f"{task_a.task}: {len(pairs):,} items are in both, {only_a:,} only in A, {only_b:,} only in {of_b}."
             )
         rows += _rows(task_a, task_b, pairs, whole=not (only_a or only_b))
-    primaries = [number for number, row in enumerate(rows) if row.primary]
-    adjusted = holm([p for number in primaries if (p := rows[number].p) is not None])
-    for number, p in zip(primaries, adjusted, strict=True):
-        rows[number] = replace(rows[number], p_holm=p)
-    if len(primaries) > 1:
-        notes.append(f"Holm's p is adjusted for {len(primaries)} tasks, by the first metric of each.")
-    return Comparison(name_a, name_b, tuple(rows), (*notes, CAVEAT))
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """The comparison as a table for the terminal."""
-    notes = Text("\n".join(comparison.notes))
-    table = Table(title=Text(_title(comparison)), caption=notes, caption_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="left" if column in COLUMNS[:2] else "right")
-    for row in comparison.rows:
-        table.add_row(*map(Text, _cells(row)))
-    return table
-
-
-def comparison_markdown(comparison: Comparison) -> str:
-    """The same as Markdown, without a newline at its end."""
-    table = markdown_table(COLUMNS, [_cells(row) for row in comparison.rows], n_left=2)
-    return in_markdown("\n\n".join((_title(comparison), "\n".join(table), *comparison.notes)))
-
-
-def _title(comparison: Comparison) -> str:
-    return f"A: {comparison.a}, B: {comparison.b}"
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    digits = 4 if row.kind in ("mean", "bits_per_byte") else 2
-    change = f"{row.difference:+.{digits}f}" if row.ratio is None else f"× {row.ratio:.3f}"
-    form = f"+.{digits}f" if row.ratio is None else ".3f"
-    interval = "" if row.low is None or row.high is None else f"{row.low:{form}} to {row.high:{form}}"
-    better = "↑" if row.higher_is_better else "↓"
-    p, adjusted = ("" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" for p in (row.p, row.p_holm))
-    figures = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", change, interval)
-    return row.task, f"{row.metric} {better}", *figures, p, adjusted, f"{row.items:,}"
+    return rows, notes
 
 
 def _rows(a: TaskResult, b: TaskResult, pairs: Sequence[tuple[Sample, Sample]], *, whole: bool) -> list[Row]:
@@ -216,7 +243,7 @@ def _pairs(a: Sequence[Sample], b: Sequence[Sample]) -> list[tuple[Sample, Sampl
     return [(sample, others[sample.hash].pop()) for sample in in_order if others[sample.hash]]
 
 
-def _check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[int | None]) -> None:
+def _check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[int | None], of_b: str) -> None:
     facts: list[tuple[str, object, object, str]] = [
         ("version", a.version, b.version, "lm-eval"),
         ("context_length", a.context_length, b.context_length, "evaluation.context_length"),
@@ -226,34 +253,36 @@ def _check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[int | None])
         facts.append(("few-shot seed", seeds[0], seeds[1], "evaluation.seed"))
     for name, first, second, cure in facts:
         if first != second:
-            values = f"{first} in A and {second} in B"
+            values = f"{first} in A and {second} in {of_b}"
             raise ConfigError(f"{a.task} can't be compared: its {name} is {values}: evaluate both with the same {cure}")
 
 
-def _differences(a: TaskResults, b: TaskResults) -> list[str]:
+def _differences(a: TaskResults, b: TaskResults, of_b: str) -> list[str]:
     """What differs and leaves scores comparable, a line each."""
     notes = []
     tasks_a, tasks_b = ([task.task for task in results.tasks] for results in (a, b))
-    for name, mine, theirs in (("A", tasks_a, tasks_b), ("B", tasks_b, tasks_a)):
+    for name, mine, theirs in (("A", tasks_a, tasks_b), (of_b, tasks_b, tasks_a)):
         if only := [task for task in mine if task not in theirs]:
             notes.append(f"Only in {name}: {', '.join(only)}.")
     for name, first, second in (("dtype", a.protocol, b.protocol), ("lm-eval", a.versions, b.versions)):
         if first.get(name) != second.get(name):
-            notes.append(f"{name} is {first.get(name)} in A and {second.get(name)} in B.")
+            notes.append(f"{name} is {first.get(name)} in A and {second.get(name)} in {of_b}.")
     if a.checkpoint.get("sha256") and a.checkpoint["sha256"] == b.checkpoint.get("sha256"):
-        notes.append("A and B are the same checkpoint.")
+        notes.append(f"A and {of_b} are the same checkpoint.")
     return notes
 
 
-def _names(a: dict[str, Any], b: dict[str, Any]) -> tuple[str, str]:
+def names_of(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Names that differ: by step, place or content where the checkpoints' own don't, by letter at last."""
-    names = [str(checkpoint.get("name") or "unnamed") for checkpoint in (a, b)]
-    if names[0] != names[1]:
-        return names[0], names[1]
-    for key, form in (("step", "step {}"), ("path", "{}"), ("sha256", "{:.8}")):
-        marks = [form.format(checkpoint[key]) for checkpoint in (a, b) if checkpoint.get(key)]
-        if len(set(marks)) == 2:
-            break
-    else:
-        marks = ["A", "B"]
-    return f"{names[0]} ({marks[0]})", f"{names[1]} ({marks[1]})"
+    names = [str(checkpoint.get("name") or "unnamed") for checkpoint in checkpoints]
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = [number for number, each in enumerate(names) if each == name]
+        marks = [letter(number) for number in alike]
+        for key, form in (("step", "step {}"), ("path", "{}"), ("sha256", "{:.8}")):
+            values = [checkpoints[number].get(key) for number in alike]
+            if None not in values and len({str(value) for value in values}) == len(values):
+                marks = [form.format(value) for value in values]
+                break
+        for number, mark in zip(alike, marks, strict=True):
+            names[number] = f"{name} ({mark})"
+    return tuple(names)

@@ -1,1 +1,62 @@
-"""Runs and evaluations, read: one by one, and as pandas frames. What notebooks, tables and reports stand on."""
+"""Runs and evaluations as pandas frames: what a notebook begins with.
+
+```python
+from gptstar import results
+
+runs = results.runs("runs/lengths")  # a line for each run: state, losses, speed, every setting
+results.effects(runs)  # what each setting changed, with 95 % intervals over seeds
+```
+
+Each function takes run directories, folders that hold some at any depth, folders where `evaluate.py output=…` wrote,
+their `results.json`, patterns and lists, one or several. Where there is nothing, a frame has its columns and no line,
+and a `MissingResultsWarning` says how to get what is missing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptstar.results.comparison import compare
+    from gptstar.results.evaluations import DamagedWarning, lengths, tasks
+    from gptstar.results.factors import effects
+    from gptstar.results.frames import curves, runs, varied
+    from gptstar.results.sources import MissingResultsWarning, Source
+
+__all__ = [
+    "DamagedWarning",
+    "MissingResultsWarning",
+    "Source",
+    "compare",
+    "curves",
+    "effects",
+    "lengths",
+    "runs",
+    "tasks",
+    "varied",
+]
+
+_ROOMS = {
+    "DamagedWarning": "evaluations",
+    "MissingResultsWarning": "sources",
+    "Source": "sources",
+    "compare": "comparison",
+    "curves": "frames",
+    "effects": "factors",
+    "lengths": "evaluations",
+    "runs": "frames",
+    "tasks": "evaluations",
+    "varied": "frames",
+}
+
+if not TYPE_CHECKING:  # which would take any name for one of these
+
+    def __getattr__(name: str) -> object:
+        """Import on first use, so that `gptstar runs` need not wait for pandas and torch."""
+        if name in _ROOMS:
+            return getattr(import_module(f"gptstar.results.{_ROOMS[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what is imported on first use, too."""
+    return sorted({*globals(), *__all__})

@@ -9,9 +9,9 @@ import pandas as pd
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, Effect, blocked_effect
 from gptstar.plots.labels import level_texts
 from gptstar.results.arms import without_seed
-from gptstar.results.effects import OUTCOME, RATE, SEED, at_best_rate, effects, levels_of
+from gptstar.results.extrapolation import CONTEXT, against_training
+from gptstar.results.factors import OUTCOME, RATE, SEED, at_best_rate, level_effects, levels_of
 from gptstar.results.frames import EXPERIMENT
-from gptstar.results.lengths import CONTEXT, against_training
 from gptstar.results.tried import numeric_factors, values_tried
 
 BITS = "validation_bits_per_byte"
@@ -76,14 +76,14 @@ def _on_factor(runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome:
     if len(levels) < 2:
         return ""
     below = {levels[0]: 0.0} | {
-        each.level: each.effect.value for each in effects(runs, factors, outcome) if each.factor == factor
+        each.level: each.effect.value for each in level_effects(runs, factors, outcome) if each.factor == factor
     }
     if len(below) < 2:
         return ""
     best, following, *_ = sorted(below, key=lambda level: below[level])
     change = next(
         each
-        for each in effects(runs, factors, outcome, against=str(following))
+        for each in level_effects(runs, factors, outcome, against=str(following))
         if (each.factor, each.level) == (factor, best)
     )
     names = dict(zip(levels, level_texts(levels), strict=True))

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from gptstar.plots.labels import level_texts
-from gptstar.results.effects import SEED, levels_of
+from gptstar.results.factors import SEED, levels_of
 
 
 def without_seed(factors: Sequence[str]) -> list[str]:

@@ -20,8 +20,8 @@ from gptstar.plots.speed import Speeds, draw_speeds
 from gptstar.plots.style import Figure
 from gptstar.results.arms import arms_of, without_seed
 from gptstar.results.budgets import Recipe
-from gptstar.results.effects import OUTCOME, SEED, LevelEffect
-from gptstar.results.lengths import CONTEXT
+from gptstar.results.extrapolation import CONTEXT
+from gptstar.results.factors import OUTCOME, SEED, LevelEffect
 from gptstar.results.tried import values_tried
 
 

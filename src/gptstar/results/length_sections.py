@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from gptstar.results.effects import SEED, at_best_rate
+from gptstar.results.extrapolation import CONTEXT, against_training, between_arms
+from gptstar.results.factors import SEED, at_best_rate
 from gptstar.results.figures import lengths_figure
-from gptstar.results.lengths import CONTEXT, against_training, between_arms
 from gptstar.results.section import Section
 
 

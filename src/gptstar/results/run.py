@@ -2,8 +2,7 @@
 
 import math
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,6 +13,7 @@ from typing import Any, Literal, Self
 from gptstar.errors import ConfigError, DataError, in_one_line
 from gptstar.files import read_json
 from gptstar.keys import flatten
+from gptstar.results.sources import Source, expand, in_order
 from gptstar.terminal import plain
 from gptstar.training.metrics_csv import METRICS_FILE, read_metrics
 from gptstar.training.status import FILE_NAME as STATUS_FILE
@@ -25,6 +25,9 @@ State = Literal["running", "finished", "stopped", "failed", "killed", "refused",
 COUNTS = ("batch_tokens", "total_steps")
 NUMBERS = ("seed", "optimizer.learning_rate", "data.context_length", "model.n_vocab")
 """Settings that runs are compared by, which have to be numbers."""
+
+DESCRIPTION = "versions.json"
+"""The file by which a folder is known for a run directory: versions, data and command."""
 
 MOST = 2**63
 
@@ -59,7 +62,7 @@ class Run:
         """
         if not path.is_dir():
             raise ConfigError(f"{path} is not a run directory: give the output of train.py, or a folder of such")
-        if not (path / "config.yaml").exists() and not (path / "versions.json").exists():
+        if not (path / "config.yaml").exists() and not (path / DESCRIPTION).exists():
             return cls(path, "refused", "", {}, {}, _touched(path), _touched(path), ())
         try:
             config, about, began, rows = read_config(path), *_described(path), tuple(read_metrics(path))
@@ -129,14 +132,14 @@ class Run:
 
 def _described(path: Path) -> tuple[dict[str, Any], datetime]:
     """What `versions.json` says, and when the run began."""
-    file = path / "versions.json"
+    file = path / DESCRIPTION
     try:
         about = read_json(file)
         if not isinstance(about, dict) or not isinstance(about.get("command", ""), str):
             raise ValueError("not the record of a run")
         return about, datetime.fromisoformat(about.get("began") or _touched(file).isoformat()).astimezone(UTC)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"versions.json: {in_one_line(error)}") from error
+        raise ValueError(f"{DESCRIPTION}: {in_one_line(error)}") from error
 
 
 def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
@@ -155,23 +158,40 @@ def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
             raise ValueError(f"{METRICS_FILE}: {row['step']} is not a step")
 
 
-def find_runs(paths: Sequence[Path]) -> list[Run]:
+def find_runs(sources: Iterable[Source]) -> list[Run]:
     """Read the runs in folders: each a run directory, or one that holds some at any depth; in order of their paths.
 
     Raises:
         ConfigError: a folder does not exist, or none of them holds a run.
     """
-    runs: dict[Path, Run] = {}
-    for path in paths:
-        if not path.is_dir():
-            raise ConfigError(f"{path} is not a folder: give the output of train.py, or a folder of such")
-        folders = [path]
-        if not (path / "versions.json").exists():
-            folders = sorted((file.parent for file in path.rglob("versions.json")), key=_in_order)
-        runs |= {folder.resolve(): Run.read(folder) for folder in folders}
-    if not runs:
+    paths = expand(sources)
+    if not (runs := runs_below(paths)):
         raise ConfigError(f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder of such")
+    return runs
+
+
+def runs_below(paths: Iterable[Path]) -> list[Run]:
+    """Read the runs in folders, as `find_runs` does; there may be none, and files are passed over."""
+    runs: dict[Path, Run] = {}
+    for path in (path for path in paths if path.is_dir()):
+        folders = [path]
+        if not (path / DESCRIPTION).exists():
+            folders = sorted((file.parent for file in path.rglob(DESCRIPTION)), key=in_order)
+        runs |= {folder.resolve(): Run.read(folder) for folder in folders}
     return list(runs.values())
+
+
+def readable(sources: Iterable[Source]) -> list[Run]:
+    """Read the runs in folders, without the damaged ones.
+
+    Raises:
+        ConfigError: as `find_runs`; or all of them are damaged.
+    """
+    runs = find_runs(sources)
+    undamaged = [run for run in runs if run.state != "damaged"]
+    if not undamaged:
+        raise ConfigError(f"{runs[0].path} is damaged: {runs[0].reason}")
+    return undamaged
 
 
 def labelled(runs: Sequence[Run]) -> dict[str, Run]:
@@ -185,11 +205,6 @@ def labelled(runs: Sequence[Run]) -> dict[str, Run]:
             name += "'"
         by_name[name] = run
     return by_name
-
-
-def _in_order(path: Path) -> list[tuple[str, int]]:
-    """A key by which numbers are sorted by size: seed-10 after seed-9."""
-    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", f" {path}")]
 
 
 def _touched(*paths: Path) -> datetime:

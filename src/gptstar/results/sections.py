@@ -1,5 +1,6 @@
 """The contents of a report on a set of runs, in order: the answer, what it rests on, what was run."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from gptstar.results.answer import BITS, Answer, answer, outcome_of, states_text
 from gptstar.results.arms import in_order, without_seed
 from gptstar.results.budgets import STEPS, cost_table, costs, recipes
 from gptstar.results.commands import as_typed
-from gptstar.results.effects import (
+from gptstar.results.factors import (
     OUTCOME,
     RATE,
     SEED,
     at_best_rate,
     effect_table,
-    effects,
+    level_effects,
     levels_of,
     rates_tried,
     reference_of,
@@ -27,8 +28,9 @@ from gptstar.results.effects import (
 )
 from gptstar.results.figures import budgets_figure, effects_figure, factor_figure, loss_figure
 from gptstar.results.length_sections import length_sections
-from gptstar.results.run import find_runs
+from gptstar.results.run import find_runs, readable
 from gptstar.results.section import Section
+from gptstar.results.sources import MissingResultsWarning
 from gptstar.results.speeds import duration_text, n_at_a_time, speed_section
 from gptstar.results.tried import numeric_factors
 from gptstar.training.settings import shown_keys
@@ -50,13 +52,15 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
+    readable(paths)  # or refuses them
     runs = frames.runs(*paths)
     factors = frames.varied(runs)
     runs = in_order(runs, factors)
     levels = [str(level) for factor in without_seed(factors) for level in levels_of(runs, factor)]
     if against is not None and against not in levels:
         raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
-    curves, lengths = frames.curves(*paths), frames.lengths(*paths)
+    with warnings.catch_warnings(action="ignore", category=MissingResultsWarning):
+        curves, lengths, tasks = frames.curves(*paths), frames.lengths(*paths), frames.tasks(*paths)
     finished = runs[runs["state"] == "finished"]
     yield from _answer(answer(runs, lengths, factors))
     if unreadable := frames.damaged(*paths):
@@ -68,7 +72,7 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     yield from _costs(finished, curves, factors, against)
     if (speed := speed_section(finished, curves, factors, against)) is not None:
         yield speed
-    yield from _tasks(frames.tasks(*paths))
+    yield from _tasks(tasks)
     yield _overview(runs, factors)
     yield _all_runs(runs, factors)
     yield _repeat(paths)
@@ -109,7 +113,7 @@ def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | Non
 def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None) -> Iterator[Section]:
     tuned, left = at_best_rate(finished, factors)
     outcome = outcome_of(finished)
-    changes = effects(tuned, left, outcome, against=against)
+    changes = level_effects(tuned, left, outcome, against=against)
     if not changes:
         return
     text = [EXPLAINED]
@@ -122,7 +126,7 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
         )
     heading = f"Effects on {outcome.replace('_', ' ')}"
     yield Section(heading, " ".join(text), table=effect_table(changes), picture=effects_figure(changes))
-    if tuned["tokens"].nunique() > 1 and (hours := effects(tuned, left, "hours", against=against, ratio=True)):
+    if tuned["tokens"].nunique() > 1 and (hours := level_effects(tuned, left, "hours", against=against, ratio=True)):
         yield Section("Effects on hours of training", f"Ratios. {TURNS} {EXPLAINED}", table=effect_table(hours))
 
 

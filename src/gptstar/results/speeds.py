@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from gptstar.results.effects import effect_table, effects
+from gptstar.results.factors import effect_table, level_effects
 from gptstar.results.figures import speed_figure
 from gptstar.results.section import Section
 
@@ -33,7 +33,7 @@ def speed_section(
     finished: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str], against: str | None
 ) -> Section | None:
     """Compare tokens per second, or say why the runs are too short for that; None if no arm has a partner."""
-    speed = effects(finished, factors, "tokens_per_second", against=against, ratio=True)
+    speed = level_effects(finished, factors, "tokens_per_second", against=against, ratio=True)
     if not speed:
         return None
     recorded = curves[(curves["metric"] == "tokens_per_second") & curves["run"].isin(finished["run"])]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from gptstar.results.arms import arms_of
-from gptstar.results.effects import OUTCOME, RATE, SEED, levels_of
+from gptstar.results.factors import OUTCOME, RATE, SEED, levels_of
 
 LEAST_LEVELS = 3
 """Values that a factor needs for a curve, unless it is the learning rate."""

@@ -1,5 +1,6 @@
 """One model read at each context length: the same targets, other contexts."""
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,8 @@ class Curve:
         units: of the intervals: `documents` or `stretches`, and how many.
         positions: at the longest length where the model is defined; empty with `fixed_targets` and `legacy`.
         time_growth, memory_growth: a window's time and memory grow as the length to these powers.
+        targets: a fingerprint of the tokens scored, the same at every length; "" with `legacy`.
+        counts: `(unit,)`: targets in each independent unit of text.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Curve:
     memory_growth: float = float("nan")
     rotary_scaling: str = "none"
     checkpoint: dict[str, Any] = field(default_factory=dict)
+    targets: str = ""
+    counts: tuple[int, ...] = ()
 
 
 class Plan:
@@ -55,6 +60,7 @@ class Plan:
         lengths: ascending, the control included.
         reference: the length that changes are against: the control, else the shortest.
         units: what intervals are over, and how many of them.
+        targets, counts: as a curve has them.
     """
 
     def __init__(self, text: Text, config: LengthConfig, lengths: Sequence[int]) -> None:
@@ -77,7 +83,10 @@ class Plan:
         self._units = Units(self.spans, longest)
         self.units = f"{self._units.count:,} {self._units.name}"
         targets = [text.documents[span.document].read(span.start + 1, span.size) for span in self.spans]
-        self._bytes = text.token_bytes[np.concatenate(targets)]
+        tokens = np.concatenate(targets)
+        self.targets = hashlib.sha256(tokens.astype(np.int64).tobytes()).hexdigest()[:16]
+        self.counts = tuple(np.bincount(self._units.numbers).tolist())
+        self._bytes = text.token_bytes[tokens]
         self.n_bytes = int(self._bytes.sum()) if text.exact_bytes else None
 
     def windows(self, length: int) -> list[Window]:
@@ -104,7 +113,14 @@ class Plan:
             bits = units.interval(sums / math.log(2), units.sums(self._bytes), seed)
         if reference is not None and result.context_length != self.reference:
             change = units.change(units.sums(reference), sums, counts, seed)
-        return replace(result, loss=loss, perplexity=perplexity_of(loss), bits_per_byte=bits, change=change)
+        return replace(
+            result,
+            loss=loss,
+            perplexity=perplexity_of(loss),
+            bits_per_byte=bits,
+            change=change,
+            sums=tuple(sums.tolist()),
+        )
 
     def positions(self, losses: np.ndarray, before: np.ndarray) -> tuple[PositionResult, ...]:
         """Loss by the number of tokens before a target; empty if all targets stand at the ends of windows."""
@@ -151,4 +167,5 @@ def read_curve(
     seconds = [length * cost.seconds / n_read for length, n_read, cost in costs]
     memory = [(cost.memory - cost.held) / max(1, reader.batch_tokens // length) for length, _, cost in costs]
     growths = growth(lengths, seconds), growth(lengths, memory)
-    return Curve(name, trained_at, plan.reference, plan.units, tuple(results), positions, *growths)
+    known_targets = {"targets": plan.targets, "counts": plan.counts}
+    return Curve(name, trained_at, plan.reference, plan.units, tuple(results), positions, *growths, **known_targets)

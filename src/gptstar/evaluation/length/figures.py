@@ -27,6 +27,8 @@ class LengthResult:
         seconds: that reading took.
         memory: bytes, the most that was held at once.
         read: tokens that went through the model.
+        sums: `(unit,)`: the loss of each independent unit of text, in nats, by which two models are paired; empty where
+            there are no intervals.
     """
 
     context_length: int
@@ -40,6 +42,7 @@ class LengthResult:
     seconds: float | None = None
     memory: int | None = None
     read: int | None = None
+    sums: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,22 @@
 """Effects of a design: each level of a factor against the first, all else the same."""
 
 import math
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
-from gptstar.results.frames import AT_EDGE
+from gptstar.results.frames import AT_EDGE, varied
+from gptstar.results.sources import MissingResultsWarning
+
+EFFECT_FIGURES = (
+    *("factor", "level", "against", "outcome", "effect", "low", "high", "p"),
+    *("seeds", "cells", "left_out", "verdict"),
+)
 
 SEED, RATE, OUTCOME = "seed", "optimizer.learning_rate", "validation_loss"
 
@@ -44,6 +52,53 @@ def effect_text(effect: Effect, *, ratio: bool) -> str:
 
 
 def effects(
+    frame: pd.DataFrame,
+    factors: Sequence[str] | None = None,
+    outcome: str = OUTCOME,
+    *,
+    against: str | None = None,
+    ratio: bool = False,
+) -> pd.DataFrame:
+    """Compare every level of every factor but the seed with the factor's first: what the report shows, as figures.
+
+    Args:
+        frame: what `runs` returns; only finished runs count. Or any frame with a line for each run, the factors and the
+            outcome.
+        factors: all settings that vary, the seed among them. By default what `varied` finds, with each arm at its best
+            learning rate if several were tried.
+        outcome: a column of the frame, such as `validation_loss` (nats per token) or `tokens_per_second`.
+        against: the level to compare with, in factors that have it, as text.
+        ratio: for positive outcomes, such as speed: the effect is a factor by which the outcome changes, the geometric
+            mean, instead of a difference in the outcome's unit.
+
+    Returns:
+        The columns of `EFFECT_FIGURES`: `effect` with its 95 % interval over seeds from `low` to `high` and its p, all
+        NaN for a single seed; the number of `seeds` and of `cells`, other settings alike; `left_out` runs without a
+        partner; and the `verdict`: significant takes five seeds and p < 0.01. No line, and a `MissingResultsWarning`,
+        if no two runs differ in one thing alone.
+
+    Raises:
+        ConfigError: the frame lacks the outcome or a factor.
+    """
+    finished = frame[frame["state"] == "finished"] if "state" in frame else frame
+    if factors is None:
+        finished, factors = at_best_rate(finished, varied(finished))
+    if lacks := [key for key in (outcome, *factors) if key not in finished]:
+        raise ConfigError(f"the frame has no column {', '.join(lacks)}: give one of {', '.join(map(str, finished))}")
+    lines = []
+    for each in level_effects(finished, factors, outcome, against=against, ratio=ratio):
+        ends = (each.effect.value, each.effect.low, each.effect.high)
+        value, low, high = map(math.exp, ends) if ratio else ends
+        evidence = (each.effect.n_seeds, each.effect.n_cells, each.left_out, each.effect.verdict)
+        lines.append((each.factor, each.level, each.against, outcome, value, low, high, each.effect.p, *evidence))
+    if not lines:
+        advice = "sweep over a setting and the seed, such as python train.py -m seed=0,1,2 model.residual=A,B"
+        said = f"no two of {len(finished)} finished runs differ in one setting alone: {advice}"
+        warnings.warn(said, MissingResultsWarning, stacklevel=2)
+    return pd.DataFrame(lines, columns=list(EFFECT_FIGURES))
+
+
+def level_effects(
     frame: pd.DataFrame,
     factors: Sequence[str],
     outcome: str = OUTCOME,

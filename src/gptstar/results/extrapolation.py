@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import blocked_effect
-from gptstar.results.effects import SEED, effect_table, effects, evidence
+from gptstar.results.factors import SEED, effect_table, evidence, level_effects
 from gptstar.results.frames import AT_EDGE
 
 CONTEXT = "data.context_length"
@@ -57,7 +57,7 @@ def between_arms(
     merged = lengths.merge(runs[["run", "began", *factors, *({AT_EDGE} & {*runs})]], on="run")
     tables = []
     for multiple, here in merged.groupby("multiple"):
-        changes = effects(here, [*factors, "rotary_scaling"], "loss", against=against)
+        changes = level_effects(here, [*factors, "rotary_scaling"], "loss", against=against)
         if arms := [each for each in changes if each.factor not in (CONTEXT, "rotary_scaling")]:
             tables.append(effect_table(arms).assign(context=f"{multiple:g} ×"))
     if not tables:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from gptstar.evaluation.statistics.effects import blocked_effect
-from gptstar.results.effects import RATE, at_best_rate, effects, tokens_to
+from gptstar.results.factors import RATE, at_best_rate, level_effects, tokens_to
 
 
 def test_one_cell_is_a_paired_t_test() -> None:
@@ -67,19 +67,19 @@ def design(seeds: int = 3) -> pd.DataFrame:
 
 
 def test_effects_are_those_of_the_design() -> None:
-    wide, deep = effects(design(), ["wide", "deep", "seed"])
+    wide, deep = level_effects(design(), ["wide", "deep", "seed"])
     assert (wide.factor, wide.level, wide.against, wide.left_out) == ("wide", 1, 0, 0)
     assert wide.effect.value == pytest.approx(0.5)
     assert deep.effect.value == pytest.approx(-0.2)
     assert (deep.effect.n_seeds, deep.effect.n_cells) == (3, 2)
-    ratio, _ = effects(design(), ["wide", "deep", "seed"], "speed", ratio=True)
+    ratio, _ = level_effects(design(), ["wide", "deep", "seed"], "speed", ratio=True)
     assert math.exp(ratio.effect.value) == pytest.approx(2)
     assert ratio.text.startswith("× 2.000")
 
 
 def test_a_seed_without_all_cells_is_left_out_and_said() -> None:
     frame = design().drop(index=0)  # a run that failed: its partners have nothing to stand against
-    wide, deep = effects(frame, ["wide", "deep", "seed"])
+    wide, deep = level_effects(frame, ["wide", "deep", "seed"])
     assert wide.effect.value == pytest.approx(0.5)
     assert (wide.effect.n_seeds, wide.left_out) == (2, 3)
     assert deep.left_out == 3
@@ -101,14 +101,14 @@ def test_seeds_are_compared_in_the_same_cells(cells: list[set[int]], n_seeds: in
 
 def test_a_run_that_was_repeated_counts_once() -> None:
     frame = pd.concat([design(), design().assign(validation_loss=lambda runs: runs["validation_loss"] + 0.2)])
-    wide, _ = effects(frame, ["wide", "deep", "seed"])
+    wide, _ = level_effects(frame, ["wide", "deep", "seed"])
     assert wide.effect.value == pytest.approx(0.5)
     assert (wide.effect.n_seeds, wide.effect.n_cells, wide.left_out) == (3, 2, 0)
 
 
 def test_what_never_differs_alone_has_no_effect() -> None:
     frame = design()
-    assert not effects(frame[frame["wide"] == frame["deep"]], ["wide", "deep", "seed"])
+    assert not level_effects(frame[frame["wide"] == frame["deep"]], ["wide", "deep", "seed"])
 
 
 def test_each_arm_is_taken_at_its_own_best_rate() -> None:
@@ -124,7 +124,7 @@ def test_each_arm_is_taken_at_its_own_best_rate() -> None:
     tuned, factors = at_best_rate(frame, ["arm", RATE, "seed"])
     assert factors == ["arm", "seed"]
     assert len(tuned) == 6
-    (found,) = effects(tuned, factors)
+    (found,) = level_effects(tuned, factors)
     assert found.effect.value == pytest.approx(0)
     assert at_best_rate(frame, ["arm", "seed"])[0] is frame
 
@@ -135,7 +135,7 @@ def test_a_rate_that_lost_seeds_is_not_the_best() -> None:
     lines += [("b", 1e-3, seed, 3.5) for seed in range(3)] + [("c", 1e-3, seed, math.nan) for seed in range(3)]
     frame = pd.DataFrame(lines, columns=["arm", RATE, "seed", "validation_loss"])
     tuned, factors = at_best_rate(frame, ["arm", RATE, "seed"])
-    (found,) = effects(tuned, factors)
+    (found,) = level_effects(tuned, factors)
     assert (found.effect.value, found.effect.n_seeds) == (pytest.approx(0.5), 3)
 
 
@@ -148,7 +148,7 @@ def test_an_arm_at_the_edge_of_its_rates_is_not_decided(losses: tuple[float, ...
         for rate, loss in enumerate(of_arm, start=1)
         for seed in range(6)
     ]
-    (found,) = effects(*at_best_rate(pd.DataFrame(lines), ["arm", RATE, "seed"]))
+    (found,) = level_effects(*at_best_rate(pd.DataFrame(lines), ["arm", RATE, "seed"]))
     assert (found.effect.is_significant, found.effect.verdict.startswith("not decided")) == (is_decided, not is_decided)
 
 
@@ -156,7 +156,7 @@ def test_where_only_the_rate_varies_it_is_the_factor() -> None:
     frame = pd.DataFrame(
         [{RATE: rate, "seed": seed, "validation_loss": rate + seed} for rate in (1, 2) for seed in range(2)]
     )
-    (found,) = effects(*at_best_rate(frame, [RATE, "seed"]))
+    (found,) = level_effects(*at_best_rate(frame, [RATE, "seed"]))
     assert found.effect.value == pytest.approx(1)
 
 

@@ -1,0 +1,108 @@
+"""Comparisons as tables: for the terminal, in 80 columns, as Markdown, and as plain values for JSON."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gptstar.evaluation.compare import Comparisons, Row, letter
+from gptstar.evaluation.tables import markdown_table
+from gptstar.terminal import in_markdown, shortened
+
+COLUMNS = ("task", "metric", "A", "B", "B − A or B / A", "95 % interval", "p", "Holm", "items", "verdict")
+
+WIDE = 110
+"""Columns of a terminal in which the figures of A and B fit too."""
+
+
+def print_comparisons(found: Comparisons, console: Console, *, all_metrics: bool = False) -> None:
+    """Print a legend, a table for each result but the reference, and the notes.
+
+    Args:
+        all_metrics: also those of a task that come after its first, which have no adjusted p.
+    """
+    for number, name in enumerate(found.names):
+        place = f"{letter(number)}: "
+        after = "" if number else " (the reference)"
+        console.print(place + shortened(name, console.width - len(place + after)) + after, highlight=False)
+    for number, rows in enumerate(found.rows, start=1):
+        console.print()
+        console.print(_heading(found, letter(number), rows), highlight=False)
+        console.print(_table(found, letter(number), rows, console.width, all_metrics=all_metrics), highlight=False)
+    console.print()
+    for note in found.notes:
+        console.print(note, highlight=False)
+
+
+def _heading(found: Comparisons, of_b: str, rows: tuple[Row, ...]) -> str:
+    if found.kind == "tasks":
+        return f"{of_b} minus A; perplexities {of_b} / A"
+    return f"{of_b} minus A, {'bits per byte' if rows[0].metric == 'bits_per_byte' else 'loss in nats per token'}"
+
+
+def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, all_metrics: bool) -> Table:
+    wide = width >= WIDE or found.kind == "length"
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    head = "context" if found.kind == "length" else "task"
+    figures = ("A", of_b) if wide else ()
+    columns = (head, *figures, "difference", "95 % interval", "Holm p", *(("items",) if width >= WIDE else ()))
+    for column in columns:
+        left = column == "task"
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        if not (row.primary or all_metrics or not any(each.task == row.task and each.primary for each in rows)):
+            continue
+        task, metric, a, b, change, interval, p, adjusted, items = _cells(row)
+        name = task if found.kind == "length" else f"{task} {metric.replace('perplexity', 'ppl')}"
+        name = name if wide else shortened(name, max(10, width - 62))
+        p = adjusted if row.primary else f"({p})" if p else ""
+        if found.kind == "length":
+            a, b = f"{row.a:.4g}", f"{row.b:.4g}"
+        cells = [name, *((a, b) if wide else ()), change, interval, p, *((items,) if width >= WIDE else ())]
+        table.add_row(*map(Text, [*cells, row.verdict]))
+    return table
+
+
+def comparison_markdown(found: Comparisons) -> str:
+    """The same as Markdown, with all metrics, without a newline at its end."""
+    parts = [", ".join(f"{letter(number)}: {name}" for number, name in enumerate(found.names))]
+    for number, rows in enumerate(found.rows, start=1):
+        header = [each.replace("B", letter(number)) for each in COLUMNS]
+        cells = [(*_cells(row), row.verdict) for row in rows]
+        parts.append("\n".join(markdown_table(header, cells, n_left=2)))
+    return in_markdown("\n\n".join((*parts, *found.notes)))
+
+
+def comparison_tree(found: Comparisons) -> dict[str, Any]:
+    """The same as plain values: `model` of a row is the name of what is compared with the reference, `a`."""
+    rows = [
+        {"model": name} | asdict(row) | {"verdict": row.verdict}
+        for name, of_one in zip(found.names[1:], found.rows, strict=True)
+        for row in of_one
+    ]
+    pair = {"b": found.names[1]} if len(found.names) == 2 else {}
+    return {"kind": found.kind, "a": found.names[0], **pair, "names": found.names, "rows": rows, "notes": found.notes}
+
+
+def records(found: Comparisons) -> Iterator[dict[str, Any]]:
+    """A line of a frame for each row."""
+    for each in comparison_tree(found)["rows"]:
+        is_length = found.kind == "length"
+        place = {"task": "" if is_length else each["task"], "context_length": int(each["task"]) if is_length else None}
+        yield {"kind": found.kind, "reference": found.names[0], **each, **place}
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    digits = 4 if row.kind in ("mean", "bits_per_byte") else 2
+    change = f"{row.difference:+.{digits}f}" if row.ratio is None else f"× {row.ratio:.3f}"
+    form = f"+.{digits}f" if row.ratio is None else ".3f"
+    interval = "" if row.low is None or row.high is None else f"{row.low:{form}} to {row.high:{form}}"
+    better = "↑" if row.higher_is_better else "↓"
+    p, adjusted = ("" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" for p in (row.p, row.p_holm))
+    figures = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", change, interval)
+    task = f"{int(row.task):,}" if row.task.isdecimal() else row.task
+    return task, f"{row.metric} {better}", *figures, p, adjusted, f"{row.items:,}"

@@ -1,0 +1,105 @@
+"""Losses at context lengths set against those of a first model, paired by document. B minus A throughout."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptstar.errors import ConfigError
+from gptstar.evaluation.compare import CAVEAT, Comparisons, Row, letter, names_of, with_holm
+from gptstar.evaluation.statistics.paired import Paired, paired_ratio
+
+UNPAIRED = "{}: without intervals and p, since {}."
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One model's losses at several context lengths.
+
+    Attributes:
+        study: the protocol and the text.
+        curve: as a `results.json` has it.
+        checkpoint: whose losses they are, with a `name`.
+    """
+
+    study: str
+    curve: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+
+
+def compare_curves(readings: Sequence[Reading]) -> Comparisons:
+    """Compare the losses of models with those of the first, at each context length that both were read at.
+
+    If both scored the same targets, the losses are paired by document (or stretch of text) by a bootstrap-t, and Holm's
+    adjustment has one family: all lengths of all models. If the numbers of targets differ, bits per byte are compared.
+
+    Raises:
+        ConfigError: another text or protocol; or no length is in both.
+    """
+    first = readings[0]
+    rows: list[list[Row]] = []
+    unpaired: dict[str, list[str]] = {}
+    for number, other in enumerate(readings[1:], start=1):
+        if other.study != first.study:
+            raise ConfigError(
+                f"A was read as {first.study}, and {letter(number)} as {other.study}: only losses on one text by one "
+                "protocol can be compared: evaluate all in one command, evaluation=length checkpoint=[A,B]"
+            )
+        problem = _why_unpaired(first.curve, other.curve)
+        if problem:
+            unpaired.setdefault(problem, []).append(letter(number))
+        rows.append(list(_rows(first.curve, other.curve, paired=not problem)))
+        if not rows[-1]:
+            raise ConfigError(f"no context length is in both A and {letter(number)}: give evaluation.context_lengths")
+    notes = [f"Read as: {first.study}."]
+    notes += [UNPAIRED.format(", ".join(letters), problem) for problem, letters in unpaired.items()]
+    adjusted, n_tests = with_holm(rows)
+    if n_tests > 1:
+        notes.append(f"Holm's p is adjusted for {n_tests} tests in all.")
+    names = names_of([each.checkpoint for each in readings])
+    return Comparisons("length", names, adjusted, (*notes, CAVEAT.replace("items", "text")))
+
+
+def _why_unpaired(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """Why two curves can't be paired; empty if they can."""
+    if not a.get("counts") or not b.get("counts"):
+        return "these results lack the losses by document: evaluate again"
+    if a["targets"] != b["targets"] or a["counts"] != b["counts"]:
+        return "other tokens were scored: evaluation.protocol=fixed_targets scores the same ones"
+    return ""
+
+
+def _rows(a: Mapping[str, Any], b: Mapping[str, Any], *, paired: bool) -> list[Row]:
+    others = {point["context_length"]: point for point in b["lengths"] if point["loss"] is not None}
+    rows = []
+    for mine in a["lengths"]:
+        theirs = others.get(mine["context_length"])
+        if mine["loss"] is None or theirs is None:
+            continue
+        same_tokens = mine["tokens"] == theirs["tokens"]
+        bits = not same_tokens and mine["bits_per_byte"] and theirs["bits_per_byte"]
+        values = [float(each["bits_per_byte" if bits else "loss"]["value"]) for each in (mine, theirs)]
+        found = Paired(values[1] - values[0], math.nan, math.nan, math.nan, "none")
+        if paired:
+            found = paired_ratio(mine["sums"], theirs["sums"], a["counts"])
+        low, high, p = (None if math.isnan(number) else number for number in (found.low, found.high, found.p))
+        rows.append(
+            Row(
+                task=str(mine["context_length"]),
+                metric="bits_per_byte" if bits else "loss",
+                kind="bits_per_byte" if bits else "mean",
+                higher_is_better=False,
+                a=values[0],
+                b=values[1],
+                difference=values[1] - values[0],
+                ratio=None,
+                low=low,
+                high=high,
+                p=p,
+                p_holm=None,
+                test=found.test,
+                primary=p is not None,
+                items=int(mine["tokens"]),
+            )
+        )
+    return rows

@@ -1,0 +1,62 @@
+"""What a person gives to name runs and evaluations: folders, files, patterns, and lists of these."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from glob import glob, has_magic
+from pathlib import Path
+from typing import TypeAlias
+
+from gptstar.errors import ConfigError
+
+Source: TypeAlias = "str | os.PathLike[str] | Iterable[Source]"
+"""A run directory, a folder that holds some at any depth, a results folder or file, a pattern, or any of these."""
+
+EXAMPLES = "give the output of train.py or evaluate.py, a folder of such, or a pattern such as 'runs/*-seed-*'"
+
+
+class MissingResultsWarning(UserWarning):
+    """There is nothing of what was asked for; the message says how to get it."""
+
+
+def expand(sources: Iterable[Source]) -> list[Path]:
+    """List the folders and files that sources name, each once; a pattern's in the order of their names.
+
+    Raises:
+        ConfigError: nothing was given, or something does not exist, or a pattern matches neither folder nor JSON.
+    """
+    paths = list(dict.fromkeys(path for source in sources for path in _paths(source)))
+    if not paths:
+        raise ConfigError(f"no path was given: {EXAMPLES}")
+    return paths
+
+
+def _paths(source: Source) -> Iterator[Path]:
+    if not isinstance(source, str | os.PathLike):
+        try:
+            each_of = iter(source)
+        except TypeError:
+            raise ConfigError(f"{source!r:.80} is not a path: {EXAMPLES}") from None
+        for each in each_of:
+            yield from _paths(each)
+        return
+    path = Path(source).expanduser()
+    if path.is_dir():
+        yield path
+    elif path.exists():
+        if path.suffix != ".json":
+            raise ConfigError(f"{path} is neither a folder nor a results.json: {EXAMPLES}")
+        yield path
+    elif has_magic(str(path)):
+        found = [Path(each) for each in glob(str(path), recursive=True)]
+        matched = [each for each in found if each.is_dir() or each.suffix == ".json"]
+        if not matched:
+            raise ConfigError(f"{path} matches no folder and no results.json: {EXAMPLES}")
+        yield from sorted(matched, key=in_order)
+    else:
+        raise ConfigError(f"{path} does not exist: {EXAMPLES}")
+
+
+def in_order(path: Path) -> list[tuple[str, int]]:
+    """A key by which numbers are sorted by size: seed-10 after seed-9."""
+    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", f" {path}")]

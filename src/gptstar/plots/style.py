@@ -21,8 +21,8 @@ INK, PAPER, GREY = "#1c1c1c", "#fdfdfd", "#767676"
 DARK_INK, DARK_PAPER = "#e4e4e4", "#161616"
 BLUE, ORANGE = "#1F7FC0", "#D55E00"
 COLOURS = BLUE, ORANGE, "#009E73", "#CC79A7", INK
-"""Those of Okabe and Ito's palette that have a contrast of 3 on either paper, for colour-blind readers; the blue is a little
-lighter than theirs, for the dark one."""
+"""For colour-blind readers: those of Okabe and Ito's palette that have a contrast of 3 on either paper; the blue is
+lighter than theirs."""
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
 """For prints without colour."""
 

@@ -40,7 +40,7 @@ def answer(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) ->
     finished = runs[(runs["state"] == "finished") & runs[OUTCOME].notna()]
     if finished.empty:
         return Answer((f"No run has finished with a validation loss: {states_text(runs)}.",), ())
-    findings = [*_on_factors(finished, factors), *_on_lengths(runs, lengths, factors)]
+    findings = [*_on_factors(finished, factors), *findings_on_lengths(runs, lengths, factors)]
     return Answer(tuple(findings), tuple(_limits(runs, finished, factors)))
 
 
@@ -130,7 +130,7 @@ def _words(outcome: str) -> str:
     return outcome.replace("_", " ")
 
 
-def _on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
+def findings_on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
     """For each arm, the change of the loss at the longest context since its training context."""
     for study, of_study in lengths.groupby("study", sort=False) if not lengths.empty else ():
         table = against_training(runs, of_study, factors)
@@ -144,8 +144,8 @@ def _on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str
             arm = ", ".join(str(level) for key, level in named if (key, level) != ("rotary_scaling", "none"))
             interval = f" [{longest['95 % interval'].replace(' to ', ', ')}]" if longest["95 % interval"] else ""
             yield (
-                f"Read at {longest['context']} its training context{which}, the loss of {arm or 'the model'} changes by "
-                f"{longest['change']}{interval} nats per token ({longest['']})."
+                f"Read at {longest['context']} its training context{which}, the loss of {arm or 'the model'} changes "
+                f"by {longest['change']}{interval} nats per token ({longest['']})."
             ).replace("-0", "−0")
 
 

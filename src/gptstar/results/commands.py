@@ -18,7 +18,7 @@ def as_typed(commands: Sequence[str]) -> list[str]:
     """
     groups: dict[tuple[str, ...], list[list[str]]] = {}
     unreadable = []
-    for command in dict.fromkeys(commands):
+    for command in dict.fromkeys(filter(None, commands)):
         try:
             words = [_without_hydra_quotes(word) for word in shlex.split(command) if word not in GIVEN_BY_SWEEPS]
         except ValueError:

@@ -170,15 +170,15 @@ def _costs(
     varied = [each for each in left if each not in (SEED, STEPS)]
     if len(varied) != 1 or outcome_of(finished) == BITS:
         return
-    n_validations = curves[curves["metric"] == "validation/loss"].groupby("run").size()
-    if n_validations.max() < 2:  # no line between points to read a cost from
-        return
     candidates = recipes(tuned, varied[0], factors)
     factor = varied[0]
     level = reference_of(levels_of(tuned, factor), against)
     reference = next((each for each in candidates if level in each.arms), None)
     if reference is None or len(candidates) < 2:
         return
+    n_validations = curves[curves["metric"] == "validation/loss"].groupby("run").size().max()
+    if all(len(each.budgets) < 2 for each in candidates) and not n_validations > 1:
+        return  # no recipe has a line between two points to read a cost from
     text = (
         f"What each recipe needs for the final loss of {factor}={level}, as a ratio to what that took: seed by seed, "
         "by a line over the logarithm between final losses at the budgets of the recipe, or, where it has one budget, "
@@ -224,6 +224,7 @@ def _repeat(paths: Sequence[Path]) -> Section:
     runs = [run for run in find_runs(paths) if run.state != "damaged"]
     commits = sorted({str(run.about.get("commit")) for run in runs})
     data = sorted({str(run.about.get("data"))[:16] for run in runs})
+    runs.sort(key=lambda run: run.began)
     commands = as_typed([run.about.get("command", "") for run in runs])
     text = f"Code: {', '.join(commits)}. Data: {', '.join(data)}. What started the runs:"
     return Section("To repeat it", text, commands=tuple(commands), is_long=len(commands) > 1)

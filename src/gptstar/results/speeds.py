@@ -46,7 +46,7 @@ def speed_section(
         )
         return Section("Speed", text)
     at_once = n_at_a_time(finished)
-    how = "one after another" if at_once == 1 else f"{at_once} at a time, so they shared the machine's cores and memory"
+    how = "one after another" if at_once == 1 else f"{at_once} at a time and shared the machine"
     text = (
         f"Ratios of tokens per second, without intervals: the runs came {how}, so what else the machine did meanwhile "
         "is in them, and more seeds don't take it out. For a claim: `benchmarks/run.py`, interleaved."

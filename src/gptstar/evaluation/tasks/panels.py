@@ -25,6 +25,23 @@ def score_panels(results: Sequence[TaskResults]) -> list[ScorePanel]:
     return [panel for task, metric in dict.fromkeys(chosen) if (panel := _panel(results, task, metric)) is not None]
 
 
+def beside_published(panels: Sequence[ScorePanel]) -> list[str]:
+    """Say for each of our models how many published scores are better, within its intervals, and worse."""
+    lines = []
+    for model in dict.fromkeys(score.model for panel in panels for score in panel.ours):
+        counts = {"better": 0, "within its 95 % intervals": 0, "worse": 0}
+        for panel in panels:
+            for ours in (score for score in panel.ours if score.model == model and not math.isnan(score.low)):
+                for theirs in (score for score in panel.published if score.is_same_metric):
+                    is_within = ours.low <= theirs.value <= ours.high
+                    is_better = (theirs.value > ours.value) == panel.higher_is_better
+                    counts["within its 95 % intervals" if is_within else "better" if is_better else "worse"] += 1
+        if n_published := sum(counts.values()):
+            said = ", ".join(f"{count} are {word}" for word, count in counts.items())
+            lines.append(f"Of {n_published} published scores beside {model}'s, {said}.")
+    return lines
+
+
 def _panel(results: Sequence[TaskResults], task: str, metric: str) -> ScorePanel | None:
     measured = [
         (str(each.checkpoint["name"]), result, figure)

@@ -25,7 +25,7 @@ def draw_budgets(lines: Sequence[BudgetLine]) -> Figure | None:
     """
     if all(len(each.points) < 2 for each in lines):
         return None
-    figure = new_figure(4.4)
+    figure = new_figure(3.8)
     axes = tidy(figure.subplots())
     for line, name, style in zip(lines, short_names([each.name for each in lines], 40), styles(), strict=False):
         places, values = [each.x for each in line.points], [each.value for each in line.points]

@@ -33,7 +33,7 @@ def draw_factor(lines: Sequence[FactorLine], factor: str, outcome: str) -> Figur
     drawn = [each for each in lines if each.points]
     if all(len(each.points) < 2 for each in drawn):
         return None
-    figure = new_figure(4.4)
+    figure = new_figure(3.7)
     axes = tidy(figure.subplots())
     factor_axis(axes, [point.x for line in drawn for point in line.points])
     for line, style in zip(drawn, styles(), strict=False):
@@ -66,7 +66,7 @@ def _mark_best(axes: Axes, line: FactorLine, colour: str, *, is_alone: bool) -> 
         axes.annotate(
             "",
             (best.x, best.value),
-            xytext=(30 * outwards, 0),
+            xytext=(26 * outwards, 0),
             textcoords="offset points",
             arrowprops={"arrowstyle": "<|-", "color": colour, "shrinkA": 0, "shrinkB": 9},
         )

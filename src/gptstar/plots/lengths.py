@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from gptstar.plots.labels import length_axis
 from gptstar.plots.lines import Point, draw_bars
-from gptstar.plots.style import GREY, INK, WIDTH, legend_below, new_figure, styled, styles, tidy
+from gptstar.plots.style import GREY, INK, legend_below, new_figure, styled, styles, tidy
 
 LEAST_HEIGHT = 0.5
 """Nats that an axis of losses shows at least: noise is not to look like a slope."""
@@ -79,8 +79,8 @@ def _grid(n_panels: int, has_changes: bool) -> tuple[Figure, list[list[Axes]]]:
     """For each panel the axes of its losses and, under them, of its changes; those of a kind share their heights."""
     columns = min(PER_ROW, n_panels)
     bands = math.ceil(n_panels / columns)
-    heights = [2.2, 1.3] if has_changes else [2.6]
-    figure = new_figure(bands * (sum(heights) + 0.9) + 0.5, WIDTH)
+    heights = [2.0, 1.2] if has_changes else [2.4]
+    figure = new_figure(bands * (sum(heights) + 0.8) + 0.5)
     cells = figure.add_gridspec(bands * len(heights), columns, height_ratios=heights * bands)
     grid: list[list[Axes]] = []
     for number in range(n_panels):

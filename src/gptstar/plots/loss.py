@@ -38,7 +38,7 @@ def plot_loss(rows: Sequence[Mapping[str, float]], path: Path, title: str, bigra
 @styled
 def draw_run(rows: Sequence[Mapping[str, float]], title: str, bigram: float | None = None) -> Figure:
     """Draw the training and validation loss of one run against tokens seen."""
-    figure = new_figure(4.0)
+    figure = new_figure(3.5)
     axes = tidy(figure.subplots())
     axes.set(title=title, ylabel="loss (nats per token)")
     tokens_axis(axes)
@@ -73,7 +73,7 @@ def draw_losses(curves: Sequence[LossCurve], legend: str = "") -> Figure | None:
     drawn = [each for each in curves if each.training or each.validation]
     if not drawn:
         return None
-    figure = new_figure(4.6)
+    figure = new_figure(4.0)
     axes = tidy(figure.subplots())
     coloured = sorted(drawn, key=lambda each: each.last)[: len(COLOURS)]
     others = [each for each in drawn if each not in coloured]

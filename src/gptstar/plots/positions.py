@@ -21,7 +21,7 @@ class PositionLine(Line):
 @styled
 def draw_positions(lines: Sequence[PositionLine], title: str) -> Figure:
     """Draw a line for each model, with 95 % intervals, and mark where its training context ends."""
-    figure = new_figure(4.2)
+    figure = new_figure(3.6)
     axes = tidy(figure.subplots())
     length_axis(axes, sorted({end for line in lines for end in line.ends}))
     for line, style in zip(lines, styles(), strict=False):

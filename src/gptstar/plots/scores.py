@@ -67,7 +67,7 @@ def draw_scores(panels: Sequence[ScorePanel], title: str = "") -> Figure | None:
     columns = min(PER_ROW, len(drawn))
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     heights = [1.1 + 0.21 * max(len(each.ours) + len(each.published) for each in row) for row in rows]
-    figure = new_figure(sum(heights) + 0.6, WIDTH)
+    figure = new_figure(sum(heights) + 0.6, width=3.2 * PER_ROW if columns > 1 else WIDTH)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes, panel in zip(grid.flat, drawn, strict=False):
         _draw(axes, panel)

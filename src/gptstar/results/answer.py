@@ -162,6 +162,8 @@ def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) 
             f"There are {n_seeds} seeds, so every effect is preliminary: it takes {SEEDS} seeds and p < {LEVEL} to be "
             "called significant."
         )
+    if arms and finished.groupby(arms, dropna=False).size().nunique() > 1:
+        yield "Some arms have fewer runs than others: each comparison rests on the seeds that its arms share."
     steps = int(finished["step"].min())
     if steps < SHORT_STEPS:
         yield (

@@ -91,6 +91,11 @@ def _factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section
         name = factor.rpartition(".")[2].replace("_", " ")
         text = "Means over seeds; bars go from the lowest seed to the highest."
         figure = factor_figure(finished, factor, factors, outcome_of(finished))
+        if factor == RATE and table is not None and table[""].any():
+            text += (
+                " Where the best is at the end of the rates tried, a rate beyond may be better, and how the arm "
+                "compares with others is not decided."
+            )
         heading = "Learning rates" if factor == RATE else f"Loss against {name}"
         yield Section(heading, text, table=table if factor == RATE else None, picture=figure)
 

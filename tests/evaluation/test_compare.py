@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.compare import CAVEAT, compare, comparison_markdown, comparison_table
+from gptstar.evaluation.compare import CAVEAT, Comparisons, compare, compare_tasks, names_of
+from gptstar.evaluation.comparison_tables import comparison_markdown, comparison_tree, print_comparisons
 from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, read_tasks, to_json, write_tasks
 from gptstar.evaluation.statistics.paired import holm, paired_accuracy
 
@@ -192,24 +193,91 @@ def test_names_differ(changes: dict[str, Any], names: tuple[str, str]) -> None:
     assert (found.a, found.b) == names
 
 
+def printed(found: Comparisons, width: int, **options: bool) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_comparisons(found, console, **options)
+    return console.export_text()
+
+
 def test_the_tables_say_what_they_hold() -> None:
-    found = compare(suite(1, name="run [a]"), suite(2))
-    console = Console(width=140, record=True, file=io.StringIO())
-    console.print(comparison_table(found))
-    shown, written = console.export_text(), comparison_markdown(found)
+    found = compare_tasks((suite(1, name="run [a]"), suite(2)))
+    written = comparison_markdown(found)
+    shown = printed(found, 140, all_metrics=True)
     for text in (shown, written):
-        assert "A: run [a], B: model2" in text
-        assert "perplexity ↓" in text
+        assert "A: run [a]" in text
+        assert "B: model2" in text
         assert "× 0." in text
         assert "<0.001" in text
+        assert "perplexity ↓" in text.replace("ppl", "perplexity")
     assert CAVEAT in written
     assert "not two recipes" in shown
     lines = [line for line in written.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(found.rows)
-    assert {line.count("|") for line in lines} == {10}
-    tree = json.loads(to_json(asdict(found)))
-    assert tree["a"] == "run [a]"
-    assert tree["rows"][0]["p"] == found.rows[0].p
-    one = compare(results(1, task("piqa", 1, n=1)), results(2, task("piqa", 2, n=1)))
-    assert "NaN" not in to_json(asdict(one))
+    assert len(lines) == 2 + len(found.rows[0])
+    assert {line.count("|") for line in lines} == {11}
+    tree = json.loads(to_json(comparison_tree(found)))
+    assert (tree["a"], tree["b"]) == ("run [a]", "model2")
+    assert tree["rows"][0]["p"] == found.rows[0][0].p
+    assert tree["rows"][0]["model"] == "model2"
+    one = compare_tasks((results(1, task("piqa", 1, n=1)), results(2, task("piqa", 2, n=1))))
+    assert "NaN" not in to_json(comparison_tree(one))
     assert "nan" not in comparison_markdown(one)
+
+
+def test_a_row_a_task_fits_into_80_columns() -> None:
+    long = "a_run_with_a_name_that_no_terminal_can_hold_" * 3 + "seed-{}/best"
+    names = ("lambada_openai", "wikitext", "winogrande", "hellaswag")
+    a, b = (results(n, *(task(name, n) for name in names), name=long.format(n)) for n in (1, 2))
+    found = compare_tasks((a, b))
+    shown = printed(found, 80).splitlines()
+    assert max(map(len, shown)) <= 80
+    assert shown[0].startswith("A: a_run")
+    assert shown[0].endswith("seed-1/best (the reference)")
+    assert shown[1].endswith("seed-2/best")
+    rows = [line for line in shown if line.startswith(names)]
+    assert len(rows) == 4
+    for line, row in zip(rows, (row for row in found.rows[0] if row.primary), strict=True):
+        assert (f"{row.difference:+.4f}" if row.ratio is None else f"× {row.ratio:.3f}") in line
+        assert (f"{row.low:+.4f} to {row.high:+.4f}" if row.ratio is None else f"{row.low:.3f} to") in line
+        assert line.rstrip().endswith(row.verdict)
+    assert len(printed(found, 80, all_metrics=True).splitlines()) == len(shown) + len(found.rows[0]) - 4
+
+
+def test_several_are_set_against_the_first_in_one_family() -> None:
+    runs = [suite(seed) for seed in (1, 2, 3)]
+    found = compare_tasks(runs)
+    assert found.names == ("model1", "model2", "model3")
+    pairs = [compare(runs[0], other) for other in runs[1:]]
+    for rows, pair in zip(found.rows, pairs, strict=True):
+        assert [replace(row, p_holm=None) for row in rows] == [replace(row, p_holm=None) for row in pair.rows]
+    family = [row for rows in found.rows for row in rows if row.primary]
+    assert len(family) == 6
+    assert [row.p_holm for row in family] == pytest.approx(holm([row.p or 0 for row in family]))
+    assert "Holm's p is adjusted for 6 tests in all." in found.notes
+    assert "C minus A" in printed(found, 80)
+    limited = replace(runs[2], tasks=(runs[2].tasks[0],))
+    assert "Only in A: wikitext, piqa." in compare_tasks([*runs[:2], limited]).notes
+    with pytest.raises(ConfigError, match="its context_length is 1024 in A and 512 in C"):
+        compare_tasks([*runs[:2], results(3, task("piqa", 3, context_length=512))])
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"p_holm": 0.009, "difference": 0.1}, "better, significant"),
+        ({"p_holm": 0.009, "difference": -0.1}, "worse, significant"),
+        ({"p_holm": 0.03, "difference": 0.1}, "better, preliminary"),
+        ({"p_holm": 0.03, "difference": 0.1, "higher_is_better": False}, "worse, preliminary"),
+        ({"p_holm": 0.05, "difference": 0.1}, "no difference shown"),
+        ({"p": 0.001, "p_holm": None, "difference": 0.1}, "better, significant"),
+        ({"p": None, "p_holm": None}, "not tested"),
+    ],
+)
+def test_the_verdict_is_by_the_adjusted_p(changes: dict[str, Any], verdict: str) -> None:
+    row = compare(results(1, task("piqa", 1)), results(2, task("piqa", 2))).rows[0]
+    assert replace(row, **changes).verdict == verdict
+
+
+def test_names_of_several_differ() -> None:
+    same = {"name": "best", "path": "/a", "step": 10}
+    assert names_of([same, same | {"path": "/b"}, {"name": "other"}]) == ("best (/a)", "best (/b)", "other")
+    assert names_of([same, same, {"name": None}]) == ("best (A)", "best (B)", "unnamed")

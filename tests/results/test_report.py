@@ -16,6 +16,7 @@ from gptstar.cli import main
 from gptstar.results import frames
 from gptstar.results.factors import level_effects
 from gptstar.results.run import Run, find_runs
+from gptstar.results.sources import MissingResultsWarning
 from gptstar.training.status import Status
 from support.runs import SMALL, run_here
 
@@ -71,12 +72,13 @@ def test_an_evaluation_beside_the_runs_is_told_by_its_checkpoint(swept: Path, tm
     shutil.copytree(swept / run, tmp_path / run)
     found = json.loads((tmp_path / run / "length/results.json").read_text())
     shutil.rmtree(tmp_path / run / "length")
-    assert frames.lengths(tmp_path).empty
+    with pytest.warns(MissingResultsWarning, match="this run has no reading at several context lengths: run `python"):
+        assert frames.lengths(tmp_path).empty
     for name, where in (("ours", tmp_path / run / "best.ckpt"), ("theirs", tmp_path / "elsewhere/best.ckpt")):
         found["curves"][0]["checkpoint"]["path"] = str(where)
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(found))
-    assert list(frames.lengths(tmp_path)["run"]) == [run] * 3
+    assert sorted(frames.lengths(tmp_path)["run"]) == [run] * 3 + ["theirs"] * 3
 
 
 def copied(run: Path, to: Path, *changes: tuple[str, str, str]) -> None:
@@ -317,6 +319,7 @@ def test_one_bad_evaluation_hides_no_other(holds: str | None, says: str, swept: 
         file.write_text(holds)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", frames.DamagedWarning)
+        warnings.simplefilter("ignore", MissingResultsWarning)
         assert len(frames.lengths(tmp_path)) == 3
         assert frames.tasks(tmp_path).empty
     (line,) = frames.damaged(tmp_path)

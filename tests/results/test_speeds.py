@@ -1,11 +1,9 @@
-"""Ratios of speeds only from runs that are long enough, and times in units that suit them."""
-
-import math
+"""Ratios of speeds only from runs that are long enough."""
 
 import pandas as pd
 import pytest
 
-from gptstar.results.speeds import duration_text, n_at_a_time, speed_section
+from gptstar.results.speeds import n_at_a_time, speed_section
 
 FACTORS = ["model.residual", "seed"]
 
@@ -30,8 +28,8 @@ def curves(n_speeds: int) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("seconds", "n_speeds", "said"),
     [
-        (3.2, 29, "the shortest run trained for 3.2 s and a run recorded 29 speeds"),
-        (600, 4, "the shortest run trained for 10.0 min and a run recorded 4 speeds"),
+        (3.2, 29, "the shortest run trained for 3 s and a run recorded 29 speeds"),
+        (600, 4, "the shortest run trained for 10 min and a run recorded 4 speeds"),
         (59, 0, "the shortest run trained for 59 s and a run recorded 0 speeds"),
     ],
 )
@@ -59,19 +57,3 @@ def test_a_ratio_says_how_the_runs_came(at_once: int, how: str) -> None:
 
 def test_there_is_no_section_without_two_arms() -> None:
     assert speed_section(runs(60)[:2], curves(5), ["seed"], None) is None
-
-
-@pytest.mark.parametrize(
-    ("hours", "text"),
-    [
-        (0.0009, "3.2 s"),
-        (0.01, "36 s"),
-        (0.07, "4.2 min"),
-        (3.14, "3.1 h"),
-        (40, "40.0 h"),
-        (60, "2.5 days"),
-        (math.nan, ""),
-    ],
-)
-def test_times_are_in_units_that_suit_them(hours: float, text: str) -> None:
-    assert duration_text(hours) == text

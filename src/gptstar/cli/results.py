@@ -2,9 +2,17 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gptstar.cli.arguments import Commands, add_command
 from gptstar.terminal import Terminal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.console import ConsoleRenderable
+
+WATCH_SECONDS = 3
 
 
 def add_results_commands(commands: Commands) -> None:
@@ -34,9 +42,17 @@ def add_results_commands(commands: Commands) -> None:
     add("--num-fewshot", type=int, metavar="N", help="examples before each item, which are items of another split")
     add("--from", type=Path, dest="source", metavar="DIR", help="a folder of files to take, not the Hub")
 
-    description = "A line for each run in the folders, at any depth."
-    add = add_command(commands, "runs", _runs, "list runs: how far, how good, how fast", description).add_argument
-    add("folders", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER", help="(default: runs)")
+    description = "A line for each run in the folders, at any depth. Conditions and tags are all required."
+    epilog = "example: gptstar runs runs/search --where 'loss < 4' --where 'model.d_model == 128' --sort loss"
+    text = "list runs: how far, how good, how fast"
+    add = add_command(commands, "runs", _runs, text, description, epilog).add_argument
+    add("folders", nargs="*", default=["runs"], metavar="FOLDER", help="or a pattern (default: runs)")
+    help_text = "order by a figure (loss, time, tokens/s, step, began …), a setting or run; -COLUMN: highest first"
+    add("--sort", metavar="COLUMN", help=help_text)
+    help_text = "keep runs for which a condition on a figure, a setting or tags holds, such as 'loss < 4'"
+    add("--where", action="append", default=[], metavar="'KEY OP VALUE'", help=help_text)
+    add("--tag", action="append", default=[], metavar="NAME", help="keep runs with this tag")
+    add("--watch", action="store_true", help="redraw every few seconds, until Ctrl-C")
     add("--json", action="store_true", help="print JSON instead")
 
     text = "write what a set of runs found: what was varied, losses, effects, pictures"
@@ -80,18 +96,43 @@ def _bundle(options: argparse.Namespace) -> None:
 
 def _runs(options: argparse.Namespace) -> None:
     from gptstar.evaluation.results import to_json
-    from gptstar.results.run import find_runs
+    from gptstar.results.run import Run, find_runs
+    from gptstar.results.selection import Condition, select
     from gptstar.results.table import as_records, runs_table
 
-    runs = find_runs(options.folders)
+    conditions = [Condition.parse(text) for text in options.where]
+
+    def selected() -> list[Run]:
+        return select(find_runs(options.folders), conditions, options.tag, options.sort)
+
+    runs = selected()
     if options.json:
         print(to_json({"runs": as_records(runs)}), end="")
         return
     console = Terminal()
+    if options.watch:
+        _watch(lambda: runs_table(selected()), console)
+        return
+    if not runs:
+        console.print("no run is left by --where and --tag")
+        return
     console.print(runs_table(runs))
     for run in runs:
         if run.reason and run.state in ("failed", "killed", "damaged"):
             console.print(f"{run.path}: {run.reason}", style="red", soft_wrap=True, highlight=False)
+
+
+def _watch(draw: "Callable[[], ConsoleRenderable]", console: Terminal) -> None:
+    """Redraw until Ctrl-C, which is not an error here."""
+    import contextlib
+    import time
+
+    from rich.live import Live
+
+    with contextlib.suppress(KeyboardInterrupt), Live(draw(), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(WATCH_SECONDS)
+            live.update(draw(), refresh=True)
 
 
 def _report(options: argparse.Namespace) -> None:

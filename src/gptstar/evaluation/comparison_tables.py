@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +13,9 @@ from gptstar.evaluation.tables import markdown_table
 from gptstar.terminal import in_markdown, shortened
 
 COLUMNS = ("task", "metric", "A", "B", "B − A or B / A", "95 % interval", "p", "Holm", "items", "verdict")
+
+GAP, LEAST_NAME = 2, 8
+"""Columns of a terminal between those of a table, and that a task's name keeps."""
 
 WIDE = 110
 """Columns of a terminal in which the figures of A and B fit too."""
@@ -24,17 +27,16 @@ def print_comparisons(found: Comparisons, console: Console, *, all_metrics: bool
     Args:
         all_metrics: also those of a task that come after its first, which have no adjusted p.
     """
+    lines: list[str | Table] = []
     for number, name in enumerate(found.names):
         place = f"{letter(number)}: "
         after = "" if number else " (the reference)"
-        console.print(place + shortened(name, console.width - len(place + after)) + after, highlight=False)
+        lines.append(place + shortened(name, console.width - len(place + after)) + after)
     for number, rows in enumerate(found.rows, start=1):
-        console.print()
-        console.print(_heading(found, letter(number), rows), highlight=False)
-        console.print(_table(found, letter(number), rows, console.width, all_metrics=all_metrics), highlight=False)
-    console.print()
-    for note in found.notes:
-        console.print(note, highlight=False)
+        table = _table(found, letter(number), rows, console.width, all_metrics=all_metrics)
+        lines += ["", _heading(found, letter(number), rows), table]
+    for line in (*lines, "", *found.notes):
+        console.print(line, highlight=False, markup=False)
 
 
 def _heading(found: Comparisons, of_b: str, rows: tuple[Row, ...]) -> str:
@@ -44,26 +46,28 @@ def _heading(found: Comparisons, of_b: str, rows: tuple[Row, ...]) -> str:
 
 
 def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, all_metrics: bool) -> Table:
-    wide = width >= WIDE or found.kind == "length"
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    head = "context" if found.kind == "length" else "task"
-    figures = ("A", of_b) if wide else ()
-    columns = (head, *figures, "difference", "95 % interval", "Holm p", *(("items",) if width >= WIDE else ()))
-    for column in columns:
-        left = column == "task"
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for row in rows:
-        if not (row.primary or all_metrics or not any(each.task == row.task and each.primary for each in rows)):
-            continue
-        task, metric, a, b, change, interval, p, adjusted, items = _cells(row)
-        name = task if found.kind == "length" else f"{task} {metric.replace('perplexity', 'ppl')}"
-        name = name if wide else shortened(name, max(10, width - 62))
+    """A table no wider than the terminal: the names of tasks give way, and figures are never cut."""
+    is_length = found.kind == "length"
+    has_values, has_items = width >= WIDE or is_length, width >= WIDE
+    tested = {row.task for row in rows if row.primary}
+    values, items = ("A", of_b) if has_values else (), ("items",) if has_items else ()
+    header = ["context" if is_length else "task", *values, f"{of_b} − A", "95 % interval", "Holm p", *items, "verdict"]
+    lines = []
+    for row in (row for row in rows if row.primary or all_metrics or row.task not in tested):
+        task, metric, a, b, change, interval, p, adjusted, n_items = _cells(row)
+        name = task if is_length else f"{task} {metric.replace('perplexity', 'ppl')}"
+        figures = [f"{row.a:.4g}", f"{row.b:.4g}"] if is_length else [a, b]
         p = adjusted if row.primary else f"({p})" if p else ""
-        if found.kind == "length":
-            a, b = f"{row.a:.4g}", f"{row.b:.4g}"
-        cells = [name, *((a, b) if wide else ()), change, interval, p, *((items,) if width >= WIDE else ())]
-        table.add_row(*map(Text, [*cells, row.verdict]))
+        cells = [*(figures if has_values else []), change, interval, p, *([n_items] if has_items else [])]
+        lines.append([name, *cells, row.verdict])
+    others = [max(map(len, cells)) for cells in list(zip(header, *lines, strict=True))[1:]]
+    room = max(LEAST_NAME, width - sum(others) - GAP * len(others))
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False)
+    for column, least in zip(header, [0, *others], strict=True):
+        side: JustifyMethod = "left" if column in ("task", "verdict") else "right"
+        table.add_column(column, justify=side, no_wrap=True, min_width=least)
+    for name, *cells in lines:
+        table.add_row(Text(shortened(name, room)), *map(Text, cells))
     return table
 
 

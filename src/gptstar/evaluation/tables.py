@@ -2,19 +2,22 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.evaluation.length.curve import Curve
-from gptstar.evaluation.length.figures import LengthResult
 from gptstar.evaluation.statistics.intervals import Interval
 from gptstar.terminal import in_markdown
+
+if TYPE_CHECKING:  # they import torch, which `gptstar compare` need not wait for
+    from gptstar.evaluation.length.curve import Curve
+    from gptstar.evaluation.length.figures import LengthResult
 
 UNDEFINED = "undefined"
 
 
-def length_table(curve: Curve, title: str | None = None) -> Table:
+def length_table(curve: "Curve", title: str | None = None) -> Table:
     """One model at each context length, for the terminal: figures with half the width of their 95 % intervals."""
     table = Table(title=Text(title or f"{curve.name}, ± half of the 95 % interval"))
     change = "change" if curve.reference is None else f"change vs {curve.reference:,}"
@@ -32,7 +35,7 @@ def length_table(curve: Curve, title: str | None = None) -> Table:
     return table
 
 
-def comparison_table(curves: Sequence[Curve], *, bits: bool = False) -> Table:
+def comparison_table(curves: "Sequence[Curve]", *, bits: bool = False) -> Table:
     """Several models at each context length, by their loss or bits per byte, for the terminal."""
     table = Table(title=f"{'bits per byte' if bits else 'loss'}, ± half of the 95 % interval")
     table.add_column("context", justify="right")
@@ -44,7 +47,7 @@ def comparison_table(curves: Sequence[Curve], *, bits: bool = False) -> Table:
     return table
 
 
-def cost_line(curve: Curve) -> str:
+def cost_line(curve: "Curve") -> str:
     """What reading took, and how it grows with the context."""
     costs = "; ".join(
         f"{result.context_length:,}: {result.seconds:.1f} s, {(result.memory or 0) / 1e9:.2f} GB"
@@ -56,7 +59,7 @@ def cost_line(curve: Curve) -> str:
     return f"{costs}; a window of T tokens takes {growth}" if growth else costs
 
 
-def length_markdown(curves: Sequence[Curve], head: Sequence[str]) -> str:
+def length_markdown(curves: "Sequence[Curve]", head: Sequence[str]) -> str:
     """All models of a study, with whole intervals, below the lines of `head` about the text and the protocol."""
     lines = ["# Loss against context length", "", *head]
     for curve in curves:
@@ -91,13 +94,13 @@ def _half(interval: Interval | None, sign: str = "") -> str:
     return f"{value} ± {half:.3f}" if math.isfinite(half) else value
 
 
-def _change(result: LengthResult) -> Interval | None:
+def _change(result: "LengthResult") -> Interval | None:
     """The change of a result's loss against the reference."""
     paired = result.change
     return None if paired is None else Interval(paired.difference, paired.low, paired.high, paired.test)
 
 
-def _markdown_cells(result: LengthResult) -> list[str]:
+def _markdown_cells(result: "LengthResult") -> list[str]:
     cells = [f"{result.context_length:,}", f"{result.mean_context:,.0f}", f"{result.tokens:,}"]
     if result.loss is None or result.perplexity is None:
         return [*cells, UNDEFINED, *[""] * 6]

@@ -82,6 +82,12 @@ class Run:
         return cls(path, "damaged", reason, {}, {}, _touched(path), _touched(path), ())
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """Words that the run was given, `tags=[…]`."""
+        tags = self.config.get("tags")
+        return tuple(map(str, tags)) if isinstance(tags, list) else ()
+
+    @property
     def step(self) -> int:
         """The last that was recorded."""
         return int(max((row["step"] for row in self.rows), default=0))
@@ -196,6 +202,8 @@ def readable(sources: Iterable[Source]) -> list[Run]:
 
 def labelled(runs: Sequence[Run]) -> dict[str, Run]:
     """Name each run by its path, without the folders that all are in."""
+    if not runs:
+        return {}
     paths = [run.path.resolve() for run in runs]
     shared = os.path.commonpath([path.parent for path in paths])
     by_name: dict[str, Run] = {}

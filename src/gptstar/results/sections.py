@@ -31,7 +31,8 @@ from gptstar.results.length_sections import length_sections
 from gptstar.results.run import find_runs, readable
 from gptstar.results.section import Section
 from gptstar.results.sources import MissingResultsWarning
-from gptstar.results.speeds import duration_text, n_at_a_time, speed_section
+from gptstar.results.speeds import n_at_a_time, speed_section
+from gptstar.results.table import duration
 from gptstar.results.tried import numeric_factors
 from gptstar.training.settings import shown_keys
 
@@ -153,8 +154,8 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
     table = grouped.agg(
         **{
             "million tokens": ("tokens", lambda tokens: tokens.mean() / 1e6),
-            "training": ("hours", lambda hours: duration_text(hours.mean())),
-            "± over runs": ("hours", lambda hours: duration_text(hours.std())),
+            "training": ("hours", lambda hours: duration(hours.mean())),
+            "± over runs": ("hours", lambda hours: duration(hours.std()) if len(hours) > 1 else ""),
             "validation loss": (OUTCOME, "mean"),
             "± over seeds": (OUTCOME, "std"),
             "seeds": ("run", "size"),
@@ -209,7 +210,7 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     at_once = n_at_a_time(runs)
     how = f", {at_once} runs at a time" if at_once > 1 else ""
-    lines = [f"{count}: {states_text(runs)}; {duration_text(runs['hours'].sum())} of training in all{how}."]
+    lines = [f"{count}: {states_text(runs)}; {duration(runs['hours'].sum())} of training in all{how}."]
     if factors:
         varied = [f"{each} ({', '.join(level_texts(levels_of(runs, each)))})" for each in factors]
         lines.append(f"Varied: {'; '.join(varied)}.")
@@ -221,7 +222,7 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
 
 def _all_runs(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     columns = ["run", *factors, "state", "step", "tokens", "validation_loss", "tokens_per_second", "training"]
-    table = runs.assign(training=runs["hours"].map(duration_text))[columns]
+    table = runs.assign(training=runs["hours"].map(duration))[columns]
     return Section("All runs", table=table, is_long=True)
 
 

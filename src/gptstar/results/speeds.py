@@ -1,4 +1,4 @@
-"""How fast arms trained, where the runs are long enough to say it; and times in units that suit them."""
+"""How fast arms trained, where the runs are long enough to say it; and how many shared a machine."""
 
 import math
 from collections.abc import Sequence
@@ -8,20 +8,10 @@ import pandas as pd
 from gptstar.results.factors import effect_table, level_effects
 from gptstar.results.figures import speed_figure
 from gptstar.results.section import Section
+from gptstar.results.table import duration
 
 LEAST_SECONDS, LEAST_SPEEDS = 60, 5
 """Training that a speed ratio takes of every run, and speeds that it recorded."""
-
-
-def duration_text(hours: float) -> str:
-    """A time as a reader would say it: `36 s`, `4.2 min`, `3.1 h`, `12 days`."""
-    if math.isnan(hours):
-        return ""
-    for size, unit in ((24, "days"), (1, "h"), (1 / 60, "min")):
-        if hours >= (2 * size if unit == "days" else size):
-            return f"{hours / size:.1f} {unit}"
-    seconds = 3600 * hours
-    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
 
 
 def n_at_a_time(runs: pd.DataFrame) -> int:
@@ -41,7 +31,7 @@ def speed_section(
     shortest = 3600 * finished["hours"].min()
     if shortest < LEAST_SECONDS or fewest < LEAST_SPEEDS:
         text = (
-            f"No ratio: the shortest run trained for {duration_text(shortest / 3600)} and a run recorded {fewest} "
+            f"No ratio: the shortest run trained for {duration(shortest / 3600)} and a run recorded {fewest} "
             f"speeds. A ratio takes {LEAST_SECONDS} s and {LEAST_SPEEDS} speeds of every run."
         )
         return Section("Speed", text)

@@ -1,0 +1,74 @@
+"""Losses at context lengths of several models: paired where they scored the same targets."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+
+from gptstar.data.storage.stream import TokenStream
+from gptstar.errors import ConfigError
+from gptstar.evaluation.compare import Comparisons
+from gptstar.evaluation.length import LengthConfig
+from gptstar.evaluation.length.compare import Reading, compare_curves
+from gptstar.evaluation.length.curve import Plan, Read, read_curve
+from gptstar.evaluation.length.reading import Cost, Reader
+from gptstar.evaluation.length.text import Text
+from gptstar.evaluation.results import to_json
+from gptstar.evaluation.statistics.paired import holm, paired_ratio
+
+STUDY = "fixed_targets, text 0"
+
+
+def reading(seed: int, better: float = 0.0, lengths: tuple[int, ...] = (16, 32), documents: int = 40) -> Reading:
+    """The curve of a model on documents of one text, by losses that are drawn, `better` by so many nats a token."""
+    random = np.random.default_rng(5)
+    sizes = random.integers(40, 90, documents)
+    text = Text("text", {}, tuple(TokenStream([random.integers(0, 97, size + 1)]) for size in sizes), np.ones(97))
+    plan = Plan(text, LengthConfig(protocol="fixed_targets", targets=8, room=32), lengths)
+    hard = random.normal(4, 1, plan.n_targets)
+    noise = np.random.default_rng(seed).normal(0, 0.2, plan.n_targets)
+    known: dict[int, Read] = {length: (hard + noise - better, Cost(1.0, 0, 0)) for length in plan.lengths}
+    reader = Reader(lambda *_: torch.empty(0), torch.device("cpu"), 64)
+    curve = read_curve(reader, plan, name=f"model{seed}", trained_at=16, known=known)
+    return Reading(STUDY, json.loads(to_json(asdict(curve))), {"name": f"model{seed}"})
+
+
+def test_losses_are_paired_by_document() -> None:
+    a, b, c = reading(1), reading(2, better=0.1), reading(3)
+    found: Comparisons = compare_curves([a, b, c])
+    assert found.names == ("model1", "model2", "model3")
+    assert [[row.task for row in rows] for rows in found.rows] == [["16", "32"]] * 2
+    first = found.rows[0][0]
+    sums = [np.asarray(each.curve["lengths"][0]["sums"]) for each in (a, b)]
+    counts = np.asarray(a.curve["counts"])
+    theirs = paired_ratio(*sums, counts)
+    assert (first.difference, first.low, first.high, first.p) == pytest.approx(
+        (theirs.difference, theirs.low, theirs.high, theirs.p)
+    )
+    assert first.a == pytest.approx(sums[0].sum() / counts.sum())
+    assert first.verdict == "better, significant"
+    family = [row for rows in found.rows for row in rows]
+    assert [row.p_holm for row in family] == pytest.approx(holm([row.p or 0 for row in family]))
+    assert any("4 tests" in note for note in found.notes)
+
+
+def test_unpaired_differences_have_no_interval_and_say_why() -> None:
+    a, b, other = reading(1), reading(2), reading(3, documents=30)
+    older = replace(b, curve={key: value for key, value in b.curve.items() if key not in ("counts", "targets")})
+    found = compare_curves([a, older, other])
+    assert {(row.p, row.low, row.verdict) for rows in found.rows for row in rows} == {(None, None, "not tested")}
+    assert any(note.startswith("B: without") and "evaluate again" in note for note in found.notes)
+    assert any(note.startswith("C: without") and "other tokens" in note for note in found.notes)
+    assert found.rows[1][0].metric == "bits_per_byte"  # as the numbers of tokens differ
+    assert found.rows[0][0].metric == "loss"
+
+
+def test_what_can_not_be_compared_is_refused() -> None:
+    a = reading(1)
+    with pytest.raises(ConfigError, match="A was read as fixed_targets, text 0, and B as sliding"):
+        compare_curves([a, replace(a, study="sliding")])
+    undefined = [each | {"loss": None} for each in a.curve["lengths"]]
+    with pytest.raises(ConfigError, match="no context length is in both A and B"):
+        compare_curves([a, replace(a, curve=a.curve | {"lengths": undefined})])

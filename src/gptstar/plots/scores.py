@@ -24,7 +24,7 @@ class Score:
     """The score of one model; its interval is NaN where there is none.
 
     Attributes:
-        is_same_metric: a published score of another metric, or whose metric is unclear, is marked by a cross.
+        is_same_metric: whether it is of the panel's metric; a published one that is not, or may not be, is a cross.
     """
 
     model: str

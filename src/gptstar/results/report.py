@@ -98,7 +98,7 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
 
 
 def _column(values: Sequence[object]) -> list[str]:
-    numbers = {each for each in values if isinstance(each, float) and each == each}
+    numbers = {float(f"{each:.{MOST_DIGITS}g}") for each in values if isinstance(each, float) and each == each}
     digits = next(
         (n for n in range(4, MOST_DIGITS) if len({f"{each:.{n}g}" for each in numbers}) == len(numbers)), MOST_DIGITS
     )

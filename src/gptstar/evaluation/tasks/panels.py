@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gptstar.evaluation.results import Metric, TaskResult, TaskResults
 from gptstar.evaluation.tasks.published import published_rows
@@ -28,7 +29,8 @@ def score_panels(results: Sequence[TaskResults]) -> list[ScorePanel]:
 def beside_published(panels: Sequence[ScorePanel]) -> list[str]:
     """Say for each of our models how many published scores are better, within its intervals, and worse."""
     lines = []
-    for model in dict.fromkeys(score.model for panel in panels for score in panel.ours):
+    compared = [score for panel in panels for score in panel.ours if score.is_same_metric]
+    for model in dict.fromkeys(score.model for score in compared):
         counts = {"better": 0, "within its 95 % intervals": 0, "worse": 0}
         for panel in panels:
             for ours in (score for score in panel.ours if score.model == model and not math.isnan(score.low)):
@@ -58,7 +60,8 @@ def _panel(results: Sequence[TaskResults], task: str, metric: str) -> ScorePanel
         ours.append(_score(name, figure, scale))
         normed = metric_of(result, "acc_norm")
         if normed is not None and metric == "acc":
-            ours.append(_score("… acc_norm" if len(results) == 1 else f"{name} acc_norm", normed, scale))
+            label = "… acc_norm" if len(results) == 1 else f"{name} acc_norm"
+            ours.append(replace(_score(label, normed, scale), is_same_metric=False))
     figures = [(row.model, other) for row in published_rows().rows if (other := row.figure(task, metric))]
     published = [Score(model, each.value * scale, is_same_metric=each.measures is None) for model, each in figures]
     known = metric.startswith("acc") and task in CHANCE

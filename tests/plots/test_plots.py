@@ -206,14 +206,18 @@ def test_effects_are_labelled_by_what_differs() -> None:
         *(effect("optimizer.learning_rate", rate, 0.0003) for rate in (0.001, 0.003)),
         effect("experiment", long, "recipe-reference", significant=True),
     ]
-    axes = only(draw_effects(points, "validation loss"))
-    assert texts(axes.get_yticklabels()) == ["0.001", "0.003", "without_muon…e-as-it-was"]
-    assert texts(axes.texts) == ["learning_rate, against 0.0003:", "experiment, against reference:"]
+    figure = draw_effects(points, "validation loss")
+    axes = only(figure)
+    assert texts(axes.get_yticklabels()) == ["0.001", "0.003", "recipe-witho…e-as-it-was"]
+    assert texts(axes.texts) == ["learning_rate, against 0.0003:", "experiment, against recipe-reference:"]
     assert axes.get_position().width > 0.6  # of the figure's
     colours = [to_hex(each[0].get_color()) for each in axes.containers]
     assert colours == [GREY, GREY, COLOURS[0].lower()]
     assert list(axes.get_yticks()) == [3, 2, 0]
-    assert axes.get_xlabel().startswith("change of validation loss\n95 % intervals")
+    assert figure is not None
+    assert figure.get_supxlabel().startswith("change of validation loss\n95 % intervals")
+    arms = [effect("experiment", f"recipe-{name}", "fast_small") for name in ("without_muon", "reference_betas")]
+    assert texts(only(draw_effects(arms, "loss")).get_yticklabels()) == ["without_muon", "reference_betas"]
     assert draw_effects([], "validation loss") is None
 
 

@@ -175,3 +175,9 @@ def test_numbers_with_several_values_have_a_curve(factor: str, levels: list[obje
     runs = made_up(*({factor: level} for level in levels))
     assert numeric_factors(runs, [factor, "seed"]) == ([factor] if has_curve else [])
     assert AT_EDGE not in runs
+
+
+def test_an_interval_that_is_narrow_has_more_digits() -> None:
+    said = answer(search({0.001: (4.1, 4.1), 0.002: (4.0, 4.0002)}), NO_LENGTHS, [RATE, "seed"])
+    _, low, high = interval([4.0, 4.0002])
+    assert f"0.002 has the lowest validation loss: 4.0001 (95 % interval {low:.4f} to {high:.4f})" in said.findings[0]

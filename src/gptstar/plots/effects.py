@@ -32,9 +32,10 @@ def draw_effects(points: Sequence[EffectPoint], outcome: str) -> Figure | None:
     rows: list[tuple[str, EffectPoint | None]] = []
     for (factor, against), group in groupby(points, key=lambda each: (each.factor, each.against)):
         of_factor = list(group)
-        *levels, reference = _short([*(each.level for each in of_factor), against])
+        *levels, reference = level_texts([*(each.level for each in of_factor), against])
+        (reference,) = short_names([reference], longest=32)
         rows.append((f"{factor.rpartition('.')[2]}, against {reference}:", None))
-        rows += zip(levels, of_factor, strict=True)
+        rows += zip(short_names(levels), of_factor, strict=True)
     figure = new_figure(1.3 + 0.3 * len(rows))
     axes = tidy(figure.subplots(), grid="x")
     places = range(len(rows) - 1, -1, -1)
@@ -51,9 +52,6 @@ def draw_effects(points: Sequence[EffectPoint], outcome: str) -> Figure | None:
     axes.set_yticks([place for place, _ in named], [label for _, label in named])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.margins(x=0.1)
-    axes.set_xlabel(f"change of {outcome}\n95 % intervals over seeds; filled: significant, open: not")
+    explained = "95 % intervals over seeds; filled: significant, open: not"
+    figure.supxlabel(f"change of {outcome}\n{explained}", fontsize=10)
     return figure
-
-
-def _short(levels: Sequence[object]) -> list[str]:
-    return short_names(level_texts(levels))

@@ -36,5 +36,5 @@ def draw_speeds(arms: Sequence[Speeds]) -> Figure | None:
     axes.set_ylim(-0.6, len(drawn) - 0.4)
     axes.set_xlim(0, 1.08 * max(max(each.values) for each in drawn))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("tokens per second; a dot for each run, a line at the median")
+    figure.supxlabel("tokens per second; a dot for each run, a line at the median", fontsize=10)
     return figure

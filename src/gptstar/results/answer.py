@@ -99,12 +99,13 @@ def _on_factor(runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome:
 
 def difference_text(effect: Effect) -> str:
     """A difference with its 95 % interval in brackets."""
-    ends = "" if math.isnan(effect.low) else f" [{_signed(effect.low)}, {_signed(effect.high)}]"
-    return f"{_signed(effect.value)}{ends}"
+    value, low, high = (f"{each:+.{_digits(effect)}f}" for each in (effect.value, effect.low, effect.high))
+    return (value if math.isnan(effect.low) else f"{value} [{low}, {high}]").replace("-", "−")
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+def _digits(effect: Effect) -> int:
+    """Digits after the point: more where the interval would vanish in three."""
+    return 5 if effect.high - effect.low < 5e-4 else 4 if effect.high - effect.low < 5e-3 else 3
 
 
 def _verdict(effect: Effect) -> str:
@@ -123,7 +124,8 @@ def _mean_text(runs: pd.DataFrame, outcome: str, factors: Sequence[str]) -> str:
     mean = blocked_effect(by_seed)
     if math.isnan(mean.low):
         return f"{mean.value:.3f}"
-    return f"{mean.value:.3f} (95 % interval {mean.low:.3f} to {mean.high:.3f})"
+    value, low, high = (f"{each:.{_digits(mean)}f}" for each in (mean.value, mean.low, mean.high))
+    return f"{value} (95 % interval {low} to {high})"
 
 
 def _words(outcome: str) -> str:

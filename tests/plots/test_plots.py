@@ -7,6 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 
+from gptstar.plots.budgets import BudgetLine, draw_budgets
 from gptstar.plots.effects import EffectPoint, draw_effects
 from gptstar.plots.factor import FactorLine, draw_factor
 from gptstar.plots.lengths import LengthLine, draw_lengths
@@ -255,3 +256,42 @@ def test_speeds_begin_at_zero() -> None:
     assert axes.get_xlim()[1] > 2000
     assert [each.get_xdata()[0] for each in axes.lines if to_hex(each.get_color()) == GREY] == [1100.0, 2000.0]
     assert draw_speeds([Speeds("none", [])]) is None
+
+
+LONG = "recipe-without_everything_that_was_ever_added_to_it"
+
+
+def samples() -> list[Figure | None]:
+    """A figure of each kind, with long names."""
+    names = (LONG, f"{LONG}_but_one", "alibi, yarn")
+    losses = [LossCurve(name, falling(9.0), [Point(20_000, 0.4)]) for name in names]
+    effects = [effect("experiment", name, LONG) for name in names]
+    scores = ScorePanel(
+        "LAMBADA, 30 items", "ppl", False, [Score(LONG, 4e13, 1e13, 9e13)], [Score("GPT-Neo 350M", 9.8)]
+    )
+    return [
+        draw_run([{"step": 1, "tokens": 1e9, "train/loss": 5.0}], "a name", 4.0),
+        draw_losses(losses, "positions, learning_rate"),
+        draw_factor([rates(5.0, 4.5, 4.3, 4.1, best=0.01, name=name) for name in names], "learning rate", "loss"),
+        draw_lengths([lengths(name, 64, 4.0, 4.0, 4.0) for name in names], "held-out text"),
+        draw_positions([PositionLine(name, [Point(1, 7.0)], [1, 4], 2) for name in names], "held-out text"),
+        draw_effects(effects, "validation bits per byte"),
+        draw_scores([scores, scores], f"{LONG}, float32, context 1,024, only the first 30 items of each task"),
+        draw_speeds([Speeds(name, [1000.0, 1200.0]) for name in names]),
+        draw_budgets([BudgetLine(name, [Point(1e6, 5.0), Point(2e6, 4.0)]) for name in names]),
+    ]
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_nothing_is_cut_off_and_the_plot_keeps_its_width(number: int) -> None:
+    figure = samples()[number]
+    assert figure is not None
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert box.x0 > -0.02
+    assert box.y0 > -0.02
+    assert box.x1 < width + 0.02
+    assert box.y1 < height + 0.02
+    places = [axes.get_position() for axes in figure.axes]
+    n_columns = len({round(place.x0, 2) for place in places})
+    assert sum(place.width for place in places[:n_columns]) > 0.5
+    assert max(place.height for place in places) > 0.3

@@ -33,7 +33,7 @@ def draw_effects(points: Sequence[EffectPoint], outcome: str) -> Figure | None:
     for (factor, against), group in groupby(points, key=lambda each: (each.factor, each.against)):
         of_factor = list(group)
         *levels, reference = level_texts([*(each.level for each in of_factor), against])
-        (reference,) = short_names([reference], longest=32)
+        (reference,) = short_names([reference])
         rows.append((f"{factor.rpartition('.')[2]}, against {reference}:", None))
         rows += zip(short_names(levels), of_factor, strict=True)
     figure = new_figure(1.3 + 0.3 * len(rows))

@@ -60,8 +60,9 @@ def power_text(value: float) -> str:
 
 
 def tokens_axis(axes: Axes) -> None:
-    """Show tokens as 30k and 1.5M."""
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    """Show tokens as 30k, 1.5M and 26B."""
+    engineering = EngFormatter(sep="")
+    axes.xaxis.set_major_formatter(lambda value, _=None: engineering(value).replace("G", "B"))
     axes.set_xlabel("tokens")
 
 

@@ -15,8 +15,8 @@ PER_ROW = 2
 MOST_PANELS = 24
 LONGEST = 18
 """Letters of a model's name."""
-SPREAD = 5
-"""Values of which the largest is so many times the smallest are on a logarithmic axis."""
+SPREAD, MOST_SPREAD = 5, 1000
+"""Values of which the largest is so many times the smallest are on a logarithmic axis: ratios, and any others."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ScorePanel:
     def is_logarithmic(self) -> bool:
         """Whether its axis has to be logarithmic for all of its values to be read."""
         values = [each.value for each in (*self.ours, *self.published) if math.isfinite(each.value)]
-        return self.is_ratio and bool(values) and 0 < min(values) < max(values) / SPREAD
+        return bool(values) and 0 < min(values) < max(values) / (SPREAD if self.is_ratio else MOST_SPREAD)
 
 
 @styled

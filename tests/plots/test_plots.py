@@ -65,7 +65,7 @@ def test_arms_of_one_validation_show_their_training_loss() -> None:
     assert [len(each.get_xdata()) for each in axes.lines] == [20, 1, 20, 1]
     assert legend_of(figure) == ["a", "b"]
     assert axes.get_xlabel() == "tokens"
-    assert axes.xaxis.get_major_formatter()(20_000) == "20k"
+    assert [axes.xaxis.get_major_formatter()(tokens) for tokens in (20_000, 26e9)] == ["20k", "26B"]
     assert axes.get_ylim()[1] < 9.0  # the first losses leave the plot
     assert axes.get_ylim()[0] < 8.0 / 20
     assert draw_losses([]) is None
@@ -246,6 +246,7 @@ def test_scores_that_are_far_apart_are_on_a_logarithmic_axis() -> None:
     assert " chance" in texts(near.texts)
     assert "∞" in texts(infinite.texts)
     assert not empty.axison
+    assert ScorePanel("task", "another metric", True, [Score("a", 1e6), Score("b", 2.0)]).is_logarithmic
     assert draw_scores([]) is None
 
 
@@ -266,9 +267,8 @@ def samples() -> list[Figure | None]:
     names = (LONG, f"{LONG}_but_one", "alibi, yarn")
     losses = [LossCurve(name, falling(9.0), [Point(20_000, 0.4)]) for name in names]
     effects = [effect("experiment", name, LONG) for name in names]
-    scores = ScorePanel(
-        "LAMBADA, 30 items", "ppl", False, [Score(LONG, 4e13, 1e13, 9e13)], [Score("GPT-Neo 350M", 9.8)]
-    )
+    ours, theirs = Score(LONG, 4e13, 1e13, 9e13), Score("GPT-Neo 350M", 9.8)
+    scores = ScorePanel("LAMBADA, 30 items", "ppl", False, [ours], [theirs])
     return [
         draw_run([{"step": 1, "tokens": 1e9, "train/loss": 5.0}], "a name", 4.0),
         draw_losses(losses, "positions, learning_rate"),

@@ -62,7 +62,11 @@ def power_text(value: float) -> str:
 def tokens_axis(axes: Axes) -> None:
     """Show tokens as 30k, 1.5M and 26B."""
     engineering = EngFormatter(sep="")
-    axes.xaxis.set_major_formatter(lambda value, _=None: engineering(value).replace("G", "B"))
+
+    def short(tokens: float, _: int | None = None) -> str:
+        return str(engineering(tokens)).replace("G", "B")
+
+    axes.xaxis.set_major_formatter(short)
     axes.set_xlabel("tokens")
 
 

@@ -94,7 +94,7 @@ def test_an_exported_model_has_the_same_scores(
     assert {row["task"] for row in rows} == {"piqa", "wikitext"}
     assert all(abs(row["difference"]) < 1e-3 * abs(row["a"]) for row in rows)
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b")])
-    assert "two checkpoints" in " ".join(capsys.readouterr().out.split())
+    assert "compares checkpoints" in " ".join(capsys.readouterr().out.split())
     main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--markdown"])
     assert "| piqa" in capsys.readouterr().out
 

@@ -196,6 +196,17 @@ def test_compare_pairs_lengths(folder: Path) -> None:
     assert set(results.compare(folder / "results")["model"]) == {"seed-10/best"}
 
 
+def test_readings_of_other_sizes_are_compared_without_intervals(folder: Path, tmp_path: Path) -> None:
+    where = f"output={tmp_path / 'small'}"
+    words = ["context_lengths=[16,64]", "max_tokens=256", "protocol=fixed_targets"]
+    study = [f"evaluation.{each}" for each in words]
+    evaluate_here("evaluation=length", f"checkpoint={folder / 'runs/seed-10'}", *study, "hardware=cpu", where)
+    frame = results.compare(folder / "results/mine", tmp_path / "small")
+    assert frame["p"].isna().all()
+    assert set(frame["verdict"]) == {"not tested"}
+    assert any("other tokens were scored" in note for note in frame.attrs["notes"])
+
+
 def test_the_package_shows_its_names_and_waits_with_pandas() -> None:
     assert set(results.__all__) <= set(dir(results))
     assert all(hasattr(results, name) for name in results.__all__)

@@ -14,7 +14,7 @@ from gptstar.evaluation.statistics.effects import LEVEL
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
 
 CAVEAT = (
-    "This compares two checkpoints, not two recipes: each is one training run, and other seeds would differ too. "
+    "This compares checkpoints, not recipes: each is one training run, and other seeds would differ too. "
     "The intervals and p are over the choice of items."
 )
 

@@ -8,11 +8,15 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.evaluation.compare import Comparisons, Row, letter
+from gptstar.evaluation.compare import PRELIMINARY, Comparisons, Row, letter
+from gptstar.evaluation.statistics.effects import LEVEL
 from gptstar.evaluation.tables import markdown_table
 from gptstar.terminal import in_markdown, shortened
 
 COLUMNS = ("task", "metric", "A", "B", "B − A or B / A", "95 % interval", "p", "Holm", "items", "verdict")
+
+VERDICTS = f"Significant is p < {LEVEL}, preliminary p < {PRELIMINARY}, adjusted by Holm's method."
+UNADJUSTED = "p in brackets is not adjusted."
 
 GAP, LEAST_NAME = 2, 8
 """Columns of a terminal between those of a table, and that a task's name keeps."""
@@ -35,7 +39,8 @@ def print_comparisons(found: Comparisons, console: Console, *, all_metrics: bool
     for number, rows in enumerate(found.rows, start=1):
         table = _table(found, letter(number), rows, console.width, all_metrics=all_metrics)
         lines += ["", _heading(found, letter(number), rows), table]
-    for line in (*lines, "", *found.notes):
+    brackets = [UNADJUSTED] if any(not row.primary and row.p is not None for rows in found.rows for row in rows) else []
+    for line in (*lines, "", VERDICTS, *(brackets if all_metrics else []), *found.notes):
         console.print(line, highlight=False, markup=False)
 
 
@@ -78,7 +83,7 @@ def comparison_markdown(found: Comparisons) -> str:
         header = [each.replace("B", letter(number)) for each in COLUMNS]
         cells = [(*_cells(row), row.verdict) for row in rows]
         parts.append("\n".join(markdown_table(header, cells, n_left=2)))
-    return in_markdown("\n\n".join((*parts, *found.notes)))
+    return in_markdown("\n\n".join((*parts, VERDICTS, *found.notes)))
 
 
 def comparison_tree(found: Comparisons) -> dict[str, Any]:

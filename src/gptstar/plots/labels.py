@@ -63,7 +63,7 @@ def tokens_axis(axes: Axes) -> None:
     """Show tokens as 30k, 1.5M and 26B."""
     engineering = EngFormatter(sep="")
 
-    def short(tokens: float, _: int | None = None) -> str:
+    def short(tokens: float, _: float = 0) -> str:
         return str(engineering(tokens)).replace("G", "B")
 
     axes.xaxis.set_major_formatter(short)

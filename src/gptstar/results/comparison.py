@@ -105,7 +105,8 @@ def _entrants(path: Path) -> Iterator[Entrant]:
 
 def _entrant(home: Path, files: Sequence[Path]) -> Entrant:
     """The newest results of each kind; `files` are in the order of their dates."""
-    tasks, readings = None, ()
+    tasks: TaskResults | None = None
+    readings: tuple[Reading, ...] = ()
     for file in files:
         try:
             tree = read_evaluation(file)
@@ -124,4 +125,4 @@ def _readings(home: Path, tree: dict[str, Any]) -> Iterator[Reading]:
         checkpoint = {"name": home.name} | curve["checkpoint"]
         if curve["rotary_scaling"] != "none":
             checkpoint["name"] = f"{checkpoint['name']}, {curve['rotary_scaling']}"
-        yield Reading(study_of(tree), curve, checkpoint)
+        yield Reading(study_of(tree, sizes=()), curve, checkpoint)

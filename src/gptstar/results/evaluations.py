@@ -125,11 +125,15 @@ def _length_lines(evaluation: Evaluation) -> Lines:
         )
 
 
-def study_of(tree: Mapping[str, Any]) -> str:
-    """What has to be the same for losses at context lengths to be compared: the protocol and the text."""
+def study_of(tree: Mapping[str, Any], sizes: Sequence[str] = ("max_tokens",)) -> str:
+    """What has to be the same for losses at context lengths to be compared: the protocol and the text.
+
+    Args:
+        sizes: keys of the protocol that only say how much was read.
+    """
     protocol, text = tree["protocol"], tree["text"]
     words = [protocol["protocol"]]
-    words += [f"{key} {protocol[key]}" for key in ("targets", "room", "stride", "max_tokens") if protocol.get(key)]
+    words += [f"{key} {protocol[key]}" for key in ("targets", "room", "stride", *sizes) if protocol.get(key)]
     return ", ".join(words) + f", text {str(text.get('fingerprint') or text.get('text'))[-12:]}"
 
 

@@ -45,7 +45,7 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
                 f"A was read as {first.study}, and {letter(number)} as {other.study}: only losses on one text by one "
                 "protocol can be compared: evaluate all in one command, evaluation=length checkpoint=[A,B]"
             )
-        problem = _why_unpaired(first.curve, other.curve)
+        problem = _why_unpaired(first.study, first.curve, other.curve)
         if problem:
             unpaired.setdefault(problem, []).append(letter(number))
         rows.append(list(_rows(first.curve, other.curve, paired=not problem)))
@@ -60,8 +60,10 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
     return Comparisons("length", names, adjusted, (*notes, CAVEAT.replace("items", "text")))
 
 
-def _why_unpaired(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+def _why_unpaired(study: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     """Why two curves can't be paired; empty if they can."""
+    if "legacy" in study:
+        return "the published estimator has none"
     if not a.get("counts") or not b.get("counts"):
         return "these results lack the losses by document: evaluate again"
     if a["targets"] != b["targets"] or a["counts"] != b["counts"]:

@@ -167,5 +167,5 @@ def read_curve(
     seconds = [length * cost.seconds / n_read for length, n_read, cost in costs]
     memory = [(cost.memory - cost.held) / max(1, reader.batch_tokens // length) for length, _, cost in costs]
     growths = growth(lengths, seconds), growth(lengths, memory)
-    known_targets = {"targets": plan.targets, "counts": plan.counts}
-    return Curve(name, trained_at, plan.reference, plan.units, tuple(results), positions, *growths, **known_targets)
+    curve = Curve(name, trained_at, plan.reference, plan.units, tuple(results), positions, *growths)
+    return replace(curve, targets=plan.targets, counts=plan.counts)

@@ -61,7 +61,8 @@ def _rows(address: str, config: LengthConfig) -> list[str]:
 class LegacyPlan:
     """What the published estimator reads at each length, and its figures; with the attributes of `curve.Plan`."""
 
-    reference, units, targets, counts = None, "", "", ()
+    reference, units, targets = None, "", ""
+    counts: tuple[int, ...] = ()
 
     def __init__(self, text: Text, n_bytes: int, config: LengthConfig, lengths: Sequence[int]) -> None:
         """Plan whole windows side by side, on a text of `n_bytes`.

@@ -58,7 +58,7 @@ def overrides(way: str, output: Path, text: Path, kills: int) -> list[str]:
         *("data.validation_tokens=2048", "data.validation_fraction=0.2", "batch_tokens=512"),
         *(f"hardware={hardware}", f"hardware.devices={ranks}", "hardware.accelerator=cpu"),
         *("hardware.precision=float32", f"hardware.micro_batch_size={4 // ranks}"),
-        *(f"total_steps={STEPS_A_KILL * kills + 20}", "checkpoint_every=7", f"validate_every={VALIDATE_EVERY}"),
+        *(f"total_steps={STEPS_A_KILL * (kills + 3)}", "checkpoint_every=7", f"validate_every={VALIDATE_EVERY}"),
         *("log_every=1", "schedule.warmup_steps=3", "report=false", f"output={output}"),
     ]
 
@@ -117,23 +117,30 @@ class Job:
 
 
 def kill_again_and_again(words: list[str], folder: Path, kills: int, *, ranks: int) -> Counter[str]:
-    """Start and kill a run, each time a little further, and let it finish at last; how often at which moment."""
+    """Start and kill a run, each time a little further, and let it finish at last.
+
+    A kill has `STEPS_A_KILL` steps of the run to itself: where its moment does not come in them, as it is short on a
+    fast machine, it comes at their end.
+
+    Returns:
+        How often it was killed at which moment.
+    """
     done: Counter[str] = Counter()
-    for _ in track(range(kills), f"killing {folder.name}"):
-        moment = random.choice(MOMENTS)
+    for number in track(range(1, kills + 1), f"killing {folder.name}"):
+        moment, last = random.choice(MOMENTS), number * STEPS_A_KILL
         job = Job(words, folder)
-        if moment == "again":
-            time.sleep(random.uniform(0.5, 6.0))
-        else:
-            after = job.step() + random.randrange(2, STEPS_A_KILL // 2)
-            while job.running and not job.at(moment, after):
-                time.sleep(0.0005)
-            if moment == "step":
-                time.sleep(random.uniform(0, 0.1))
+        after = job.step() + random.randrange(2, STEPS_A_KILL // 2)
+        until = time.perf_counter() + random.uniform(0.5, 6.0)
+        came = False
+        while job.running and job.step() < last and not came:
+            time.sleep(0.0005)
+            came = time.perf_counter() > until if moment == "again" else job.at(moment, after)
+        if came and moment == "step":
+            time.sleep(random.uniform(0, 0.1))  # within a step, not at its end
         if not job.running:
             raise SystemExit(f"the run ended before it could be killed: {job.end() or 'it was done'}")
         job.kill(rank=ranks > 1 and random.random() < 0.5)
-        done[moment] += 1
+        done[moment if came else "step"] += 1
     if said := Job(words, folder).end():
         raise SystemExit(f"the run did not go on: {said}")
     return done

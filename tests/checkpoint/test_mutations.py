@@ -1,13 +1,11 @@
 """Checkpoints that were changed at random, in every form: they are read, or refused in one line that names them."""
 
-import copy
 import json
 import random
-import signal
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,20 +16,13 @@ from gptstar.checkpoint.identity import read_with_identity
 from gptstar.checkpoint.legacy import read_legacy
 from gptstar.checkpoint.parts import write_parts
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import Refusal
 from gptstar.inference.generate import generate
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks
 from gptstar.results.card import model_card
 from support.models import legacy_state
+from support.mutations import ODD, change_json, changed, damaged, refusal_of
 
-SECONDS = 20
-"""After which a reader hangs."""
-
-ODD = [
-    *(None, True, False, 0, 1, -1, 3, 3.5, 10**9, 10**18, 2**63, 10**30, 10**5000, float("nan"), float("inf")),
-    *("", "alibi2", "swish", "10", "\x00", "x" * 10_000, [], [3], {}, {"kind": "rotary"}, {"kind": 3}, {"": None}),
-]
 TENSORS = [
     torch.tensor(1),
     torch.ones(2, 3),
@@ -60,46 +51,6 @@ def checkpoint() -> Checkpoint:
     return Checkpoint(model.config, model.state_dict(), tokenizer.json_text, training)
 
 
-def changed(tree: Any, draw: random.Random, odd: list[Any]) -> Any:
-    """A copy of a tree with one or two values, keys or branches changed."""
-    tree = copy.deepcopy(tree)
-    for _ in range(draw.choice([1, 1, 2])):
-        here = tree
-        while True:
-            key = draw.choice(list(here))
-            below = here[key]
-            if not (isinstance(below, dict) and below and draw.random() < 0.85):
-                break
-            here = below
-        match draw.randrange(10):
-            case 0:
-                del here[key]
-            case 1:
-                here[draw.choice(["new", "n_ctx", "n_layers"])] = copy.deepcopy(draw.choice(odd))
-            case 2 if isinstance(below, int):
-                here[key] = below + draw.choice([-1, 1])
-            case _:
-                here[key] = copy.deepcopy(draw.choice(odd))
-        if not tree:
-            break
-    return tree
-
-
-def damaged(data: bytes, draw: random.Random) -> bytes:
-    """Bytes of which some are flipped, cut off, doubled or put elsewhere."""
-    changed = bytearray(data)
-    for _ in range(draw.choice([1, 1, 3, 20])):
-        place = draw.choice([draw.randrange(len(changed)), -1 - draw.randrange(min(400, len(changed)))])
-        match draw.randrange(6):
-            case 0:
-                changed = changed[: place % len(changed)] or bytearray(b"P")
-            case 1:
-                changed[place:place] = draw.randbytes(draw.randrange(1, 9))
-            case _:
-                changed[place] = draw.randrange(256)
-    return bytes(changed)
-
-
 def repacked(path: Path, draw: random.Random) -> None:
     """Compress an archive's members, as other programs might."""
     with zipfile.ZipFile(path) as archive:
@@ -122,21 +73,11 @@ def of_file(path: Path, checkpoint: Checkpoint, draw: random.Random) -> Path:
     return path / "a.ckpt"
 
 
-def _json(path: Path, draw: random.Random) -> None:
-    if draw.random() < 0.05:
-        path.write_text("[" * 100_000)
-    elif draw.random() < 0.2:
-        path.write_bytes(damaged(path.read_bytes(), draw))
-    else:
-        tree = changed(json.loads(path.read_text()), draw, [odd for odd in ODD if odd != 10**5000])
-        path.write_text(json.dumps(tree))
-
-
 def of_export(path: Path, checkpoint: Checkpoint, draw: random.Random) -> Path:
     export(checkpoint, path / "a.ckpt", context_length=16)
     name = draw.choice(["config.json", "config.json", "config.json", "tokenizer.json", "model.safetensors"])
     if name.endswith("json"):
-        _json(path / "a.ckpt" / name, draw)
+        change_json(path / "a.ckpt" / name, draw)
     else:
         (path / "a.ckpt" / name).write_bytes(damaged((path / "a.ckpt" / name).read_bytes(), draw))
     return path / "a.ckpt"
@@ -144,7 +85,7 @@ def of_export(path: Path, checkpoint: Checkpoint, draw: random.Random) -> Path:
 
 def of_parts(path: Path, checkpoint: Checkpoint, draw: random.Random) -> Path:
     write_parts(path / "a.ckpt", checkpoint, Ranks())
-    _json(path / "a.ckpt/checkpoint.json", draw)
+    change_json(path / "a.ckpt/checkpoint.json", draw)
     return path / "a.ckpt"
 
 
@@ -169,38 +110,6 @@ def use(path: Path) -> None:
     generate(checkpoint.build(), "the", 2)
 
 
-class Hang(BaseException):
-    """Nobody catches it."""
-
-
-@pytest.fixture
-def refused() -> Iterator[Callable[..., str]]:
-    """Run something that may refuse, and nothing else: what it says, in one line, or nothing."""
-
-    def stop(*_: object) -> None:
-        raise Hang(f"it was not read in {SECONDS} seconds")
-
-    def attempt(what: str, action: Callable[[Path], object], path: Path) -> str:
-        signal.alarm(SECONDS)
-        try:
-            action(path)
-        except Refusal as refusal:
-            said = str(refusal)
-        except BaseException as error:
-            raise AssertionError(f"{what}: {error!r}") from error
-        else:
-            said = ""
-        finally:
-            signal.alarm(0)
-        assert "\n" not in said, what
-        assert len(said) < 3000, what
-        return said
-
-    before = signal.signal(signal.SIGALRM, stop)
-    yield attempt
-    signal.signal(signal.SIGALRM, before)
-
-
 FORMS: dict[str, Callable[[Path, Checkpoint, random.Random], Path]] = {
     "file": of_file,
     "export": of_export,
@@ -213,22 +122,22 @@ FORMS: dict[str, Callable[[Path, Checkpoint, random.Random], Path]] = {
 @pytest.mark.parametrize(("begin", "end"), [(0, 60), pytest.param(60, 810, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_changed_checkpoint_is_read_or_refused(
-    form: str, begin: int, end: int, checkpoint: Checkpoint, tmp_path: Path, refused: Callable[..., str]
+    form: str, begin: int, end: int, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     n_refused = 0
     for seed in range(begin, end):
         (folder := tmp_path / str(seed)).mkdir()
         path = FORMS[form](folder, checkpoint, random.Random(seed))
-        n_refused += bool(refused(f"{form} {seed}", use, path))
+        n_refused += bool(refusal_of(f"{form} {seed}", partial(use, path)))
     assert n_refused > (end - begin) // 4
 
 
-def test_a_changed_legacy_file_is_read_or_refused(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_changed_legacy_file_is_read_or_refused(tmp_path: Path) -> None:
     state, path = legacy_state("parallel", "alibi"), tmp_path / "a.pth.tar"
     for seed in range(60):
         draw = random.Random(seed)
         torch.save(changed(state, draw, ODD + TENSORS), path)
         if draw.random() < 0.3:
             path.write_bytes(damaged(path.read_bytes(), draw))
-        said = refused(str(seed), read_legacy, path)
+        said = refusal_of(str(seed), partial(read_legacy, path))
         assert not said or "a.pth.tar" in said, seed

@@ -48,7 +48,7 @@ def test_it_prints_what_the_function_returns(
     assert said("--prompt", "the cat", "--stream", "--tokens", "0") == "the cat\n"
     (tmp_path / "prompt").write_text("the cat\n")
     assert said("--file", str(tmp_path / "prompt")) == f"the cat{usual.text}\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat\n")))
     assert said("--file", "-") == f"the cat{usual.text}\n"
     assert said() == generate(built, "", 9, sampling=USUAL)[0].text + "\n"
 
@@ -75,6 +75,7 @@ def test_it_prints_what_the_function_returns(
         (["-n", "0"], "n=0"),
         (["-n", "2", "--stream"], "drop -n"),
         (["--file", "/nowhere"], "No such file"),
+        (["--file", "/dev/zero"], "holds more than 67,108,864 bytes"),
         (["--device", "nowhere"], "--device nowhere"),
         (["--tokens", "99999999999999"], "1 text of 1 tokens and 99,999,999,999,999 new ones would take"),
         (["-n", "1000000000000"], "GB of memory at least"),

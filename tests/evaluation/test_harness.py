@@ -33,7 +33,7 @@ from gptstar.evaluation.tasks.offline import load_tasks
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.suite import evaluate_and_report, evaluate_tasks
 from gptstar.evaluation.tasks.tables import task_markdown, task_table
-from gptstar.evaluation.tasks.team import Team
+from gptstar.evaluation.tasks.team import Team, no_progress
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 from gptstar.model import GPT, GPTConfig
 from support.text import QUIET, sentences, write_tasks_files
@@ -80,7 +80,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> 
 
 
 def ours(model: GPT, bpe: Tokenizer, length: int) -> HarnessModel:
-    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, length)
+    return HarnessModel(Team(Worker(Scorer(model), bpe)), bpe, lambda _: no_progress, length)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`gptstar generate` and `gptstar demo`: texts at the command line, and on a page."""
 
 import argparse
+import contextlib
 import json
 import sys
 from dataclasses import asdict
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from gptstar.model import GPT
 
 N_LIKELIEST = 5
+
+MAX_PROMPT_BYTES = 2**26
 
 
 def add_generation_commands(commands: Commands) -> None:
@@ -140,11 +143,14 @@ def _demo(options: argparse.Namespace) -> None:
 
 def _read(path: Path) -> str:
     """Read a prompt, without the newline that ends a file."""
+    with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as file:
+        content = file.read(MAX_PROMPT_BYTES + 1)  # a device, or a pipe, may never end
+    if len(content) > MAX_PROMPT_BYTES:
+        raise ConfigError(f"--file {path} holds more than {MAX_PROMPT_BYTES:,} bytes, too much for a prompt: cut it")
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        return content.decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): convert it") from error
-    return text.removesuffix("\n")
 
 
 def _visible(text: str) -> str:

@@ -61,7 +61,7 @@ def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, 
     for row in (row for row in rows if row.primary or all_metrics or row.task not in tested):
         task, metric, a, b, change, interval, p, adjusted, n_items = _cells(row)
         name = task if is_length else f"{task} {metric.replace('perplexity', 'ppl')}"
-        figures = [f"{row.a:.4g}", f"{row.b:.4g}"] if is_length else [a, b]
+        figures = [f"{loss:.{3 if loss < 10 else 2}f}" for loss in (row.a, row.b)] if is_length else [a, b]
         p = adjusted if row.primary else f"({p})" if p else ""
         cells = [*(figures if has_values else []), change, interval, p, *([n_items] if has_items else [])]
         lines.append([name, *cells, row.verdict])

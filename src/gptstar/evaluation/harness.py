@@ -18,7 +18,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError, in_one_line
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.scoring import Dtype, Scorable, Scorer
-from gptstar.evaluation.tasks.team import Team
+from gptstar.evaluation.tasks.team import OnResults, Team, no_progress
 from gptstar.evaluation.tasks.worker import Prompt, Worker
 from gptstar.inference.sampling import Sampling
 
@@ -77,7 +77,7 @@ def lm(
     length = TasksConfig(context_length=context_length).length_for("any", model.config.n_ctx)
     model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     worker = Worker(Scorer(model, dtype=dtype, batch_tokens=batch_tokens), tokenizer)
-    return HarnessModel(Team(worker), tokenizer, length)
+    return HarnessModel(Team(worker), tokenizer, lambda _: no_progress, length)
 
 
 def n_to_write(task: Task) -> int:
@@ -144,13 +144,17 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         self,
         team: Team,
         tokenizer: Tokenizer,
+        progress_of: Callable[[int], OnResults],
         context_length: int,
-        on_progress: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
-        """Take requests for a team on its rank 0; `on_progress` gets the numbers of requests done and in all."""
+        """Take requests for a team on its rank 0.
+
+        Args:
+            progress_of: given the number of requests, returns a progress callback.
+        """
         super().__init__()
         self.context_length, self.n_cut = context_length, 0
-        self._team, self._bpe, self._on_progress = team, tokenizer, on_progress
+        self._team, self._bpe, self._progress_of = team, tokenizer, progress_of
         self._encode = lru_cache(maxsize=256)(lambda text: tuple(tokenizer.encode([text])[0].tolist()))
 
     @property
@@ -214,18 +218,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
 
     def _results(self, requests: Sequence[Scorable | Prompt], kind: str = "", cached: Sequence[Any] = ()) -> list[Any]:
         """Results of requests; those with arguments in `cached` go to the harness's cache of this kind as they come."""
-        n_done = 0
+        report = self._progress_of(len(requests))
 
         def on_results(results: Mapping[int, Any]) -> None:
-            nonlocal n_done
-            n_done += len(results)
-            self._on_progress(n_done, len(requests))
+            report(results)
             for number, result in results.items() if cached else ():
                 if cached[number] is not None:
                     answer = result if isinstance(result, str) else tuple(result)
                     self.cache_hook.add_partial(kind, cached[number], answer)
 
-        self._on_progress(0, len(requests))
         return self._team.all_results(requests, on_results)
 
     def _prompt(self, context: str, settings: dict[str, Any]) -> Prompt:

@@ -20,6 +20,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from gptstar.entry import SHOW_ALL
 from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
 from gptstar.ranks import LAUNCHER, end_with_the_launcher
+from gptstar.terminal import plain
 from gptstar.training.hardware import Hardware
 
 TRAIN = ("-P", "-m", "gptstar", "train")
@@ -166,7 +167,7 @@ def requeued_if_preempted() -> Iterator[None]:
         yield
     except Interrupted as error:
         if error.exit_code == 128 + PREEMPTED and callable(scheduler):
-            print(f"{error}; back into the queue", flush=True)
+            print(plain(f"{error}; back into the queue"), flush=True)
             scheduler(PREEMPTED, None)
         raise
 

@@ -151,14 +151,15 @@ def _described(path: Path) -> tuple[dict[str, Any], datetime]:
 def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
     """Refuse numbers that can't be those of a run."""
     flat = flatten(config)
-    for key in COUNTS:
-        value = flat.get(key, 0)
-        if type(value) not in (int, float) or not 0 <= value < MOST or value != int(value):
-            raise ValueError(f"config.yaml: {key}={value} is not a count")
+    value: Any
     for key in NUMBERS:
         value = flat.get(key)
         if value is not None and (type(value) not in (int, float) or not math.isfinite(value)):
             raise ValueError(f"config.yaml: {key}={value} is not a number")
+    for key in COUNTS:
+        value = flat.get(key)
+        if type(value) not in (int, float) or not 0 <= value < MOST or value != int(value):
+            raise ValueError(f"config.yaml: {key}={value} is not a count")
     for row in rows:
         if not (0 <= row["step"] < MOST and row["step"].is_integer()):
             raise ValueError(f"{METRICS_FILE}: {row['step']} is not a step")

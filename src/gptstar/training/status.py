@@ -1,15 +1,14 @@
 """The state of a run: `status.json` in its directory, and a lock while a process works there."""
 
-import io
+import json
+import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import yaml
 from filelock import FileLock, Timeout
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from gptstar.errors import in_one_line
 from gptstar.files import read_json, read_text, write_json
@@ -63,6 +62,15 @@ def in_use(folder: Path) -> bool:
     return False
 
 
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # 30 times as fast as OmegaConf
+    """Reads numbers such as 1e-3, which YAML 1.1 takes for words, as OmegaConf does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """A run's configuration, as composed.
 
@@ -71,12 +79,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: it is not a configuration.
     """
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(io.StringIO(read_text(folder / "config.yaml"))))
-    except OSError as error:
-        if error.errno is None:  # OmegaConf's, for YAML that holds no keys
-            raise ValueError("config.yaml is not a configuration") from error
-        raise
-    except (YAMLError, OmegaConfBaseException, RecursionError, ValueError) as error:
+        tree = yaml.load(read_text(folder / "config.yaml"), Loader=_Loader)  # a safe loader's child
+        json.dumps(tree, default=str)  # raises ValueError for an alias to what holds it
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"config.yaml: {in_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError("config.yaml is not a configuration")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from gptstar.data.storage.arrays import load_array
 from gptstar.data.storage.manifest import AGAIN, Shard, Split
 from gptstar.data.storage.shards import ShardFolder
-from gptstar.errors import DataError
+from gptstar.errors import DataError, in_one_line
 
 
 def bounds(folder: ShardFolder, shard: Shard) -> np.ndarray:
@@ -24,12 +25,12 @@ def bounds(folder: ShardFolder, shard: Shard) -> np.ndarray:
     where = f"{folder.folder}/{name}"
     try:
         content = folder.cache.files.read(name) if folder.cache else (Path(folder.folder) / name).read_bytes()
-        starts = np.load(io.BytesIO(content))
-        if not isinstance(starts, np.ndarray) or starts.ndim != 1 or starts.dtype.kind not in "iu":
+        starts = load_array(io.BytesIO(content))
+        if starts.ndim != 1 or starts.dtype.kind not in "iu":
             raise ValueError("not a row of whole numbers")
         starts = starts.astype(np.int64)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{where} can't be read ({error}): {AGAIN}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where} can't be read ({in_one_line(error)}): {AGAIN}") from error
     ends = np.append(starts, shard.tokens)
     if len(starts) != shard.documents or ends[0] or (np.diff(ends) < 1).any():
         raise DataError(f"{where} is damaged (it does not cut {shard.tokens:,} tokens into documents): {AGAIN}")

@@ -156,23 +156,27 @@ def parse_manifest(content: bytes, where: Path | str, fix: str) -> Manifest:
     try:
         tree = json.loads(content)
         if tree["format_version"] != FORMAT_VERSION:
-            raise DataError(f"{where} has format {tree['format_version']}, this version reads {FORMAT_VERSION}: {fix}")
+            raise DataError(
+                f"{where} has format {tree['format_version']!r:.60}, this version reads {FORMAT_VERSION}: {fix}"
+            )
         manifest = TypeAdapter(Manifest).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"{where} is not a manifest ({key}={first['input']!r}: {first['msg']}): {fix}") from error
+        raise DataError(
+            f"{where} is not a manifest ({key:.60}={first['input']!r:.60}: {first['msg']}): {fix}"
+        ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{where} is not a manifest ({error!r}): {fix}") from error
     if missing := {shard.corpus for shard in manifest.shards} - set(manifest.sources):
-        raise DataError(f"{where} names shards of {', '.join(missing)} but no such source: {fix}")
+        raise DataError(f"{where} names shards of {', '.join(missing):.60} but no such source: {fix}")
     copies = [name for name, count in Counter(shard.name for shard in manifest.shards).items() if count > 1]
     if copies:
-        raise DataError(f"{where} names the shard {copies[0]!r} more than once: {fix}")
+        raise DataError(f"{where} names the shard {copies[0]!r:.60} more than once: {fix}")
     for shard in manifest.shards:
         if {"", ".", ".."} & set(shard.name.split("/")) or "\0" in shard.name:
-            raise DataError(f"{where} names a shard {shard.name!r}, which is not a shard's name: {fix}")
-        check_largest_token(f"{where}: {shard.name}.npy", shard.largest_token, manifest.n_vocab)
+            raise DataError(f"{where} names a shard {shard.name!r:.60}, which is not a shard's name: {fix}")
+        check_largest_token(f"{where}: {shard.name:.60}.npy", shard.largest_token, manifest.n_vocab)
     return manifest
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from platformdirs import user_cache_path
 
 from gptstar.data.config import NAME
+from gptstar.data.storage.arrays import load_array
 from gptstar.data.storage.manifest import (
     HEADER_BYTES,
     SEGMENT_BYTES,
@@ -170,12 +171,9 @@ class SegmentCache:
         return sound
 
     def _parsed_hashes(self, shard: Shard, content: bytes) -> np.ndarray:
-        with contextlib.suppress(OSError, EOFError, ValueError):
-            hashes = np.load(io.BytesIO(content))
-            if isinstance(hashes, np.ndarray) and (hashes.dtype, hashes.shape) == (
-                np.dtype("<u8"),
-                (-(-self._size(shard) // SEGMENT_BYTES),),
-            ):
+        with contextlib.suppress(OSError, ValueError):
+            hashes = load_array(io.BytesIO(content))
+            if (hashes.dtype, hashes.shape) == (np.dtype("<u8"), (-(-self._size(shard) // SEGMENT_BYTES),)):
                 return hashes
         where = f"{self.files.address}/{_hashes_name(shard)}"
         raise DataError(f"{where} is not a hash for each 64 KiB of its shard: {COPY_AGAIN} again")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gptstar.data.storage.arrays import load_array
 from gptstar.data.storage.manifest import (
     AGAIN,
     SEGMENT_BYTES,
@@ -19,7 +20,7 @@ from gptstar.data.storage.manifest import (
 from gptstar.data.storage.remote import SegmentCache, open_shards
 from gptstar.data.storage.stream import Tokens, TokenStream
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import DataError
+from gptstar.errors import DataError, in_one_line
 from gptstar.files import file_sha256
 
 VERIFY_BELOW_BYTES = 2**30
@@ -124,9 +125,6 @@ def _check_array(path: Path, dtype: np.dtype, length: int, what: str) -> None:
 
 def _map(path: Path) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r")
-        if not isinstance(array, np.ndarray):
-            raise ValueError("an archive of arrays")
-        return array
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{path} can't be mapped ({error}): {AGAIN}") from error
+        return load_array(path, is_mapped=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be mapped ({in_one_line(error)}): {AGAIN}") from error

@@ -75,5 +75,5 @@ def commit_of(hub: str, revision: str | None) -> str:
 def _unreachable(hub: str, error: Exception) -> DataError:
     return DataError(
         f"the dataset {hub} can't be read ({type(error).__name__}: {in_one_line(error)}): check its name and the "
-        "network, or give your own copy as data.corpora.NAME.files=GLOB"
+        "network (a gated dataset needs `hf auth login`), or give your own copy as data.corpora.NAME.files=GLOB"
     )

@@ -30,7 +30,7 @@ from gptstar.evaluation.tasks.panels import score_panels
 from gptstar.evaluation.tasks.registry import definitions
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.tables import task_markdown, task_table, title
-from gptstar.evaluation.tasks.team import Team
+from gptstar.evaluation.tasks.team import OnResults, Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.files import read_json
 from gptstar.model import GPT
@@ -118,12 +118,14 @@ def evaluate_tasks(
                 team.serve()
                 return None
 
-            def show(n_done: int, n_requests: int) -> None:
-                progress.update(progress.task_ids[-1], completed=n_done, total=n_requests)
-
             for task in tasks or prepared_tasks(config, model.config.n_ctx):
-                progress.add_task(task.config.task, total=0)
-                lm = HarnessModel(team, tokenizer, config.length_for(task.config.task, model.config.n_ctx), show)
+
+                def progress_of(n_requests: int, name: str = task.config.task) -> OnResults:
+                    bar = progress.add_task(name, total=n_requests)
+                    return lambda results: progress.advance(bar, len(results))
+
+                length = config.length_for(task.config.task, model.config.n_ctx)
+                lm = HarnessModel(team, tokenizer, progress_of, length)
                 results.append(_evaluate(task, lm, config, checkpoint))
                 if lm.n_cut:
                     console.print(

@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 RANKS = [
     {"errors"},
-    {"fields", "files", "ranks", "terminal"},
+    {"fields", "files", "plots", "ranks", "terminal"},
     {"choices"},
     {"keys"},
     {"model"},
@@ -47,7 +47,7 @@ THIRD_PARTIES = {
     "ftfy": {"data/text/clean"},
     "tokenizers": {"data/tokenizer"},
     "lm_eval": {"evaluation/harness", "evaluation/tasks"},
-    "matplotlib": {"data/inspection/pictures", "evaluation/plots", "evaluation/tasks/pictures", "results"},
+    "matplotlib": {"data/inspection/pictures", "plots"},
     "pandas": {"results"},
     "pydantic": {"fields", "config", "choices", "data/storage/manifest", "evaluation/results", "evaluation/tasks"},
     "wandb": {"training/tracker"},

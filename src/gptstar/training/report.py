@@ -17,15 +17,16 @@ from gptstar.evaluation.batch_size import batch_size_for
 from gptstar.evaluation.bigram import bigram_loss
 from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.curve import Plan, read_curve
+from gptstar.evaluation.length.pictures import plot_context_length
 from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.study import study
 from gptstar.evaluation.length.text import text_of_shards
-from gptstar.evaluation.plots import plot_context_length, plot_loss
 from gptstar.evaluation.results import to_json
 from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
 from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
+from gptstar.plots.loss import plot_loss
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import log_texts
 from gptstar.training.metrics_csv import read_metrics

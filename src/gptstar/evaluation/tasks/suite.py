@@ -26,14 +26,16 @@ from gptstar.evaluation.statistics.intervals import join_clusters
 from gptstar.evaluation.tasks.collect import copies_of, metrics_of, samples_of
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
-from gptstar.evaluation.tasks.pictures import plot_tasks
+from gptstar.evaluation.tasks.panels import score_panels
 from gptstar.evaluation.tasks.registry import definitions
 from gptstar.evaluation.tasks.scoring import Scorer
-from gptstar.evaluation.tasks.tables import task_markdown, task_table
+from gptstar.evaluation.tasks.tables import task_markdown, task_table, title
 from gptstar.evaluation.tasks.team import OnResults, Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.files import read_json
 from gptstar.model import GPT
+from gptstar.plots.scores import draw_scores
+from gptstar.plots.style import save
 
 PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
 
@@ -60,7 +62,9 @@ def evaluate_and_report(
     try:
         write_tasks(results, output)
         (output / "results.md").write_text(task_markdown(results), encoding="utf-8")
-        plot_tasks(results, output / "results.png")
+        figure = draw_scores(score_panels([results]), title(results))
+        if figure is not None:
+            save(figure, output / "results.png")
     except OSError as error:
         raise ConfigError(
             f"can't write all results into {output} ({error.strerror or error}): make room there"

@@ -36,7 +36,8 @@ def run_job(composed: DictConfig) -> None:
         words = HydraConfig.get().overrides.task
         follow_text(composed, words)
         take_initial_model(composed, words)
-        if HydraConfig.get().mode is RunMode.MULTIRUN:
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode is RunMode.MULTIRUN and hydra_config.sweep.subdir != ".":
             describe_sweep(composed)
         if SWEEP.takes():
             SWEEP.run(composed)
@@ -54,9 +55,8 @@ def run(composed: DictConfig) -> None:
         if launches(config.hardware):
             launch(composed, config.hardware)
         else:
-            if os.environ.get("RANK", "0") == "0" and (
-                line := defaults_line(composed, HydraConfig.get().overrides.task)
-            ):
+            line = defaults_line(composed, HydraConfig.get().overrides.task)
+            if line is not None and os.environ.get("RANK", "0") == "0":
                 print(line, flush=True)
             from gptstar.training.run import train  # Lightning takes seconds, which a launcher need not wait
 

@@ -1,4 +1,4 @@
-"""What the work after the last step may cost, in tokens that go through the model: a tenth of the training's compute."""
+"""What the work after the last step may cost: a tenth of the training's compute, as tokens that the model reads."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ PASSES = 3
 LEAST_WINDOWS = 16
 """Blocks of targets with which a reading begins to have an interval."""
 
-MOST_TARGETS = 2**13
+MOST_TARGETS = 2**12
 """Targets of the report's reading: more would take longer and change the second decimal of no figure."""
 
 BIGRAM_TOKENS = 2**24

@@ -42,8 +42,8 @@ def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[
         where["resume"] = None if offline else "allow"
         if offline:
             where["settings"] = {"silent": True}  # its command would send the last part of a run that went on
-        about = {"name": tracker.run_name or record.name, "group": tracker.group, "tags": list(record.tags)}
-        loggers.append(WandbLogger(save_dir=folder, id=run_id, **about, **where))
+        where |= {"group": tracker.group, "tags": list(record.tags)}
+        loggers.append(WandbLogger(name=tracker.run_name or record.name, save_dir=folder, id=run_id, **where))
     loggers += [
         build_named("tracker.loggers", spec, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
         for spec in tracker.loggers

@@ -17,8 +17,8 @@ class Tracker:
         kind: one tracker, `tensorboard` or `wandb`; `csv` stands for none.
         to: trackers by name, `{wandb: true}`: a choice of several, `tracker=[wandb,tensorboard]`, puts each here.
         project, mode: of wandb; offline needs no account.
-        group, run_name: of wandb; in a sweep, unless given, the names of the sweep's folder and of the job's, which says
-            what was varied.
+        group, run_name: of wandb; in a sweep, unless given, the names of the sweep's folder and of the job's folder,
+            which says what was varied.
         loggers: loggers of Lightning's, or of the same kind: `{use: "package.module:Class", argument: value}`.
         gradient_norms: `total`, or `layers` for one a block as well.
     """

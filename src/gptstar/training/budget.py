@@ -1,4 +1,4 @@
-"""What the work after the last step may cost: a tenth of the training's compute, as tokens that the model reads."""
+"""What reading after the last step may cost: a tenth of the training's compute, counted in tokens that are read."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ PASSES = 3
 """Forward passes that a token costs in training: the backward pass takes about two."""
 
 LEAST_WINDOWS = 16
-"""Blocks of targets with which a reading begins to have an interval."""
+"""Blocks of targets below which no interval is worth its name, so nothing is read."""
 
 MOST_TARGETS = 2**12
-"""Targets of the report's reading: more would take longer and change the second decimal of no figure."""
+"""Targets of the report's reading at most, whatever the run could afford."""
 
 BIGRAM_TOKENS = 2**24
-"""Tokens that a bigram is counted on: a few seconds, and half a gigabyte."""
+"""Tokens that a bigram is counted on at most: a second on a CPU, and half a gigabyte."""
 
 LEAST_STUDY = 2**10
 """Targets of a study, however short the run."""

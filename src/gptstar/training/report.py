@@ -147,16 +147,21 @@ def _read(model: GPT, ended: Ended, console: Console) -> dict[str, object]:
             why = f"a tenth of the training's compute reads {affordable:,} tokens, too few for an interval"
         say(f"context lengths are not read: {why}; for more: gptstar evaluate evaluation=length checkpoint={folder}")
         return {}
-    config = LengthConfig(protocol="fixed_targets", max_tokens=n_targets, context_lengths=tuple(lengths), seed=0)
+    config = LengthConfig(
+        protocol="fixed_targets",
+        max_tokens=n_targets,
+        context_lengths=tuple(lengths),
+        dtype="float32" if ended.hardware.resolved_precision() == "float32" else "bfloat16",
+        seed=0,
+    )
     plan = Plan(text, config, lengths, reference=trained_at)
     device = model.token_embedding.weight.device
-    precision = torch.float32 if ended.hardware.resolved_precision() == "float32" else torch.bfloat16
     n_tokens = sum(window.size for length in plan.lengths for window in plan.windows(length))
     say(f"reading {plan.n_targets:,} held-out targets at each context length: {n_tokens:,} tokens")
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("reading", total=n_tokens)
         reader = Reader(
-            losses_of(model, device, precision),
+            losses_of(model, device, getattr(torch, config.dtype)),
             device,
             batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens,
             advance=lambda tokens: progress.advance(task, tokens),

@@ -23,7 +23,7 @@ RANKS = [
     {"inference"},
     {"evaluation"},
     {"training"},
-    {"config"},
+    {"config", "defaults"},
     {"entry"},
     {"results"},
     {"launch"},
@@ -35,7 +35,7 @@ RANKS = [
 THIRD_PARTIES = {
     "hydra": {"entry", "launch"},
     "bitsandbytes": {"training/optimizers/adamw_8bit"},
-    "omegaconf": {"config", "entry", "cli/run", "launch", "training/settings"},
+    "omegaconf": {"config", "defaults", "entry", "cli/run", "launch", "training/settings"},
     "jinja2": {"results/report", "results/card", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},

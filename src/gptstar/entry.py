@@ -111,14 +111,19 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
     """
     import hydra
 
-    words = list(overrides)
+    from gptstar.defaults import follow_text, register_run_name, with_neutral_defaults
+
+    words = with_neutral_defaults(overrides) if config_name == "train" else list(overrides)
+    register_run_name()
     if config_dir is not None:
         if not config_dir.is_dir():
             raise ConfigError(f"--config-dir {config_dir} is not a folder")
         words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with hydra.initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
         composed = hydra.compose(config_name, words)
-    take_initial_model(composed, words)
+    if config_name == "train":
+        follow_text(composed, words)
+        take_initial_model(composed, words)
     return composed
 
 

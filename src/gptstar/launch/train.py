@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from gptstar.defaults import defaults_line, follow_text, register_run_name, with_neutral_defaults
-from gptstar.entry import conf_folder, job, one_line_errors, take_initial_model
+from gptstar.entry import conf_folder, job, one_line_errors, take_initial_model, with_quoted_values
 from gptstar.launch.names import register_job_names
 
 SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
@@ -78,7 +78,7 @@ def announce_submission() -> None:
 
 def main() -> None:
     """Do what the words of the command line say."""
-    sys.argv[1:] = with_neutral_defaults(sys.argv[1:])
+    sys.argv[1:] = with_neutral_defaults(with_quoted_values(sys.argv[1:]))
     register_run_name()
     register_job_names()
     announce_submission()

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, with_type
 from gptstar.evaluation.batch_size import smallest
 from gptstar.evaluation.harness import HarnessModel, n_to_write, room_for_prompt
 from gptstar.evaluation.results import TaskResult, TaskResults, versions_of, write_tasks
@@ -215,7 +215,7 @@ def _unclean_items(overlap: Path, task: Task) -> set[int]:
         n_known, items = known["items"], {*known["dirty"], *known["too_short"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({error!r})"
+            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({with_type(error)})"
         ) from error
     if n_known != n_items:
         raise ConfigError(

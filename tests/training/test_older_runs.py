@@ -30,6 +30,7 @@ def digest(tensor: Any) -> str:
     return hashlib.sha256(torch.as_tensor(tensor).contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_tensors_and_settings_are_read_as_they_were_written(optimizer: str) -> None:
     folder = OLD / f"optimizer-{optimizer}"
@@ -45,6 +46,7 @@ def test_tensors_and_settings_are_read_as_they_were_written(optimizer: str) -> N
     checkpoint.build()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) -> None:
     checkpoint = read(OLD / f"optimizer-{optimizer}" / "last.ckpt")
@@ -62,6 +64,7 @@ def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) 
     assert keys("data.attention=within", "log_every=3", "total_steps=4") == {"data.attention"}
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_they_are_finished_under_the_same_command_alone(optimizer: str) -> None:
     folder = OLD / f"optimizer-{optimizer}"

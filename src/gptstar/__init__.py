@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _refuse_windows() -> None:
-    """Raise an error that Python shows in one line, and that Hydra, which imports every package's plugins, may catch."""
+    """Raise an error that Python shows in one line, and that who imports plugins, as Hydra does, may catch."""
     refusal = ImportError("gptstar runs on Linux and macOS: on Windows, install and run it in WSL (wsl --install)")
     show_others = sys.excepthook
 

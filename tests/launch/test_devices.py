@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ import torch
 from gptstar.checkpoint.kept import newest_first
 from gptstar.checkpoint.read import read
 from gptstar.entry import compose, one_line_errors
+from gptstar.launch import devices
 from gptstar.launch import train as launch_train
+from gptstar.training.hardware import Hardware
 from support import ROOT
 from support.runs import assert_same_run, damage, on, recorded, run_here, run_script
 
@@ -395,6 +398,23 @@ def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path)
     done = run_script("train.py", overrides(*on(2, "ddp")))
     assert done.returncode == 1
     assert "holds files that are not a run's" in one_line(done.stderr)
+
+
+def test_the_launcher_is_given_what_the_installed_pytorch_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = Hardware(accelerator="cpu", devices=3)
+    newer = {"signals_to_handle": devices.FORWARDED_SIGNALS, "shutdown_timeout": devices.SECONDS_TO_SAVE}
+    options = vars(devices._how(hardware))
+    assert {name: value for name, value in options.items() if name in newer}.items() <= newer.items()
+    assert options["nproc_per_node"] == 3
+
+    def accepting(names: Iterable[str]) -> type:
+        return make_dataclass("LaunchConfig", [(name, object, None) for name in names])
+
+    older = [each.name for each in fields(devices.LaunchConfig) if each.name not in newer]
+    monkeypatch.setattr(devices, "LaunchConfig", accepting(older))  # as PyTorch 2.8's
+    assert not newer.keys() & vars(devices._how(hardware)).keys()
+    monkeypatch.setattr(devices, "LaunchConfig", accepting([*older, *newer]))  # as PyTorch 2.12's
+    assert newer.items() <= vars(devices._how(hardware)).items()
 
 
 def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: Callable[..., str]) -> None:

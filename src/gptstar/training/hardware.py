@@ -37,7 +37,8 @@ class Hardware:
     """Where a run computes, and how.
 
     Attributes:
-        accelerator: `cpu`; `gpu`, an NVIDIA GPU; `auto` takes a GPU if PyTorch sees one. `mps`, a Mac's GPU, is refused.
+        accelerator: `cpu`; `gpu`, one that PyTorch calls CUDA; `auto` takes a GPU if PyTorch sees one; `mps`, a Mac's
+            GPU, is refused.
         precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights beside a float32
             master, which the optimizer trains and checkpoints hold; `auto`: bf16 where the device is fast at it.
         micro_batch_size: sequences a device computes at once, at most; it has no effect on what the result means.
@@ -124,7 +125,9 @@ class Hardware:
         if self.accelerator != "auto":
             return None
         if self.device().type == "cuda":
-            return f"training on {torch.cuda.get_device_name()}: hardware.accelerator=auto takes a GPU if PyTorch sees one"
+            return (
+                f"training on {torch.cuda.get_device_name()}: hardware.accelerator=auto takes a GPU if PyTorch sees one"
+            )
         if torch.backends.mps.is_available():
             reason = "training on a Mac's GPU (mps) has not been tried"
         elif torch.version.cuda is None and torch.version.hip is None:

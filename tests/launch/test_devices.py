@@ -225,15 +225,17 @@ def test_a_rank_that_dies_takes_the_run_down_and_is_named(overrides: Overrides, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [None, 1])
-def test_sigterm_saves_and_ends_all_ranks(rank: int | None, overrides: Overrides, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, None), (signal.SIGTERM, 1), (signal.SIGUSR2, None)])
+def test_a_signal_saves_and_ends_all_ranks(
+    number: signal.Signals, rank: int | None, overrides: Overrides, tmp_path: Path
+) -> None:
     running = Running(overrides(*FOREVER, "checkpoint_every=100000", *on(2, "fsdp")), tmp_path / "run")
     running.reach(12)
-    running.send(signal.SIGTERM, rank)
+    running.send(number, rank)
     status, seconds, errors = running.end()
-    assert status == 128 + signal.SIGTERM, errors
+    assert status == 128 + number, errors
     assert seconds < 15
-    assert re.search(r"SIGTERM at step \d+ of 100000: saved", errors)
+    assert re.search(rf"{number.name} at step \d+ of 100000: saved", errors)
     step = read(tmp_path / "run/last.ckpt").training.step
     assert step == max(recorded(tmp_path / "run", "train/loss"))
 

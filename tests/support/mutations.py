@@ -10,7 +10,7 @@ from typing import Any
 
 from gptstar.errors import Refusal
 
-SECONDS = 20
+SECONDS = 60
 """Time after which a reader counts as hung."""
 
 ODD: list[Any] = [
@@ -98,6 +98,6 @@ def refusal_of(what: str, action: Callable[[], object]) -> str:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert "\n" not in said, what
-    assert len(said) < 3000, what
+    assert "\n" not in said, f"{what}: {said:.300}"
+    assert len(said) < 3000, f"{what}: {said:.300}"
     return said

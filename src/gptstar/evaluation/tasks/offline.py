@@ -16,7 +16,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from gptstar.errors import ConfigError, DataError, Refusal, in_one_line
+from gptstar.errors import ConfigError, DataError, Refusal, with_type
 from gptstar.evaluation.tasks import local_files
 from gptstar.evaluation.tasks.hub import revision_of, without_waiting
 from gptstar.evaluation.tasks.local_files import COLUMNS, as_harness_dataset
@@ -99,7 +99,7 @@ def _on_local_files(definition: Any, data_dir: Path, num_fewshot: int | None) ->
     try:
         config = load_yaml(definition.yaml_path)
     except Exception as error:  # of the functions that it names
-        raise ConfigError(f"{definition.yaml_path}: {type(error).__name__}: {in_one_line(error)}") from error
+        raise ConfigError(f"{definition.yaml_path}: {with_type(error)}") from error
     config |= {"custom_dataset": as_harness_dataset, "dataset_kwargs": {KEY: local}}
     return replace(definition, yaml_path=None, cfg=config)
 
@@ -121,7 +121,7 @@ def _built(name: str, manager: TaskManager) -> dict[str, Task]:
             part = _missing_part(error)
             where, row = next(((where, row) for where, row in rows if part in row.values()), rows[0])
             raise _unusable(local["source"]["path"], where if part else None, name, row, error) from error
-        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        reason = f"{with_type(error)}"
         if isinstance(error, ConnectionError):
             reason = "the Hub can't be reached, and they are not in its cache"
         raise DataError(
@@ -143,7 +143,7 @@ def _unusable(path: str, where: str | None, task: str, row: Mapping[str, Any], e
         where, row = next((each for each in local_files.items(Path(path)) if part not in each[1]), (where, row))
         problem = f"no column {part!r}, which {task} needs; it has {', '.join(row)}"
     else:
-        problem = f"{task} can't use it ({type(error).__name__}: {in_one_line(error)})"
+        problem = f"{task} can't use it ({with_type(error)})"
     return DataError(f"{path}, {where}: {problem}" if where else f"{path}: {problem}")
 
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError
+from gptstar.errors import CheckpointError, ConfigError, with_type
 from gptstar.evaluation.batch_size import smallest
 from gptstar.evaluation.harness import HarnessModel, n_to_write, room_for_prompt
 from gptstar.evaluation.results import TaskResult, TaskResults, versions_of, write_tasks
@@ -26,14 +26,16 @@ from gptstar.evaluation.statistics.intervals import join_clusters
 from gptstar.evaluation.tasks.collect import copies_of, metrics_of, samples_of
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
-from gptstar.evaluation.tasks.pictures import plot_tasks
+from gptstar.evaluation.tasks.panels import score_panels
 from gptstar.evaluation.tasks.registry import definitions
 from gptstar.evaluation.tasks.scoring import Scorer
-from gptstar.evaluation.tasks.tables import task_markdown, task_table
+from gptstar.evaluation.tasks.tables import task_markdown, task_table, title
 from gptstar.evaluation.tasks.team import OnResults, Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.files import read_json
 from gptstar.model import GPT
+from gptstar.plots.scores import draw_scores
+from gptstar.plots.style import save
 
 PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
 
@@ -60,7 +62,9 @@ def evaluate_and_report(
     try:
         write_tasks(results, output)
         (output / "results.md").write_text(task_markdown(results), encoding="utf-8")
-        plot_tasks(results, output / "results.png")
+        figure = draw_scores(score_panels([results]), title(results))
+        if figure is not None:
+            save(figure, output / "results.png")
     except OSError as error:
         raise ConfigError(
             f"can't write all results into {output} ({error.strerror or error}): make room there"
@@ -211,7 +215,7 @@ def _unclean_items(overlap: Path, task: Task) -> set[int]:
         n_known, items = known["items"], {*known["dirty"], *known["too_short"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({error!r})"
+            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({with_type(error)})"
         ) from error
     if n_known != n_items:
         raise ConfigError(

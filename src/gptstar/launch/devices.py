@@ -7,14 +7,9 @@ import signal
 import subprocess
 import sys
 import uuid
-<<<<<<< HEAD
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-=======
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
->>>>>>> main
 from typing import Any, Self
 
 from hydra.core.hydra_config import HydraConfig

@@ -83,6 +83,8 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         if source is not None:
             say(_origin(source, step, recipe.total_steps))
         say(_headline(recipe, record, batches))
+        if device_line := hardware.explain_device():
+            say(device_line)
 
         def describe(step: int) -> dict[str, dict[str, Any]]:
             about = {"settings": settings, "data": _data_read(step, recipe, data, shards) | initial}

@@ -198,8 +198,8 @@ def test_the_command_selects_and_sorts(
 
     assert names() == ["a", "b"]
     assert names("--sort", "loss") == ["b", "a"]
-    assert names("--sort", "-loss") == ["a", "b"]
-    assert names("--sort", "-run") == ["b", "a"]
+    assert names("--sort=-loss") == ["a", "b"]
+    assert names("--sort=-run") == ["b", "a"]
     assert names("--where", "loss < 4") == ["b"]
     assert names("--where", "loss < 4", "--where", "seed == 0") == []
     assert names("--tag", "t0") == ["a"]

@@ -32,7 +32,7 @@ def reading(seed: int, better: float = 0.0, lengths: tuple[int, ...] = (16, 32),
     known: dict[int, Read] = {length: (hard + noise - better, Cost(1.0, 0, 0)) for length in plan.lengths}
     reader = Reader(lambda *_: torch.empty(0), torch.device("cpu"), 64)
     curve = read_curve(reader, plan, name=f"model{seed}", trained_at=16, known=known)
-    return Reading.parse(STUDY, json.loads(to_json(asdict(curve))), {"name": f"model{seed}"})
+    return Reading.parse("fixed_targets", STUDY, json.loads(to_json(asdict(curve))), {"name": f"model{seed}"})
 
 
 def test_losses_are_paired_by_document() -> None:
@@ -56,12 +56,12 @@ def test_losses_are_paired_by_document() -> None:
 
 def test_unpaired_differences_have_no_interval_and_say_why() -> None:
     a, b, other = reading(1), reading(2), reading(3, documents=30)
-    older = replace(b, counts=(), targets="")
+    older = replace(b, counts=())
     found = compare_curves([a, older, other])
     assert {(row.p, row.low, row.verdict) for rows in found.rows for row in rows} == {(None, None, "not tested")}
     assert any(note.startswith("B: without") and "evaluate again" in note for note in found.notes)
     assert any(note.startswith("C: without") and "other tokens" in note for note in found.notes)
-    assert found.rows[1][0].metric == "bits_per_byte"  # as the numbers of tokens differ
+    assert found.rows[1][0].metric == "bits_per_byte"  # as other tokens were scored
     assert found.rows[0][0].metric == "loss"
 
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.compare import CAVEAT, Comparisons, compare_tasks, names_of
+from gptstar.evaluation.compare import CAVEAT, Comparisons, by_checkpoint, compare_tasks, names_of
 from gptstar.evaluation.comparison_tables import comparison_markdown, comparison_tree, print_comparisons
 from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, read_tasks, to_json, write_tasks
 from gptstar.evaluation.statistics.paired import holm, paired_accuracy
@@ -248,6 +248,17 @@ def test_a_row_a_task_fits_into_80_columns() -> None:
     )  # the line on brackets
 
 
+@pytest.mark.parametrize(("ratio", "shown"), [(5.123e-5, "× 5.12e-05"), (4.5e6, "× 4.5e+06"), (0.9971, "× 0.997")])
+def test_ratios_have_three_digits(ratio: float, shown: str) -> None:
+    found = compare_tasks((results(1, task("wikitext", 1)), results(2, task("wikitext", 2))))
+    row = replace(found.rows[0][0], ratio=ratio, low=ratio / 1.234, high=ratio * 1.234)
+    lines = printed(replace(found, rows=((row,),)), 80).splitlines()
+    (line,) = (line for line in lines if line.startswith("wikitext"))
+    assert f"  {shown}  " in line
+    assert line.rstrip().endswith(row.verdict)
+    assert max(map(len, lines)) <= 80
+
+
 def test_several_are_set_against_the_first_in_one_family() -> None:
     runs = [suite(seed) for seed in (1, 2, 3)]
     found = compare_tasks(runs)
@@ -287,3 +298,13 @@ def test_names_of_several_differ() -> None:
     same = {"name": "best", "path": "/a", "step": 10}
     assert names_of([same, same | {"path": "/b"}, {"name": "other"}]) == ("best (/a)", "best (/b)", "other")
     assert names_of([same, same, {"name": None}]) == ("best (A)", "best (B)", "unnamed")
+
+
+def test_evaluations_of_one_checkpoint_are_joined() -> None:
+    first, other = results(1, task("piqa", 1), task("arc", 1)), results(2, task("piqa", 2))
+    again = results(1, task("piqa", 3))
+    joined = by_checkpoint([first, other, again])
+    assert [each.checkpoint["name"] for each in joined] == ["model2", "model1"]
+    assert joined[1].tasks == (again.tasks[0], first.tasks[1])
+    five = replace(again, protocol={"dtype": "float32", "seeds": {"fewshot": 5}})
+    assert len(by_checkpoint([first, five])) == 2  # of other examples, and the tests are paired by these

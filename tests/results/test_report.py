@@ -257,6 +257,7 @@ def test_what_is_damaged_is_named(
         ("config.yaml", "batch_tokens: .inf", "config.yaml: batch_tokens=inf is not a count"),
         ("config.yaml", "seed: [1]", "config.yaml: seed=[1] is not a number"),
         ("config.yaml", "a: " + "[" * 3000, "config.yaml: "),
+        ("config.yaml", "2026-11-28: 1", "config.yaml: keys must be str"),
         ("config.yaml", None, "config.yaml: not a regular file"),
         ("versions.json", "[]", "versions.json: not the record of a run"),
         ("versions.json", "[" * 100_000, "versions.json: nested too deeply"),

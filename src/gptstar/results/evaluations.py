@@ -208,7 +208,8 @@ def _parts(file: Path, tree: dict[str, Any], runs: Mapping[str, Run], place: str
         name = folders.get(home, None if is_others else folders.get(own))
         config = runs[name].config if name is not None else _config(home)
         if name is None:
-            name = f"{place}: {plain(names[str(checkpoint.get('sha256'))])}" if several or own in folders else place
+            of_which = plain(names[str(checkpoint.get("sha256"))])
+            name = f"{folders.get(own, place)}: {of_which}" if several or own in folders else place
             name += " (results)" if name in runs else ""
         yield Evaluation(name, tree, part, _number(flatten(config).get("data.context_length")))
 

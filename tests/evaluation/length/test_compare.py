@@ -72,3 +72,20 @@ def test_what_can_not_be_compared_is_refused() -> None:
     undefined = tuple(replace(each, loss=None) for each in a.lengths)
     with pytest.raises(ConfigError, match="no context length is in both A and B"):
         compare_curves([a, replace(a, lengths=undefined)])
+
+
+def test_losses_on_other_tokens_are_compared_in_bits_per_byte_at_every_length() -> None:
+    """Two tokenizers may make as many tokens of a text, at one length or at all."""
+    a, b = reading(1), reading(2)
+    found = compare_curves([a, replace(b, targets="another tokenizer's")])
+    assert {row.metric for row in found.rows[0]} == {"bits_per_byte"}
+    fewer = tuple(replace(point, tokens=point.tokens - 1) for point in b.lengths[1:])
+    found = compare_curves([a, replace(b, targets="", lengths=(b.lengths[0], *fewer))])
+    assert [row.metric for row in found.rows[0]] == ["bits_per_byte"] * 2
+
+
+def test_the_protocol_is_no_word_in_the_name_of_a_text() -> None:
+    a, b = (replace(reading(seed), study="fixed_targets, text legacy") for seed in (1, 2))
+    assert all(row.p is not None for row in compare_curves([a, b]).rows[0])
+    published = compare_curves([replace(each, protocol="legacy") for each in (a, b)])
+    assert any("the published estimator has none" in note for note in published.notes)

@@ -27,9 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # where Hydra reads its words
         import_module(f"gptstar.launch.{name}").main()
         return
-    for place in range(len(words) - 1, 0, -1):  # argparse would take `-loss` for an option
-        if words[place - 1] == "--sort" and words[place].startswith("-") and not words[place].startswith("--"):
-            words[place - 1 : place + 1] = [f"--sort={words[place]}"]
     parser = _parser()
     _, rest = parser.parse_known_args(words)
     if rest and words[-len(rest) :] == rest and not any(word.startswith("-") for word in rest):

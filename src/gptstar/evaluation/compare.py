@@ -61,24 +61,9 @@ class Row:
         if p is None:
             return "not tested"
         if p >= PRELIMINARY:
-            return "no difference shown"
+            return "not significant"
         word = "better" if (self.difference > 0) == self.higher_is_better else "worse"
         return f"{word}, {'significant' if p < LEVEL else 'preliminary'}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two evaluations, and how they differ.
-
-    Attributes:
-        a, b: what to call them; never the same.
-        notes: what a reader has to know, a line each; the last one is what such a comparison can't say.
-    """
-
-    a: str
-    b: str
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -100,16 +85,6 @@ class Comparisons:
 def letter(number: int) -> str:
     """What a result is called in a table, by its number from 0: A to Z, then A1 and so on."""
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
-
-
-def compare(a: TaskResults, b: TaskResults) -> Comparison:
-    """Pair two evaluations item by item, and test each metric they share, as `compare_tasks` does.
-
-    Raises:
-        ConfigError: no task in both; a task whose items, version, context length or few-shot examples differ.
-    """
-    found = compare_tasks((a, b))
-    return Comparison(found.names[0], found.names[1], found.rows[0], found.notes)
 
 
 def compare_tasks(results: Sequence[TaskResults]) -> Comparisons:
@@ -239,8 +214,8 @@ def _pairs(a: Sequence[Sample], b: Sequence[Sample]) -> list[tuple[Sample, Sampl
     others = defaultdict(list)
     for sample in sorted(b, key=lambda sample: -sample.item):
         others[sample.hash].append(sample)  # the first item is the last of the list
-    in_order = sorted(a, key=lambda sample: sample.item)
-    return [(sample, others[sample.hash].pop()) for sample in in_order if others[sample.hash]]
+    ordered = sorted(a, key=lambda sample: sample.item)
+    return [(sample, others[sample.hash].pop()) for sample in ordered if others[sample.hash]]
 
 
 def _check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[int | None], of_b: str) -> None:
@@ -286,3 +261,20 @@ def names_of(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         for number, mark in zip(alike, marks, strict=True):
             names[number] = f"{name} ({mark})"
     return tuple(names)
+
+
+def by_checkpoint(results: Sequence[TaskResults]) -> list[TaskResults]:
+    """Join evaluations of one checkpoint, of the same dtype and few-shot examples, in the order of the last of each.
+
+    Of a task that several of them have the last one counts.
+    """
+    joined: dict[tuple[str, ...], TaskResults] = {}
+    for each in results:
+        known = (each.checkpoint.get(key) for key in ("sha256", "path", "name"))
+        of_checkpoint = next(filter(None, known), None)
+        protocol = [each.protocol.get("dtype"), (each.protocol.get("seeds") or {}).get("fewshot")]
+        key = tuple(map(str, (of_checkpoint, *protocol)))
+        before = joined.pop(key).tasks if key in joined else ()
+        tasks = {task.task: task for task in (*before, *each.tasks)}
+        joined[key] = replace(each, tasks=tuple(tasks.values()))
+    return list(joined.values())

@@ -107,11 +107,15 @@ def records(found: Comparisons) -> Iterator[dict[str, Any]]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     digits = 4 if row.kind in ("mean", "bits_per_byte") else 2
-    change = f"{row.difference:+.{digits}f}" if row.ratio is None else f"× {row.ratio:.3f}"
-    form = f"+.{digits}f" if row.ratio is None else ".3f"
-    interval = "" if row.low is None or row.high is None else f"{row.low:{form}} to {row.high:{form}}"
+    change = f"{row.difference:+.{digits}f}" if row.ratio is None else f"× {_ratio(row.ratio)}"
+    ends = () if row.low is None or row.high is None else (row.low, row.high)
+    interval = " to ".join(f"{end:+.{digits}f}" if row.ratio is None else _ratio(end) for end in ends)
     better = "↑" if row.higher_is_better else "↓"
     p, adjusted = ("" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" for p in (row.p, row.p_holm))
     figures = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", change, interval)
     task = f"{int(row.task):,}" if row.task.isdecimal() else row.task
     return task, f"{row.metric} {better}", *figures, p, adjusted, f"{row.items:,}"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.{'3f' if 0.1 <= ratio < 10 else '3g'}}"

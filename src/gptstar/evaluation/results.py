@@ -144,15 +144,19 @@ def read_tasks(path: Path) -> TaskResults:
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        tree = read_json(file)
-        header = {key: tree.get(key) for key in HEADER}
-        if header != HEADER:
-            raise ValueError(f"its header is {header} instead of {HEADER}")
-        return TypeAdapter(TaskResults).validate_python(tree)
+        return parse_tasks(read_json(file))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{file} is not results of tasks, as evaluate.py evaluation.tasks=[…] writes them: {problem(error)}"
         ) from error
+
+
+def parse_tasks(tree: Any) -> TaskResults:
+    """Make results of what a `results.json` says. Raises ValueError or AttributeError if it is damaged or other."""
+    header = {key: tree.get(key) for key in HEADER}
+    if header != HEADER:
+        raise ValueError(f"its header is {header} instead of {HEADER}")
+    return TypeAdapter(TaskResults).validate_python(tree)
 
 
 def problem(error: Exception) -> str:

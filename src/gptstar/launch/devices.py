@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from gptstar.defaults import is_given
 from gptstar.entry import SHOW_ALL
 from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
 from gptstar.ranks import LAUNCHER, end_with_the_launcher
@@ -193,10 +194,6 @@ def describe_sweep(composed: DictConfig) -> None:
             tracker[key] = name
 
 
-def _sets(words: Sequence[str], key: str) -> bool:
-    return any(word.lstrip("+").startswith(f"tracker.{key}=") for word in words)
-
-
 def words_of(composed: DictConfig) -> list[str]:
     """Return the words of a command line that runs the current job alone, in its own folder."""
     hydra_config = HydraConfig.get()
@@ -204,6 +201,7 @@ def words_of(composed: DictConfig) -> list[str]:
     decided = ("output=", "launcher=")  # by now; another submission would follow
     chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith(decided)]
     tracker = composed.get("tracker") or {}
-    chosen += [f"tracker.{key}='{tracker[key]}'" for key in OF_SWEEP if tracker.get(key) and not _sets(chosen, key)]
+    of_sweep = [key for key in OF_SWEEP if tracker.get(key) and not is_given(f"tracker.{key}", chosen)]
+    chosen += [f"tracker.{key}='{tracker[key]}'" for key in of_sweep]
     directories = [word for folder in folders for word in ("--config-dir", folder)]
     return [*directories, *chosen, f"output='{composed.output}'", "hydra.mode=RUN"]

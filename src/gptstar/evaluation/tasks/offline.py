@@ -121,7 +121,7 @@ def _built(name: str, manager: TaskManager) -> dict[str, Task]:
             part = _missing_part(error)
             where, row = next(((where, row) for where, row in rows if part in row.values()), rows[0])
             raise _unusable(local["source"]["path"], where if part else None, name, row, error) from error
-        reason = f"{with_type(error)}"
+        reason = with_type(error)
         if isinstance(error, ConnectionError):
             reason = "the Hub can't be reached, and they are not in its cache"
         raise DataError(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -113,6 +114,13 @@ class TaskResults:
     protocol: dict[str, Any]
     versions: dict[str, str]
     tasks: tuple[TaskResult, ...]
+
+
+def grouped_by(tasks: Sequence[TaskResult]) -> set[str]:
+    """Names of tasks and groups that lie within another group among them."""
+    groups = [(task.task, set(task.members)) for task in tasks if task.members]
+    within = {name for name, members in groups if any(members < others for _, others in groups)}
+    return within.union(*(members for _, members in groups))
 
 
 def versions_of(*packages: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ class EvaluateTasks(pl.Callback):
     ) -> None:
         self._config, self._tokenizer, self._name = config, tokenizer, name
         self._callbacks, self._recorder, self._console = callbacks, recorder, console
-        self._tasks: "Loaded | None" = None
+        self._tasks: Loaded | None = None
         self._evaluated = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -38,7 +38,10 @@ def pooled(strata: Sequence[Stratum]) -> tuple[np.ndarray, list[int]] | None:
         tell how much it varies.
     """
     total = sum(stratum.weight for stratum in strata)
-    deviations, clusters, keys, value = [], [], [], 0.0
+    deviations: list[np.ndarray] = []
+    clusters: list[int] = []
+    keys: list[Hashable] = []
+    value = 0.0
     for place, stratum in enumerate(strata):
         x, w = np.asarray(stratum.numerators, dtype=float), np.asarray(stratum.denominators, dtype=float)
         numbers = cluster_numbers(stratum.clusters, len(x))

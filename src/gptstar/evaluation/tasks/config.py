@@ -67,8 +67,8 @@ class TasksConfig:
             raise ConfigError("evaluation.tasks is empty: name some, such as [piqa,winogrande]")
         if self.fewshot_as_multiturn:
             raise ConfigError(
-                "evaluation.fewshot_as_multiturn=true needs a chat template, as in the harness, and models here have none: leave "
-                "it out"
+                "evaluation.fewshot_as_multiturn=true needs a chat template, as in the harness, and no model here has "
+                "one: leave it out"
             )
         if self.predict_only and self.every_n_steps is not None:
             raise ConfigError(

@@ -10,6 +10,7 @@ import numpy as np
 from lm_eval.api.group import Group
 from lm_eval.api.metrics import aggregate_subtask_metrics
 
+from gptstar.evaluation.groups import strata_of
 from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, from_nats
 from gptstar.evaluation.statistics.intervals import RESAMPLES, Interval, ratio_interval
 from gptstar.evaluation.statistics.strata import Stratum, pooled
@@ -53,23 +54,6 @@ def group_results(
         )
         results.append(result)
     return results
-
-
-def strata_of(name: str, kind: Kind, members: Sequence[Sequence[Sample]], *, by_size: bool) -> list[Stratum]:
-    """The items of a group's tasks, each task a stratum, whose weighted mean of ratios is the group's metric in nats.
-
-    Args:
-        kind: of the metric: `mean` or `bits_per_byte`.
-        members: items of the tasks that have the metric.
-    """
-    strata = []
-    for samples in members:
-        scores = np.asarray([sample.scores[name] for sample in samples], dtype=float)
-        x, w = (scores, np.ones(len(scores))) if kind == "mean" else (-scores[:, 0], scores[:, 1])
-        clusters = [sample.cluster for sample in samples]
-        keys = [sample.hash for sample in samples]
-        strata.append(Stratum(x, w, clusters, keys, len(samples) if by_size else 1.0))
-    return strata
 
 
 def _metrics_of(
@@ -130,7 +114,7 @@ def _interval(figure: float, kind: Kind, strata: Sequence[Stratum]) -> Interval:
         return Interval(figure, math.nan, math.nan, "none")
     if kind == "bits_per_byte":
         found = found.transformed(functools.partial(from_nats, kind=kind))
-    elif all(((0 <= x) & (x <= 1)).all() for x in (np.asarray(stratum.numerators) for stratum in strata)):
+    elif all(((x >= 0) & (x <= 1)).all() for x in (np.asarray(stratum.numerators) for stratum in strata)):
         found = replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
     return Interval(figure, found.low, found.high, f"{found.method}, stratified by task")
 

@@ -115,7 +115,7 @@ def _failures_are_errors() -> Iterator[None]:
     """The harness's writer only logs what it can't write: a warning, and then the reason."""
     said: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = said.append  # type: ignore[method-assign]
+    handler.emit = said.append  # type: ignore[method-assign, assignment]
     logger = logging.getLogger(EvaluationTracker.__module__)
     level, passes_on = logger.level, logger.propagate
     logger.addHandler(handler)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from gptstar.evaluation.plots import BLUE, GREY, ORANGE
-from gptstar.evaluation.results import Metric, TaskResult, TaskResults
+from gptstar.evaluation.results import Metric, TaskResult, TaskResults, grouped_by
 from gptstar.evaluation.tasks.published import published_rows
 from gptstar.evaluation.tasks.tables import COLUMNS, SHORT, differences, is_share, metric_of, title
 
@@ -20,7 +20,7 @@ CHANCE = {"piqa": 0.5, "hellaswag": 0.25, "winogrande": 0.5}
 def plot_tasks(results: TaskResults, path: Path) -> None:
     """Draw a panel a metric: our point with its 95 % interval above the published ones, each with its name.
 
-    Of tasks that were not published on, the first metric is drawn, of 24 panels at most.
+    Of tasks that were not published on, the first metric is drawn, of a group in place of its tasks; 24 panels at most.
     """
     panels = _panels(results)
     n_panels = min(len(panels), MOST_PANELS)
@@ -42,7 +42,8 @@ def _panels(results: TaskResults) -> list[tuple[TaskResult, Metric]]:
     """The figures that were published, then the first metric of each other task."""
     by_name = {task.task: task for task in results.tasks}
     panels = [(by_name[task], metric_of(by_name[task], name)) for task, name in COLUMNS if task in by_name]
-    others = [task for task in results.tasks if task.task not in published_rows().tasks and task.metrics]
+    grouped = grouped_by(results.tasks)
+    others = [task for task in results.tasks if task.task not in (*published_rows().tasks, *grouped) and task.metrics]
     panels += [(task, task.metrics[0]) for task in others]
     return [(task, metric) for task, metric in panels if metric is not None]
 

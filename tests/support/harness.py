@@ -59,15 +59,10 @@ def write_mmlu(folder: Path, subjects: list[str]) -> Path:
     """Items of each subject, 2 to 4 of them, in the Hub's columns, and an example for few-shot prompts."""
     texts = iter(sentences(40 * len(subjects), 5, seed=3))
     for number, subject in enumerate(subjects):
-        rows = [
-            {
-                "question": next(texts),
-                "subject": subject,
-                "choices": [next(texts) for _ in range(4)],
-                "answer": item % 4,
-            }
-            for item in range(3 + number % 3)
-        ]
+        rows = []
+        for item in range(3 + number % 3):
+            choices = [next(texts) for _ in range(4)]
+            rows.append({"question": next(texts), "subject": subject, "choices": choices, "answer": item % 4})
         (folder / f"mmlu_{subject}").mkdir(parents=True)
         (folder / f"mmlu_{subject}/dev.jsonl").write_text(json.dumps(rows[0]) + "\n")
         (folder / f"mmlu_{subject}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))

@@ -40,14 +40,14 @@ def test_copies_within_and_across_tasks_are_one_cluster() -> None:
 
 @pytest.mark.parametrize("sizes", [[100] * 20, [3] * 40, [5, 200, 30, 9, 80]])
 def test_intervals_hold_the_truth(sizes: list[int]) -> None:
-    """Of 1,500 draws: the standard error of the coverage is 0.006."""
+    """Of 400 draws: the standard error of the coverage is 0.011 to 0.014."""
     random = np.random.default_rng(5)
     shares = random.uniform(0.3, 0.95, len(sizes))
     held = 0
-    for _ in range(1500):
+    for _ in range(400):
         draws = [(random.random(size) < share).astype(float) for size, share in zip(sizes, shares, strict=True)]
         found = pooled([stratum(list(each), name=f"{number}.") for number, each in enumerate(draws)])
         assert found is not None
         interval = ratio_interval(found[0], np.ones(len(found[0])), found[1], n_resamples=199)
         held += interval.low <= shares.mean() <= interval.high
-    assert 0.925 <= held / 1500 <= 0.975
+    assert 0.89 <= held / 400 <= 0.985

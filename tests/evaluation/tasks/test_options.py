@@ -213,10 +213,8 @@ def test_a_checkpoint_is_loaded_from_a_string(tmp_path: Path) -> None:
     assert get_model("gptstar") is HarnessModel
     made = HarnessModel.create_from_arg_string(f"path={path},dtype=bfloat16,context_length=32", {"batch_size": 1})
     assert made.context_length == made.max_length == 32
-    assert made.get_model_info() == {
-        "model_num_parameters": checkpoint(bpe()).model.n_params,
-        "model_dtype": "bfloat16",
-    }
+    n_params = checkpoint(bpe()).model.n_params
+    assert made.get_model_info() == {"model_num_parameters": n_params, "model_dtype": "bfloat16"}
     assert HarnessModel.create_from_arg_obj({"path": str(path)}, {"device": "cpu"}).context_length == 1024
     for arguments, said in (
         ("dtype=float32", "model_args lacks path: give path=CHECKPOINT"),

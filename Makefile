@@ -30,7 +30,7 @@ bench: $(VENV)/.bench        ## speed beside peers, into benchmarks/RESULTS.md: 
 bench-check: $(VENV)/.bench  ## has anything become slower than the committed ratios? minutes
 	$(BIN)/python benchmarks/check.py
 
-notebooks: $(VENV)/.dev      ## run them on RUNS and EVALUATIONS, into docs/notebooks
+notebooks: $(VENV)/.dev      ## run them on RUNS and EVALUATIONS, folders as seen from here, into docs/notebooks
 	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --output-dir docs/notebooks notebooks/*.ipynb
 
 clean:                       ## remove the virtual environment

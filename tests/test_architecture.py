@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 RANKS = [
     {"errors"},
-    {"fields", "files", "ranks", "terminal"},
+    {"fields", "files", "plots", "ranks", "terminal"},
     {"choices"},
     {"keys"},
     {"model"},
@@ -23,7 +23,7 @@ RANKS = [
     {"inference"},
     {"evaluation"},
     {"training"},
-    {"config"},
+    {"config", "defaults"},
     {"entry"},
     {"results"},
     {"launch"},
@@ -35,7 +35,7 @@ RANKS = [
 THIRD_PARTIES = {
     "hydra": {"entry", "launch"},
     "bitsandbytes": {"training/optimizers/adamw_8bit"},
-    "omegaconf": {"config", "entry", "cli/run", "launch", "training/settings"},
+    "omegaconf": {"config", "defaults", "entry", "cli/run", "launch", "training/settings"},
     "jinja2": {"results/report", "results/card", "evaluation/tasks/offline"},
     "lightning": {"training", "data/datamodule"},
     "datasets": {"data/text/hub", "evaluation/tasks"},
@@ -47,9 +47,12 @@ THIRD_PARTIES = {
     "ftfy": {"data/text/clean"},
     "tokenizers": {"data/tokenizer"},
     "lm_eval": {"evaluation/harness", "evaluation/tasks"},
-    "matplotlib": {"data/inspection/pictures", "evaluation/plots", "evaluation/tasks/pictures", "results"},
+    "matplotlib": {"data/inspection/pictures", "plots"},
     "pandas": {"results"},
-    "pydantic": {"fields", "config", "choices", "data/storage/manifest", "evaluation/results", "evaluation/tasks"},
+    "pydantic": {
+        *("fields", "config", "choices", "data/storage/manifest", "evaluation/results", "evaluation/tasks"),
+        "evaluation/length/compare",
+    },
     "wandb": {"training/tracker"},
     "safetensors": {"checkpoint/huggingface"},
     "scipy": {"evaluation/statistics"},

@@ -26,8 +26,8 @@ def parse(*overrides: str) -> TrainConfig:
     [*((each, "none") for each in EXPERIMENTS), *(("gpt127", each) for each in ("fast", "overfit", "profile"))],
 )
 def test_every_experiment_composes(experiment: str, debug: str) -> None:
-    text = [] if experiment == "quickstart" else ["data.files=x"]
-    name = "run" if experiment == "ablation/small" else experiment.replace("/", "-")
+    text = {"quickstart": [], "none": ["data=local", "data.files=x"]}.get(experiment, ["data.files=x"])
+    name = "x" if experiment in ("none", "ablation/small") else experiment.replace("/", "-")  # those two name none
     assert parse(f"experiment={experiment}", f"debug={debug}", *text).record.name == name
 
 
@@ -64,6 +64,12 @@ def test_a_reading_at_the_end_is_checked_before_the_beginning() -> None:
     assert not parse("data.shards=x").record.reading.reads
 
 
+@pytest.mark.parametrize("place", ["text/lang=en/*.jsonl", "s3://bucket/a=1/b=2/x-*.parquet"])
+def test_a_path_may_hold_an_equals_sign(place: str) -> None:
+    assert parse("data=local", f"data.files={place}").recipe.data.files == place
+    assert parse("data.shards=x", f"output={place.partition('*')[0]}").record.output == Path(place.partition("*")[0])
+
+
 def test_the_sizes_are_those_published() -> None:
     wide = parse("experiment=gpt127", "data.files=x").recipe.model
     assert (wide.n_layers, wide.d_model, wide.n_heads, wide.head_width, wide.mlp_width) == (6, 1024, 8, 128, 4096)
@@ -90,6 +96,8 @@ def test_a_number_is_written_once() -> None:
         (["experiment=gpt12"], "experiment=gpt12 does not exist: did you mean experiment=gpt127?"),
         (["model=xyz"], "model=xyz does not exist: there are gpt127, gpt2_medium, gpt2_small, gpt303, gpt_1b3, tiny"),
         (["model.residual=paralel"], "model.residual=paralel is not known: did you mean parallel?"),
+        (["total_steps=lr=3"], "total_steps=lr=3: input should be a valid integer"),
+        (["init_from=[-1]"], "init_from=[-1] is not the path of a checkpoint"),
         (["total_steps=many"], "total_steps=many: input should be a valid integer"),
         (["seed=1.5"], "seed=1.5: input should be a valid integer"),
         (["total_steps=0"], "total_steps=0 is below 1"),

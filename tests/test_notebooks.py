@@ -8,7 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat import NotebookNode
 
+from gptstar.results.notebook import folder
 from support import ROOT
 from support.runs import SMALL, run_here
 
@@ -60,19 +62,80 @@ def results(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def executed(path: Path) -> tuple[list[NotebookNode], str]:
+    """A notebook's outputs, run in its own folder as Jupyter does, and what its last cell printed."""
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": path.parent}}
+    NotebookClient(notebook, timeout=200, kernel_name="python3", resources=resources).execute()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [output for output in outputs if output.output_type == "error"]
+    return outputs, "".join(output.get("text", "") for output in cells[-1].outputs)
+
+
+SENTENCES = {
+    "alibi": "Of 8 heads, the steepest has half of its attention within 1.4 tokens, the flattest within 177;",
+    "benchmarks": "Of 7 published scores beside context_length-32_positions-alibi_seed-0/best's, ",
+    "extrapolation": "Read at 4 × its training context, the loss of alibi changes by ",
+    "runs": "Of 2 values of model.positions, ",
+    "sizing": "gpt127 has +2.1% parameters and costs ",
+}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run(path: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNS", str(results / "sweep"))
-    monkeypatch.setenv("EVALUATIONS", str(results / "evaluation"))
+def test_notebooks_run_and_end_with_a_sentence(path: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders are relative to where the command was typed."""
+    monkeypatch.setenv("PWD", str(results))
+    monkeypatch.setenv("RUNS", "sweep")
+    monkeypatch.setenv("EVALUATIONS", "evaluation")
     monkeypatch.setenv("PYTHONWARNINGS", "default")
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(
-        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": path.parent}}
-    ).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert not [output for output in outputs if output.output_type == "error"]
+    outputs, sentence = executed(path)
     shown = [output.data for output in outputs if "data" in output]
     assert any("image/png" in each for each in shown) or path.stem == "sizing"
     assert any("text/html" in each for each in shown) or path.stem == "alibi"
+    assert sentence.startswith(SENTENCES[path.stem])
+    assert sentence.rstrip().endswith(".")
+
+
+ADVICE = {
+    "benchmarks": ["run `python evaluate.py checkpoint=RUN`", "No model here was scored on what was published."],
+    "extrapolation": ["evaluation=length", "No run was read beyond its training context"],
+    "runs": ["python train.py -m seed=0,1,2", "There is no run."],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.parametrize("name", ADVICE)
+def test_notebooks_give_advice_where_there_is_nothing(
+    name: str, is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("RUNS", "EVALUATIONS"):
+        monkeypatch.setenv(variable, "nothing")
+    monkeypatch.setenv("PWD", str(tmp_path))
+    if is_there:
+        (tmp_path / "nothing").mkdir()
+    outputs, sentence = executed(ROOT / f"notebooks/{name}.ipynb")
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "Traceback" not in printed
+    assert "Warning" not in printed
+    assert all(advice in printed for advice in ADVICE[name])
+    assert ADVICE[name][-1] in sentence
+
+
+def test_a_folder_is_relative_to_where_the_command_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "typed/runs").mkdir(parents=True)
+    (tmp_path / "project/notebooks").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project/notebooks")  # as a kernel does
+    monkeypatch.setenv("PWD", str(tmp_path / "typed"))
+    monkeypatch.setenv("RUNS", "runs")
+    assert folder("RUNS") == tmp_path / "typed/runs"
+    monkeypatch.setenv("RUNS", str(tmp_path))
+    assert folder("RUNS") == tmp_path
+    monkeypatch.delenv("RUNS")
+    (tmp_path / "project/sizes").mkdir()
+    assert folder("RUNS", "sizes") == tmp_path / "project/sizes"  # of the project, where nothing was typed
+    assert folder("RUNS", "nowhere") == tmp_path / "typed/nowhere"

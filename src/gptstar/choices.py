@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, get_args
 from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
-from gptstar.errors import ConfigError, UnknownChoice, in_one_line
+from gptstar.errors import ConfigError, UnknownChoice, in_one_line, with_type
 from gptstar.fields import in_words
 
 Kind = TypeVar("Kind")
@@ -210,7 +210,7 @@ def _imported(module: str, origin: str) -> None:
             hint = f"did you mean {near[0]}?"
         raise ConfigError(f"{origin} can't be imported: {in_one_line(error)}; {hint}") from error
     except Exception as error:  # whatever the user's module does
-        raise ConfigError(f"{origin} can't be imported: {type(error).__name__}: {in_one_line(error)}") from error
+        raise ConfigError(f"{origin} can't be imported: {with_type(error)}") from error
 
 
 def _field_names(cls: type) -> set[str]:

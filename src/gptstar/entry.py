@@ -94,6 +94,14 @@ def _refuse(message: str, exit_code: int, *, speaks: bool = True) -> None:
     raise SystemExit(exit_code)
 
 
+VALUE_WITH_EQUALS = re.compile(r"([+~]*\w[\w./@-]*=)([\w./:*?+%@~-]+=[\w./:*?+%@~=-]*)")
+
+
+def with_quoted_values(words: Sequence[str]) -> list[str]:
+    """Quote values that hold `=`, such as the path `text/lang=en/*`: Hydra's grammar takes it in quotes only."""
+    return [VALUE_WITH_EQUALS.sub(r"\1'\2'", word) if VALUE_WITH_EQUALS.fullmatch(word) else word for word in words]
+
+
 def conf_folder() -> Path:
     """Where the configuration lies: in the package once it is installed, beside `src` in a checkout."""
     package = Path(__file__).parent
@@ -111,14 +119,21 @@ def compose(config_name: str, overrides: Sequence[str], config_dir: Path | None 
     """
     import hydra
 
-    words = list(overrides)
+    from gptstar.defaults import follow_text, register_run_name, with_neutral_defaults
+
+    words = with_quoted_values(overrides)
+    if config_name == "train":
+        words = with_neutral_defaults(words)
+    register_run_name()
     if config_dir is not None:
         if not config_dir.is_dir():
             raise ConfigError(f"--config-dir {config_dir} is not a folder")
         words.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with hydra.initialize_config_dir(str(conf_folder().resolve()), version_base="1.3"):
         composed = hydra.compose(config_name, words)
-    take_initial_model(composed, words)
+    if config_name == "train":
+        follow_text(composed, words)
+        take_initial_model(composed, words)
     return composed
 
 
@@ -134,6 +149,8 @@ def take_initial_model(composed: "DictConfig", words: Sequence[str]) -> None:
     """
     if (given := composed.get("init_from")) is None:
         return
+    if not isinstance(given, str):
+        raise ConfigError(f"init_from={given} is not the path of a checkpoint")
     from filelock import FileLock
     from omegaconf import OmegaConf
     from platformdirs import user_cache_path

@@ -39,6 +39,11 @@ def in_one_line(value: object) -> str:
     return said if len(said) < 300 else f"{said[:300]}…"
 
 
+def with_type(error: BaseException) -> str:
+    """Name an error's type and what it says, in one line: `KeyError: 'tokens'`."""
+    return f"{type(error).__name__}: {in_one_line(error)}"
+
+
 class RefusedElsewhere(Refusal):
     """Another rank of this job refused, and says why; this one only ends."""
 

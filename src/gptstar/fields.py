@@ -24,6 +24,14 @@ def _number(value: Any) -> Any:
 Whole = Annotated[int, BeforeValidator(_number)]
 Real = Annotated[float, BeforeValidator(_number)]
 
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+"""A list of words; one word stands for a list of one."""
+
 Count = Annotated[Whole, Ge(1)]
 NotNegative = Annotated[Whole, Ge(0)]
 Positive = Annotated[Real, Lt(math.inf), Gt(0)]

@@ -9,7 +9,7 @@ import pytest
 
 from gptstar.checkpoint.read import read
 from gptstar.evaluation.bigram import Bigram
-from support.runs import run_here
+from support.runs import recorded, run_here
 
 
 def test_the_bigram_is_a_distribution_that_beats_chance() -> None:
@@ -31,7 +31,9 @@ def test_the_bigram_is_a_distribution_that_beats_chance() -> None:
 
 
 def test_a_report_shows_what_was_learned(overrides: Callable[..., list[str]], tmp_path: Path, capsys) -> None:
-    run_here(overrides("report=true", "data.validation_fraction=0.4", "total_steps=30"), draw=True)
+    run_here(
+        overrides("report=true", "data.validation_fraction=0.4", "total_steps=120", "validate_every=40"), draw=True
+    )
     folder = tmp_path / "run"
     report = json.loads((folder / "report.json").read_text())
     assert [result["context_length"] for result in report["lengths"]] == [32, 64, 128, 256]
@@ -40,9 +42,18 @@ def test_a_report_shows_what_was_learned(overrides: Callable[..., list[str]], tm
     assert report["validation_loss"] == pytest.approx(best)
     assert 0 < report["bigram_loss"] < math.log(300)
     printed = capsys.readouterr().out
-    assert f"{best:.3f}; a bigram model of the same tokens has {report['bigram_loss']:.3f}" in printed.replace(
-        "\n", " "
-    )
+    last = printed.strip().splitlines()[-1]
+    assert last.startswith(f"validation loss {recorded(folder, 'validation/loss')[120]:.3f} at step 120")
+    assert f"; a bigram model of the same tokens has {report['bigram_loss']:.3f}; in {folder}" in last
+    assert {result["tokens"] for result in report["lengths"]} == {report["protocol"]["max_tokens"]}
+    assert report["protocol"]["protocol"] == "fixed_targets"
+    assert report["curve"]["reference"] == 32  # the training context, where studies compare with 512
+    assert report["curve"]["lengths"] == report["lengths"]
+    assert report["lengths"][0]["change"] is None
+    for result in report["lengths"][1:]:
+        assert result["change"]["low"] < result["change"]["difference"] < result["change"]["high"]
+    assert sum(result["read"] for result in report["lengths"]) <= 0.3 * 120 * 256
+    assert "fingerprint" in report["text"]
     for name in ("loss.png", "context_length.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
         assert (folder / name).stat().st_size > 10_000

@@ -15,7 +15,7 @@ from gptstar.results import frames
 from gptstar.results.budgets import BEFORE, NEVER, WITHIN, costs, reached, recipes
 from gptstar.results.extrapolation import between_arms
 from gptstar.results.factors import RATE, rates_tried
-from gptstar.results.pictures import plot_budgets
+from gptstar.results.figures import budgets_figure
 from gptstar.training.status import Status
 from support.runs import run_script
 
@@ -144,7 +144,7 @@ def test_a_recipe_with_one_budget_is_read_along_the_way(tmp_path: Path) -> None:
         write_run(tmp_path, "fast", seed, 40, [5.5, 4.9, 4.7, 4.5], speed=200, beta1=0.7)
     found = recipes(frames.runs(tmp_path), "experiment", ["experiment", "seed"])
     slow = next(each for each in found if each.name == "slow")
-    assert plot_budgets(found) is None
+    assert budgets_figure(found) is None
     (cost,) = costs(found, slow, frames.curves(tmp_path))
     tokens = math.exp(math.log(1000) + math.log(2) * (0.5 / 0.6))
     assert cost.tokens.share is not None
@@ -181,7 +181,7 @@ def test_the_report_says_what_the_runs_do(study: Path) -> None:
     effect = f"| experiment | recipe | reference | -0.1000 [{interval.low:+.4f}, {interval.high:+.4f}] |"
     assert f"{effect} {theirs.pvalue:.2g} | 3 |" in said
     assert "| experiment | recipe | reference | × 0.500 [0.500, 0.500] |" in said  # hours of training
-    assert f"| recipe | 0.004 | 0.8333 | 0 | {mean(RECIPES):.4g} | {stdev(RECIPES):.4g} | 3 |" in said
+    assert f"| recipe | 0.004 | 50 s | 0 s | {mean(RECIPES):.4g} | {stdev(RECIPES):.4g} | 3 |" in said
 
 
 def test_the_report_compares_with_the_level_that_was_asked_for(study: Path, refusal: Callable[..., str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from gptstar import results
 from gptstar.cli import main
 from gptstar.evaluation.results import Metric, Sample, TaskResult, TaskResults, write_tasks
-from gptstar.results import frames
 from support.mutations import change_json, damaged, refusal_of
 from support.runs import SMALL, run_here
 
@@ -56,12 +56,11 @@ def change(folder: Path, name: str, draw: random.Random) -> None:
 
 def use(folder: Path, capsys: pytest.CaptureFixture[str], *, reports: bool) -> None:
     """Do what notebooks and commands do: nothing that is sound may be hidden by what is damaged."""
-    assert "seed-0" in set(frames.runs(folder)["run"])
-    frames.curves(folder)
-    assert "seed-0" in set(frames.lengths(folder)["run"])
-    assert "seed-0" in set(frames.tasks(folder)["run"])
-    frames.damaged(folder)
-    commands: list[list[str]] = [["runs", str(folder)], ["compare", *(str(folder / f"seed-{n}/tasks") for n in (0, 1))]]
+    assert "seed-0" in set(results.runs(folder)["run"])
+    results.curves(folder)
+    assert "seed-0" in set(results.lengths(folder)["run"])
+    assert "seed-0" in set(results.tasks(folder)["run"])
+    commands: list[list[str]] = [["runs", str(folder)], ["compare", *(str(folder / f"seed-{n}") for n in (0, 1))]]
     for words in [*commands, ["report", str(folder)]] if reports else commands:
         with contextlib.suppress(SystemExit):
             main(words)

@@ -176,7 +176,7 @@ def test_runs_that_have_nothing_to_say_yet_make_a_report(swept: Path, tmp_path: 
     main(["report", str(tmp_path)])
     assert "2 runs: 2 killed" in (tmp_path / "report/report.md").read_text()
     main(["report", str(swept / "context_length-16_positions-alibi_seed-0"), "--output", str(tmp_path / "one")])
-    assert "1 runs: 1 finished" in (tmp_path / "one/report.md").read_text()
+    assert "1 run: 1 finished" in (tmp_path / "one/report.md").read_text()
 
 
 def test_the_report_holds_all_it_needs(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,12 +186,19 @@ def test_the_report_holds_all_it_needs(swept: Path, tmp_path: Path, capsys: pyte
     assert "lengths &lt;and&gt; more" in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert "<script" not in page
-    for heading in ("What was run", "Loss as it fell", "Effects on validation loss", "Does it hold?", "To repeat it"):
-        assert f"<h2>{heading}</h2>" in page
+    headings = re.findall("<h2>(.*)</h2>", page)
+    assert headings[:2] == ["Result", "What can&#39;t be concluded"]
+    assert {"What was run", "Loss as it fell", "Effects on validation loss", "Does it hold?"} <= set(headings)
+    assert headings[-1] == "To repeat it"
     markdown = (tmp_path / "report/report.md").read_text()
     pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
-    assert len(pictures) == page.count("data:image/png") == 3
+    assert len(pictures) == page.count("data:image/svg+xml") == 3
     assert all((tmp_path / "report" / name).stat().st_size > 5000 for name in pictures)
+    assert page.count("<details>") == markdown.count("<details>") == 1  # all runs
+    assert markdown.index("<summary>8 lines</summary>") > markdown.index("## All runs")
+    assert "0.0 hours" not in markdown
+    assert "one after another" not in markdown
+    assert "No ratio: the shortest run trained for " in markdown
     assert "8 runs: 8 finished" in markdown
     assert re.search(r"\| model.positions \| learned \| alibi \|", markdown)
 

@@ -98,6 +98,6 @@ def refusal_of(what: str, action: Callable[[], object]) -> str:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-    assert "\n" not in said, what
-    assert len(said) < 3000, what
+    assert "\n" not in said, f"{what}: {said:.300}"
+    assert len(said) < 3000, f"{what}: {said:.300}"
     return said

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
 from gptstar.entry import compose
 from gptstar.training.settings import differing, is_finished, settings_of
+from support.runs import recorded, run_here
 
 OLD = Path(__file__).parents[1] / "fixtures/before_roles"
 WORDS = (
@@ -22,6 +24,9 @@ WORDS = (
     *("log_every=1", "report=false", "data.validation_tokens=256", "data.validation_fraction=0.2", "checkpoint_keep=1"),
 )
 """The command line that made them."""
+
+NOW = (*WORDS, "experiment=quickstart")
+"""The same for today's command line, which has the quickstart's settings beside other text if they are asked for."""
 
 RUNS = ("adamw", "muon")
 
@@ -51,7 +56,7 @@ def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) 
     assert checkpoint.training is not None
 
     def keys(*words: str) -> set[str]:
-        config = TrainConfig.parse(compose("train", [*WORDS, f"optimizer={optimizer}", *words]))
+        config = TrainConfig.parse(compose("train", [*NOW, f"optimizer={optimizer}", *words]))
         ours = settings_of(config.recipe.resolved("float32"), config.hardware)
         precision = {"hardware.precision": "float32"}
         return {key for key, _, _ in differing(checkpoint.training.settings, ours | precision)}
@@ -62,12 +67,26 @@ def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) 
     assert keys("data.attention=within", "log_every=3", "total_steps=4") == {"data.attention"}
 
 
+def test_a_run_with_the_quickstarts_settings_beside_other_text_says_how_to_go_on(
+    overrides: Callable[..., list[str]], tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    """Till `experiment=none`, a command without an experiment had them: the same command is refused, with the cure."""
+    words = overrides("total_steps=6", "schedule.decay_until=12", "schedule.final_fraction=0.1")
+    run_here([*words, "experiment=quickstart"])
+    again = [word for word in words if word != "total_steps=6"] + ["total_steps=12"]
+    line = refusal(run_here, again)
+    assert "under other settings: optimizer.learning_rate (there 0.004, here 0.0006): give the same" in line
+    assert "experiment=quickstart chooses the settings that this run began with" in line
+    run_here([*again, "experiment=quickstart"])
+    assert max(recorded(tmp_path / "run")) == 12
+
+
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_they_are_finished_under_the_same_command_alone(optimizer: str) -> None:
     folder = OLD / f"optimizer-{optimizer}"
 
     def finished(*words: str) -> bool:
-        composed = compose("train", [*WORDS, f"optimizer={optimizer}", f"output={folder}", *words])
+        composed = compose("train", [*NOW, f"optimizer={optimizer}", f"output={folder}", *words])
         return is_finished(folder, OmegaConf.to_yaml(composed, resolve=True))
 
     assert finished()

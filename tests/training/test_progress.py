@@ -84,11 +84,11 @@ def test_a_run_of_one_step_has_no_rate(overrides: Overrides, tmp_path: Path, cap
 
 
 def progress(
-    *, seconds: float | None = None, rates: dict[str, float] | None = None, compiles: bool = True, width: int = 80
+    *, seconds: float | None = None, rates: dict[str, float] | None = None, compiles: bool = True, steps: int = 51_000
 ) -> tuple[StepProgress, Console]:
-    console = Console(file=io.StringIO(), width=width)
+    console = Console(file=io.StringIO(), width=80)
     recorder = SimpleNamespace(first_step_seconds=seconds, rates=lambda: rates or {})
-    return StepProgress(console, 51_000, recorder, compiles=compiles), console
+    return StepProgress(console, steps, recorder, compiles=compiles), console
 
 
 def end_of_step(shown: StepProgress, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,6 +106,7 @@ def end_of_step(shown: StepProgress, step: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_plain_line_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, console = progress(rates={"tokens_per_second": 186_345.0, "mfu": 0.4821})
+    shown.on_validation_end(None, None)
     end_of_step(shown, 51_000, monkeypatch)
     line = console.file.getvalue().rstrip("\n")
     assert line == "step 51,000 of 51,000  loss 4.306  validation 4.834  186k tok/s  MFU 48 %"
@@ -125,9 +126,49 @@ def test_a_long_first_step_is_reported(
     seconds: float | None, compiles: bool, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown, console = progress(seconds=seconds, compiles=compiles)
-    shown._shown = float("inf")  # no line of progress is due
+    shown._has_shown, shown._shown = True, float("inf")  # no line of progress is due
     end_of_step(shown, 1, monkeypatch)
     assert console.file.getvalue().strip() == line
+
+
+def test_without_a_terminal_there_is_a_line_every_tenth_with_fresh_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, console = progress(steps=853)
+    for step in range(1, 854):
+        end_of_step(shown, step, monkeypatch)
+        if step % 100 == 0:
+            shown.on_validation_end(None, None)
+    lines = console.file.getvalue().splitlines()
+    steps = [int(line.split()[1].replace(",", "")) for line in lines]
+    assert steps == [1, 86, 171, 256, 342, 427, 512, 598, 683, 768, 853]
+    validated = [step for step, line in zip(steps, lines, strict=True) if "validation" in line]
+    assert validated == [171, 256, 342, 427, 512, 683, 768, 853]  # 598 comes after 512 without one between
+
+
+def test_a_long_tenth_has_a_line_every_half_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptstar.training import progress as module_of_progress
+
+    shown, console = progress(steps=100_000)
+    now = [0.0]
+    monkeypatch.setattr(module_of_progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    for step in range(1, 400):
+        end_of_step(shown, step, monkeypatch)
+        now[0] += 10.0
+    lines = console.file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines] == ["1", "181", "361"]
+
+
+def test_the_last_line_of_a_run_is_its_final_validation(
+    overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Also where an earlier one was better, which is said beside it."""
+    words = overrides("total_steps=12", "validate_every=4", "optimizer.learning_rate=0.02", "schedule=constant")
+    run_here([*words, "optimizer.gradient_clipping=null", "schedule.warmup_steps=1"])
+    losses = recorded(tmp_path / "run", "validation/loss")
+    assert list(losses) == [4, 8, 12]
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    best = min(losses, key=losses.__getitem__)
+    beside = "" if best == 12 else f" (best: {losses[best]:.3f} at step {best})"
+    assert line == f"validation loss {losses[12]:.3f} at step 12{beside}; in {tmp_path / 'run'}"
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ DECAY_TWICE = ("schedule=wsd", "schedule.warmup_steps=3", "schedule.decay_steps=
 def test_one_long_run_ends_at_many_lengths(
     overrides: Overrides, refusal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = (*DECAY_TWICE, "checkpoint_every=7", "checkpoint_keep=9")
+    more = (*DECAY_TWICE, "checkpoint_every=7", "checkpoint_keep=9", "schedule.final_fraction=0.05")
     run_here(overrides(*more, "total_steps=24", output="long"))
     at_7 = tmp_path / "long/step-000007.ckpt"
     assert at_7.exists(), sorted((tmp_path / "long").iterdir())

@@ -16,7 +16,7 @@ from wandb.wandb_agent import Agent
 
 from gptstar.training.metrics_csv import read_metrics
 from support import ROOT
-from support.runs import run_here
+from support.runs import run_here, run_script
 
 Overrides = Callable[..., list[str]]
 SAID = ("train/loss", "validation/loss", "tokens_per_second", "gradient_norm", "learning_rate")
@@ -146,3 +146,49 @@ def test_wandb_without_a_key_is_refused_before_anything_is_prepared(
     line = refusal(run_here, overrides("tracker=wandb", "tracker.mode=online"))
     assert "tracker=wandb with tracker.mode=online: no API key: run `wandb login`" in line
     assert not (tmp_path / "run").exists()
+
+
+def run_of(folder: Path) -> Any:
+    """What the newest part of an offline wandb run says of itself."""
+    part = sorted((folder / "wandb").glob("offline-run-*"))[-1]
+    return next(record.run for record in records(next(part.glob("*.wandb"))) if record.HasField("run"))
+
+
+def test_the_jobs_of_a_sweep_share_a_group_and_are_named_by_what_varies(overrides: Overrides, tmp_path: Path) -> None:
+    words = overrides(
+        "total_steps=2", "schedule.warmup_steps=1", "tracker=wandb", "tags=[short,draft]", output="lengths"
+    )
+    words = [word for word in words if "context_length" not in word]
+    done = run_script("train.py", ["-m", *words, "data.context_length=16,32"])
+    assert done.returncode == 0, done.stderr
+    for length in (16, 32):
+        folder = tmp_path / f"lengths/context_length-{length}"
+        run = run_of(folder)
+        assert (run.run_group, run.display_name) == ("lengths", f"context_length-{length}")
+        assert set(run.tags) == {"short", "draft"}
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        assert config["tags"] == ["short", "draft"]
+        assert config["tracker"]["group"] == "lengths"
+    said = done.stdout + done.stderr
+    assert said.count("wandb sync") == 2  # one a job, ours; wandb's own names the last part alone
+    assert "View run" not in said
+
+    again = run_script("train.py", ["-m", *words, "data.context_length=16,32", "tags=final"])
+    assert again.stdout.count("finished already: skipped") == 2
+
+
+def test_the_users_own_group_wins(overrides: Overrides, tmp_path: Path) -> None:
+    words = overrides("total_steps=1", "schedule.warmup_steps=0", "tracker=wandb", "tracker.group=mine", output="seeds")
+    assert run_script("train.py", ["-m", *words, "seed=3"]).returncode == 0
+    run = run_of(tmp_path / "seeds/only")
+    assert (run.run_group, run.display_name) == ("mine", "only")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_by_itself_has_no_group(overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_here(overrides("total_steps=1", "schedule.warmup_steps=0", "tracker=wandb", "name=alone", "tags=one"))
+    run = run_of(tmp_path / "run")
+    assert (run.run_group, run.display_name, list(run.tags)) == ("", "alone", ["one"])
+    *_, sync, last = capsys.readouterr().out.strip().splitlines()
+    assert sync.startswith("to send it to wandb, in one piece: wandb sync ")
+    assert last.startswith("validation loss ")

@@ -72,6 +72,7 @@ def _config(options: argparse.Namespace) -> None:
     from omegaconf import OmegaConf
 
     from gptstar.config import TrainConfig
+    from gptstar.defaults import defaults_line, with_neutral_defaults
     from gptstar.entry import compose
     from gptstar.training.plan import free_device
 
@@ -84,6 +85,8 @@ def _config(options: argparse.Namespace) -> None:
     recipe = config.recipe
     batches = config.micro_batches(free_device(config.hardware))
     print(OmegaConf.to_yaml(composed, resolve=True), end="")
+    if line := defaults_line(composed, with_neutral_defaults(options.overrides)):
+        print(f"# {line}")
     print(
         f"# {recipe.model.n_params:,} parameters; {recipe.total_steps * recipe.batch_tokens:,} tokens in all; "
         f"a step is {recipe.sequences_per_step} sequences; a device computes {batches}; "
@@ -98,7 +101,9 @@ def _plan(options: argparse.Namespace) -> None:
     from gptstar.entry import compose
     from gptstar.training.plan import known_device, this_device
 
-    overrides = [*options.overrides, "data.shards=planned"]
+    overrides = [*options.overrides]
+    if not any(word.startswith("data.shards=") for word in overrides):
+        overrides.append("data.shards=planned")
     if options.device:  # a GPU that need not be here; what this machine can compute does not count
         overrides = [word for word in overrides if word != "hardware.compile=always"]
         overrides += ["hardware.accelerator=cpu", "hardware.attention=auto"]

@@ -1,5 +1,7 @@
 """The model to beat: an interpolated Kneser-Ney bigram of the same training tokens."""
 
+import math
+
 import numpy as np
 
 from gptstar.data.storage.shards import ShardFolder
@@ -38,9 +40,16 @@ class Bigram:
         return float(-np.log(probability).mean())
 
 
-def bigram_loss(folder: ShardFolder, max_tokens: int) -> float:
-    """Loss of a bigram counted on all training text, in nats a token, on up to `max_tokens` of each held-out corpus."""
+def bigram_loss(folder: ShardFolder, max_tokens: int, counted: int | None = None) -> float:
+    """Loss of a bigram counted on training text, in nats a token, on up to `max_tokens` of each held-out corpus.
+
+    Args:
+        counted: training tokens to count at most, of each corpus in proportion to its size; None for all.
+    """
     train = [folder.stream("train", name) for name in folder.corpora("train")]
     held_out = [folder.stream("validation", name) for name in folder.corpora("validation")]
-    bigram = Bigram(np.concatenate([stream.read(0, len(stream)) for stream in train]), folder.manifest.n_vocab)
+    total = sum(len(stream) for stream in train)
+    share = 1.0 if counted is None else min(1.0, counted / max(1, total))
+    tokens = np.concatenate([stream.read(0, math.ceil(share * len(stream))) for stream in train])
+    bigram = Bigram(tokens, folder.manifest.n_vocab)
     return bigram.loss(np.concatenate([stream.read(0, min(len(stream), max_tokens)) for stream in held_out]))

@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from hydra.core.hydra_config import HydraConfig
@@ -172,11 +173,29 @@ def requeued_if_preempted() -> Iterator[None]:
         raise
 
 
+OF_SWEEP = ("group", "run_name")
+"""Keys of `tracker` that a sweep gives its jobs."""
+
+
+def describe_sweep(composed: DictConfig) -> None:
+    """Give a job of a sweep the names under which trackers show it, unless the user gave some."""
+    tracker, folder = composed.get("tracker"), Path(composed.output)
+    for key, name in zip(OF_SWEEP, (folder.parent.name, folder.name), strict=True):
+        if isinstance(tracker, DictConfig) and tracker.get(key) is None:
+            tracker[key] = name
+
+
+def _sets(words: Sequence[str], key: str) -> bool:
+    return any(word.lstrip("+").startswith(f"tracker.{key}=") for word in words)
+
+
 def words_of(composed: DictConfig) -> list[str]:
     """Return the words of a command line that runs the current job alone, in its own folder."""
     hydra_config = HydraConfig.get()
     folders = [each.path for each in hydra_config.runtime.config_sources if each.provider == "command-line"]
     decided = ("output=", "launcher=")  # by now; another submission would follow
     chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith(decided)]
+    tracker = composed.get("tracker") or {}
+    chosen += [f"tracker.{key}='{tracker[key]}'" for key in OF_SWEEP if tracker.get(key) and not _sets(chosen, key)]
     directories = [word for folder in folders for word in ("--config-dir", folder)]
     return [*directories, *chosen, f"output='{composed.output}'", "hydra.mode=RUN"]

@@ -4,13 +4,14 @@ The checkpoint explains itself: architecture, tokenizer, training context and te
 """
 
 import contextlib
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
 
-from gptstar.entry import conf_folder, job, one_line_errors
+from gptstar.entry import conf_folder, job, one_line_errors, with_quoted_values
 from gptstar.errors import ConfigError
 from gptstar.terminal import Terminal
 
@@ -60,5 +61,6 @@ def run(config: "EvaluateConfig") -> None:
 
 def main() -> None:
     """Do what the words of the command line say."""
+    sys.argv[1:] = with_quoted_values(sys.argv[1:])
     with one_line_errors():
         evaluate()

@@ -5,13 +5,16 @@ What a run does, in order, is in `training/run.py`; a sweep's jobs are in `sweep
 
 import contextlib
 import logging
+import os
 import sys
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from gptstar.entry import conf_folder, job, one_line_errors, take_initial_model
+from gptstar.defaults import defaults_line, follow_text, register_run_name, with_neutral_defaults
+from gptstar.entry import conf_folder, job, one_line_errors, take_initial_model, with_quoted_values
 from gptstar.launch.names import register_job_names
 
 SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
@@ -26,10 +29,16 @@ def train(composed: DictConfig) -> None:
 
 def run_job(composed: DictConfig) -> None:
     """In the folder that Hydra made: leave it to the sweep, or run."""
+    from gptstar.launch.devices import describe_sweep
     from gptstar.launch.sweep import SWEEP
 
     with job(composed):
-        take_initial_model(composed, HydraConfig.get().overrides.task)
+        words = HydraConfig.get().overrides.task
+        follow_text(composed, words)
+        take_initial_model(composed, words)
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode is RunMode.MULTIRUN and hydra_config.sweep.subdir != ".":
+            describe_sweep(composed)
         if SWEEP.takes():
             SWEEP.run(composed)
         else:
@@ -46,6 +55,9 @@ def run(composed: DictConfig) -> None:
         if launches(config.hardware):
             launch(composed, config.hardware)
         else:
+            line = defaults_line(composed, HydraConfig.get().overrides.task)
+            if line is not None and os.environ.get("RANK", "0") == "0":
+                print(line, flush=True)
             from gptstar.training.run import train  # Lightning takes seconds, which a launcher need not wait
 
             train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
@@ -66,6 +78,8 @@ def announce_submission() -> None:
 
 def main() -> None:
     """Do what the words of the command line say."""
+    sys.argv[1:] = with_neutral_defaults(with_quoted_values(sys.argv[1:]))
+    register_run_name()
     register_job_names()
     announce_submission()
     with one_line_errors():

@@ -225,11 +225,6 @@ def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:
     return sorted(levels) if all(isinstance(level, int | float) for level in levels) else levels
 
 
-def level_text(level: object) -> str:
-    """A level as tables and pictures show it."""
-    return f"{level:g}" if isinstance(level, float) else str(level)
-
-
 def tokens_to(curve: Sequence[tuple[float, float]], loss: float) -> float:
     """Tokens, or hours if the curve has hours, after which a loss was first reached; NaN if it never was.
 

@@ -1,7 +1,6 @@
 """A report of any set of runs: one HTML file with everything in it, and the same in Markdown."""
 
 import base64
-import io
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -10,12 +9,16 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from gptstar import __version__
 from gptstar.evaluation.tables import markdown_table
-from gptstar.results.sections import Section, sections
+from gptstar.plots.style import Figure, save, to_svg
+from gptstar.results.section import Section
+from gptstar.results.sections import sections
 from gptstar.terminal import in_markdown, plain
+
+MOST_DIGITS = 6
+"""Digits of a number in a table."""
 
 
 def write_report(
@@ -40,7 +43,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"picture": _data_address, "cell": _cell, "align": _align}
+    environment.filters |= {"picture": _data_address, "cells": _cells, "align": _align, "summary": summary}
     page = environment.get_template("report.html").render(
         title=title, sections=contents, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
     )
@@ -50,39 +53,61 @@ def write_report(
 
 
 def _data_address(figure: Figure) -> str:
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return f"data:image/svg+xml;base64,{base64.b64encode(to_svg(figure).encode()).decode()}"
 
 
 def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
     parts = [in_markdown(f"# {title}")]
     for number, section in enumerate(contents, start=1):
         parts += map(in_markdown, [f"## {section.heading}", *([section.text] if section.text else [])])
+        if section.points:
+            parts.append("\n".join(f"- {in_markdown(point)}" for point in section.points))
         if section.picture is not None:
             name = f"report-{number}.png"
-            section.picture.savefig(folder / name)
+            save(section.picture, folder / name)
             parts.append(f"![{in_markdown(section.heading)}]({name})")
+        long = []
         if section.table is not None:
-            header, *rows = (
-                [in_markdown(_cell(value)) for value in row]
-                for row in (section.table.columns, *section.table.itertuples(index=False))
-            )
-            parts.append("\n".join(markdown_table(header, rows, n_left=len(header))))
-        if section.commands:
-            commands = plain("\n".join(section.commands))
-            fence = "`" * (1 + max(2, *map(len, re.findall("`+", commands)), 0))
-            parts.append(f"{fence}bash\n{commands}\n{fence}")
+            header = [in_markdown(str(column)) for column in section.table.columns]
+            rows = [[in_markdown(cell) for cell in row] for row in _cells(section.table)]
+            long.append("\n".join(markdown_table(header, rows, n_left=len(header))))
+        for command in map(plain, section.commands):
+            fence = "`" * (1 + max(2, *map(len, re.findall("`+", command)), 0))
+            long.append(f"{fence}bash\n{command}\n{fence}")
+        if section.is_long:
+            long = [f"<details>\n<summary>{summary(section)}</summary>", *long, "</details>"]
+        parts += long
     return "\n\n".join(parts) + "\n"
+
+
+def summary(section: Section) -> str:
+    """What a reader opens: how much there is of a long section."""
+    if section.table is not None:
+        return f"{len(section.table)} lines"
+    return f"{len(section.commands)} commands"
 
 
 def _align(table: pd.DataFrame, column: int) -> Markup:
     return Markup(' class="number"' if pd.api.types.is_numeric_dtype(table.dtypes.iloc[column]) else "")
 
 
-def _cell(value: object) -> str:
+def _cells(table: pd.DataFrame) -> list[list[str]]:
+    """The cells of a table as text, line by line; numbers with the digits in which those of a column differ."""
+    columns = [_column(list(table.iloc[:, number])) for number in range(table.shape[1])]
+    return [list(line) for line in zip(*columns, strict=True)]
+
+
+def _column(values: Sequence[object]) -> list[str]:
+    numbers = {float(f"{each:.{MOST_DIGITS}g}") for each in values if isinstance(each, float) and each == each}
+    digits = next(
+        (n for n in range(4, MOST_DIGITS) if len({f"{each:.{n}g}" for each in numbers}) == len(numbers)), MOST_DIGITS
+    )
+    return [_cell(value, digits) for value in values]
+
+
+def _cell(value: object, digits: int) -> str:
     if value is None or value != value:  # NaN
         return ""
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10000 else str(value)

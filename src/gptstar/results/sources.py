@@ -57,6 +57,7 @@ def _paths(source: Source) -> Iterator[Path]:
         raise ConfigError(f"{path} does not exist: {EXAMPLES}")
 
 
-def in_order(path: Path) -> list[tuple[str, int]]:
-    """A key by which numbers are sorted by size: seed-10 after seed-9."""
-    return [(word, int(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", f" {path}")]
+def in_order(path: Path) -> list[tuple[str, float]]:
+    """A key by which numbers are sorted by size: seed-10 after seed-9, learning_rate-0.001 after learning_rate-3e-4."""
+    parts = re.findall(r"(\D+)(\d+(?:\.\d+)?(?:e-?\d+)?)?", f" {path}")
+    return [(word, float(number or 0)) for word, number in parts]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Timer
 
-from gptstar.errors import CheckpointError, ConfigError, TrainingError
+from gptstar.errors import CheckpointError, ConfigError, TrainingError, with_type
 from gptstar.training.named import build_named
 
 METRICS = r"(train|validation(/.+)?)/(loss|perplexity)|validation(/.+)?/bits_per_byte|gradient_norm(/.+)?|learning_rate"
@@ -78,8 +78,8 @@ class UserCallbacks:
             except Exception as error:
                 name = type(callback).__name__
                 raise CheckpointError(
-                    f"the checkpoint's state of trainer.callbacks {name} is refused by it ({error!r}): give the "
-                    "callback the arguments it had, or another output"
+                    f"the checkpoint's state of trainer.callbacks {name} is refused by it ({with_type(error)}): give "
+                    "the callback the arguments it had, or another output"
                 ) from error
             vars(callback).update(given)
 

@@ -40,7 +40,10 @@ def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[
     if "wandb" in tracker.names:
         where: dict[str, Any] = {"project": tracker.project, "offline": offline}
         where["resume"] = None if offline else "allow"
-        loggers.append(WandbLogger(name=record.name, save_dir=folder, id=run_id, **where))
+        if offline:
+            where["settings"] = {"silent": True}  # its command would send the last part of a run that went on
+        where |= {"group": tracker.group, "tags": list(record.tags)}
+        loggers.append(WandbLogger(name=tracker.run_name or record.name, save_dir=folder, id=run_id, **where))
     loggers += [
         build_named("tracker.loggers", spec, Logger, save_dir=str(folder))  # type: ignore[type-abstract]
         for spec in tracker.loggers

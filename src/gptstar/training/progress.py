@@ -1,4 +1,4 @@
-"""A progress bar that counts optimizer steps; without a terminal, a line now and then."""
+"""A progress bar that counts optimizer steps; without a terminal, a line every tenth of the run."""
 
 import time
 from typing import Any
@@ -12,7 +12,10 @@ from torch import Tensor
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 
-SECONDS_BETWEEN_LINES = 15.0
+LINES = 10
+"""Lines of a run without a terminal, beside the one after its first step."""
+
+MOST_SECONDS_BETWEEN_LINES = 1800.0
 
 UPDATES_PER_SECOND = 2.0
 """Redraws of the bar. A redraw takes the interpreter from the training loop for milliseconds."""
@@ -23,6 +26,8 @@ LONG_FIRST_STEP = 5.0
 
 class StepProgress(ProgressBar):
     """Steps done, loss, validation loss, speed and time left, within 80 columns.
+
+    A line has a validation loss only if it was measured since the line before; the bar has the last one.
 
     Args:
         recorder: measures the speed; it comes before this one among the Trainer's callbacks.
@@ -44,6 +49,8 @@ class StepProgress(ProgressBar):
             speed_estimate_period=600,  # steps may take minutes
         )
         self._shown = 0.0
+        self._has_shown = False
+        self._validated = False
 
     def disable(self) -> None:
         """Lightning calls this on every rank but the first. Nothing is left to do: only the first shows anything."""
@@ -65,16 +72,30 @@ class StepProgress(ProgressBar):
             return
         self._report_first_step(pl_module.length)
         live, step = self._live.live.is_started, trainer.global_step
-        since = time.monotonic() - self._shown
-        if step != self._total_steps and since < (1 / UPDATES_PER_SECOND if live else SECONDS_BETWEEN_LINES):
+        if not self._is_due(step, live=live):
             return
-        self._shown = time.monotonic()
-        status = self._status(pl_module)
+        self._shown, self._has_shown = time.monotonic(), True
+        status = self._status(pl_module, validation=live or self._validated)
+        self._validated = False
         if live:
             self._live.update(self._task, completed=step, status=status)
         else:
             line = f"step {step:,} of {self._total_steps:,}  {status}"
             self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _is_due(self, step: int, *, live: bool) -> bool:
+        """Whether to show a step: the last one, and of the others as many as are useful."""
+        since = time.monotonic() - self._shown
+        if step == self._total_steps or not self._has_shown:
+            return True
+        if live:
+            return since >= 1 / UPDATES_PER_SECOND
+        is_a_tenth = step * LINES // self._total_steps > (step - 1) * LINES // self._total_steps
+        return is_a_tenth or since >= MOST_SECONDS_BETWEEN_LINES
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that there is a new validation loss."""
+        self._validated = True
 
     def _report_first_step(self, length: int) -> None:
         seconds = self._recorder.first_step_seconds
@@ -84,11 +105,11 @@ class StepProgress(ProgressBar):
         line = f"first step at context {length} after {seconds:.0f} s{including}"
         self._console.print(line, highlight=False, soft_wrap=True)
 
-    def _status(self, module: LanguageModelling) -> str:
+    def _status(self, module: LanguageModelling, *, validation: bool) -> str:
         loss = module.step_metrics.get("train/loss")
         parts = ["skipped: not finite" if loss is None else f"loss {loss:.3f}"]
-        if validation := module.validation_metrics.get("validation/loss"):
-            parts.append(f"validation {validation:.3f}")
+        if validation and (measured := module.validation_metrics.get("validation/loss")):
+            parts.append(f"validation {measured:.3f}")
         rates = self._recorder.rates()
         if tokens_per_second := rates.get("tokens_per_second"):
             parts.append(f"{_short(tokens_per_second)} tok/s")

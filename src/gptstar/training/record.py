@@ -8,7 +8,7 @@ from gptstar.checkpoint.kept import LAST
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import ReadingConfig
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.fields import Count, Role, check_ranges
+from gptstar.fields import Count, Role, Words, check_ranges
 from gptstar.training.options import check_trainer_options
 from gptstar.training.tracker import Tracker
 
@@ -31,6 +31,7 @@ class Record:
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
         reading: at the end, a study of context length, if it names lengths.
         evaluation: on tasks of the harness, every so many steps.
+        tags: words of the user's own, by which runs are found again.
         jobs_at_once: how many jobs of a sweep run at a time on one machine.
         trainer: options passed through to Lightning's Trainer.
         plugins: modules to import, which register choices of the user's own.
@@ -52,6 +53,7 @@ class Record:
     jobs_at_once: Count
     trainer: Annotated[dict[str, Any], Role.MACHINE]
     plugins: tuple[str, ...] = ()
+    tags: Words = ()
 
     def __post_init__(self) -> None:
         check_ranges(self, "")

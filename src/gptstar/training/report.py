@@ -1,11 +1,14 @@
-"""What a finished run shows: a bigram to beat, loss beyond the training context, samples, and two pictures."""
+"""What a finished run shows: its loss; with `report` a bigram to beat, loss beyond the training context, samples."""
 
 import math
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 from gptstar.checkpoint.identity import read_with_identity
@@ -16,16 +19,18 @@ from gptstar.errors import DataError
 from gptstar.evaluation.batch_size import batch_size_for
 from gptstar.evaluation.bigram import bigram_loss
 from gptstar.evaluation.length import LengthConfig
-from gptstar.evaluation.length.curve import Plan, read_curve
+from gptstar.evaluation.length.curve import Curve, Plan, read_curve
+from gptstar.evaluation.length.pictures import plot_context_length
 from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.study import study
 from gptstar.evaluation.length.text import text_of_shards
-from gptstar.evaluation.plots import plot_context_length, plot_loss
 from gptstar.evaluation.results import to_json
 from gptstar.evaluation.tables import length_table
 from gptstar.inference.generate import generate
 from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
+from gptstar.plots.loss import plot_loss
+from gptstar.training.budget import BIGRAM_TOKENS, fixed_targets, forward_tokens, study_targets
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import log_texts
 from gptstar.training.metrics_csv import read_metrics
@@ -34,76 +39,155 @@ from gptstar.training.record import Record
 
 PROMPTS = ("The", "If the", "Return a")
 
+MOST_NEW = 256
+"""Tokens of a sample."""
 
-def conclude(
-    trainer: pl.Trainer, shards: ShardFolder, recipe: Recipe, hardware: Hardware, record: Record, console: Console
-) -> None:
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended.
+
+    Attributes:
+        step: the last one.
+        shards: its text.
+    """
+
+    step: int
+    shards: ShardFolder
+    recipe: Recipe
+    hardware: Hardware
+    record: Record
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens that it read."""
+        return self.step * self.recipe.batch_tokens
+
+    @property
+    def bigram_tokens(self) -> int:
+        """Tokens that a bigram is counted on: no more than the run read."""
+        return min(self.trained_tokens, BIGRAM_TOKENS)
+
+
+def conclude(trainer: pl.Trainer, ended: Ended, console: Console) -> str:
     """Draw the loss; with `report` also print what the best checkpoint can do, and write it down.
 
     Writes `loss.png`; with `report` also `context_length.png`, `samples.txt` and `report.json`; with `reading` a folder
-    `length`.
+    `length`. Each says what it is about to do, and costs less than the run: `budget` has the limits.
 
-    Args:
-        trainer: of the run that has ended.
+    Returns:
+        The line that ends the run: its final validation loss.
     """
-    folder, name, device = record.output, record.name, trainer.strategy.root_device
-    context_length, validation_tokens = recipe.data.context_length, recipe.data.validation_tokens
-    extrapolates = recipe.model.positions.extrapolates
+    folder, name, report = ended.record.output, ended.record.name, ended.record.report
+    say = partial(console.print, highlight=False, soft_wrap=True)
     rows = read_metrics(folder)
-    bigram = bigram_loss(shards, validation_tokens) if record.report else None
+    bigram = _bigram(ended, say) if report else None
     plot_loss(rows, folder / "loss.png", name, bigram)
     if bigram is not None:
-        model = load(folder).to(device)
-        text = text_of_shards(shards)
-        longest = min(validation_tokens, text.sizes.max()) if extrapolates else context_length
-        protocol = LengthConfig(max_tokens=validation_tokens, seed=0)
-        lengths = [length for length in protocol.lengths(context_length) if length <= longest]
-        plan = Plan(text, protocol, lengths)
-        losses = losses_of(
-            model, device, torch.float32 if hardware.resolved_precision() == "float32" else torch.bfloat16
-        )
-        reader = Reader(losses, device, batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens)
-        with console.status("reading at each context length"):
-            curve = read_curve(reader, plan, name=name, trained_at=context_length)
-        best = min((row["validation/loss"] for row in rows if "validation/loss" in row), default=math.nan)
-        title = "the same held-out tokens at each context length, ± half of the 95 % interval"
-        console.print(length_table(curve, title))
-        console.print(f"validation loss {best:.3f}; a bigram model of the same tokens has {bigram:.3f}")
-        n_new = 2 * context_length if extrapolates else context_length // 2
-        samples = _sample(model, shards.tokenizer, n_new, console)
-        title = f"{name}: loss beyond the training context"
-        plot_context_length([curve], folder / "context_length.png", title)
-        (folder / "samples.txt").write_text(f"\n{'-' * 80}\n".join(samples) + "\n", encoding="utf-8")
-        figures = {
-            "validation_loss": best,
-            "bigram_loss": bigram,
-            "lengths": [asdict(result) for result in curve.lengths],
-        }
-        log_texts(trainer.loggers, {f"sample {number}": sample for number, sample in enumerate(samples, start=1)})
-        (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
-    if record.reading.reads:
-        try:
-            study(
-                [read_with_identity(find(folder))],
-                record.reading,
-                shards=None if record.reading.text else str(shards.folder),
-                device=device,
-                console=console,
-                output=folder / "length",
-            )
-        except DataError as error:
-            raise DataError(
-                f"{error}; training is complete; rerun with reading.multiples=[] to skip the length study"
-            ) from error
+        _report(trainer, ended, rows, bigram, console)
+    if ended.record.reading.reads:
+        _study(ended, trainer.strategy.root_device, console)
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    console.print(f"in {folder}: {', '.join(files)}", highlight=False, soft_wrap=True)
-    plugins = "".join(f" --plugins {module}" for module in record.plugins)
-    command = f"next: gptstar generate {folder} --prompt The{plugins}"
-    console.print(command, highlight=False, soft_wrap=True)
+    say(f"in {folder}: {', '.join(files)}")
+    plugins = "".join(f" --plugins {module}" for module in ended.record.plugins)
+    say(f"next: gptstar generate {folder} --prompt The{plugins}")
+    return final_line(rows, bigram, ended)
 
 
-def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, console: Console) -> list[str]:
-    samples = []
+def final_line(rows: Sequence[dict[str, float]], bigram: float | None, ended: Ended) -> str:
+    """Say the loss of the last validation, the best where that is another, and what a bigram has."""
+    losses = [(int(row["step"]), row["validation/loss"]) for row in rows if "validation/loss" in row]
+    if not losses:
+        return f"no validation was due; in {ended.record.output}"
+    step, loss = losses[-1]
+    at_best, best = min(losses, key=lambda each: (each[1], -each[0]))
+    lower = f" (best: {best:.3f} at step {at_best:,})" if at_best != step else ""
+    beside = "" if bigram is None else f"; a bigram model {_counted(ended)} has {bigram:.3f}"
+    return f"validation loss {loss:.3f} at step {step:,}{lower}{beside}; in {ended.record.output}"
+
+
+def _bigram(ended: Ended, say: Callable[[str], None]) -> float:
+    say(f"after the last step: a bigram model {_counted(ended)}, loss at each context length, samples")
+    return bigram_loss(ended.shards, ended.recipe.data.validation_tokens, ended.bigram_tokens)
+
+
+def _counted(ended: Ended) -> str:
+    """Say which tokens a bigram is counted on."""
+    available = sum(len(ended.shards.stream("train", name)) for name in ended.shards.corpora("train"))
+    counted = ended.bigram_tokens
+    return "of the same tokens" if counted >= available else f"of {counted:,} of the text's {available:,} tokens"
+
+
+def _report(
+    trainer: pl.Trainer, ended: Ended, rows: Sequence[dict[str, float]], bigram: float, console: Console
+) -> None:
+    """Read with the best checkpoint at each context length, sample, and write `report.json`."""
+    folder = ended.record.output
+    model = load(folder).to(trainer.strategy.root_device)
+    best = min((row["validation/loss"] for row in rows if "validation/loss" in row), default=math.nan)
+    figures = {"validation_loss": best, "bigram_loss": bigram, "lengths": []} | _read(model, ended, console)
+    samples = _sample(model, ended, console)
+    (folder / "samples.txt").write_text(f"\n{'-' * 80}\n".join(samples) + "\n", encoding="utf-8")
+    log_texts(trainer.loggers, {f"sample {number}": sample for number, sample in enumerate(samples, start=1)})
+    (folder / "report.json").write_text(to_json(figures), encoding="utf-8")
+
+
+def _read(model: GPT, ended: Ended, console: Console) -> dict[str, object]:
+    """Read the same targets at each context length, print the table, draw it, and return it for `report.json`."""
+    folder, trained_at = ended.record.output, ended.recipe.data.context_length
+    text, extrapolates = text_of_shards(ended.shards), ended.recipe.model.positions.extrapolates
+    available = int(text.sizes.max(initial=0)) - 1  # a target has a whole context before it
+    longest = available if extrapolates else min(available, trained_at)
+    lengths = [length for length in LengthConfig().lengths(trained_at) if length <= longest]
+    n_targets = fixed_targets(lengths, ended.trained_tokens) if lengths else 0
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    if not n_targets:
+        why = f"no held-out text is longer than the training context, {trained_at:,} tokens"
+        if lengths:
+            affordable = forward_tokens(ended.trained_tokens)
+            why = f"a tenth of the training's compute reads {affordable:,} tokens, too few for an interval"
+        say(f"context lengths are not read: {why}; for more: gptstar evaluate evaluation=length checkpoint={folder}")
+        return {}
+    config = LengthConfig(
+        protocol="fixed_targets",
+        max_tokens=n_targets,
+        context_lengths=tuple(lengths),
+        dtype="float32" if ended.hardware.resolved_precision() == "float32" else "bfloat16",
+        seed=0,
+    )
+    plan = Plan(text, config, lengths, reference=trained_at)
+    device = model.token_embedding.weight.device
+    n_tokens = sum(window.size for length in plan.lengths for window in plan.windows(length))
+    say(f"reading {plan.n_targets:,} held-out targets at each context length: {n_tokens:,} tokens")
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("reading", total=n_tokens)
+        reader = Reader(
+            losses_of(model, device, getattr(torch, config.dtype)),
+            device,
+            batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens,
+            advance=lambda tokens: progress.advance(task, tokens),
+        )
+        curve = read_curve(reader, plan, name=ended.record.name, trained_at=trained_at)
+    _show(curve, ended, console)
+    return {
+        "lengths": [asdict(result) for result in curve.lengths],
+        "curve": asdict(curve),
+        "protocol": asdict(config),
+        "text": text.source,
+    }
+
+
+def _show(curve: Curve, ended: Ended, console: Console) -> None:
+    console.print(length_table(curve, "the same held-out targets at each context length, ± half of the 95 % interval"))
+    title = f"{ended.record.name}: loss beyond the training context"
+    plot_context_length([curve], ended.record.output / "context_length.png", title)
+
+
+def _sample(model: GPT, ended: Ended, console: Console) -> list[str]:
+    tokenizer: Tokenizer = ended.shards.tokenizer
+    context_length = ended.recipe.data.context_length
+    most = 2 * context_length if ended.recipe.model.positions.extrapolates else context_length // 2
+    n_new, samples = min(most, MOST_NEW), []
     for number, prompt in enumerate(PROMPTS, start=1):
         with console.status(f"sampling {number} of {len(PROMPTS)}"):
             (sample,) = generate(model, prompt, n_new, sampling=Sampling(top_k=50, seed=number), tokenizer=tokenizer)
@@ -112,3 +196,26 @@ def _sample(model: GPT, tokenizer: Tokenizer, n_new: int, console: Console) -> l
         console.print(Text.assemble((prompt, "bold"), sample.text))
     console.rule()
     return samples
+
+
+def _study(ended: Ended, device: torch.device, console: Console) -> None:
+    """Read at the context lengths that `reading` names, of as many targets as it says or the run can afford."""
+    record, trained_at = ended.record, ended.recipe.data.context_length
+    reading = replace(record.reading, max_tokens=study_targets(record.reading, trained_at, ended.trained_tokens))
+    listed = ", ".join(f"{length:,}" for length in reading.lengths(trained_at))
+    many = "all targets" if reading.limit is None else f"up to {reading.limit:,} targets"
+    line = f"after the last step: reading {many} at context lengths {listed}"
+    console.print(line, highlight=False, soft_wrap=True)
+    try:
+        study(
+            [read_with_identity(find(record.output))],
+            reading,
+            shards=None if reading.text else str(ended.shards.folder),
+            device=device,
+            console=console,
+            output=record.output / "length",
+        )
+    except DataError as error:
+        raise DataError(
+            f"{error}; training is complete; rerun with reading.multiples=[] to skip the length study"
+        ) from error

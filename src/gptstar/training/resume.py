@@ -1,5 +1,6 @@
 """Beginning a run, or going on from a checkpoint under the settings that made it."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +22,12 @@ from gptstar.training.record import Record
 from gptstar.training.schedules import SCHEDULES, Schedule
 from gptstar.training.settings import differing
 from gptstar.training.sharding import fill, load_sharded, parts_of
+from gptstar.training.status import read_config
 
 OF_SCHEDULE = "schedule."
+
+QUICKSTART = "quickstart"
+"""The name of runs that no experiment was given for, till one with its own text or model had neutral settings."""
 
 DERIVED = {"schedule.decay_until", "schedule.decay_steps", "curriculum.steps"}
 """Settings that follow from `total_steps` unless they are given."""
@@ -119,7 +124,7 @@ def begin(
                 f"resume={path}"
             )
         checkpoint = replace(checkpoint, training=_branched(path, checkpoint.training, settings))
-    _check_source(path, checkpoint, settings, recipe.total_steps, shards)
+    _check_source(path, checkpoint, settings, recipe.total_steps, shards, record)
     state = checkpoint.training or new
     if state.step > recipe.total_steps:
         raise ConfigError(
@@ -183,7 +188,12 @@ def _parts(key: str, there: Any, here: Any) -> list[tuple[str, Any, Any]]:
 
 
 def _check_source(
-    path: Path, checkpoint: Checkpoint, settings: dict[str, Any], total_steps: int, shards: ShardFolder
+    path: Path,
+    checkpoint: Checkpoint,
+    settings: dict[str, Any],
+    total_steps: int,
+    shards: ShardFolder,
+    record: Record,
 ) -> None:
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != shards.manifest.tokenizer:
         raise CheckpointError(
@@ -216,4 +226,12 @@ def _check_source(
         )
     of_schedule = all(key.startswith(OF_SCHEDULE) for key in keys)
     cure = "the same, or another output" + (", with branch_from for another schedule" if of_schedule else "")
+    if record.name != QUICKSTART and _name_of(path.parent) == QUICKSTART:
+        cure += f"; experiment={QUICKSTART} chooses the settings that this run began with"
     raise ConfigError(f"can't go on from {path} under other settings: {listed}: give {cure}")
+
+
+def _name_of(folder: Path) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        return str(read_config(folder).get("name"))
+    return None

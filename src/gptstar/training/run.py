@@ -36,7 +36,7 @@ from gptstar.training.profile import ProfileSteps
 from gptstar.training.progress import StepProgress
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
-from gptstar.training.report import conclude
+from gptstar.training.report import Ended, conclude
 from gptstar.training.resume import begin, initial_weights, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter
@@ -123,7 +123,9 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         elif trainer.is_global_zero and not is_trial(trainer):
             if ended is not None:
                 say(f"ended at step {trainer.global_step:,} by {ended}; to train on, change trainer.callbacks")
-            conclude(trainer, shards, recipe, hardware, record, console)
+            line = conclude(trainer, Ended(trainer.global_step, shards, recipe, hardware, record), console)
+            until_the_end.close()  # trackers may have a word to say before the last line
+            say(line)
             directory.finished(ended or "")
 
 

@@ -17,6 +17,8 @@ class Tracker:
         kind: one tracker, `tensorboard` or `wandb`; `csv` stands for none.
         to: trackers by name, `{wandb: true}`: a choice of several, `tracker=[wandb,tensorboard]`, puts each here.
         project, mode: of wandb; offline needs no account.
+        group, run_name: of wandb; in a sweep, unless given, the names of the sweep's folder and of the job's folder,
+            which says what was varied.
         loggers: loggers of Lightning's, or of the same kind: `{use: "package.module:Class", argument: value}`.
         gradient_norms: `total`, or `layers` for one a block as well.
     """
@@ -25,6 +27,8 @@ class Tracker:
     to: dict[Literal["tensorboard", "wandb"], bool] = field(default_factory=dict)
     project: str = "gptstar"
     mode: Literal["offline", "online"] = "offline"
+    group: str | None = None
+    run_name: str | None = None
     loggers: tuple[dict[str, Any], ...] = ()
     gradient_norms: Literal["total", "layers"] = "total"
 

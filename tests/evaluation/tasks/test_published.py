@@ -3,16 +3,14 @@
 import io
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.image import imread
 from rich.console import Console
 
 from gptstar.evaluation.results import Metric, TaskResult, TaskResults
 from gptstar.evaluation.tasks.config import SUITE
-from gptstar.evaluation.tasks.pictures import plot_tasks
+from gptstar.evaluation.tasks.panels import beside_published, score_panels
 from gptstar.evaluation.tasks.published import published_rows
 from gptstar.evaluation.tasks.tables import COLUMNS, task_markdown, task_table
 
@@ -155,15 +153,15 @@ def test_a_limit_and_examples_are_said(ours: TaskResults) -> None:
     assert any("HellaSwag 100 of 10,042 items, 5 examples before each item" in line for line in lines)
 
 
-def test_tasks_that_were_never_published_on(ours: TaskResults, tmp_path: Path) -> None:
+def test_tasks_that_were_never_published_on(ours: TaskResults) -> None:
     arc = result("arc_easy", {"dataset": "x", "split": "test"}, metric("acc", 0.4, 0.38, 0.42, 2376))
     lines = printed(replace(ours, tasks=(*ours.tasks, arc)))
     assert any(line.split() == ["arc_easy", "acc", "40.00", "38.0–42.0", "2,376"] for line in lines)
     alone = replace(ours, tasks=(arc,))
     assert not any("GPT-Neo" in line for line in printed(alone))
     assert "GPT-Neo" not in task_markdown(alone)
-    plot_tasks(alone, tmp_path / "alone.png")
-    assert (tmp_path / "alone.png").stat().st_size > 5000
+    (panel,) = score_panels([alone])
+    assert (panel.title, panel.metric, panel.published) == ("arc_easy", "acc %", [])
 
 
 def test_markdown_holds_every_figure_and_where_it_is_from(ours: TaskResults) -> None:
@@ -183,20 +181,38 @@ def test_markdown_holds_every_figure_and_where_it_is_from(ours: TaskResults) -> 
     assert all(link in text for link in PUBLISHED.sources.values())
 
 
-def test_figures_without_an_interval_and_huge_ones_are_shown(ours: TaskResults, tmp_path: Path) -> None:
+def test_figures_without_an_interval_and_huge_ones_are_shown(ours: TaskResults) -> None:
     lambada = ours.tasks[0]
     huge = replace(lambada.metrics[0], value=7.3e8, low=None, high=None)
     results = replace(ours, tasks=(replace(lambada, metrics=(huge, lambada.metrics[1])),))
     assert any("7.30e+08" in line for line in printed(results))
-    plot_tasks(results, tmp_path / "huge.png")
+    perplexity = score_panels([results])[1]
+    assert (perplexity.metric, perplexity.is_logarithmic) == ("ppl", True)
+    assert math.isnan(perplexity.ours[0].low)
 
 
-def test_the_picture_has_a_panel_a_metric(ours: TaskResults, tmp_path: Path) -> None:
-    plot_tasks(ours, tmp_path / "six.png")
-    plot_tasks(replace(ours, tasks=ours.tasks[:1]), tmp_path / "two.png")
-    six, two = imread(tmp_path / "six.png"), imread(tmp_path / "two.png")
-    assert six.shape[0] > 1.5 * two.shape[0]
-    assert six.shape[1] > 1.3 * two.shape[1]
-    rgb = (six[..., :3] * 255).round().astype(int)
-    for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):  # ours and theirs
-        assert (abs(rgb - colour).sum(-1) < 12).sum() > 200
+def test_there_is_a_panel_for_each_metric_with_the_published_rows(ours: TaskResults) -> None:
+    panels = score_panels([ours])
+    assert [(panel.title.partition(",")[0], panel.metric) for panel in panels] == [
+        ("LAMBADA", "acc %"),
+        ("LAMBADA", "ppl"),
+        ("WikiText", "word ppl"),
+        ("PIQA", "acc %"),
+        ("HellaSwag", "acc %"),
+        ("Winogrande", "acc %"),
+    ]
+    accuracy = panels[0]
+    assert (accuracy.ours[0].model, accuracy.ours[0].value) == ("mine", pytest.approx(35.81))
+    assert (accuracy.ours[0].low, accuracy.ours[0].high) == (pytest.approx(34.5), pytest.approx(37.1))
+    assert [score.model for score in accuracy.published][:2] == ["GPT-127*", "GPT-303*"]
+    assert [panel.chance for panel in panels] == [None, None, None, 50, 25, 50]
+    assert [score.model for score in panels[3].ours] == ["mine", "… acc_norm"]
+    assert sum(not score.is_same_metric for score in panels[3].published) == 2
+
+
+def test_models_share_a_panel_and_are_set_beside_the_published(ours: TaskResults) -> None:
+    other = replace(ours, checkpoint=ours.checkpoint | {"name": "other"}, tasks=ours.tasks[4:])
+    panels = score_panels([ours, other])
+    assert [score.model for score in panels[-1].ours] == ["mine", "other"]
+    said = "8 published scores beside other's, 0 are better, 8 are within its 95 % intervals, 0 are worse."
+    assert beside_published(panels)[-1] == f"Of {said}"

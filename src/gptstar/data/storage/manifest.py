@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, TypeAdapter, ValidationError
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import DataError
+from gptstar.errors import DataError, with_type
 from gptstar.files import write_json, write_text
 
 FORMAT_VERSION = 2
@@ -167,7 +167,7 @@ def parse_manifest(content: bytes, where: Path | str, fix: str) -> Manifest:
             f"{where} is not a manifest ({key:.60}={first['input']!r:.60}: {first['msg']}): {fix}"
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{where} is not a manifest ({error!r}): {fix}") from error
+        raise DataError(f"{where} is not a manifest ({with_type(error)}): {fix}") from error
     if missing := {shard.corpus for shard in manifest.shards} - set(manifest.sources):
         raise DataError(f"{where} names shards of {', '.join(missing):.60} but no such source: {fix}")
     copies = [name for name, count in Counter(shard.name for shard in manifest.shards).items() if count > 1]

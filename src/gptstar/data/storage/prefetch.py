@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 from gptstar.data.storage.manifest import SEGMENT_BYTES
 from gptstar.data.storage.remote import RemoteTokens, SegmentCache
 from gptstar.data.storage.stream import Tokens
-from gptstar.errors import DataError
+from gptstar.errors import DataError, with_type
 
 PLANNED_SHARE = 0.8
 """Share of the cache that may be planned; the rest is for what is read otherwise."""
@@ -88,7 +88,7 @@ class BatchesAhead(Sampler[list[int]]):
         except DataError as error:
             strides.put(error)
         except Exception as error:  # the reader has to hear of it, whatever it is
-            failure = DataError(f"reading {self._cache.files.address} ahead failed: {error!r}")
+            failure = DataError(f"reading {self._cache.files.address} ahead failed: {with_type(error)}")
             failure.__cause__ = error
             strides.put(failure)
 

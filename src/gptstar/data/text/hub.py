@@ -9,7 +9,7 @@ from typing import Any
 
 from gptstar.data.config import CorpusConfig
 from gptstar.data.text.records import Fields, Record, Unit, row
-from gptstar.errors import DataError, in_one_line
+from gptstar.errors import DataError, with_type
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class HubShard(Unit):
             for number, content in enumerate(rows.skip(start), start=start + 1):
                 yield from row(content, self.fields, f"{self.name}, row {number}", number)
         except Exception as error:  # whatever the reader of one of its many forms raises
-            raise DataError(f"{self.name}: {type(error).__name__}: {in_one_line(error)}") from error
+            raise DataError(f"{self.name}: {with_type(error)}") from error
 
 
 def hub_shards(config: CorpusConfig, fields: Fields) -> tuple[HubShard, ...]:
@@ -53,7 +53,9 @@ def saved_files(folder: Path) -> list[str]:
     try:
         files = [str(folder / each["filename"]) for each in json.loads(state.read_bytes())["_data_files"]]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{state} does not name the files of a saved dataset ({error!r}): save it again") from error
+        raise DataError(
+            f"{state} does not name the files of a saved dataset ({with_type(error)}): save it again"
+        ) from error
     for name in files:
         if not Path(name).is_file():
             raise DataError(f"{name} is missing, named by {state}: copy the whole folder")
@@ -74,6 +76,6 @@ def commit_of(hub: str, revision: str | None) -> str:
 
 def _unreachable(hub: str, error: Exception) -> DataError:
     return DataError(
-        f"the dataset {hub} can't be read ({type(error).__name__}: {in_one_line(error)}): check its name and the "
+        f"the dataset {hub} can't be read ({with_type(error)}): check its name and the "
         "network (a gated dataset needs `hf auth login`), or give your own copy as data.corpora.NAME.files=GLOB"
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from gptstar.choices import Choices
 from gptstar.data.text.records import Record, Skipped, Unit, document
-from gptstar.errors import DataError, Refusal, in_one_line
+from gptstar.errors import DataError, Refusal, with_type
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class SourcePart(Unit):
             raise
         except Exception as error:  # of the user's code
             where = f"{self.name}, after document {number}"
-            raise DataError(f"{where}: {type(error).__name__}: {in_one_line(error)}") from error
+            raise DataError(f"{where}: {with_type(error)}") from error
 
 
 def source_parts(source: Source) -> tuple[SourcePart, ...]:

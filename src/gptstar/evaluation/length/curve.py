@@ -58,19 +58,24 @@ class Plan:
 
     Attributes:
         lengths: ascending, the control included.
-        reference: the length that changes are against: the control, else the shortest.
+        reference: the length that changes are against: the given one, the control, else the shortest.
         units: what intervals are over, and how many of them.
         targets, counts: as a curve has them.
     """
 
-    def __init__(self, text: Text, config: LengthConfig, lengths: Sequence[int]) -> None:
+    def __init__(
+        self, text: Text, config: LengthConfig, lengths: Sequence[int], *, reference: int | None = None
+    ) -> None:
         """Choose the targets.
+
+        Args:
+            reference: one of the lengths, in place of the control.
 
         Raises:
             DataError: the text is too short for the longest length.
         """
         self.text, self._config = text, config
-        self.lengths = config.with_control(lengths)
+        self.lengths = config.with_control(lengths) if reference is None else tuple(sorted(lengths))
         self.reference, longest = min(self.lengths), max(self.lengths)
         if config.protocol == "fixed_targets":
             block = config.targets or max(1, self.reference // 2)
@@ -79,6 +84,7 @@ class Plan:
         else:
             side_by_side = config.protocol == "disjoint"
             self.spans = stretches(text.sizes, self.lengths, config.limit, side_by_side=side_by_side)
+        self.reference = reference or self.reference
         self.n_targets = sum(span.size for span in self.spans)
         self._units = Units(self.spans, longest)
         self.units = f"{self._units.count:,} {self._units.name}"

@@ -12,9 +12,9 @@ from rich.progress import Progress
 from gptstar.evaluation.batch_size import batch_size_for
 from gptstar.evaluation.length.config import LengthConfig
 from gptstar.evaluation.length.curve import Curve, Read, read_curve
+from gptstar.evaluation.length.pictures import plot_context_length, plot_positions
 from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.source import Named, Part, lengths_of, parts_of
-from gptstar.evaluation.plots import plot_context_length, plot_positions
 from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
 from gptstar.evaluation.tables import comparison_table, cost_line, length_markdown, length_table
 from gptstar.files import write_text

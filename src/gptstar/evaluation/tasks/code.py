@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from gptstar.errors import ConfigError, DataError, in_one_line
+from gptstar.errors import ConfigError, DataError, with_type
 
 FETCHES = {
     "ruler": (
@@ -41,13 +41,13 @@ def refusal_of_code(task: str, config: Mapping[str, Any], path: Path | None, err
     if "custom_dataset" not in config:
         return None
     known = FETCHES.get(_folder(path))
-    said = f"{type(error).__name__}: {in_one_line(error)}"
+    said = with_type(error)
     advice = "give what it takes as evaluation.metadata={KEY: VALUE}; what it fetches has to be in reach"
     return DataError(f"{task} makes its items by code of its own, which failed ({said}): {known or advice}")
 
 
 def _not_importable(task: str, path: Path, error: Exception) -> ConfigError:
-    said = f"{type(error).__name__}: {in_one_line(error)}"
+    said = with_type(error)
     if (known := FETCHES.get(_folder(path))) is not None:
         return ConfigError(f"the code of {task} can't be imported here ({said}): {known}")
     advice = f"correct {path}, or the code beside it"

@@ -16,7 +16,7 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 
-from gptstar.errors import ConfigError, DataError, Refusal, in_one_line
+from gptstar.errors import ConfigError, DataError, Refusal, with_type
 from gptstar.evaluation.tasks import local_files
 from gptstar.evaluation.tasks.code import load_definition, refusal_of_code
 from gptstar.evaluation.tasks.hub import revision_of, without_waiting
@@ -147,7 +147,7 @@ def _built(name: str, manager: TaskManager) -> Loaded:
             raise _unusable(local["source"]["path"], where if part else None, name, row, error) from error
         if (refusal := refusal_of_code(name, config, manager.task_index[name].yaml_path, error)) is not None:
             raise refusal from error
-        reason = f"{type(error).__name__}: {in_one_line(error)}"
+        reason = with_type(error)
         if isinstance(error, ConnectionError):
             reason = "the Hub can't be reached, and they are not in its cache"
         raise DataError(
@@ -169,7 +169,7 @@ def _unusable(path: str, where: str | None, task: str, row: Mapping[str, Any], e
         where, row = next((each for each in local_files.items(Path(path)) if part not in each[1]), (where, row))
         problem = f"no column {part!r}, which {task} needs; it has {', '.join(row)}"
     else:
-        problem = f"{task} can't use it ({type(error).__name__}: {in_one_line(error)})"
+        problem = f"{task} can't use it ({with_type(error)})"
     return DataError(f"{path}, {where}: {problem}" if where else f"{path}: {problem}")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
-from gptstar.errors import ConfigError
+from gptstar.errors import ConfigError, with_type
 from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import Sample, TaskResult
 from gptstar.evaluation.statistics.intervals import join_clusters
@@ -68,7 +68,7 @@ def unclean_items(overlap: Path, task: Task) -> set[int]:
         n_known, items = known["items"], {*known["dirty"], *known["too_short"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({error!r})"
+            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({with_type(error)})"
         ) from error
     if n_known != n_items:
         raise ConfigError(

@@ -29,13 +29,15 @@ from gptstar.evaluation.tasks.dispatch import ByTask, set_options
 from gptstar.evaluation.tasks.harness_files import facts_of, with_errors, write_harness_files
 from gptstar.evaluation.tasks.offline import Loaded, load
 from gptstar.evaluation.tasks.outcome import results_of, unclean_items
-from gptstar.evaluation.tasks.pictures import plot_tasks
+from gptstar.evaluation.tasks.panels import score_panels
 from gptstar.evaluation.tasks.registry import definitions, quiet
 from gptstar.evaluation.tasks.scoring import Scorer
-from gptstar.evaluation.tasks.tables import task_markdown, task_table
+from gptstar.evaluation.tasks.tables import task_markdown, task_table, title
 from gptstar.evaluation.tasks.team import OnResults, Team
 from gptstar.evaluation.tasks.worker import Worker
 from gptstar.model import GPT
+from gptstar.plots.scores import draw_scores
+from gptstar.plots.style import save
 
 PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
 
@@ -79,7 +81,9 @@ def evaluate_and_report(
     try:
         write_tasks(scored.results, output)
         (output / "results.md").write_text(task_markdown(scored.results), encoding="utf-8")
-        plot_tasks(scored.results, output / "results.png")
+        figure = draw_scores(score_panels([scored.results]), title(scored.results))
+        if figure is not None:
+            save(figure, output / "results.png")
         assert tokenizer is not None
         with_errors(scored.output, scored.loaded)
         write_harness_files(scored.output | facts_of(who, config, tokenizer, device, began), output)

@@ -1,0 +1,121 @@
+"""The defaults of a run that chooses its own text or model, and no experiment."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from gptstar.errors import DataError
+
+NEUTRAL = "experiment=none"
+"""Chosen in place of the quickstart's settings, which fit its own model and text alone."""
+
+OWN_TEXT_OR_MODEL = re.compile(r"\+{0,2}(model|data|init_from|data\.(files|source)|(corpus@)?data\.corpora[^=]*)=")
+AN_EXPERIMENT = re.compile(r"[+~]*experiment\b|--config-name|-cn")
+
+SAID = (
+    *("total_steps", "batch_tokens", "data.context_length", "optimizer.learning_rate", "schedule.warmup_steps"),
+    "model.n_vocab",
+)
+"""Defaults that a run without an experiment names when it begins."""
+
+NAME = "run_name"
+"""The resolver by which a configuration names a run after its text."""
+
+
+def with_neutral_defaults(words: Sequence[str]) -> list[str]:
+    """Return a command line with `experiment=none` where it chooses a model or a text, and no experiment."""
+    words = list(words)
+    own = [place for place, word in enumerate(words) if OWN_TEXT_OR_MODEL.match(word)]
+    if own and not any(AN_EXPERIMENT.match(word) for word in words):
+        words.insert(own[-1] + 1, NEUTRAL)  # beside an override, as flags may follow
+    return words
+
+
+def register_run_name() -> None:
+    """Let the configuration name a run as `${run_name:${data}}`."""
+    OmegaConf.register_new_resolver(NAME, run_name, replace=True)
+
+
+def run_name(data: Any) -> str:
+    """Name a run after its text: the corpus, the folder of the first file or of the shards, or `bundled`.
+
+    Args:
+        data: the composed group.
+    """
+    corpora, files, shards = (data.get(key) for key in ("corpora", "files", "shards"))
+    if data.get("source") == "bundled":
+        name = "bundled"
+    elif files:
+        name = _folder(files if isinstance(files, str) else str(files[0]))
+    elif corpora:
+        first, *others = (str(corpus) for corpus in corpora)
+        name = first + (f"-and-{len(others)}-more" if others else "")
+    else:
+        name = str(shards or "").rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+
+
+def _folder(pattern: str) -> str:
+    """Return the last folder of a glob that is named in full, or where there is none the file's own name."""
+    *folders, file = pattern.rpartition("://")[2].split("/")
+    named = [each for each in folders if each.strip(".") and not re.search(r"[*?\[{]", each)]
+    return named[-1] if named else file.partition(".")[0].replace("*", "")
+
+
+def follow_text(composed: DictConfig, words: Sequence[str]) -> None:
+    """Without an experiment, fill in what nobody gave: the tokenizer's vocabulary, and a warm-up of a tenth at most.
+
+    Args:
+        words: the overrides that composed it.
+    """
+    if NEUTRAL not in words:
+        return
+    has_size = _is_given("model.n_vocab", words) or composed.get("init_from") is not None
+    if not has_size and (size := _vocabulary(composed.data)) is not None:
+        composed.model.n_vocab = size
+    steps, warmup = composed.get("total_steps"), composed.schedule.get("warmup_steps")
+    numbers = type(steps) is int and type(warmup) is int  # what else is given, the configuration's rules refuse
+    if numbers and not _is_given("schedule.warmup_steps", words):
+        composed.schedule.warmup_steps = min(warmup, max(0, steps // 10))
+
+
+def defaults_line(composed: DictConfig, words: Sequence[str]) -> str | None:
+    """Say in one line which defaults a run without an experiment has; None for others, and where all are given."""
+    chosen = list(_chosen(composed, words)) if NEUTRAL in words else []
+    if not chosen:
+        return None
+    return f"no experiment given: defaults are {', '.join(chosen)}; change them by KEY=VALUE, or give experiment=NAME"
+
+
+def _chosen(composed: DictConfig, words: Sequence[str]) -> Iterator[str]:
+    begins_anew = composed.get("init_from") is None
+    if begins_anew and not _is_given("model", words):
+        yield "model=tiny"
+    for key in SAID:
+        if _is_given(key, words) or (key == "model.n_vocab" and not begins_anew):
+            continue
+        follows = key == "model.n_vocab" and _vocabulary(composed.data) is not None
+        yield f"{key}={OmegaConf.select(composed, key)}" + (" (the tokenizer's vocabulary)" if follows else "")
+
+
+def _is_given(key: str, words: Sequence[str]) -> bool:
+    return any(word.lstrip("+").startswith(f"{key}=") for word in words)
+
+
+def _vocabulary(data: DictConfig) -> int | None:
+    """Return the size of the tokenizer that is given, or that prepared the shards; None if it is not there yet."""
+    from gptstar.data.storage.shards import ShardFolder
+    from gptstar.data.tokenizer import Tokenizer
+
+    try:
+        if (file := data.get("tokenizer")) is not None:
+            return Tokenizer.from_file(Path(file)).n_vocab
+        reads_shards = data.get("source") == "local" and data.get("files") is None and not data.get("corpora")
+        if reads_shards and data.get("shards") is not None:
+            return ShardFolder(data.shards, data.cache_bytes).manifest.n_vocab
+    except DataError:  # which is reported where the text is read; `gptstar plan` needs no text
+        return None
+    return None

@@ -1,0 +1,119 @@
+"""Short labels: numbers with the digits that differ, names without what they share."""
+
+import math
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullLocator
+
+LONGEST = 24
+"""Letters of a name in a plot."""
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def level_texts(levels: Sequence[Any]) -> list[str]:
+    """Levels of a factor as tables and plots show them: three digits of a number, or as many as differ."""
+    numbers = {each for each in levels if isinstance(each, float) and math.isfinite(each)}
+    digits = 3
+    while digits < 17 and len({f"{each:.{digits}g}" for each in numbers}) < len(numbers):
+        digits += 1
+    return [_text(each, digits) for each in levels]
+
+
+def _text(level: Any, digits: int) -> str:
+    if isinstance(level, int) and not isinstance(level, bool):
+        return f"{level:,}"
+    return re.sub(r"e([+-])0+", r"e\1", f"{level:.{digits}g}") if isinstance(level, float) else str(level)
+
+
+def short_names(names: Sequence[str], longest: int = LONGEST) -> list[str]:
+    """Names without the folders or first words that all share, the middle of long ones left out; all still differ."""
+    words = [re.split("(?<=[-/])", name) for name in names]
+    shared = 0
+    if len(set(names)) > 1:
+        shared = next(n for n in range(max(map(len, words))) if len({tuple(each[: n + 1]) for each in words}) > 1)
+    rest = ["".join(each[shared:]) for each in words]
+    for room in range(longest, max(map(len, rest), default=0) + 1):
+        short = [_without_middle(name, room) for name in rest]
+        if len(set(short)) == len(set(rest)):
+            return short
+    return rest
+
+
+def _without_middle(name: str, room: int) -> str:
+    if len(name) <= room:
+        return name
+    end = (room - 1) // 2
+    return f"{name[: room - 1 - end]}…{name[-end:]}"
+
+
+def power_text(value: float) -> str:
+    """A tick of a logarithmic axis: 0.01, 500, 20,000, 10⁶."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    if -4 < exponent < 5:
+        return f"{value:,.10g}"
+    factor = round(value / 10.0**exponent)
+    return ("" if factor == 1 else f"{factor}×") + "10" + str(exponent).translate(SUPERSCRIPTS)
+
+
+def tokens_axis(axes: Axes) -> None:
+    """Show tokens as 30k, 1.5M and 26B."""
+    engineering = EngFormatter(sep="")
+
+    def short(tokens: float, _: float = 0) -> str:
+        return str(engineering(tokens)).replace("G", "B")
+
+    axes.xaxis.set_major_formatter(short)
+    axes.set_xlabel("tokens")
+
+
+def scale_for(values: Sequence[float]) -> str:
+    """The scale on which the values of a factor lie most evenly: `linear`, or `log` to base `2` or `10`.
+
+    Two values are on a logarithmic scale from a ratio of 3.
+    """
+    places = sorted(set(values))
+    if len(places) < 2 or places[0] <= 0:
+        return "linear"
+    if all(float(each).is_integer() and int(each) & (int(each) - 1) == 0 for each in places):
+        return "log2"
+    if len(places) == 2:
+        return "log10" if places[1] >= 3 * places[0] else "linear"
+    ratios = [math.log(after / before) for before, after in pairwise(places)]
+    steps = [after - before for before, after in pairwise(places)]
+    return "log10" if _unevenness(ratios) < _unevenness(steps) else "linear"
+
+
+def _unevenness(gaps: Sequence[float]) -> float:
+    mean = sum(gaps) / len(gaps)
+    return sum((each - mean) ** 2 for each in gaps) ** 0.5 / mean
+
+
+def factor_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Put the x axis on the scale that suits the values, with a tick at each of them."""
+    places = sorted(set(values))
+    scale = scale_for(places)
+    if scale == "linear":
+        axes.set_xscale("linear")
+    else:
+        axes.set_xscale("log", base=int(scale.removeprefix("log")))
+    axes.xaxis.set_major_locator(FixedLocator(places))
+    axes.xaxis.set_major_formatter(FixedFormatter(level_texts(places)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    if len(places) > 7:
+        axes.tick_params(axis="x", rotation=45)
+
+
+def length_axis(axes: Axes, places: Sequence[int]) -> None:
+    """Put context lengths on a logarithmic axis, with a tick at each."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted(places)))
+    axes.xaxis.set_major_formatter(FixedFormatter([_length(each, len(places) > 5) for each in sorted(places)]))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _length(length: int, in_thousands: bool) -> str:
+    return f"{length / 1024:g}k" if in_thousands and length >= 1024 else f"{length:,}"

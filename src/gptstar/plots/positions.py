@@ -1,0 +1,36 @@
+"""Where in the window does a model predict well? Loss by the number of tokens before a target."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from gptstar.plots.labels import length_axis
+from gptstar.plots.lines import Line, draw_bars
+from gptstar.plots.style import GREY, legend_below, new_figure, styled, styles, tidy
+
+
+@dataclass(frozen=True)
+class PositionLine(Line):
+    """The loss in each bin of positions, at its geometric middle; `ends` are the last positions of the bins."""
+
+    ends: Sequence[int] = ()
+    trained_at: int | None = None
+
+
+@styled
+def draw_positions(lines: Sequence[PositionLine], title: str) -> Figure:
+    """Draw a line for each model, with 95 % intervals, and mark where its training context ends."""
+    figure = new_figure(3.6)
+    axes = tidy(figure.subplots())
+    length_axis(axes, sorted({end for line in lines for end in line.ends}))
+    for line, style in zip(lines, styles(), strict=False):
+        draw_bars(axes, line.points, line.name, style)
+    for trained_at in {line.trained_at for line in lines if line.trained_at is not None}:
+        axes.axvline(trained_at, color=GREY, linestyle=":", linewidth=1.2)
+    if any(line.trained_at is not None for line in lines):
+        note = "dotted: where a training context ends"
+        axes.text(0.02, 0.03, note, transform=axes.transAxes, color=GREY, fontsize=9)
+    axes.set(title=title, xlabel="tokens before the target", ylabel="loss (nats per token)")
+    legend_below(figure, axes)
+    return figure

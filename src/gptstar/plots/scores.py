@@ -1,0 +1,122 @@
+"""How do models score beside the published ones? A panel for each metric."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+from gptstar.plots.labels import power_text, short_names
+from gptstar.plots.style import BLUE, GREY, ORANGE, WIDTH, new_figure, styled, tidy
+
+PER_ROW = 2
+MOST_PANELS = 24
+LONGEST = 18
+"""Letters of a model's name."""
+SPREAD, MOST_SPREAD = 5, 1000
+"""Values of which the largest is so many times the smallest are on a logarithmic axis: ratios, and any others."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score of one model; its interval is NaN where there is none.
+
+    Attributes:
+        is_same_metric: whether it is of the panel's metric; a published one that is not, or may not be, is a cross.
+    """
+
+    model: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    is_same_metric: bool = True
+
+
+@dataclass(frozen=True)
+class ScorePanel:
+    """One metric of a task: what was measured, and what was published.
+
+    Attributes:
+        is_ratio: of a metric such as a perplexity, whose ratios count.
+        chance: what guessing scores, if it is known.
+    """
+
+    title: str
+    metric: str
+    higher_is_better: bool
+    ours: Sequence[Score]
+    published: Sequence[Score] = ()
+    is_ratio: bool = False
+    chance: float | None = None
+
+    @property
+    def is_logarithmic(self) -> bool:
+        """Whether its axis has to be logarithmic for all of its values to be read."""
+        values = [each.value for each in (*self.ours, *self.published) if math.isfinite(each.value)]
+        return bool(values) and 0 < min(values) < max(values) / (SPREAD if self.is_ratio else MOST_SPREAD)
+
+
+@styled
+def draw_scores(panels: Sequence[ScorePanel], title: str = "") -> Figure | None:
+    """Draw our scores with 95 % intervals above the published ones, of 24 metrics at most; None if there is none."""
+    drawn = panels[:MOST_PANELS]
+    if not drawn:
+        return None
+    columns = min(PER_ROW, len(drawn))
+    rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+    heights = [1.1 + 0.21 * max(len(each.ours) + len(each.published) for each in row) for row in rows]
+    figure = new_figure(sum(heights) + 0.6, width=3.2 * PER_ROW if columns > 1 else WIDTH)
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for axes, panel in zip(grid.flat, drawn, strict=False):
+        _draw(axes, panel)
+    for axes in grid.flat[len(drawn) :]:
+        axes.set_axis_off()
+    if title:
+        figure.suptitle(title, fontsize=10, wrap=True)
+    more = f"; {len(panels) - len(drawn)} more are not drawn" if len(panels) > len(drawn) else ""
+    published = "\nhollow: published; ×: published, another metric or unclear which"
+    legend = f"filled: measured here, with its 95 % interval{more}"
+    figure.supxlabel(legend + (published if any(each.published for each in drawn) else ""), fontsize=9)
+    return figure
+
+
+def _draw(axes: Axes, panel: ScorePanel) -> None:
+    tidy(axes, grid="x")
+    for place, score in enumerate(panel.ours):
+        if not math.isfinite(score.value):
+            axes.text(0.98, place, "∞", transform=axes.get_yaxis_transform(), color=BLUE, ha="right", va="center")
+            continue
+        reach = [[max(score.value - score.low, 0.0)], [max(score.high - score.value, 0.0)]]
+        axes.errorbar(score.value, place, xerr=reach, color=BLUE, marker="o", markersize=5, capsize=3)
+    if len(panel.ours) == 1 and math.isfinite(panel.ours[0].low):
+        axes.axvspan(panel.ours[0].low, panel.ours[0].high, color=BLUE, alpha=0.1, linewidth=0)
+    for place, score in enumerate(panel.published, start=len(panel.ours)):
+        marker = "o" if score.is_same_metric else "x"
+        axes.plot(score.value, place, linestyle="none", marker=marker, color=ORANGE, markerfacecolor="none")
+    names = [*short_names([each.model for each in panel.ours], LONGEST), *(each.model for each in panel.published)]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    for label in axes.get_yticklabels()[: len(panel.ours)]:
+        label.set(color=BLUE, fontweight="bold")
+    axes.set_ylim(len(names) - 0.3, -0.6)
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel(f"{panel.metric}   {'better →' if panel.higher_is_better else '← better'}", fontsize=9)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.margins(x=0.08)
+    _scale(axes, panel)
+    if panel.chance is not None:
+        axes.axvline(panel.chance, color=GREY, linestyle=":", linewidth=1.2)
+        axes.text(panel.chance, 0.01, " chance", transform=axes.get_xaxis_transform(), fontsize=8, color=GREY)
+
+
+def _scale(axes: Axes, panel: ScorePanel) -> None:
+    if not panel.is_logarithmic:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return
+    axes.set_xscale("log")
+    values = [each.value for each in (*panel.ours, *panel.published) if math.isfinite(each.value)]
+    is_narrow = max(values) < 100 * min(values)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,), numticks=6))
+    axes.xaxis.set_major_formatter(lambda value, _: power_text(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())

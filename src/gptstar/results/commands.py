@@ -1,0 +1,80 @@
+"""Commands as they would be typed: without quotes that no shell needs, a sweep's jobs as one sweep."""
+
+import math
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+WIDTH = 88
+PLAIN_IN_SHELL = re.compile(r"[\w@%+=:,./~^-]*")
+PLAIN_IN_HYDRA = re.compile(r"'([\w@%+./~:-]*)'")
+GIVEN_BY_SWEEPS = ("hydra.mode=RUN",)
+
+
+def as_typed(commands: Sequence[str]) -> list[str]:
+    """Write commands for a shell, wrapped; jobs of one folder that fill a grid of values become one sweep.
+
+    A command that can't be split into words, as some old ones, stays as it is.
+    """
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    unreadable = []
+    for command in dict.fromkeys(filter(None, commands)):
+        try:
+            words = [_without_hydra_quotes(word) for word in shlex.split(command) if word not in GIVEN_BY_SWEEPS]
+        except ValueError:
+            unreadable.append(command)
+            continue
+        keys = tuple(word.partition("=")[0] for word in words)
+        folder = next((word.rpartition("/")[0] for word in words if word.startswith("output=")), "")
+        groups.setdefault((*keys, folder), []).append(words)
+    typed = [_wrapped(words) for jobs in groups.values() for words in _as_sweep(jobs)]
+    return [*typed, *unreadable]
+
+
+def _as_sweep(jobs: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
+    """One command with `-m` for jobs that are all combinations of some values; else each job's."""
+    columns = [list(dict.fromkeys(words)) for words in zip(*jobs, strict=True)]
+    swept = [n for n, values in enumerate(columns) if len(values) > 1 and not values[0].startswith("output=")]
+    combinations = {tuple(job[n] for n in swept) for job in jobs}
+    is_grid = len(jobs) == len(combinations) == math.prod(len(columns[n]) for n in swept)
+    if len(jobs) < 2 or not is_grid or any("=" not in value for n in swept for value in columns[n]):
+        yield from jobs
+        return
+    words = []
+    for values in columns:
+        key, _, first = values[0].partition("=")
+        if key == "output" and len(values) > 1:
+            first = first.rpartition("/")[0]
+        elif len(values) > 1:
+            first = ",".join(value.partition("=")[2] for value in values)
+        words.append(f"{key}={first}" if "=" in values[0] else values[0])
+    command = next((number for number, word in enumerate(words) if "=" in word), len(words))
+    yield [*words[:command], "-m", *words[command:]]
+
+
+def _without_hydra_quotes(word: str) -> str:
+    key, equals, value = word.partition("=")
+    plain = PLAIN_IN_HYDRA.fullmatch(value)
+    return f"{key}{equals}{plain[1] if plain else value}"
+
+
+def _wrapped(words: Sequence[str]) -> str:
+    lines = [""]
+    for word in map(_quoted, words):
+        if lines[-1] and len(lines[-1]) + len(word) + 3 > WIDTH:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
+
+
+def _quoted(word: str) -> str:
+    """A word with as few quotes as it takes, around its value alone: `data.files='text/*'`."""
+    if PLAIN_IN_SHELL.fullmatch(word):
+        return word
+    key, equals, value = word.partition("=")
+    before = f"{key}{equals}"
+    if not equals or not PLAIN_IN_SHELL.fullmatch(key):
+        before, value = "", word
+    if "'" not in value:
+        return f"{before}'{value}'"
+    return f'{before}"{value}"' if not re.search(r'["$`\\!]', value) else before + shlex.quote(value)

@@ -1,0 +1,59 @@
+"""Ratios of speeds only from runs that are long enough."""
+
+import pandas as pd
+import pytest
+
+from gptstar.results.speeds import n_at_a_time, speed_section
+
+FACTORS = ["model.residual", "seed"]
+
+
+def runs(seconds: float, at_once: int = 1) -> pd.DataFrame:
+    lines = [
+        {"run": f"{residual}-{seed}", "state": "finished", "model.residual": residual, "seed": seed}
+        | {"tokens_per_second": speed, "hours": seconds / 3600, "jobs_at_once": at_once, "began": str(seed)}
+        for residual, speed in (("parallel", 2000.0), ("sequential", 1000.0))
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(lines)
+
+
+def curves(n_speeds: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        [(run, step, "tokens_per_second", 1.0) for run in runs(1)["run"] for step in range(n_speeds)],
+        columns=["run", "step", "metric", "value"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "n_speeds", "said"),
+    [
+        (3.2, 29, "the shortest run trained for 3 s and a run recorded 29 speeds"),
+        (600, 4, "the shortest run trained for 10 min and a run recorded 4 speeds"),
+        (59, 0, "the shortest run trained for 59 s and a run recorded 0 speeds"),
+    ],
+)
+def test_short_runs_have_no_speed_ratio_and_that_is_said(seconds: float, n_speeds: int, said: str) -> None:
+    section = speed_section(runs(seconds), curves(n_speeds), FACTORS, None)
+    assert section is not None
+    assert section.text == f"No ratio: {said}. A ratio takes 60 s and 5 speeds of every run."
+    assert section.table is None
+    assert section.picture is None
+
+
+@pytest.mark.parametrize(
+    ("at_once", "how"),
+    [(1, "one after another, so"), (2, "2 at a time and shared the machine, so")],
+)
+def test_a_ratio_says_how_the_runs_came(at_once: int, how: str) -> None:
+    section = speed_section(runs(60, at_once), curves(5), FACTORS, None)
+    assert section is not None
+    assert f"the runs came {how}" in section.text
+    assert section.table is not None
+    assert list(section.table["effect"]) == ["× 0.500"]
+    assert section.picture is not None
+    assert n_at_a_time(runs(60, at_once)) == at_once
+
+
+def test_there_is_no_section_without_two_arms() -> None:
+    assert speed_section(runs(60)[:2], curves(5), ["seed"], None) is None

@@ -48,6 +48,7 @@ def facts_of(
     Args:
         began: seconds since the epoch.
     """
+    end = tokenizer.special_tokens[tokenizer.end_of_text], str(tokenizer.end_of_text)
     facts: dict[str, Any] = {
         "config": {
             "model": "gptstar",
@@ -67,8 +68,8 @@ def facts_of(
         },
         "git_hash": get_commit_from_path(Path.cwd()),
         "date": began,
+        **{f"tokenizer_{role}_token": list(end) for role in ("pad", "eos", "bos")},  # as an exported model has them
         "eot_token_id": tokenizer.end_of_text,
-        "max_length": config.context_length,
     }
     add_env_info(facts)
     return facts

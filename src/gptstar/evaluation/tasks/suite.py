@@ -86,7 +86,9 @@ def evaluate_and_report(
             save(figure, output / "results.png")
         assert tokenizer is not None
         with_errors(scored.output, scored.loaded)
-        write_harness_files(scored.output | facts_of(who, config, tokenizer, device, began), output)
+        facts = facts_of(who, config, tokenizer, device, began)
+        facts["max_length"] = max(task.context_length for task in scored.results.tasks)
+        write_harness_files(scored.output | facts, output)
     except OSError as error:
         raise ConfigError(
             f"can't write all results into {output} ({error.strerror or error}): make room there"

@@ -1,7 +1,9 @@
 """Groups of tasks: the harness's own scores of them, within our intervals."""
 
 import functools
+import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,16 +151,16 @@ def test_groups_are_written_read_shown_and_drawn(of_blimp: TaskResults, tmp_path
     markdown = task_markdown(of_blimp)
     assert "its 67 tasks" in markdown
     assert "blimp_wh_island" in markdown
-    console = Console(width=100, record=True, quiet=False, file=(tmp_path / "shown").open("w"))
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(task_table(of_blimp))
     shown = console.export_text()
-    assert "blimp   acc" in shown.replace("  acc", "  acc")
+    assert re.search(r"\bblimp +acc ", shown)
     assert "blimp_wh_island" not in shown
     assert "results.md has the 67 tasks of the groups" in shown
     assert len(score_panels([of_blimp])) == 1
 
 
-def test_groups_are_compared_as_one(of_blimp: TaskResults, blimp: Path, tmp_path: Path) -> None:
+def test_groups_are_compared_as_one(of_blimp: TaskResults, blimp: Path) -> None:
     other = ours("blimp", blimp, seed=8, limit=3)
     found = compare(of_blimp, other)
     rows = {(row.task, row.metric): row for row in found.rows}
@@ -174,7 +176,7 @@ def test_groups_are_compared_as_one(of_blimp: TaskResults, blimp: Path, tmp_path
     a, b = (by_name(each)["blimp"].metrics[1].value for each in (of_blimp, other))
     assert bits.difference == pytest.approx(b - a)
     assert len(rows) == 2 * 68
-    console = Console(width=100, record=True, file=(tmp_path / "shown").open("w"))
+    console = Console(width=100, record=True, file=io.StringIO())
     print_comparisons(compare_tasks((of_blimp, other)), console)
     shown = console.export_text()
     assert "blimp_" not in shown

@@ -175,7 +175,7 @@ def test_code_that_lacks_something_says_what(tasks: Path) -> None:
 
     said = refused("makes")
     assert "makes makes its items by code of its own, which failed (KeyError: 'word')" in said
-    assert "evaluation.metadata={KEY: VALUE}" in said
+    assert "+evaluation.metadata.KEY=VALUE" in said
     assert "what it fetches has to be in reach" in refused("makes", address="http://127.0.0.1:9/x", word="x")
     (tasks / "code.py").write_text("import a_package_that_is_not_here\n")
     said = refused("makes")
@@ -192,7 +192,7 @@ def test_ruler_says_what_to_fetch(tmp_path: Path) -> None:
         said = str(found.value)
         assert "\n" not in said
         if data_dir is None:
-            for word in ("lm_eval[ruler]", "punkt_tab", "evaluation.metadata={tokenizer: FOLDER}"):
+            for word in ("lm_eval[ruler]", "punkt_tab", "+evaluation.metadata.tokenizer=FOLDER"):
                 assert word in said
 
 

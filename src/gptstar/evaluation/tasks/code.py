@@ -13,7 +13,7 @@ FETCHES = {
         "RULER makes its items on this machine, and its code fetches: the packages of `pip install 'lm_eval[ruler]'`, "
         "`python -m nltk.downloader punkt_tab`, essays from GitHub (niah_single_2, niah_single_3, niah_multikey_1, "
         "niah_multivalue, niah_multiquery), SQuAD and HotpotQA (ruler_qa_squad, ruler_qa_hotpot); it needs a tokenizer "
-        "of transformers: evaluation.metadata={tokenizer: FOLDER}, such as an exported model's folder"
+        "of transformers: +evaluation.metadata.tokenizer=FOLDER, such as an exported model's folder"
     ),
 }
 """Folders of tasks whose code fetches what no bundle holds, and what to fetch."""
@@ -42,7 +42,7 @@ def refusal_of_code(task: str, config: Mapping[str, Any], path: Path | None, err
         return None
     known = FETCHES.get(_folder(path))
     said = with_type(error)
-    advice = "give what it takes as evaluation.metadata={KEY: VALUE}; what it fetches has to be in reach"
+    advice = "give what it takes as +evaluation.metadata.KEY=VALUE; what it fetches has to be in reach"
     return DataError(f"{task} makes its items by code of its own, which failed ({said}): {known or advice}")
 
 

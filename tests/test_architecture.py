@@ -49,7 +49,10 @@ THIRD_PARTIES = {
     "lm_eval": {"evaluation/harness", "evaluation/tasks"},
     "matplotlib": {"data/inspection/pictures", "plots"},
     "pandas": {"results"},
-    "pydantic": {"fields", "config", "choices", "data/storage/manifest", "evaluation/results", "evaluation/tasks"},
+    "pydantic": {
+        *("fields", "config", "choices", "data/storage/manifest", "evaluation/results", "evaluation/tasks"),
+        "evaluation/length/compare",
+    },
     "wandb": {"training/tracker"},
     "safetensors": {"checkpoint/huggingface"},
     "scipy": {"evaluation/statistics"},

@@ -104,7 +104,11 @@ def test_help_shows_every_choice(script: str, example: str, capsys: pytest.Captu
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert example in shown
-    assert "hardware: auto, cpu, ddp, fsdp, gpu, multi_node" in shown
+    groups = ("hardware", "evaluation") if script == "evaluate.py" else ("hardware", "model", "optimizer")
+    for group in groups:
+        choices = ", ".join(sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")))
+        assert f"{group}: {choices}" in shown
+    assert ("optimizer:" in shown) == (script == "train.py")
 
 
 def test_mistakes_get_one_line(

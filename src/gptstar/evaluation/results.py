@@ -157,6 +157,8 @@ def read_tasks(path: Path) -> TaskResults:
 
 def problem(error: Exception) -> str:
     """What is wrong with a file, in one line: where pydantic found several things wrong, the first."""
+    if isinstance(error, KeyError):
+        return f"no {in_one_line(error)}"
     if not isinstance(error, ValidationError):
         return in_one_line(error)
     first = error.errors()[0]

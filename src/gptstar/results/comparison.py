@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from gptstar.errors import ConfigError, in_one_line
+from gptstar.errors import ConfigError
 from gptstar.evaluation.compare import Comparisons, compare_tasks
 from gptstar.evaluation.comparison_tables import records
 from gptstar.evaluation.length.compare import Reading, compare_curves
-from gptstar.evaluation.results import FILE_NAME, TaskResults, read_tasks
+from gptstar.evaluation.results import FILE_NAME, TaskResults, problem, read_tasks
 from gptstar.results.evaluations import evaluation_files, home_of, read_evaluation, study_of
 from gptstar.results.sources import Source, expand, in_order
 
@@ -115,8 +115,7 @@ def _entrant(home: Path, files: Sequence[Path]) -> Entrant:
             elif tree is not None:
                 tasks = read_tasks(file)
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            problem = f"no {error}" if isinstance(error, KeyError) else in_one_line(error)
-            raise ConfigError(f"{file} is damaged: {problem}") from error
+            raise ConfigError(f"{file} is damaged: {problem(error)}") from error
     return Entrant(home, tasks, readings)
 
 
@@ -125,4 +124,4 @@ def _readings(home: Path, tree: dict[str, Any]) -> Iterator[Reading]:
         checkpoint = {"name": home.name} | curve["checkpoint"]
         if curve["rotary_scaling"] != "none":
             checkpoint["name"] = f"{checkpoint['name']}, {curve['rotary_scaling']}"
-        yield Reading(study_of(tree, sizes=()), curve, checkpoint)
+        yield Reading.parse(study_of(tree, sizes=()), curve, checkpoint)

@@ -32,7 +32,7 @@ def reading(seed: int, better: float = 0.0, lengths: tuple[int, ...] = (16, 32),
     known: dict[int, Read] = {length: (hard + noise - better, Cost(1.0, 0, 0)) for length in plan.lengths}
     reader = Reader(lambda *_: torch.empty(0), torch.device("cpu"), 64)
     curve = read_curve(reader, plan, name=f"model{seed}", trained_at=16, known=known)
-    return Reading(STUDY, json.loads(to_json(asdict(curve))), {"name": f"model{seed}"})
+    return Reading.parse(STUDY, json.loads(to_json(asdict(curve))), {"name": f"model{seed}"})
 
 
 def test_losses_are_paired_by_document() -> None:
@@ -41,8 +41,8 @@ def test_losses_are_paired_by_document() -> None:
     assert found.names == ("model1", "model2", "model3")
     assert [[row.task for row in rows] for rows in found.rows] == [["16", "32"]] * 2
     first = found.rows[0][0]
-    sums = [np.asarray(each.curve["lengths"][0]["sums"]) for each in (a, b)]
-    counts = np.asarray(a.curve["counts"])
+    sums = [np.asarray(each.lengths[0].sums) for each in (a, b)]
+    counts = np.asarray(a.counts)
     theirs = paired_ratio(*sums, counts)
     assert (first.difference, first.low, first.high, first.p) == pytest.approx(
         (theirs.difference, theirs.low, theirs.high, theirs.p)
@@ -56,7 +56,7 @@ def test_losses_are_paired_by_document() -> None:
 
 def test_unpaired_differences_have_no_interval_and_say_why() -> None:
     a, b, other = reading(1), reading(2), reading(3, documents=30)
-    older = replace(b, curve={key: value for key, value in b.curve.items() if key not in ("counts", "targets")})
+    older = replace(b, counts=(), targets="")
     found = compare_curves([a, older, other])
     assert {(row.p, row.low, row.verdict) for rows in found.rows for row in rows} == {(None, None, "not tested")}
     assert any(note.startswith("B: without") and "evaluate again" in note for note in found.notes)
@@ -69,6 +69,6 @@ def test_what_can_not_be_compared_is_refused() -> None:
     a = reading(1)
     with pytest.raises(ConfigError, match="A was read as fixed_targets, text 0, and B as sliding"):
         compare_curves([a, replace(a, study="sliding")])
-    undefined = [each | {"loss": None} for each in a.curve["lengths"]]
+    undefined = tuple(replace(each, loss=None) for each in a.lengths)
     with pytest.raises(ConfigError, match="no context length is in both A and B"):
-        compare_curves([a, replace(a, curve=a.curve | {"lengths": undefined})])
+        compare_curves([a, replace(a, lengths=undefined)])

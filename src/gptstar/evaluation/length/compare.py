@@ -1,9 +1,11 @@
 """Losses at context lengths set against those of a first model, paired by document. B minus A throughout."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
+
+from pydantic import TypeAdapter
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.compare import CAVEAT, Comparisons, Row, letter, names_of, with_holm
@@ -13,18 +15,46 @@ UNPAIRED = "{}: without intervals and p, since {}."
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A figure, of which the interval does not matter here."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is compared of a `LengthResult`."""
+
+    context_length: int
+    tokens: int
+    loss: Figure | None
+    bits_per_byte: Figure | None
+    sums: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Reading:
     """One model's losses at several context lengths.
 
     Attributes:
         study: the protocol and the text.
-        curve: as a `results.json` has it.
         checkpoint: whose losses they are, with a `name`.
+        targets, counts: as a `Curve` has them.
     """
 
     study: str
-    curve: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
+    lengths: tuple[Point, ...]
+    targets: str = ""
+    counts: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, study: str, curve: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Self:
+        """Read what a `results.json` says of one model. Raises ValueError if it is damaged."""
+        reading = TypeAdapter(cls).validate_python({**curve, "study": study, "checkpoint": checkpoint})
+        if any(point.sums and len(point.sums) != len(reading.counts) for point in reading.lengths):
+            raise ValueError("its sums are not of its units of text")
+        return reading
 
 
 def compare_curves(readings: Sequence[Reading]) -> Comparisons:
@@ -45,10 +75,10 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
                 f"A was read as {first.study}, and {letter(number)} as {other.study}: only losses on one text by one "
                 "protocol can be compared: evaluate all in one command, evaluation=length checkpoint=[A,B]"
             )
-        problem = _why_unpaired(first.study, first.curve, other.curve)
+        problem = _why_unpaired(first, other)
         if problem:
             unpaired.setdefault(problem, []).append(letter(number))
-        rows.append(list(_rows(first.curve, other.curve, paired=not problem)))
+        rows.append(list(_rows(first, other, paired=not problem)))
         if not rows[-1]:
             raise ConfigError(f"no context length is in both A and {letter(number)}: give evaluation.context_lengths")
     notes = [f"Read as: {first.study}."]
@@ -60,48 +90,45 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
     return Comparisons("length", names, adjusted, (*notes, CAVEAT.replace("items", "text")))
 
 
-def _why_unpaired(study: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """Why two curves can't be paired; empty if they can."""
-    if "legacy" in study:
+def _why_unpaired(a: Reading, b: Reading) -> str:
+    """Why two models' losses can't be paired; empty if they can."""
+    if "legacy" in a.study:
         return "the published estimator has none"
-    if not a.get("counts") or not b.get("counts"):
+    if not a.counts or not b.counts:
         return "these results lack the losses by document: evaluate again"
-    if a["targets"] != b["targets"] or a["counts"] != b["counts"]:
+    if a.targets != b.targets or a.counts != b.counts:
         return "other tokens were scored: evaluation.protocol=fixed_targets scores the same ones"
     return ""
 
 
-def _rows(a: Mapping[str, Any], b: Mapping[str, Any], *, paired: bool) -> list[Row]:
-    others = {point["context_length"]: point for point in b["lengths"] if point["loss"] is not None}
-    rows = []
-    for mine in a["lengths"]:
-        theirs = others.get(mine["context_length"])
-        if mine["loss"] is None or theirs is None:
+def _rows(a: Reading, b: Reading, *, paired: bool) -> Iterator[Row]:
+    others = {point.context_length: point for point in b.lengths}
+    for mine in a.lengths:
+        theirs = others.get(mine.context_length)
+        if theirs is None or mine.loss is None or theirs.loss is None:
             continue
-        same_tokens = mine["tokens"] == theirs["tokens"]
-        bits = not same_tokens and mine["bits_per_byte"] and theirs["bits_per_byte"]
-        values = [float(each["bits_per_byte" if bits else "loss"]["value"]) for each in (mine, theirs)]
+        values = mine.loss.value, theirs.loss.value
+        bits = mine.tokens != theirs.tokens and mine.bits_per_byte is not None and theirs.bits_per_byte is not None
+        if bits and mine.bits_per_byte and theirs.bits_per_byte:
+            values = mine.bits_per_byte.value, theirs.bits_per_byte.value
         found = Paired(values[1] - values[0], math.nan, math.nan, math.nan, "none")
         if paired:
-            found = paired_ratio(mine["sums"], theirs["sums"], a["counts"])
+            found = paired_ratio(mine.sums, theirs.sums, a.counts)
         low, high, p = (None if math.isnan(number) else number for number in (found.low, found.high, found.p))
-        rows.append(
-            Row(
-                task=str(mine["context_length"]),
-                metric="bits_per_byte" if bits else "loss",
-                kind="bits_per_byte" if bits else "mean",
-                higher_is_better=False,
-                a=values[0],
-                b=values[1],
-                difference=values[1] - values[0],
-                ratio=None,
-                low=low,
-                high=high,
-                p=p,
-                p_holm=None,
-                test=found.test,
-                primary=p is not None,
-                items=int(mine["tokens"]),
-            )
+        yield Row(
+            task=str(mine.context_length),
+            metric="bits_per_byte" if bits else "loss",
+            kind="bits_per_byte" if bits else "mean",
+            higher_is_better=False,
+            a=values[0],
+            b=values[1],
+            difference=values[1] - values[0],
+            ratio=None,
+            low=low,
+            high=high,
+            p=p,
+            p_holm=None,
+            test=found.test,
+            primary=p is not None,
+            items=mine.tokens,
         )
-    return rows

@@ -31,9 +31,10 @@ def load(path: str | os.PathLike[str]) -> GPT:
 
 def parted(path: Path) -> tuple[Path, bool]:
     """The path of a checkpoint without what is put after it, and whether its averaged weights are meant."""
-    if not path.name.endswith(AVERAGED) or path.exists():
+    plain = path.name.removesuffix(AVERAGED)
+    if plain in ("", path.name) or path.exists():
         return path, False
-    return path.with_name(path.name.removesuffix(AVERAGED)), True
+    return path.with_name(plain), True
 
 
 def find(path: Path) -> Path:

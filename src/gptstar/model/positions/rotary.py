@@ -60,8 +60,11 @@ class ScaledRotary(Rotary):
 
 
 def rotary_frequencies(d_head: int, device: torch.device | None = None) -> Tensor:
-    """The angle between neighbouring positions of each pair of features, `(d_head / 2,)` (RoFormer, equation 15)."""
-    return BASE ** (-torch.arange(0, d_head, 2, device=device) / d_head)
+    """The angle between neighbouring positions of each pair of features, `(d_head / 2,)` (RoFormer, equation 15).
+
+    In float64: what float32 rounds off a frequency is 1e-4 of an angle some thousand positions on.
+    """
+    return BASE ** (-torch.arange(0, d_head, 2, device=device, dtype=torch.float64) / d_head)
 
 
 def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
@@ -115,8 +118,13 @@ def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None
     elif scaling is not None:
         frequencies = yarn_frequencies(frequencies, scaling.factor, scaling.trained_at)
         size = yarn_attention_factor(scaling.factor)
-    angles = positions[..., None] * frequencies
+    angles = position_angles(positions, frequencies)
     return (angles.cos(), angles.sin()) if size == 1.0 else (angles.cos() * size, angles.sin() * size)
+
+
+def position_angles(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """`position * frequency` without whole turns: `(…, position)`, `(pair,)` → `(…, position, pair)`, float32."""
+    return (positions[..., None] * frequencies.double()).remainder(2 * math.pi).float()
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

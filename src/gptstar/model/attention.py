@@ -189,7 +189,9 @@ class Attention(nn.Module):
         if not self.positions.adds_bias or self.positions.slopes(self.n_heads, device) is not None:
             return True
         parameters = self._of_positions[0]
-        learns = torch.is_grad_enabled() and parameters is not None and any(p.requires_grad for p in parameters.parameters())
+        learns = (
+            torch.is_grad_enabled() and parameters is not None and any(p.requires_grad for p in parameters.parameters())
+        )
         return self.positions.is_of_distance and not learns
 
     @property

@@ -50,7 +50,9 @@ def biased_attention(
                     value[:, :, :stop],
                     attn_mask=linear_bias(bias, range(start, stop), range(stop))[None]
                     if isinstance(bias, Tensor)
-                    else _masked(bias, range(start, stop), documents, places, query.device),  # (batch or 1, head, query, key)
+                    else _masked(
+                        bias, range(start, stop), documents, places, query.device
+                    ),  # (batch or 1, head, query, key)
                     dropout_p=dropout,
                 )
             )
@@ -70,9 +72,7 @@ def linear_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
     return bias.masked_fill_(distance < 0, -torch.inf)  # in place: it is the largest tensor of a long context
 
 
-def _masked(
-    bias: Bias, block: range, documents: Tensor | None, places: Tensor | None, device: torch.device
-) -> Tensor:
+def _masked(bias: Bias, block: range, documents: Tensor | None, places: Tensor | None, device: torch.device) -> Tensor:
     """The bias of a block of queries, `-inf` where they don't attend: `(batch or 1, head, query, key)`."""
     start, stop = block.start, block.stop
     keys = torch.arange(stop, device=device)[None]

@@ -1,4 +1,4 @@
-"""FlexAttention: a bias by distance as a modification of scores in one kernel, which skips what is masked. The form for GPUs."""
+"""FlexAttention: a bias by distance modifies scores in one kernel, which skips what is masked. The form for GPUs."""
 
 import functools
 from collections.abc import Callable

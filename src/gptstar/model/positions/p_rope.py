@@ -28,7 +28,7 @@ class PRope(Rotary):
     scalings: ClassVar[tuple[str, ...]] = ()
 
     def _angles(self, at: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
-        frequencies = rotary_frequencies(d_head, at.device)
+        frequencies = rotary_frequencies(d_head, at.device, torch.float64)
         n_turning = math.floor(self.p * d_head / 2 + 1e-9)  # 0.29 * 100 is below 29 in floating point
         turns = torch.arange(len(frequencies), device=at.device) < n_turning
         angles = position_angles(at, torch.where(turns, frequencies, 0.0))

@@ -59,12 +59,9 @@ class ScaledRotary(Rotary):
         return rotary_angles(at, d_head, self.scaling)
 
 
-def rotary_frequencies(d_head: int, device: torch.device | None = None) -> Tensor:
-    """The angle between neighbouring positions of each pair of features, `(d_head / 2,)` (RoFormer, equation 15).
-
-    In float64: what float32 rounds off a frequency is 1e-4 of an angle some thousand positions on.
-    """
-    return BASE ** (-torch.arange(0, d_head, 2, device=device, dtype=torch.float64) / d_head)
+def rotary_frequencies(d_head: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The angle between neighbouring positions of each pair of features, `(d_head / 2,)` (RoFormer, equation 15)."""
+    return BASE ** (-torch.arange(0, d_head, 2, device=device, dtype=dtype) / d_head)
 
 
 def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
@@ -112,7 +109,7 @@ def yarn_attention_factor(factor: float) -> float:
 
 def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `rotate`: positions `(…, position)`, int64 → `(…, position, d_head / 2)`, float32, each."""
-    frequencies, size = rotary_frequencies(d_head, device=positions.device), 1.0
+    frequencies, size = rotary_frequencies(d_head, positions.device, torch.float64), 1.0
     if scaling is not None and scaling.method == "ntk":
         frequencies = ntk_frequencies(frequencies, scaling.factor)
     elif scaling is not None:
@@ -123,8 +120,11 @@ def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None
 
 
 def position_angles(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """`position * frequency` without whole turns: `(…, position)`, `(pair,)` → `(…, position, pair)`, float32."""
-    return (positions[..., None] * frequencies.double()).remainder(2 * math.pi).float()
+    """`position * frequency` without whole turns: `(…, position)`, `(pair,)` → `(…, position, pair)`, float32.
+
+    Frequencies are float64: what float32 rounds off them is 1e-4 of an angle some thousand positions on.
+    """
+    return (positions[..., None] * frequencies).remainder(2 * math.pi).float()
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

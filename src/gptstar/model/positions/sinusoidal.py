@@ -37,6 +37,6 @@ class Sinusoidal(Positions):
         """Multiply the tokens' vectors, and add each position's."""
         if at is None:
             at = torch.arange(x.shape[1], device=x.device)[None]
-        angles = position_angles(at, rotary_frequencies(x.shape[2], at.device))
+        angles = position_angles(at, rotary_frequencies(x.shape[2], at.device, torch.float64))
         vectors = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (batch or 1, position, d_model)
         return (x.float() * math.sqrt(x.shape[2]) + vectors).to(x.dtype)

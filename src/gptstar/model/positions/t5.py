@@ -1,7 +1,6 @@
 """T5's relative positions: a learned bias for each bucket of distances."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +42,6 @@ class T5(Positions):
     Source: Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", 2020,
     section 2.1, and the authors' code for attention to earlier tokens only.
     """
-
-    name_in_model: ClassVar[str] = "relative_bias"
 
     def parameters(self, sizes: Sizes) -> nn.Module:
         """Make the table: `(bucket, head)`."""

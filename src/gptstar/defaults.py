@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gptstar.errors import DataError
 
@@ -46,13 +46,14 @@ def run_name(data: Any) -> str:
         data: the composed group.
     """
     corpora, files, shards = (data.get(key) for key in ("corpora", "files", "shards"))
+    first = files[0] if isinstance(files, ListConfig) and files else files
     if data.get("source") == "bundled":
         name = "bundled"
-    elif files:
-        name = _folder(files if isinstance(files, str) else str(files[0]))
-    elif corpora:
-        first, *others = (str(corpus) for corpus in corpora)
-        name = first + (f"-and-{len(others)}-more" if others else "")
+    elif isinstance(first, str):  # what else is given, the configuration's rules refuse
+        name = _folder(first)
+    elif isinstance(corpora, DictConfig) and corpora:
+        name, *others = (str(corpus) for corpus in corpora)
+        name += f"-and-{len(others)}-more" if others else ""
     else:
         name = str(shards or "").rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
@@ -112,11 +113,11 @@ def _vocabulary(data: DictConfig) -> int | None:
     from gptstar.data.tokenizer import Tokenizer
 
     try:
-        if (file := data.get("tokenizer")) is not None:
+        if isinstance(file := data.get("tokenizer"), str):
             return Tokenizer.from_file(Path(file)).n_vocab
         reads_shards = data.get("source") == "local" and data.get("files") is None and not data.get("corpora")
-        if reads_shards and data.get("shards") is not None:
-            return ShardFolder(data.shards, data.cache_bytes).manifest.n_vocab
-    except DataError:  # which is reported where the text is read; `gptstar plan` needs no text
+        if reads_shards and isinstance(shards := data.get("shards"), str):
+            return ShardFolder(shards, int(data.cache_bytes)).manifest.n_vocab
+    except (DataError, TypeError, ValueError):  # which is reported where the text is read; `gptstar plan` needs no text
         return None
     return None

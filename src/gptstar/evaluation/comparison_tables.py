@@ -58,7 +58,7 @@ def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, 
     values, items = ("A", of_b) if has_values else (), ("items",) if has_items else ()
     header = ["context" if is_length else "task", *values, f"{of_b} − A", "95 % interval", "Holm p", *items, "verdict"]
     lines = []
-    for row in (row for row in rows if row.primary or all_metrics or row.task not in tested):
+    for row in (row for row in rows if row.primary or all_metrics or not (row.is_member or row.task in tested)):
         task, metric, a, b, change, interval, p, adjusted, n_items = _cells(row)
         name = task if is_length else f"{task} {metric.replace('perplexity', 'ppl')}"
         figures = [f"{loss:.{3 if loss < 10 else 2}f}" for loss in (row.a, row.b)] if is_length else [a, b]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gptstar.evaluation.compare import names_of
-from gptstar.evaluation.results import Metric, TaskResult, TaskResults
+from gptstar.evaluation.results import Metric, TaskResult, TaskResults, grouped_by
 from gptstar.evaluation.tasks.published import published_rows
 from gptstar.evaluation.tasks.tables import COLUMNS, SHORT, differences, is_share, metric_of
 from gptstar.plots.scores import Score, ScorePanel
@@ -14,7 +14,7 @@ CHANCE = {"piqa": 0.5, "hellaswag": 0.25, "winogrande": 0.5}
 
 
 def score_panels(results: Sequence[TaskResults]) -> list[ScorePanel]:
-    """Make a panel for each metric that was published, then for the first metric of each other task.
+    """Make a panel for each metric that was published, then for the first metric of each other task or group of tasks.
 
     Args:
         results: of one or several checkpoints, whose names are told apart.
@@ -23,7 +23,8 @@ def score_panels(results: Sequence[TaskResults]) -> list[ScorePanel]:
     names = list(dict.fromkeys(task.task for each in results for task in each.tasks))
     chosen = [(task, metric) for task, metric in COLUMNS if task in names]
     for each in results:
-        others = [task for task in each.tasks if task.task not in published_rows().tasks and task.metrics]
+        known = (*published_rows().tasks, *grouped_by(each.tasks))
+        others = [task for task in each.tasks if task.task not in known and task.metrics]
         chosen += [(task.task, task.metrics[0].name) for task in others]
     return [panel for task, metric in dict.fromkeys(chosen) if (panel := _panel(named, task, metric)) is not None]
 

@@ -443,3 +443,48 @@ def test_variables_that_a_launcher_left_are_refused_before_ranks_meet(
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", **variables}.items():
         monkeypatch.setenv(name, value)
     assert said in refusal(run_here, overrides())
+
+
+AVERAGED = (*ODD, "averaging=ema", "averaging.decay=0.8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "precision"), [("ddp", "float32"), ("fsdp", "float32"), ("fsdp", "bf16_weights")])
+def test_two_ranks_have_the_average_of_one_which_goes_on_with_it(
+    strategy: str, precision: str, overrides: Overrides, tmp_path: Path
+) -> None:
+    words = (*AVERAGED, f"hardware.precision={precision}")
+    run_here(overrides(*words, "total_steps=26", output="alone"))
+    train(
+        overrides(
+            *words, *on(2, strategy), f"hardware.precision={precision}", "total_steps=20", "schedule.decay_until=26"
+        )
+    )
+    run_here(overrides(*words, "total_steps=26"))
+    atol, rel = (2e-5, 1e-5) if precision == "float32" else (2e-2, 2e-2)
+    one, two = (read(tmp_path / name / "last.ckpt") for name in ("alone", "run"))
+    torch.testing.assert_close(two.averaged, one.averaged, rtol=0, atol=atol)
+    ours, theirs = (recorded(tmp_path / name, "averaged/loss") for name in ("alone", "run"))
+    assert ours.keys() == {10, 20, 26}
+    assert theirs == pytest.approx(ours, rel=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_that_are_killed_have_the_same_average(strategy: str, overrides: Overrides, tmp_path: Path) -> None:
+    words = [*AVERAGED, *on(2, strategy), "total_steps=40"]
+    train(overrides(*words, output="whole"))
+    for step in (12, 27):
+        running = Running(overrides(*words), tmp_path / "run")
+        running.reach(step)
+        running.send(signal.SIGKILL, rank=1)
+        running.end()
+    train(overrides(*words))
+    whole, killed = (read(tmp_path / name / "last.ckpt") for name in ("whole", "run"))
+    assert (tmp_path / "run/last.ckpt").is_dir() == (strategy == "fsdp")
+    torch.testing.assert_close(killed.averaged, whole.averaged, rtol=0, atol=0)
+    torch.testing.assert_close(killed.weights, whole.weights, rtol=0, atol=0)
+    for name in ("averaged/loss", "validation/loss", "train/loss"):
+        assert recorded(tmp_path / "run", name) == recorded(tmp_path / "whole", name)
+    for path in ("run", "whole"):  # read in parts and as a whole
+        assert read(tmp_path / f"{path}/last.ckpt:averaged").weights.keys() == whole.weights.keys()

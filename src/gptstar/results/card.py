@@ -46,6 +46,7 @@ def model_card(
     if found is not None and found.damaged:
         raise ConfigError(next(iter(found.damaged.values())))
     evaluated = [each for each in read if each.checkpoint.get("sha256") == known["sha256"]]
+    best_loss = training.best_loss if training and not checkpoint.is_average else None  # which is of the last weights
     settings: dict[str, Any] = training.settings if training else {}
     data: dict[str, Any] = training.data if training else {}
     environment = Environment(
@@ -64,8 +65,9 @@ def model_card(
         context_length=context_length,
         known=known,
         settings={key: settings[key] for key in shown_keys() if key in settings and not key.startswith("model.")},
-        best_loss=training.best_loss if training else None,
-        perplexity=float(np.exp(training.best_loss)) if training and training.best_loss else None,
+        averaged=checkpoint.is_average,
+        best_loss=best_loss,
+        perplexity=float(np.exp(best_loss)) if best_loss else None,
         corpora=data.get("corpora", {}),
         fingerprint=data.get("fingerprint"),
         tasks=[task for results in evaluated for task in results.tasks],

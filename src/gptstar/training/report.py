@@ -106,9 +106,11 @@ def final_line(rows: Sequence[dict[str, float]], bigram: float | None, ended: En
         return f"no validation was due; in {ended.record.output}"
     step, loss = losses[-1]
     at_best, best = min(losses, key=lambda each: (each[1], -each[0]))
+    averages = [row["averaged/loss"] for row in rows if int(row["step"]) == step and "averaged/loss" in row]
+    averaged = f", of averaged weights {averages[-1]:.3f}" if averages else ""
     lower = f" (best: {best:.3f} at step {at_best:,})" if at_best != step else ""
     beside = "" if bigram is None else f"; a bigram model {_counted(ended)} has {bigram:.3f}"
-    return f"validation loss {loss:.3f} at step {step:,}{lower}{beside}; in {ended.record.output}"
+    return f"validation loss {loss:.3f} at step {step:,}{averaged}{lower}{beside}; in {ended.record.output}"
 
 
 def _bigram(ended: Ended, say: Callable[[str], None]) -> float:

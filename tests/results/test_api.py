@@ -30,7 +30,7 @@ def folder(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs `runs/seed-9` and `runs/seed-10` with readings in report.json, and an evaluation `mine` of seed-9."""
     folder = tmp_path_factory.mktemp("api")
     words = [*SMALL, "data=local", f"data.files={text}", "total_steps=3", "schedule.warmup_steps=1", "report=true"]
-    words += ["batch_tokens=10240", "hardware.micro_batch_size=32"]  # so that it can afford to read
+    words += ["batch_tokens=20480", "hardware.micro_batch_size=32"]  # so that it can afford to read
     study = [f"evaluation.{each}" for each in ("context_lengths=[16,64]", "protocol=fixed_targets", "max_tokens=512")]
     for seed in (9, 10):
         run_here([*words, f"seed={seed}", f"output={folder / f'runs/seed-{seed}'}"])

@@ -1,9 +1,10 @@
 """Results set against the first of them, whatever names them: runs, folders of results, files, patterns."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -24,24 +25,12 @@ COMPARE_FIGURES = (
 HOW = "evaluate.py checkpoint=RUN output=results/NAME writes scores on tasks, with evaluation=length losses at lengths"
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """What was found of one run, or in one folder of results.
-
-    Attributes:
-        tasks: the results on tasks of each checkpoint, the newest first.
-        readings: of each model in each study of length, the newest first.
-    """
+class Entrant(NamedTuple):
+    """What was found of one run, or in one folder of results: of each checkpoint, the newest first."""
 
     place: Path
-    tasks: tuple[TaskResults, ...]
-    readings: tuple[Reading, ...]
-
-    @property
-    def kinds(self) -> str:
-        """What it holds, in words."""
-        tasks = ("scores on tasks",) if self.tasks else ()
-        return " and ".join((*tasks, *(("losses at context lengths",) if self.readings else ())))
+    tasks: list[TaskResults]
+    readings: list[Reading]
 
 
 def compare(*sources: Source) -> pd.DataFrame:
@@ -90,8 +79,11 @@ def compared(loaded: Loaded) -> list[Comparisons]:
     if not found and refused:
         raise refused[0]
     if not found:
-        held = "; ".join([*(f"{entrant.place} has {entrant.kinds}" for entrant in entrants), *loaded.damaged.values()])
-        raise ConfigError(f"a comparison takes two results of one kind: {held}. {HOW}")
+        words = [
+            (place, ["scores on tasks"] * bool(a) + ["losses at context lengths"] * bool(b)) for place, a, b in entrants
+        ]
+        held = [*(f"{place} has {' and '.join(each)}" for place, each in words), *loaded.damaged.values()]
+        raise ConfigError(f"a comparison takes two results of one kind: {'; '.join(held)}. {HOW}")
     left_out += [f"Not compared: {error}." for error in refused]
     return [*found[:-1], replace(found[-1], notes=(*left_out, *found[-1].notes))]
 
@@ -128,11 +120,11 @@ def _shared(entrants: Sequence[Sequence[Reading]], key: Callable[[Reading], Hash
     """The readings with the reference's newest key that all entrants have, of each model the newest."""
     keys = [[key(each) for each in of_one] for of_one in entrants]
     chosen = next((each for each in keys[0] if all(each in of_one for of_one in keys)), None)
-    models: dict[tuple[object, ...], Reading] = {}
+    models: dict[tuple[int, str, str], Reading] = {}
     for number, of_one in enumerate(entrants):
         for each in of_one:
             if key(each) == chosen:
-                models.setdefault((number, each.checkpoint.get("sha256"), each.checkpoint["name"]), each)
+                models.setdefault((number, str(each.checkpoint.get("sha256")), str(each.checkpoint["name"])), each)
     return list(models.values())
 
 
@@ -155,10 +147,10 @@ def _entrants(loaded: Loaded) -> Iterator[Entrant]:
         given.update(named)
         for home in sorted({home_of(file) for file in named}, key=natural_key):
             files = [file for file in loaded.evaluations if file in named and home_of(file) == home]
-            of_home = by_checkpoint([tasks[file] for file in files if file in tasks])
-            readings_of_home = [each for file in reversed(files) for each in readings.get(file, ())]
-            if of_home or readings_of_home:
-                yield Entrant(home, tuple(reversed(of_home)), tuple(readings_of_home))
+            of_home = by_checkpoint([tasks[file] for file in files if file in tasks])[::-1]
+            read = [each for file in reversed(files) for each in readings.get(file, ())]
+            if of_home or read:
+                yield Entrant(home, of_home, read)
 
 
 def _readings(loaded: Loaded) -> dict[Path, list[Reading]]:

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -69,11 +69,8 @@ def lengths(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist.
     """
-    found = Loaded(sources)
-    frame = lengths_of(found)
     advice = "run `python evaluate.py evaluation=length checkpoint=RUN`, or train with reading.multiples=[1,2,4,8]"
-    found.warn(_missing(found, "reading at several context lengths", advice) if frame.empty else "")
-    return frame
+    return _frame_of(sources, lengths_of, "reading at several context lengths", advice)
 
 
 def lengths_of(found: Loaded) -> pd.DataFrame:
@@ -109,11 +106,8 @@ def tasks(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist.
     """
-    found = Loaded(sources)
-    frame = tasks_of(found)
     advice = "run `python evaluate.py checkpoint=RUN output=results/NAME`, and give results/NAME as well"
-    found.warn(_missing(found, "score on a task", advice) if frame.empty else "")
-    return frame
+    return _frame_of(sources, tasks_of, "score on a task", advice)
 
 
 def tasks_of(found: Loaded) -> pd.DataFrame:
@@ -121,11 +115,16 @@ def tasks_of(found: Loaded) -> pd.DataFrame:
     return pd.DataFrame(_lines(found, "tasks", _task_lines), columns=list(TASK_FIGURES))
 
 
-def _missing(found: Loaded, what: str, advice: str) -> str:
-    n = len(found.runs)
+def _frame_of(
+    sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame], what: str, advice: str
+) -> pd.DataFrame:
+    """Make a frame; warn of what is damaged and, if there is nothing, how to get it."""
+    found = Loaded(sources)
+    frame, n = make(found), len(found.runs)
     where = f"none of these {n} runs has a" if n > 1 else "this run has no" if n else "there is no"
     there = "" if n else f" in {', '.join(map(str, found.paths))}"
-    return f"{where} {what}{there}: {advice}"
+    found.warn(f"{where} {what}{there}: {advice}" if frame.empty else "", depth=3)
+    return frame
 
 
 def _length_lines(evaluation: Evaluation) -> Lines:

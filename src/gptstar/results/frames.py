@@ -2,7 +2,7 @@
 
 import functools
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
@@ -47,10 +47,7 @@ def runs(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist.
     """
-    found = Loaded(sources)
-    frame = runs_of(found)
-    found.warn(_missing(found))
-    return frame
+    return _frame_of(sources, runs_of)
 
 
 def runs_of(found: Loaded) -> pd.DataFrame:
@@ -90,10 +87,7 @@ def curves(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist.
     """
-    found = Loaded(sources)
-    frame = curves_of(found)
-    found.warn(_missing(found))
-    return frame
+    return _frame_of(sources, curves_of)
 
 
 def curves_of(found: Loaded) -> pd.DataFrame:
@@ -110,11 +104,14 @@ def curves_of(found: Loaded) -> pd.DataFrame:
     )
 
 
-def _missing(found: Loaded) -> str:
-    """Say how to get a run, if there is none."""
+def _frame_of(sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame]) -> pd.DataFrame:
+    """Make a frame; warn of what is damaged and, if there is no run, how to get one."""
+    found = Loaded(sources)
+    frame, where = make(found), ", ".join(map(str, found.paths))
     kind = "no run that can be read" if found.damaged else "no run"
-    where = ", ".join(map(str, found.paths))
-    return "" if found.runs else f"{kind} in {where}: train one with python train.py output=runs/NAME"
+    advice = f"{kind} in {where}: train one with python train.py output=runs/NAME"
+    found.warn("" if found.runs else advice, depth=3)
+    return frame
 
 
 def varied(frame: pd.DataFrame) -> list[str]:

@@ -78,12 +78,12 @@ class Loaded:
         found = {file: self.of_file(file, lambda file: parse_tasks(trees[file])) for file in trees}
         return {file: results for file, results in found.items() if results is not None}
 
-    def warn(self, missing: str = "") -> None:
-        """Warn whoever called the caller of what is damaged, and of what is missing."""
+    def warn(self, missing: str = "", *, depth: int = 2) -> None:
+        """Warn whoever called the caller, or so many calls up, of what is damaged, and of what is missing."""
         for line in self.damaged.values():
-            warnings.warn(line, DamagedWarning, stacklevel=3)
+            warnings.warn(line, DamagedWarning, stacklevel=depth + 1)
         if missing:
-            warnings.warn(missing, MissingResultsWarning, stacklevel=3)
+            warnings.warn(missing, MissingResultsWarning, stacklevel=depth + 1)
 
 
 def evaluation_files(paths: Sequence[Path]) -> list[Path]:

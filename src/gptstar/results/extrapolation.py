@@ -27,7 +27,7 @@ def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") ->
     """Find how the loss of an arm changes since its training context: paired within runs, over cells and seeds.
 
     Args:
-        rows: the readings of one arm; of several training contexts, each is a cell.
+        rows: the readings of one arm by one study; of several training contexts, each is a cell.
         factors: all that was varied.
         at: the column whose values the changes are by: `multiple` or `context_length`.
 
@@ -35,9 +35,8 @@ def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") ->
         The effect at each value but the training context. The interval of a single run is over the text, if its study
         measured the change since the training context.
     """
-    curve = [key for key in ("run", "checkpoint") if key in rows]
-    at_training = rows[rows["multiple"] == 1].groupby(curve)["loss"].mean().rename("at_training")
-    changed = rows.join(at_training, on=curve).assign(since=lambda read: read["loss"] - read["at_training"])
+    at_training = rows[rows["multiple"] == 1].set_index("run")["loss"]
+    changed = rows.assign(since=rows["loss"] - rows["run"].map(at_training))
     found = {}
     for place, here in measured(changed[changed["multiple"] != 1], "since").groupby(at):
         effect = blocked_effect(by_seed(here, ["trained_at", *({SEED} & {*factors})], "since"))
@@ -85,7 +84,7 @@ def between_arms(
 
     Args:
         runs: each arm at one learning rate.
-        lengths: what `frames.lengths` returns, with the same targets for all runs.
+        lengths: one study of those that `lengths` returns, in which the targets of each training context are known.
         factors: all that was varied but the rate.
 
     Returns:

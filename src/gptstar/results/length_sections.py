@@ -23,17 +23,19 @@ def length_sections(
     for study, of_study in studies:
         which = f" ({study})" if len(studies) > 1 else ""
         yield from _study(runs, of_study, factors, which, explained)
-        if _same_targets(of_study):
+        if "" not in set(of_study["targets"]):
             tuned, left = at_best_rate(runs[runs["state"] == "finished"], factors)
             if not (table := between_arms(tuned, of_study, left, against)).empty:
-                text = f"Loss at each multiple of the training context, on the same targets. {explained}"
+                text = f"Loss at each multiple of the training context. {_on_targets(of_study)} {explained}"
                 yield Section(f"Arms at each length{which}", text, table=table)
 
 
-def _same_targets(lengths: pd.DataFrame) -> bool:
-    """Whether all runs scored the same targets, at every length."""
-    targets = lengths["targets"].unique()
-    return len(targets) == 1 and not pd.isna(targets[0]) and targets[0] != ""  # which older studies have not recorded
+def _on_targets(lengths: pd.DataFrame) -> str:
+    """Say which runs of a study scored the same targets: those of one training context did, if targets are known."""
+    targets = set(lengths["targets"])
+    if "" in targets:
+        return "It is not known whether the targets are the same for all runs."
+    return f"The targets are the same for all runs{' of one training context' if len(targets) > 1 else ''}."
 
 
 def _study(
@@ -46,11 +48,10 @@ def _study(
     losses = seeds["loss"].mean().groupby([*keys, "multiple"], sort=False, dropna=False).mean()
     table = losses.unstack("multiple")
     table.columns = [f"{multiple:g} ×" for multiple in table.columns]
-    same = "The targets are the same for all runs. " if _same_targets(lengths) else "Targets may differ between runs. "
     text = (
-        f"Loss by the context read, as multiples of the training context; nats per token, means over seeds. {same}"
-        "The shade ends where training did. Bars of a loss go from the best seed to the worst; below are changes since "
-        "the training context on the same targets, with 95 % intervals over seeds (of one run: over the text)."
+        "Loss by the context read, as multiples of the training context; nats per token, means over seeds. "
+        f"{_on_targets(lengths)} The shade ends where training did. Bars of a loss go from the best seed to the worst; "
+        "below are changes since the training context on the same targets, with 95 % intervals over seeds (of one run: over the text)."
     )
     figure = lengths_figure(runs, lengths, factors)
     yield Section(f"Beyond the training context{which}", text, table=table.reset_index(), picture=figure)

@@ -1,25 +1,23 @@
 """The contents of a report on a set of runs, in order: the answer, what it rests on, what was run."""
 
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS
 from gptstar.plots.labels import level_texts
-from gptstar.results import frames
 from gptstar.results.answer import Answer, answer, states_text
 from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, by_levels, levels_of, measured, outcome_of, without_seed
 from gptstar.results.budgets import STEPS, cost_table, costs, recipes
 from gptstar.results.commands import as_typed
+from gptstar.results.evaluations import lengths_of, tasks_of
 from gptstar.results.factors import effect_table, level_effects, reference_of, tokens_to
 from gptstar.results.figures import budgets_figure, effects_figure, factor_figure, loss_figure
+from gptstar.results.frames import curves_of, runs_of, varied
 from gptstar.results.length_sections import length_sections
-from gptstar.results.run import find_runs, readable
+from gptstar.results.loaded import Loaded
 from gptstar.results.section import Section
-from gptstar.results.sources import MissingResultsWarning
 from gptstar.results.speeds import n_at_a_time, speed_section
 from gptstar.results.table import duration
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
@@ -36,25 +34,23 @@ LONG = 12
 """Lines of a table that is shown only when a reader opens it."""
 
 
-def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Section]:
+def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     """Describe the runs in some folders, section by section; `against` is the level that others are compared with.
 
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
-    readable(paths)  # or refuses them
-    runs = frames.runs(*paths)
-    factors = frames.varied(runs)
+    found.check_has_runs()
+    runs, curves, lengths, tasks = runs_of(found), curves_of(found), lengths_of(found), tasks_of(found)
+    factors = varied(runs)
     runs = by_levels(runs, factors)
     levels = [str(level) for factor in without_seed(factors) for level in levels_of(runs, factor)]
     if against is not None and against not in levels:
         raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
-    with warnings.catch_warnings(action="ignore", category=MissingResultsWarning):
-        curves, lengths, tasks = frames.curves(*paths), frames.lengths(*paths), frames.tasks(*paths)
     finished = runs[runs["state"] == "finished"]
     yield from _answer(answer(runs, lengths, factors))
-    if unreadable := frames.damaged(*paths):
-        yield Section("What can't be read", "\n\n".join(f"{line}." for line in unreadable))
+    if found.damaged:
+        yield Section("What can't be read", "\n\n".join(f"{line}." for line in found.damaged.values()))
     yield from _factors(finished, factors)
     yield from _effects(finished, factors, against)
     yield from length_sections(runs, lengths, factors, against, EXPLAINED)
@@ -65,7 +61,7 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     yield from _tasks(tasks)
     yield _overview(runs, factors)
     yield _all_runs(runs, factors)
-    yield _repeat(paths)
+    yield _repeat(found)
 
 
 def _answer(found: Answer) -> Iterator[Section]:
@@ -221,8 +217,8 @@ def _all_runs(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     return Section("All runs", table=table, is_long=True)
 
 
-def _repeat(paths: Sequence[Path]) -> Section:
-    runs = [run for run in find_runs(paths) if run.state != "damaged"]
+def _repeat(found: Loaded) -> Section:
+    runs = list(found.runs.values())
     commits = sorted({str(run.about.get("commit")) for run in runs})
     data = sorted({str(run.about.get("data"))[:16] for run in runs})
     runs.sort(key=lambda run: run.began)

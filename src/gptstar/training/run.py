@@ -83,6 +83,8 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         if source is not None:
             say(_origin(source, step, recipe.total_steps))
         say(_headline(recipe, record, batches))
+        if device_line := hardware.explain_device():
+            say(device_line)
 
         def describe(step: int) -> dict[str, dict[str, Any]]:
             about = {"settings": settings, "data": _data_read(step, recipe, data, shards) | initial}
@@ -156,8 +158,10 @@ def _origin(source: tuple[Path, Checkpoint], step: int, total_steps: int) -> str
 
 
 def _headline(recipe: Recipe, record: Record, batches: MicroBatches) -> str:
+    steps, warmup = recipe.total_steps, recipe.schedule.warmup_steps
+    mostly = f" ({warmup:,} of them warm-up, schedule.warmup_steps)" if 2 * warmup > steps else ""
     return (
-        f"{record.name}: {recipe.model.n_params:,} parameters, {recipe.total_steps:,} steps of "
+        f"{record.name}: {recipe.model.n_params:,} parameters, {steps:,} steps{mostly} of "
         f"{recipe.batch_tokens:,} tokens, context {recipe.data.context_length}, {batches}, in {record.output}"
     )
 

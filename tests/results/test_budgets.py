@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from gptstar import results
 from gptstar.cli import main
 from gptstar.results import frames
 from gptstar.results.arms import RATE
@@ -281,7 +282,7 @@ def test_losses_beyond_the_training_context_are_compared_by_seed(study: Path) ->
         for at, seed in enumerate(SEEDS):
             read = {multiple: of_seeds[at] for multiple, of_seeds in losses.items()}
             write_reading(study / f"experiment-{name}_seed-{seed}", read)
-    table = between_arms(frames.runs(study), frames.lengths(study), ["experiment", "seed"])
+    table = between_arms(frames.runs(study), results.lengths(study), ["experiment", "seed"])
     assert list(table["context"]) == ["1 ×", "8 ×"]
     for line, multiple in zip(table.to_dict("records"), (1.0, 8.0), strict=True):
         theirs, ours = (losses[multiple] for losses in READ)

@@ -8,8 +8,8 @@ import pandas as pd
 
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, Effect, blocked_effect
 from gptstar.plots.labels import level_texts
-from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, by_seed, measured, outcome_of, without_seed
-from gptstar.results.extrapolation import CONTEXT, extrapolations
+from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, arms_of, by_seed, measured, outcome_of, without_seed
+from gptstar.results.extrapolation import CONTEXT, changes, reading_keys, readings
 from gptstar.results.factors import digits, effect_text, level_effects
 from gptstar.results.frames import EXPERIMENT
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
@@ -117,13 +117,14 @@ def findings_on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequ
     """For each arm, the change of the loss at the longest context since its training context."""
     for study, of_study in lengths.groupby("study", sort=False) if not lengths.empty else ():
         which = f" ({study})" if lengths["study"].nunique() > 1 else ""
-        for arm, _, changes in extrapolations(runs, of_study, factors):
-            longest, change = max(changes.items(), key=lambda item: item[0])
-            whose = "the model" if arm == "all runs" else arm
-            yield (
-                f"Read at {longest:g} × its training context{which}, the loss of {whose} changes by "
-                f"{effect_text(change)} nats per token ({_verdict(change)})."
-            )
+        for arm, rows in arms_of(readings(runs, of_study, factors), reading_keys(factors)):
+            by_multiple = changes(rows, factors)
+            longest, whose = max(by_multiple, default=0), "the model" if arm == "all runs" else arm
+            if longest > 1:
+                yield (
+                    f"Read at {longest:g} × its training context{which}, the loss of {whose} changes by "
+                    f"{effect_text(by_multiple[longest])} nats per token ({_verdict(by_multiple[longest])})."
+                )
 
 
 def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:

@@ -57,13 +57,10 @@ def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:
 
 def by_levels(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     """Sort runs by the levels of their factors: numbers ascending, words as in the sweep."""
-    places = pd.DataFrame({factor: runs[factor].map(_places(runs, factor)) for factor in factors}, index=runs.index)
+    place_of = {factor: {level: n for n, level in enumerate(levels_of(runs, factor))} for factor in factors}
+    places = pd.DataFrame({factor: runs[factor].map(place_of[factor]) for factor in factors}, index=runs.index)
     order = places.sort_values(list(factors), kind="stable").index if factors else runs.index
     return runs.loc[order].reset_index(drop=True)
-
-
-def _places(runs: pd.DataFrame, factor: str) -> dict[object, int]:
-    return {level: place for place, level in enumerate(levels_of(runs, factor))}
 
 
 def arms_of(frame: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -81,10 +78,6 @@ def arms_of(frame: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.
         levels = levels_of(frame, key)
         texts[key] = dict(zip(levels, level_texts(levels), strict=True))
     for levels, rows in by_levels(frame, keys).groupby(list(keys), sort=False, dropna=False):
-        named = dict(zip(keys, levels, strict=True))
-        shown = [texts[key].get(level, str(level)) for key, level in named.items() if not _is_plain(key, level)]
+        named = [each for each in zip(keys, levels, strict=True) if each != ("rotary_scaling", "none")]
+        shown = [texts[key].get(level, str(level)) for key, level in named]
         yield ", ".join(shown) or "all runs", rows
-
-
-def _is_plain(key: str, level: object) -> bool:
-    return (key, level) == ("rotary_scaling", "none")

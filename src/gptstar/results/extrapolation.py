@@ -1,6 +1,6 @@
 """Arms beyond the training context: each against itself there, and against the others, paired by seed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pandas as pd
@@ -29,11 +29,9 @@ def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") ->
     Args:
         rows: the readings of one arm by one study; of several training contexts, each is a cell.
         factors: all that was varied.
-        at: the column whose values the changes are by: `multiple` or `context_length`.
+        at: the column by whose values the changes are returned: `multiple` or `context_length`.
 
-    Returns:
-        The effect at each value but the training context. The interval of a single run is over the text, if its study
-        measured the change since the training context.
+    The interval of a single run is over the text, if its study measured the change since the training context.
     """
     at_training = rows[rows["multiple"] == 1].set_index("run")["loss"]
     changed = rows.assign(since=rows["loss"] - rows["run"].map(at_training))
@@ -46,33 +44,16 @@ def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") ->
     return found
 
 
-def extrapolations(
-    runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]
-) -> Iterator[tuple[str, pd.DataFrame, dict[float, Effect]]]:
-    """Yield the name, the readings and the changes by multiple of each arm that was read beyond its training contexts.
-
-    The changes are averaged over training contexts.
-    """
-    for arm, rows in arms_of(readings(runs, lengths, factors), reading_keys(factors)):
-        longer = {multiple: effect for multiple, effect in changes(rows, factors).items() if multiple > 1}
-        if longer:
-            yield arm, rows, longer
-
-
 def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Make a line for the change of each arm at each multiple of its training context."""
+    """Make a line for the change of each arm at each multiple of its training context, averaged over these."""
     keys = reading_keys(factors)
     return pd.DataFrame(
         [
-            {
-                **rows[keys].iloc[0],
-                "context": f"{multiple:g} ×",
-                "change": effect_text(effect),
-                **evidence(effect),
-                "": effect.verdict,
-            }
-            for _, rows, changed in extrapolations(runs, lengths, factors)
-            for multiple, effect in changed.items()
+            rows[keys].iloc[0].to_dict()
+            | {"context": f"{multiple:g} ×", "change": effect_text(effect), **evidence(effect), "": effect.verdict}
+            for _, rows in arms_of(readings(runs, lengths, factors), keys)
+            for multiple, effect in changes(rows, factors).items()
+            if multiple > 1
         ]
     )
 

@@ -42,23 +42,15 @@ def _over_seeds(rows: pd.DataFrame, metric: str) -> list[Point]:
     return [Point(*each) for each in by_tokens.itertuples()]
 
 
-def factor_figure(
-    finished: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str | None = None
-) -> Figure | None:
-    """Draw an outcome against a numeric factor: a line for each arm, its best value and the grid's edge marked.
+def factor_figure(finished: pd.DataFrame, factor: str, factors: Sequence[str]) -> Figure | None:
+    """Draw the loss, or bits per byte where tokens differ, against a numeric factor, as `values_tried` finds it.
 
-    The outcome is a column, by default the one that the runs can be compared by. Arms are at their best learning rate,
-    unless that is the factor.
+    There is a line for each arm, and its best value and the grid's edge are marked.
     """
-    if finished.empty:
-        return None
-    outcome = outcome or outcome_of(finished)
-    lines = [
-        FactorLine(tried.arm, _points(tried), tried.best, tried.is_at_edge)
-        for tried in values_tried(finished, factor, factors, outcome)
-    ]
+    found = values_tried(finished, factor, factors)
+    lines = [FactorLine(tried.arm, _points(tried), tried.best, tried.is_at_edge) for tried in found]
     name = factor.rpartition(".")[2].replace("_", " ")
-    return draw_factor(lines, name, f"{outcome.replace('_', ' ')}\nbars: lowest to highest seed")
+    return draw_factor(lines, name, f"{outcome_of(finished).replace('_', ' ')}\nbars: lowest to highest seed")
 
 
 def _points(tried: Tried) -> list[Point]:

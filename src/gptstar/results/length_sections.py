@@ -10,6 +10,8 @@ from gptstar.results.figures import lengths_figure
 from gptstar.results.section import Section
 from gptstar.results.tried import at_best_rate
 
+AS_READ = {"sort": False, "dropna": False}
+
 
 def length_sections(
     runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], against: str | None, explained: str
@@ -42,16 +44,14 @@ def _study(
     runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], which: str, explained: str
 ) -> Iterator[Section]:
     keys = [*reading_keys(factors), "trained_at"]
-    seeds = readings(runs, lengths, factors).groupby(
-        [*keys, "multiple", *({SEED} & {*factors})], sort=False, dropna=False
-    )
-    losses = seeds["loss"].mean().groupby([*keys, "multiple"], sort=False, dropna=False).mean()
-    table = losses.unstack("multiple")
+    of_seeds = readings(runs, lengths, factors).groupby([*keys, "multiple", *({SEED} & {*factors})], **AS_READ)
+    table = of_seeds["loss"].mean().groupby([*keys, "multiple"], **AS_READ).mean().unstack("multiple")
     table.columns = [f"{multiple:g} ×" for multiple in table.columns]
     text = (
         "Loss by the context read, as multiples of the training context; nats per token, means over seeds. "
         f"{_on_targets(lengths)} The shade ends where training did. Bars of a loss go from the best seed to the worst; "
-        "below are changes since the training context on the same targets, with 95 % intervals over seeds (of one run: over the text)."
+        "below are changes since the training context on the same targets, with 95 % intervals over seeds (of one run: "
+        "over the text)."
     )
     figure = lengths_figure(runs, lengths, factors)
     yield Section(f"Beyond the training context{which}", text, table=table.reset_index(), picture=figure)

@@ -7,11 +7,8 @@ from typing import Any, Self
 
 import pandas as pd
 
-from gptstar.results.arms import RATE, SEED, arms_of, by_seed, levels_of, measured, outcome_of, without_seed
+from gptstar.results.arms import RATE, arms_of, by_seed, levels_of, measured, outcome_of, without_seed
 from gptstar.results.frames import AT_EDGE
-
-LEAST_LEVELS = 3
-"""Values that a factor needs for a curve, unless it is the learning rate."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +61,12 @@ class Tried:
         return len(self.values) > 1 and self.best in (self.values.index.min(), self.values.index.max())
 
 
-def values_tried(
-    finished: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str | None = None
-) -> list[Tried]:
+def values_tried(finished: pd.DataFrame, factor: str, factors: Sequence[str]) -> list[Tried]:
     """Find the outcome of every arm at every value of a factor, at its best learning rate unless that is the factor.
 
-    Args:
-        factors: all that was varied; arms differ in those that are neither the factor nor the seed.
-        outcome: a column; by default the one that the runs can be compared by.
+    Arms differ in the factors that are neither this one nor the seed. The outcome is what the runs can be compared by.
     """
-    outcome = outcome or outcome_of(finished)
+    outcome = outcome_of(finished)
     if factor != RATE:
         finished, factors = at_best_rate(finished, factors)
     validated = measured(finished, outcome)
@@ -104,9 +97,9 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
 
 def numeric_factors(runs: pd.DataFrame, factors: Sequence[str]) -> list[str]:
     """Factors with a curve: numbers with at least three values; the learning rate with two."""
-    return [factor for factor in factors if factor != SEED and _has_curve(levels_of(runs, factor), factor)]
-
-
-def _has_curve(levels: Sequence[object], factor: str) -> bool:
-    are_numbers = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
-    return are_numbers and len(levels) >= (2 if factor == RATE else LEAST_LEVELS)
+    found = []
+    for factor in without_seed(factors):
+        levels = levels_of(runs, factor)
+        are_numbers = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
+        found += [factor] if are_numbers and len(levels) >= (2 if factor == RATE else 3) else []
+    return found

@@ -72,6 +72,16 @@ def test_arms_of_one_validation_show_their_training_loss() -> None:
     assert legend_of(draw_losses([LossCurve("a", falling(9.0)), LossCurve("b", falling(8.0))])) == ["a", "b"]
 
 
+def test_every_band_of_the_validation_is_in_the_plot() -> None:
+    validation = [Point(1000, 8.5, 8.0, 9.0), Point(20_000, 3.0, 2.0, 4.0)]
+    axes = only(draw_losses([LossCurve("a", falling(40.0), validation)]))
+    low, high = axes.get_ylim()
+    assert low < 2.0
+    assert 9.0 < high < 40.0
+    assert axes.get_title(loc="left") == "The first training losses lie above the plot."
+    assert only(draw_losses([LossCurve("a", validation=validation)])).get_title(loc="left") == ""
+
+
 def test_of_many_arms_the_best_have_colours() -> None:
     arms = [
         LossCurve(f"arm {number}", validation=[Point(1, 9.0 - number), Point(2, 5.0 - 0.1 * number)])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -132,9 +133,7 @@ def test_a_bound_is_not_averaged() -> None:
     curves = {0: [(10.0, 5.0), (20.0, 4.0)], 1: [(10.0, 4.0), (20.0, 3.0)], 2: [(10.0, 6.0), (20.0, 5.5)], 3: []}
     found = reached(curves, dict.fromkeys((0, 1, 2), (40.0, 4.5)))
     assert found.share is None
-    assert found.text == (
-        "1 of 3 seeds between two points, 1 of 3 seeds by the first point, 1 of 3 seeds not by the last point"
-    )
+    assert found.text == "1 of 3 began below it, 1 of 3 never reached it"
     alone = reached(curves, {0: (40.0, 4.5), 9: (40.0, 4.5)})  # of seed 9 there is no curve
     assert alone.text == f"× {math.sqrt(200) / 40:.3f}"
 
@@ -196,6 +195,25 @@ def test_the_report_compares_with_the_level_that_was_asked_for(study: Path, refu
     assert "## Tokens and hours to the loss of experiment=worse\n" in said
     refused = refusal(main, ["report", str(study), "--against", "nothing"])
     assert "--against nothing: no factor has this level; there are reference, recipe, short, worse" in refused
+
+
+def test_a_loss_that_was_reached_before_the_first_validation_is_a_bound(tmp_path: Path) -> None:
+    for name, losses, beta1 in (("slow", [6.0, 5.0], 0.8), ("fast", [4.5, 4.0], 0.9)):
+        write_run(tmp_path, name, 0, 10_000, losses, beta1=beta1)
+    said = report(tmp_path)
+    assert "million tokens to 5.000 |" in said
+    assert re.search(r"^\| fast \| .* \| ≤ 0.5 \|$", said, re.MULTILINE)
+    assert re.search(r"^\| slow \| .* \| 1 \|$", said, re.MULTILINE)
+    assert "≤: the first validation was below it" in said
+
+
+def test_a_learning_rate_search_has_no_recipes_to_compare(tmp_path: Path) -> None:
+    for rate in (0.001, 0.002, 0.004):
+        run = write_run(tmp_path, "one", 0, 100, [6.0, 5.0 + rate], learning_rate=rate)
+        run.rename(run.with_name(f"one_learning_rate-{rate}"))
+    said = report(tmp_path)
+    assert "## Loss as it fell" in said
+    assert "## Tokens and hours" not in said
 
 
 def tuning(losses: dict[tuple[str, float], float]) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """Which value of a numeric factor is best, and may a better one lie beyond those tried?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,4 +76,5 @@ def _annotate(axes: Axes, line: FactorLine, best: Point, colour: str) -> None:
     places = [each.x for each in line.points]
     side = "right" if best.x == max(places) else "left" if best.x == min(places) else "center"
     label = f"{level_texts(places)[places.index(best.x)]}: {best.value:.3f}"
-    axes.annotate(label, (best.x, best.value), xytext=(0, -20), textcoords="offset points", ha=side, color=colour)
+    foot = best.low if math.isfinite(best.low) else best.value  # below the point's own bar
+    axes.annotate(label, (best.x, foot), xytext=(0, -20), textcoords="offset points", ha=side, color=colour)

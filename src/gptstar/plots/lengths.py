@@ -142,9 +142,9 @@ def _mark_training(
             panel.axvspan(low, trained_at, color=GREY, alpha=0.13, linewidth=0)
     axes[0].set_xlim(low, high)
     if others or trained_at is None:
-        note = "dotted: where its training context ends"
-    else:
-        note = f"trained at {trained_at:,.0f}" if is_one_of_several else f"seen in training (up to {trained_at:,.0f})"
+        axes[0].set_title("dotted: where a model's training context ends", fontsize=9, color=GREY, loc="left")
+        return
+    note = f"trained at {trained_at:,.0f}" if is_one_of_several else f"seen in training (up to {trained_at:,.0f})"
     axes[0].text(0.02, 0.03, note, transform=axes[0].transAxes, color=GREY, fontsize=9)
 
 

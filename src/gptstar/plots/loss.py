@@ -1,7 +1,7 @@
 """How did the loss fall? Training and validation loss against tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from gptstar.plots.lines import Point
 from gptstar.plots.style import BLUE, COLOURS, GREY, ORANGE, legend_below, new_figure, save, styled, styles, tidy
 
 START = 0.1
-"""The share of the tokens whose losses may lie above the plot: the end is what is compared."""
+"""The share of the tokens whose training losses may lie above the plot: the end is what is compared."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,20 @@ def _line(axes: Axes, points: Sequence[Point], name: str | None, **style: Any) -
 
 
 def _leave_out_the_start(axes: Axes, curves: Sequence[LossCurve]) -> None:
-    """Let the first losses leave the plot at its top, where they would press all others together."""
-    points = [point for curve in curves for point in (*curve.training, *curve.validation)]
-    end = max(point.x for point in points)
-    values = [point.value for point in points if point.x >= START * end and math.isfinite(point.value)]
-    if not values:
+    """Let the first training losses leave the plot at its top, where they would press all others together."""
+    training = [point for curve in curves for point in curve.training]
+    validation = [point for curve in curves for point in curve.validation]
+    after = START * max(point.x for point in (*training, *validation))
+    compared = list(_finite([*validation, *(point for point in training if point.x >= after)]))
+    if not compared:
         return
-    low, high = min(values), max(values)
+    low, high = min([*compared, *_finite(training)]), max(compared)
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
+    if any(point.value > high + margin for point in training):
+        axes.set_title("The first training losses lie above the plot.", fontsize=9, color=GREY, loc="left")
+
+
+def _finite(points: Iterable[Point]) -> Iterator[float]:
+    """Yield the values of points and the ends of their bands, as far as they are finite."""
+    yield from (each for point in points for each in (point.value, point.low, point.high) if math.isfinite(each))

@@ -28,9 +28,8 @@ def draw_positions(lines: Sequence[PositionLine], title: str) -> Figure:
         draw_bars(axes, line.points, line.name, style)
     for trained_at in {line.trained_at for line in lines if line.trained_at is not None}:
         axes.axvline(trained_at, color=GREY, linestyle=":", linewidth=1.2)
-    if any(line.trained_at is not None for line in lines):
-        note = "dotted: where a training context ends"
-        axes.text(0.02, 0.03, note, transform=axes.transAxes, color=GREY, fontsize=9)
-    axes.set(title=title, xlabel="tokens before the target", ylabel="loss (nats per token)")
+    has_context = any(line.trained_at is not None for line in lines)
+    note = "\ndotted: where a training context ends" if has_context else ""
+    axes.set(title=title, xlabel=f"tokens before the target{note}", ylabel="loss (nats per token)")
     legend_below(figure, axes)
     return figure

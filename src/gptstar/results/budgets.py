@@ -14,7 +14,7 @@ from gptstar.results.factors import effect_text, tokens_to
 from gptstar.results.frames import AT_EDGE, EXPERIMENT, is_setting
 
 STEPS = "total_steps"
-WITHIN, BEFORE, NEVER = "between two points", "by the first point", "not by the last point"
+WITHIN, BEFORE, NEVER = "reached it between two points", "began below it", "never reached it"
 
 Curve = Sequence[tuple[float, float]]
 """Tokens or hours, ascending, and the loss that was reached with each."""
@@ -92,11 +92,12 @@ class Reached:
 
     @property
     def text(self) -> str:
-        """The share with its interval; if some seed has only a bound, how many of each there are."""
+        """The share with its interval; if some seed has only a bound, how many seeds have none."""
         if self.share is not None:
             return effect_text(self.share, ratio=True)
         total = self.seeds.total()
-        return ", ".join(f"{count} of {total} seeds {where}" for where, count in self.seeds.items() if count)
+        bounds = (f"{self.seeds[where]} of {total} {where}" for where in (BEFORE, NEVER) if self.seeds[where])
+        return ", ".join(bounds)
 
 
 def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, float]]) -> Reached:

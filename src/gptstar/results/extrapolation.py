@@ -23,6 +23,11 @@ def reading_keys(factors: Sequence[str]) -> list[str]:
     return [*(each for each in without_seed(factors) if each != CONTEXT), "rotary_scaling"]
 
 
+def without_plain_reading(table: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the column `rotary_scaling` of a table in which nothing was scaled."""
+    return table.drop(columns="rotary_scaling") if {*table.get("rotary_scaling", ())} == {"none"} else table
+
+
 def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") -> dict[float, Effect]:
     """Find how the loss of an arm changes since its training context: paired within runs, over cells and seeds.
 
@@ -47,7 +52,7 @@ def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") ->
 def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
     """Make a line for the change of each arm at each multiple of its training context, averaged over these."""
     keys = reading_keys(factors)
-    return pd.DataFrame(
+    table = pd.DataFrame(
         [
             rows[keys].iloc[0].to_dict()
             | {"context": f"{multiple:g} ×", "change": effect_text(effect), **evidence(effect), "": effect.verdict}
@@ -56,6 +61,7 @@ def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequenc
             if multiple > 1
         ]
     )
+    return without_plain_reading(table)
 
 
 def between_arms(

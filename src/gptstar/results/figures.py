@@ -49,8 +49,9 @@ def factor_figure(finished: pd.DataFrame, factor: str, factors: Sequence[str]) -
     """
     found = values_tried(finished, factor, factors)
     lines = [FactorLine(tried.arm, _points(tried), tried.best, tried.is_at_edge) for tried in found]
-    name = factor.rpartition(".")[2].replace("_", " ")
-    return draw_factor(lines, name, f"{outcome_of(finished).replace('_', ' ')}\nbars: lowest to highest seed")
+    name, outcome = factor.rpartition(".")[2].replace("_", " "), outcome_of(finished)
+    words = outcome.replace("_", " ") + (" (nats per token)" if outcome == OUTCOME else "")
+    return draw_factor(lines, name, f"{words}\nbars: lowest to highest seed")
 
 
 def _points(tried: Tried) -> list[Point]:

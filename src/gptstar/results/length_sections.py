@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from gptstar.results.arms import SEED
-from gptstar.results.extrapolation import against_training, between_arms, reading_keys, readings
+from gptstar.results.extrapolation import against_training, between_arms, reading_keys, readings, without_plain_reading
 from gptstar.results.figures import lengths_figure
 from gptstar.results.section import Section
 from gptstar.results.tried import at_best_rate
@@ -49,12 +49,12 @@ def _study(
     table.columns = [f"{multiple:g} ×" for multiple in table.columns]
     text = (
         "Loss by the context read, as multiples of the training context; nats per token, means over seeds. "
-        f"{_on_targets(lengths)} The shade ends where training did. Bars of a loss go from the best seed to the worst; "
-        "below are changes since the training context on the same targets, with 95 % intervals over seeds (of one run: "
+        f"{_on_targets(lengths)} A shade, or a dotted line where training contexts share a panel, ends the training "
+        "context. Bars of a loss go from the best seed to the worst; below are changes since the training context on the same targets, with 95 % intervals over seeds (of one run: "
         "over the text)."
     )
-    figure = lengths_figure(runs, lengths, factors)
-    yield Section(f"Beyond the training context{which}", text, table=table.reset_index(), picture=figure)
+    figure, table = lengths_figure(runs, lengths, factors), without_plain_reading(table.reset_index())
+    yield Section(f"Beyond the training context{which}", text, table=table, picture=figure)
     against = against_training(runs, lengths, factors)
     if not against.empty:
         text = (

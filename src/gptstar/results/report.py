@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from gptstar import __version__
 from gptstar.evaluation.tables import markdown_table
@@ -20,6 +20,9 @@ from gptstar.terminal import in_markdown, plain
 
 MOST_DIGITS = 6
 """Digits of a number in a table."""
+
+UNBREAKABLE = re.compile(r"\bp [<=] (?=\d)|(?<=\d) (?:/ )?(?=(?:%|×|s|min|h|d|GB)(?!\w))|× (?=\d)")
+"""Spaces at which a browser is not to begin a line."""
 
 
 def write_report(found: Loaded, output: Path, title: str | None = None, against: str | None = None) -> list[Path]:
@@ -42,7 +45,7 @@ def write_report(found: Loaded, output: Path, title: str | None = None, against:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"picture": _data_address, "cells": _cells, "align": _align, "summary": summary}
+    environment.filters |= {"picture": _data_address, "cells": _cells, "align": _align, "summary": summary, "prose": _prose}
     page = environment.get_template("report.html").render(
         title=title, sections=contents, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
     )
@@ -57,12 +60,14 @@ def _data_address(figure: Figure) -> str:
 
 def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
     parts = [in_markdown(f"# {title}")]
-    for number, section in enumerate(contents, start=1):
+    n_pictures = 0
+    for section in contents:
         parts += map(in_markdown, [f"## {section.heading}", *([section.text] if section.text else [])])
         if section.points:
             parts.append("\n".join(f"- {in_markdown(point)}" for point in section.points))
         if section.picture is not None:
-            name = f"report-{number}.png"
+            n_pictures += 1
+            name = f"report-{n_pictures}.png"
             save(section.picture, folder / name)
             parts.append(f"![{in_markdown(section.heading)}]({name})")
         long = []
@@ -82,8 +87,18 @@ def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
 def summary(section: Section) -> str:
     """What a reader opens: how much there is of a long section."""
     if section.table is not None:
-        return f"{len(section.table)} lines"
-    return f"{len(section.commands)} commands"
+        return _count(len(section.table), "line")
+    return _count(len(section.commands), "command")
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' if number != 1 else ''}"
+
+
+def _prose(text: str) -> Markup:
+    """A sentence as HTML: what is in backticks as code, and numbers on the line of their unit or of what they are."""
+    text = UNBREAKABLE.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), plain(text))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _align(table: pd.DataFrame, column: int) -> Markup:

@@ -1,5 +1,6 @@
 """The contents of a report on a set of runs, in order: the answer, what it rests on, what was run."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import pandas as pd
@@ -131,7 +132,15 @@ def _losses(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) ->
     figure = loss_figure(runs, curves, factors)
     if figure is not None:
         text = "Training and validation loss; the mean over seeds, and a band from the best to the worst."
-        yield Section("Loss as it fell", text, table=_tokens_to(runs, curves, factors), picture=figure)
+        table = _tokens_to(runs, curves, factors)
+        if table is not None:
+            text += " ± is a standard deviation."
+        if table is not None and table.columns[-1] != "seeds":
+            text += (
+                " The last column says when the mean of the seeds reached the highest final loss of all arms, by a "
+                "line over the logarithm of the tokens between validations; ≤: the first validation was below it."
+            )
+        yield Section("Loss as it fell", text, table=table, picture=figure)
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:
@@ -148,24 +157,32 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
             "training": ("hours", lambda hours: duration(hours.mean())),
             "± over runs": ("hours", lambda hours: duration(hours.std()) if len(hours) > 1 else ""),
             "validation loss": (OUTCOME, "mean"),
-            "± over seeds": (OUTCOME, "std"),
+            "± over seeds": (OUTCOME, lambda losses: f"{losses.std():.2g}" if len(losses) > 1 else ""),
             "seeds": ("run", "size"),
         }
     )
     target = table["validation loss"].max()
     means = [validated[validated["run"].isin(lines["run"])].groupby("tokens")["value"].mean() for _, lines in grouped]
     if any(len(each) > 1 for each in means):
-        table[f"million tokens to {target:.3f}"] = [tokens_to(list(each.items()), target) / 1e6 for each in means]
+        table[f"million tokens to {target:.3f}"] = [_million_tokens_to(target, list(each.items())) for each in means]
     return table.reset_index()
+
+
+def _million_tokens_to(loss: float, curve: Sequence[tuple[float, float]]) -> str:
+    """After how many tokens a loss was reached, as a bound where the curve begins below it; empty if it never was."""
+    tokens = tokens_to(curve, loss)
+    if math.isnan(tokens):
+        return ""
+    return ("≤ " if curve[0][1] <= loss else "") + f"{tokens / 1e6:.3g}"
 
 
 def _costs(
     finished: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str], against: str | None
 ) -> Iterator[Section]:
-    """Where one factor varies: what each recipe needs for the final loss of the first."""
+    """Where one factor other than the learning rate varies: what each recipe needs for the final loss of the first."""
     tuned, left = at_best_rate(measured(finished, OUTCOME), factors)
     varied = [each for each in left if each not in (SEED, STEPS)]
-    if len(varied) != 1 or outcome_of(finished) == BITS:
+    if len(varied) != 1 or varied[0] == RATE or outcome_of(finished) == BITS:
         return
     candidates = recipes(tuned, varied[0], factors)
     factor = varied[0]

@@ -17,6 +17,7 @@ from gptstar.cli import main
 from gptstar.results.evaluations import lengths_of, tasks_of
 from gptstar.results.factors import level_effects
 from gptstar.results.loaded import Loaded
+from gptstar.results.report import _prose
 from gptstar.results.run import Run, find_runs
 from gptstar.results.sources import MissingResultsWarning
 from gptstar.training.status import Status
@@ -381,3 +382,10 @@ def test_a_browser_shows_the_report_without_complaint(width: int, swept: Path, t
     inner, needed = map(int, re.search(r"<title>(\d+) (\d+)</title>", shown.stdout).groups())
     assert needed <= inner, "the page is wider than the window"
     assert inner <= max(width, 500)  # the least that some versions of the browser take
+
+
+def test_prose_keeps_code_and_numbers_whole() -> None:
+    shown = _prose("Put `seed=` first: <b> p = 0.59, a ratio of × 0.98 in 60 s.")
+    assert shown == "Put <code>seed=</code> first: &lt;b&gt; p = 0.59, a ratio of × 0.98 in 60 s.".replace(
+        "p = 0.59", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.59"
+    ).replace("× 0.98", "×\N{NO-BREAK SPACE}0.98").replace("60 s", "60\N{NO-BREAK SPACE}s")

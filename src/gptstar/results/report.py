@@ -21,7 +21,7 @@ from gptstar.terminal import in_markdown, plain
 MOST_DIGITS = 6
 """Digits of a number in a table."""
 
-UNBREAKABLE = re.compile(r"\bp [<=] (?=\d)|(?<=\d) (?:/ )?(?=(?:%|×|s|min|h|d|GB)(?!\w))|× (?=\d)")
+UNBREAKABLE = re.compile(r"\bp [<=] (?=\d)|(?<=\d) (?=(?:%|×|s|min|h|d|GB)(?!\w))|× (?=\d)")
 """Spaces at which a browser is not to begin a line."""
 
 
@@ -45,7 +45,13 @@ def write_report(found: Loaded, output: Path, title: str | None = None, against:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"picture": _data_address, "cells": _cells, "align": _align, "summary": summary, "prose": _prose}
+    environment.filters |= {
+        "picture": _data_address,
+        "cells": _cells,
+        "align": _align,
+        "summary": summary,
+        "prose": _prose,
+    }
     page = environment.get_template("report.html").render(
         title=title, sections=contents, version=__version__, date=datetime.now(UTC).strftime("%Y-%m-%d")
     )

@@ -45,10 +45,10 @@ def short_names(names: Sequence[str], longest: int = LONGEST) -> list[str]:
     return rest
 
 
-def power_text(value: float) -> str:
-    """A tick of a logarithmic axis: 0.01, 500, 20,000, 10⁶."""
+def power_text(value: float, *, as_power: bool = False) -> str:
+    """A tick of a logarithmic axis: 0.01, 500, 20,000, 10⁶; all as powers where one of the axis is long."""
     exponent = math.floor(math.log10(value) + 1e-9)
-    if -4 < exponent < 5:
+    if -4 < exponent < 5 and not as_power:
         return f"{value:,.10g}"
     factor = round(value / 10.0**exponent)
     return ("" if factor == 1 else f"{factor}×") + "10" + str(exponent).translate(SUPERSCRIPTS)

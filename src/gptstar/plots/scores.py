@@ -1,6 +1,7 @@
 """How do models score beside the published ones? A panel for each metric."""
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,10 @@ LONGEST = 18
 """Letters of a model's name."""
 SPREAD, MOST_SPREAD = 5, 1000
 """Values of which the largest is so many times the smallest are on a logarithmic axis: ratios, and any others."""
+LONG = 1e4
+"""From this value on, the ticks of a logarithmic axis are powers, lest they run into each other."""
+TITLE = 12
+"""Letters of a title in an inch of the figure's width."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,34 @@ def draw_scores(panels: Sequence[ScorePanel], title: str = "") -> Figure | None:
     figure = new_figure(sum(heights) + 0.6, width=3.2 * PER_ROW if columns > 1 else WIDTH)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes, panel in zip(grid.flat, drawn, strict=False):
-        _draw(axes, panel)
+        _draw(axes, panel, title)
     for axes in grid.flat[len(drawn) :]:
         axes.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=10, wrap=True)
+        figure.suptitle(textwrap.fill(title, int(TITLE * figure.get_figwidth())), fontsize=10)
     more = f"; {len(panels) - len(drawn)} more are not drawn" if len(panels) > len(drawn) else ""
     published = "\nhollow: published; ×: published, another metric or unclear which"
-    legend = f"filled: measured here, with its 95 % interval{more}"
+    is_shaded = any(_is_shaded(each) for each in drawn)
+    legend = f"filled: measured here, with its 95 % interval{' (also shaded)' * is_shaded}{more}"
     figure.supxlabel(legend + (published if any(each.published for each in drawn) else ""), fontsize=9)
     return figure
 
 
-def _draw(axes: Axes, panel: ScorePanel) -> None:
+def _is_shaded(panel: ScorePanel) -> bool:
+    """Whether the interval of the only score is continued down to the published ones."""
+    return len(panel.ours) == 1 and math.isfinite(panel.ours[0].low)
+
+
+def _our_names(panel: ScorePanel, title: str) -> list[str]:
+    """The names of our scores; a long one that the title begins with isn't cut but is `this model`."""
+    names = [
+        "this model" if len(each.model) > LONGEST and title.startswith(each.model) else each.model
+        for each in panel.ours
+    ]
+    return short_names(names, LONGEST)
+
+
+def _draw(axes: Axes, panel: ScorePanel, title: str) -> None:
     tidy(axes, grid="x")
     for place, score in enumerate(panel.ours):
         if not math.isfinite(score.value):
@@ -90,12 +110,12 @@ def _draw(axes: Axes, panel: ScorePanel) -> None:
             continue
         reach = [[max(score.value - score.low, 0.0)], [max(score.high - score.value, 0.0)]]
         axes.errorbar(score.value, place, xerr=reach, color=BLUE, marker="o", markersize=5, capsize=3)
-    if len(panel.ours) == 1 and math.isfinite(panel.ours[0].low):
+    if _is_shaded(panel):
         axes.axvspan(panel.ours[0].low, panel.ours[0].high, color=BLUE, alpha=0.1, linewidth=0)
     for place, score in enumerate(panel.published, start=len(panel.ours)):
         marker = "o" if score.is_same_metric else "x"
         axes.plot(score.value, place, linestyle="none", marker=marker, color=ORANGE, markerfacecolor="none")
-    names = [*short_names([each.model for each in panel.ours], LONGEST), *(each.model for each in panel.published)]
+    names = [*_our_names(panel, title), *(each.model for each in panel.published)]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     for label in axes.get_yticklabels()[: len(panel.ours)]:
         label.set(color=BLUE, fontweight="bold")
@@ -107,7 +127,9 @@ def _draw(axes: Axes, panel: ScorePanel) -> None:
     _scale(axes, panel)
     if panel.chance is not None:
         axes.axvline(panel.chance, color=GREY, linestyle=":", linewidth=1.2)
-        axes.text(panel.chance, 0.01, " chance", transform=axes.get_xaxis_transform(), fontsize=8, color=GREY)
+        side = "right" if panel.chance > sum(axes.get_xlim()) / 2 else "left"  # the side with room in the panel
+        near_axis = axes.get_xaxis_transform()
+        axes.text(panel.chance, 0.01, " chance ", transform=near_axis, fontsize=8, color=GREY, ha=side)
 
 
 def _scale(axes: Axes, panel: ScorePanel) -> None:
@@ -118,5 +140,6 @@ def _scale(axes: Axes, panel: ScorePanel) -> None:
     values = [each.value for each in (*panel.ours, *panel.published) if math.isfinite(each.value)]
     is_narrow = max(values) < 100 * min(values)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_narrow else (1,), numticks=6))
-    axes.xaxis.set_major_formatter(lambda value, _: power_text(value))
+    is_long = max(values) >= LONG
+    axes.xaxis.set_major_formatter(lambda value, _: power_text(value, as_power=is_long))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,5 +1,6 @@
 """The first sentences of a report, on made-up runs: what came out, within which interval, what can't be concluded."""
 
+import itertools
 import math
 from typing import Any
 
@@ -284,6 +285,20 @@ def test_only_tuned_arms_are_said_to_be_at_the_edge() -> None:
     assert edges == ["The best d model, 256, is the highest of the 3 tried: a higher one may be better."]
     (tried,) = values_tried(made_up(*runs), "model.d_model", factors)
     assert list(tried.values["mean"]) == pytest.approx([3.936, 3.872, 3.744])
+
+
+def test_the_arm_at_the_edge_is_named_by_its_settings_and_steps_are_not_tuned() -> None:
+    factors = ["model.d_model", RATE, "total_steps"]
+    runs = [
+        {**dict(zip(factors, levels, strict=True)), "validation_loss": 5.0 - levels[1] * 10 - levels[2] / 1000}
+        for levels in itertools.product((64, 128), (1e-3, 2e-3), (100, 200, 300))
+    ]
+    edges = [each for each in answer(made_up(*runs), NO_LENGTHS, factors).limits if each.startswith("The best")]
+    assert len(edges) == 6
+    assert edges[0] == (
+        "The best learning rate for d model 64 and total steps 100, 0.002, is the highest of the 2 tried: a higher one "
+        "may be better."
+    )
 
 
 @pytest.mark.parametrize("loss", [math.inf, -math.inf, math.nan])

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gptstar.evaluation.statistics.effects import blocked_effect
+from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 from gptstar.results.arms import RATE
-from gptstar.results.factors import effects, level_effects, tokens_to
+from gptstar.results.factors import effect_text, effects, level_effects, tokens_to
 from gptstar.results.figures import factor_figure
 from gptstar.results.tried import at_best_rate
 
@@ -190,3 +190,7 @@ def test_tokens_to_a_loss_lie_between_two_validations() -> None:
     assert tokens_to(curve, 4.0) == pytest.approx(4e6)
     assert tokens_to(curve, 6.0) == 1e6
     assert math.isnan(tokens_to(curve, 2.0))
+
+
+def test_a_change_that_rounds_to_nothing_has_no_minus() -> None:
+    assert effect_text(Effect(-1e-7, -1e-7, 1e-7, 0.5, 5, 1)) == "+0.000 [+0.000, +0.000]"

@@ -17,7 +17,7 @@ from gptstar.cli import main
 from gptstar.results.evaluations import lengths_of, tasks_of
 from gptstar.results.factors import level_effects
 from gptstar.results.loaded import Loaded
-from gptstar.results.report import _prose
+from gptstar.results.report import _column, _prose
 from gptstar.results.run import Run, find_runs
 from gptstar.results.sources import MissingResultsWarning
 from gptstar.training.status import Status
@@ -389,3 +389,9 @@ def test_prose_keeps_code_and_numbers_whole() -> None:
     assert shown == "Put <code>seed=</code> first: &lt;b&gt; p = 0.59, a ratio of × 0.98 in 60 s.".replace(
         "p = 0.59", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.59"
     ).replace("× 0.98", "×\N{NO-BREAK SPACE}0.98").replace("60 s", "60\N{NO-BREAK SPACE}s")
+
+
+def test_numbers_of_a_column_have_as_many_decimals() -> None:
+    assert _column([6.97, 6.955, math.nan, -2.0]) == ["6.970", "6.955", "", "−2.000"]
+    assert _column([0.001, 0.0003, 2e-5]) == ["0.001", "0.0003", "2e-05"]
+    assert _column([1.0, "a-b", None, 3]) == ["1", "a-b", "", "3"]

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptstar.evaluation.statistics.intervals import Interval
+from gptstar.evaluation.statistics.paired import paired_ratio
 from gptstar.terminal import in_markdown
 
 if TYPE_CHECKING:  # they import torch, which `gptstar compare` need not wait for
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # they import torch, which `gptstar compare` need not wait fo
     from gptstar.evaluation.length.figures import LengthResult
 
 UNDEFINED = "undefined"
+MOST_DIGITS = 8
+"""Digits after the point of a figure whose interval is narrow."""
 
 
 def length_table(curve: "Curve", title: str | None = None) -> Table:
@@ -36,13 +39,23 @@ def length_table(curve: "Curve", title: str | None = None) -> Table:
 
 
 def comparison_table(curves: "Sequence[Curve]", *, bits: bool = False) -> Table:
-    """Several models at each context length, by their loss or bits per byte, for the terminal."""
+    """Several models at each context length, by their loss or bits per byte, for the terminal.
+
+    Two that scored the same targets have the paired difference of their losses too.
+    """
     table = Table(title=f"{'bits per byte' if bits else 'loss'}, ± half of the 95 % interval")
     table.add_column("context", justify="right")
     for curve in curves:
         table.add_column(Text(curve.name), justify="right")
+    counts, *others = [(curve.targets, curve.counts) for curve in curves]
+    is_paired = bool(counts[0] and counts[1]) and others == [counts] and not bits
+    if is_paired:
+        table.add_column("second − first", justify="right")
     for results in zip(*(curve.lengths for curve in curves), strict=True):
         cells = [_half(result.bits_per_byte if bits else result.loss) for result in results]
+        if is_paired and all(result.sums for result in results):
+            paired = paired_ratio(results[0].sums, results[1].sums, counts[1])
+            cells.append(_half(Interval(paired.difference, paired.low, paired.high, paired.test), "+"))
         table.add_row(f"{results[0].context_length:,}", *cells)
     return table
 
@@ -90,7 +103,7 @@ def _half(interval: Interval | None, sign: str = "") -> str:
     """A figure with half the width of its interval."""
     if interval is None:
         return UNDEFINED
-    value, half = f"{interval.value:{sign}.3f}", (interval.high - interval.low) / 2
+    value, half = _signed(interval.value, 3, sign), (interval.high - interval.low) / 2
     return f"{value} ± {half:.3f}" if math.isfinite(half) else value
 
 
@@ -112,6 +125,14 @@ def _markdown_cells(result: "LengthResult") -> list[str]:
 
 
 def _whole(interval: Interval, digits: int, sign: str = "") -> str:
-    """A figure with its interval."""
-    value, low, high = (f"{each:{sign}.{digits}f}" for each in (interval.value, interval.low, interval.high))
-    return f"{value} [{low}, {high}]" if math.isfinite(interval.high - interval.low) else value
+    """A figure with its interval, with more digits where that is narrow."""
+    width = interval.high - interval.low
+    if width > 0 and math.isfinite(width):
+        digits = min(MOST_DIGITS, max(digits, 1 - math.floor(math.log10(width))))
+    value, low, high = (_signed(each, digits, sign) for each in (interval.value, interval.low, interval.high))
+    return f"{value} [{low}, {high}]" if math.isfinite(width) else value
+
+
+def _signed(value: float, digits: int, sign: str) -> str:
+    """A figure with the sign that sentences have, and none for a negative zero but what `sign` asks for."""
+    return f"{value:{sign}z.{digits}f}".replace("-", "−")

@@ -9,6 +9,7 @@ import pandas as pd
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, Effect, blocked_effect
 from gptstar.plots.labels import level_texts
 from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, arms_of, by_seed, measured, outcome_of, without_seed
+from gptstar.results.budgets import STEPS
 from gptstar.results.extrapolation import CONTEXT, changes, reading_keys, readings
 from gptstar.results.factors import digits, effect_text, level_effects
 from gptstar.results.frames import EXPERIMENT
@@ -151,20 +152,26 @@ def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) 
             else f"The run is short: {steps:,} steps, {int(finished['tokens'].min()):,} tokens."
         )
     for factor in numeric_factors(finished, factors):
-        if factor == CONTEXT:
+        if factor in (CONTEXT, STEPS):  # what a run is for, and what it may cost: neither is tuned
             continue
         for tried in values_tried(finished, factor, factors):
             if tried.is_at_edge:
-                yield _edge_text(factor, tried.best, list(tried.values.index), tried.arm)
+                yield _edge_text(factor, tried)
     yield from _unlike(finished, arms)
 
 
-def _edge_text(factor: str, best: float, values: Sequence[float], arm: str) -> str:
-    text = level_texts(list(values))[list(values).index(best)]
-    end, side = ("highest", "higher") if best == max(values) else ("lowest", "lower")
-    whose = "" if arm == "all runs" else f" for {arm}"
-    name = factor.rpartition(".")[2].replace("_", " ")
+def _edge_text(factor: str, tried: Tried) -> str:
+    values = list(tried.values.index)
+    text = level_texts(values)[values.index(tried.best)]
+    end, side = ("highest", "higher") if tried.best == max(values) else ("lowest", "lower")
+    arm = " and ".join(f"{_name(str(key))} {level_texts([level])[0]}" for key, level in tried.levels.items())
+    whose = f" for {arm}" if arm else ""
+    name = _name(factor)
     return f"The best {name}{whose}, {text}, is the {end} of the {len(values)} tried: a {side} one may be better."
+
+
+def _name(factor: str) -> str:
+    return factor.rpartition(".")[2].replace("_", " ")
 
 
 def _why_left_out(runs: pd.DataFrame) -> str:

@@ -47,7 +47,7 @@ class LevelEffect:
 def effect_text(effect: Effect, *, ratio: bool = False, sign: str = "+") -> str:
     """An effect with its interval, with more digits where it is narrow; an effect on a logarithm as a ratio."""
     ends = [effect.value] if math.isnan(effect.low) else [effect.value, effect.low, effect.high]
-    texts = [f"{math.exp(end):.3f}" if ratio else f"{end:{sign}.{digits(effect)}f}" for end in ends]
+    texts = [f"{math.exp(end):.3f}" if ratio else f"{end:{sign}z.{digits(effect)}f}" for end in ends]
     interval = f" [{', '.join(texts[1:])}]" if texts[1:] else ""
     return ("× " * ratio + texts[0] + interval).replace("-", "−")
 

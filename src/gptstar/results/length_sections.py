@@ -49,9 +49,9 @@ def _study(
     table.columns = [f"{multiple:g} ×" for multiple in table.columns]
     text = (
         "Loss by the context read, as multiples of the training context; nats per token, means over seeds. "
-        f"{_on_targets(lengths)} A shade, or a dotted line where training contexts share a panel, ends the training "
-        "context. Bars of a loss go from the best seed to the worst; below are changes since the training context on the same targets, with 95 % intervals over seeds (of one run: "
-        "over the text)."
+        f"{_on_targets(lengths)} The training context is shaded, or ends at a dotted line where several "
+        "share a panel. Bars of a loss go from the best seed to the worst; below are changes since the training "
+        "context on the same targets, with 95 % intervals over seeds (of one run: over the text)."
     )
     figure, table = lengths_figure(runs, lengths, factors), without_plain_reading(table.reset_index())
     yield Section(f"Beyond the training context{which}", text, table=table, picture=figure)

@@ -20,6 +20,7 @@ from gptstar.terminal import in_markdown, plain
 
 MOST_DIGITS = 6
 """Digits of a number in a table."""
+MINUS = "\N{MINUS SIGN}"
 
 UNBREAKABLE = re.compile(r"\bp [<=] (?=\d)|(?<=\d) (?=(?:%|×|s|min|h|d|GB)(?!\w))|× (?=\d)")
 """Spaces at which a browser is not to begin a line."""
@@ -122,7 +123,13 @@ def _column(values: Sequence[object]) -> list[str]:
     digits = next(
         (n for n in range(4, MOST_DIGITS) if len({f"{each:.{n}g}" for each in numbers}) == len(numbers)), MOST_DIGITS
     )
-    return [_cell(value, digits) for value in values]
+    cells = [_cell(value, digits) for value in values]
+    are_figures = [isinstance(value, float) and value == value for value in values]
+    if numbers and all(1 <= abs(each) < 1000 for each in numbers):  # such as losses: as many decimals in each
+        shown = list(zip(cells, are_figures, strict=True))
+        decimals = max(len(cell.partition(".")[2]) for cell, is_figure in shown if is_figure)
+        cells = [f"{float(cell):.{decimals}f}" if is_figure else cell for cell, is_figure in shown]
+    return [re.sub("^-", MINUS, cell) if is_one else cell for cell, is_one in zip(cells, are_figures, strict=True)]
 
 
 def _cell(value: object, digits: int) -> str:

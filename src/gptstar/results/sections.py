@@ -155,7 +155,7 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
         **{
             "million tokens": ("tokens", lambda tokens: tokens.mean() / 1e6),
             "training": ("hours", lambda hours: duration(hours.mean())),
-            "± over runs": ("hours", lambda hours: duration(hours.std()) if len(hours) > 1 else ""),
+            "± over runs": ("hours", _deviation),
             "validation loss": (OUTCOME, "mean"),
             "± over seeds": (OUTCOME, lambda losses: f"{losses.std():.2g}" if len(losses) > 1 else ""),
             "seeds": ("run", "size"),
@@ -166,6 +166,11 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
     if any(len(each) > 1 for each in means):
         table[f"million tokens to {target:.3f}"] = [_million_tokens_to(target, list(each.items())) for each in means]
     return table.reset_index()
+
+
+def _deviation(hours: pd.Series) -> str:
+    """The standard deviation of durations; empty for one."""
+    return "" if len(hours) < 2 else "< 1 s" if hours.std() < 1 / 3600 else duration(hours.std())
 
 
 def _million_tokens_to(loss: float, curve: Sequence[tuple[float, float]]) -> str:

@@ -94,13 +94,13 @@ def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _figure(value: float, form: str) -> str:
-    return "" if not math.isfinite(value) else f"{value:{form}}" if form else _short(round(value))
+    return "" if not math.isfinite(value) else f"{value:{form}}" if form else _short(round(value), "#.3g")
 
 
-def _short(count: float) -> str:
+def _short(count: float, form: str = ".3g") -> str:
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if count >= size:
-            return f"{count / size:.3g}{letter}"
+            return f"{count / size:{form}}".removesuffix(".") + letter
     return f"{count:g}"
 
 

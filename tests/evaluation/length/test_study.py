@@ -132,6 +132,17 @@ def test_models_of_several_training_contexts_are_read_at_multiples_of_the_shorte
     assert [curve.trained_at for curve in curves] == [64, 16, None]
 
 
+def test_two_models_have_the_paired_difference_of_their_losses(tokenizer: Tokenizer, book: str, tmp_path: Path) -> None:
+    models = [named(checkpoint_of(tokenizer, **each), name) for name, each in (("a", {}), ("b", {"positions": "none"}))]
+    printed, (first, second) = run(models, tmp_path, text=book)
+    assert "second − first" in printed
+    mine, theirs = first.lengths[-1].loss, second.lengths[-1].loss
+    assert mine is not None
+    assert theirs is not None
+    change = f"{theirs.value - mine.value:+.3f} ± ".replace("-", "−")
+    assert change in next(line for line in printed.splitlines() if f"{first.lengths[-1].context_length:,} " in line)
+
+
 def test_two_tokenizers_are_compared_by_bits_per_byte(tokenizer: Tokenizer, book: str, tmp_path: Path) -> None:
     other = Tokenizer.train(sentences(9, 200, 5), 277)
     models = [named(checkpoint_of(tokenizer), "a"), named(checkpoint_of(other, n_vocab=277), "b")]

@@ -158,6 +158,7 @@ def test_a_mistake_is_one_line_of_a_process_too_or_a_whole_traceback_for_who_ask
     assert "ConfigError" in done.stderr
 
 
+@pytest.mark.core
 def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_here(overrides("total_steps=4", "schedule.warmup_steps=1"))
     words = ["generate", str(tmp_path / "run"), "--prompt", "ba", "--tokens", "9"]

@@ -49,8 +49,11 @@ class TrainConfig:
         """
         tree = _tree(composed)
         model, data = (each if isinstance(each, dict) else {} for each in (tree.get("model"), tree.get("data")))
-        if model.get("n_ctx") is None and POSITIONS.parse(model.get("positions", "alibi")).needs_capacity:
-            tree["model"] = model | {"n_ctx": data.get("context_length")}
+        positions, length = POSITIONS.parse(model.get("positions", "alibi")), data.get("context_length")
+        if model.get("n_ctx") is None and positions.needs_capacity:
+            tree["model"] = model | {"n_ctx": length}
+        if isinstance(length, int) and (told := positions.trained_with(length)) != positions:
+            tree["model"] = model | {"positions": POSITIONS.describe(told)}
         return _parse(cls, tree)
 
     def __post_init__(self) -> None:

@@ -74,12 +74,12 @@ def follow_text(composed: DictConfig, words: Sequence[str]) -> None:
     """
     if NEUTRAL not in words:
         return
-    has_size = _is_given("model.n_vocab", words) or composed.get("init_from") is not None
+    has_size = is_given("model.n_vocab", words) or composed.get("init_from") is not None
     if not has_size and (size := _vocabulary(composed.data)) is not None:
         composed.model.n_vocab = size
     steps, warmup = composed.get("total_steps"), composed.schedule.get("warmup_steps")
     numbers = type(steps) is int and type(warmup) is int  # what else is given, the configuration's rules refuse
-    if numbers and not _is_given("schedule.warmup_steps", words):
+    if numbers and not is_given("schedule.warmup_steps", words):
         composed.schedule.warmup_steps = min(warmup, max(0, steps // 10))
 
 
@@ -93,16 +93,17 @@ def defaults_line(composed: DictConfig, words: Sequence[str]) -> str | None:
 
 def _chosen(composed: DictConfig, words: Sequence[str]) -> Iterator[str]:
     begins_anew = composed.get("init_from") is None
-    if begins_anew and not _is_given("model", words):
+    if begins_anew and not is_given("model", words):
         yield "model=tiny"
     for key in SAID:
-        if _is_given(key, words) or (key == "model.n_vocab" and not begins_anew):
+        if is_given(key, words) or (key == "model.n_vocab" and not begins_anew):
             continue
         follows = key == "model.n_vocab" and _vocabulary(composed.data) is not None
         yield f"{key}={OmegaConf.select(composed, key)}" + (" (the tokenizer's vocabulary)" if follows else "")
 
 
-def _is_given(key: str, words: Sequence[str]) -> bool:
+def is_given(key: str, words: Sequence[str]) -> bool:
+    """Whether overrides give a key a value."""
     return any(word.lstrip("+").startswith(f"{key}=") for word in words)
 
 

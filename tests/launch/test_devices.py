@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ import torch
 from gptstar.checkpoint.kept import newest_first
 from gptstar.checkpoint.read import read
 from gptstar.entry import compose, one_line_errors
+from gptstar.launch import devices
 from gptstar.launch import train as launch_train
+from gptstar.training.hardware import Hardware
 from support import ROOT
 from support.runs import assert_same_run, damage, on, recorded, run_here, run_script
 
@@ -61,6 +64,7 @@ def alone(overrides: Overrides, tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
@@ -221,15 +225,17 @@ def test_a_rank_that_dies_takes_the_run_down_and_is_named(overrides: Overrides, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [None, 1])
-def test_sigterm_saves_and_ends_all_ranks(rank: int | None, overrides: Overrides, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, None), (signal.SIGTERM, 1), (signal.SIGUSR2, None)])
+def test_a_signal_saves_and_ends_all_ranks(
+    number: signal.Signals, rank: int | None, overrides: Overrides, tmp_path: Path
+) -> None:
     running = Running(overrides(*FOREVER, "checkpoint_every=100000", *on(2, "fsdp")), tmp_path / "run")
     running.reach(12)
-    running.send(signal.SIGTERM, rank)
+    running.send(number, rank)
     status, seconds, errors = running.end()
-    assert status == 128 + signal.SIGTERM, errors
+    assert status == 128 + number, errors
     assert seconds < 15
-    assert re.search(r"SIGTERM at step \d+ of 100000: saved", errors)
+    assert re.search(rf"{number.name} at step \d+ of 100000: saved", errors)
     step = read(tmp_path / "run/last.ckpt").training.step
     assert step == max(recorded(tmp_path / "run", "train/loss"))
 
@@ -394,6 +400,23 @@ def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path)
     done = run_script("train.py", overrides(*on(2, "ddp")))
     assert done.returncode == 1
     assert "holds files that are not a run's" in one_line(done.stderr)
+
+
+def test_the_launcher_is_given_what_the_installed_pytorch_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = Hardware(accelerator="cpu", devices=3)
+    newer = {"signals_to_handle": devices.FORWARDED_SIGNALS, "shutdown_timeout": devices.SECONDS_TO_SAVE}
+    options = vars(devices._how(hardware))
+    assert {name: value for name, value in options.items() if name in newer}.items() <= newer.items()
+    assert options["nproc_per_node"] == 3
+
+    def accepting(names: Iterable[str]) -> type:
+        return make_dataclass("LaunchConfig", [(name, object, None) for name in names])
+
+    older = [each.name for each in fields(devices.LaunchConfig) if each.name not in newer]
+    monkeypatch.setattr(devices, "LaunchConfig", accepting(older))  # as PyTorch 2.8's
+    assert not newer.keys() & vars(devices._how(hardware)).keys()
+    monkeypatch.setattr(devices, "LaunchConfig", accepting([*older, *newer]))  # as PyTorch 2.12's
+    assert newer.items() <= vars(devices._how(hardware)).items()
 
 
 def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: Callable[..., str]) -> None:

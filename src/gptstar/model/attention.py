@@ -35,7 +35,8 @@ def causal_attention(
     """Causal attention, with shapes as in `gptstar.model.kernels`.
 
     Args:
-        bias: slopes; or a function that gives the bias of pairs, which has one form only; None for no bias.
+        bias: slopes; or a table `(head, distance)`, for `flex` only; or a function that gives the bias of pairs, which
+            has one form only; None for no bias.
         form: how to compute; without a bias `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal
             attention, and with documents `bias` and `columns` are `attention_within_documents`.
         documents: also the mask that `block_mask` makes of them for FlexAttention, so that layers can share it.
@@ -144,14 +145,19 @@ class Attention(nn.Module):
                 mask = self._view_mask(scope, None if per_token is None else known[2])
                 return viewed_attention(query, known[0], known[1], mask)
             scope = None
-        return causal_attention(query, key, value, self._bias(query.device, per_token), self._dropout, self.form, scope)
+        return causal_attention(query, key, value, self._bias(query, per_token), self._dropout, self.form, scope)
 
-    def _bias(self, device: torch.device, per_token: Tensor | None) -> Tensor | Bias | None:
+    def _bias(self, query: Tensor, per_token: Tensor | None) -> Tensor | Bias | None:
         """Return the bias that `causal_attention` takes."""
         if not self.positions.adds_bias:
             return None
-        slopes = self.positions.slopes(self.n_heads, device)
-        return functools.partial(self._bias_of_pairs, per_token) if slopes is None else slopes
+        slopes = self.positions.slopes(self.n_heads, query.device)
+        if slopes is not None:
+            return slopes
+        if self.positions.is_of_distance and self._is_flex(query.device, query.dtype):
+            distance = torch.arange(query.shape[2], device=query.device)
+            return self.positions.by_distance(distance, self.n_heads, self._of_positions[0])
+        return functools.partial(self._bias_of_pairs, per_token)
 
     def _bias_of_pairs(self, per_token: Tensor | None, pairs: Pairs) -> Tensor:
         """Return the bias of pairs, whose keys are the first of those that `per_token` holds."""
@@ -173,11 +179,20 @@ class Attention(nn.Module):
             return scope
         if scope is None and not self.positions.adds_bias:  # PyTorch's own causal kernel needs no mask
             return scope
-        if self.positions.adds_bias and self.positions.slopes(self.n_heads, x.device) is None:
-            return scope
-        chosen = attention_form(x.device, compute_dtype(x), self.d_head, self._dropout)
-        form = chosen if self.form == "auto" else self.form
-        return block_mask(x.shape[1], scope, x.device) if form == "flex" and not self._dropout else scope
+        return block_mask(x.shape[1], scope, x.device) if self._is_flex(x.device, compute_dtype(x)) else scope
+
+    def _is_flex(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether FlexAttention computes causal attention."""
+        chosen = attention_form(device, dtype, self.d_head, self._dropout) if self.form == "auto" else self.form
+        if chosen != "flex" or self._dropout:
+            return False
+        if not self.positions.adds_bias or self.positions.slopes(self.n_heads, device) is not None:
+            return True
+        parameters = self._of_positions[0]
+        learns = (
+            torch.is_grad_enabled() and parameters is not None and any(p.requires_grad for p in parameters.parameters())
+        )
+        return self.positions.is_of_distance and not learns
 
     @property
     def _dropout(self) -> float:

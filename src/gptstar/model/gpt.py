@@ -19,6 +19,7 @@ from gptstar.model.kernels.choice import AttentionForm, writes_own_gradient
 from gptstar.model.kernels.summed_loss import TiedGradient, summed_loss
 from gptstar.model.loss import LOGITS_AT_ONCE, token_losses
 from gptstar.model.positions import POSITIONS
+from gptstar.model.positions.base import places_in_documents
 from gptstar.model.view import Scope, View
 
 INIT_STD = 0.02
@@ -158,6 +159,8 @@ class GPT(nn.Module):
         view = scope if isinstance(scope, View) else None
         self._check_capacity(x.shape[1], view)
         at = None if view is None else view.queries
+        if isinstance(scope, Tensor) and self.positions.restarts:
+            at = places_in_documents(scope)
         x = self.dropout(self.positions.embed(x, at, self._modules.get(self.positions.name_in_model)))
         first = self.blocks[0].attention
         assert isinstance(first, Attention)

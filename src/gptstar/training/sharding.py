@@ -30,9 +30,10 @@ def shard(model: GPT, mesh: "DeviceMesh", *, bf16_weights: bool = False) -> None
     policy = (
         MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32) if bf16_weights else MixedPrecisionPolicy()
     )
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in (*model.blocks, model):
+        sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
+        if mesh.device_type == "cpu":  # PyTorch 2.8's gloo returns the sum where the average is asked for
+            sharded.set_force_sum_reduction_for_comms(True)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from gptstar.model.positions.base import Bias, Pairs
+from gptstar.model.positions.base import Bias, Pairs, places_in_documents
 
 QUERY_BLOCK = 1024
 """Queries a bias is built for at once: reading a longer context takes memory in proportion to it, not to its square.
@@ -38,7 +38,8 @@ def biased_attention(
     outputs = []
     # Autocast would round the bias to bfloat16, which can't count past 256.
     with torch.autocast(query.device.type, enabled=False):
-        rows = query.shape[1] * (1 if documents is None else len(documents))
+        rows = query.shape[1] * (1 if isinstance(bias, Tensor) else len(query))
+        places = None if documents is None else places_in_documents(documents)
         for start, stop in query_blocks(query.shape[2], rows):
             # The kernel that keeps no (query, key) scores takes a bias of four dimensions only. It has no name, so that
             # it is gone before the next one is made.
@@ -49,7 +50,9 @@ def biased_attention(
                     value[:, :, :stop],
                     attn_mask=linear_bias(bias, range(start, stop), range(stop))[None]
                     if isinstance(bias, Tensor)
-                    else _masked(bias, start, stop, documents, query.device),  # (batch or 1, head, query, key)
+                    else _masked(
+                        bias, range(start, stop), documents, places, query.device
+                    ),  # (batch or 1, head, query, key)
                     dropout_p=dropout,
                 )
             )
@@ -69,14 +72,16 @@ def linear_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
     return bias.masked_fill_(distance < 0, -torch.inf)  # in place: it is the largest tensor of a long context
 
 
-def _masked(bias: Bias, start: int, stop: int, documents: Tensor | None, device: torch.device) -> Tensor:
-    """The bias of queries from `start` to `stop`, `-inf` where they don't attend: `(batch or 1, head, query, key)`."""
+def _masked(bias: Bias, block: range, documents: Tensor | None, places: Tensor | None, device: torch.device) -> Tensor:
+    """The bias of a block of queries, `-inf` where they don't attend: `(batch or 1, head, query, key)`."""
+    start, stop = block.start, block.stop
     keys = torch.arange(stop, device=device)[None]
     queries = keys[:, start:]
     allowed = queries[:, :, None] >= keys[:, None]  # (1, query, key)
     if documents is not None:
         allowed = allowed & (documents[:, start:stop, None] == documents[:, None, :stop])
-    return bias(Pairs(queries, keys, allowed)).masked_fill(~allowed[:, None], -torch.inf)
+    pairs = Pairs(queries, keys, allowed, None if places is None else places[:, start:stop], is_run=True)
+    return bias(pairs).masked_fill(~allowed[:, None], -torch.inf)
 
 
 def query_blocks(n_positions: int, n_heads: int) -> Iterator[tuple[int, int]]:

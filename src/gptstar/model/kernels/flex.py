@@ -1,4 +1,4 @@
-"""FlexAttention: slopes as a modification of scores in one kernel, which skips what is masked. The form for GPUs."""
+"""FlexAttention: a bias by distance modifies scores in one kernel, which skips what is masked. The form for GPUs."""
 
 import functools
 from collections.abc import Callable
@@ -19,20 +19,28 @@ def block_mask(n_positions: int, documents: Tensor | None, device: torch.device)
     return create_block_mask(attends, n_rows, None, n_positions, n_positions, device=device)
 
 
-def masked_attention(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, mask: BlockMask) -> Tensor:
-    """Attention under a mask, with a linear bias where slopes are given; neither scores nor bias are kept.
+def masked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: BlockMask) -> Tensor:
+    """Attention under a mask, with a bias by distance; neither scores nor bias are kept.
 
     Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself. Inputs have the same dtype.
+
+    Args:
+        bias: slopes `(head,)`, or a table `(head, distance)`, float32, which gets no gradient.
 
     Source: Dong et al., "Flex Attention", 2024.
     """
 
     def linear(score: Tensor, _batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
-        assert slopes is not None
-        return score - slopes[head] * (query_at - key_at)
+        assert bias is not None
+        return score - bias[head] * (query_at - key_at)
 
+    def from_table(score: Tensor, _batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
+        assert bias is not None
+        return score + bias[head, (query_at - key_at).clamp(min=0)]  # what is masked is computed, too
+
+    modify = None if bias is None else linear if bias.ndim == 1 else from_table
     attend = flex_attention if torch.compiler.is_compiling() else _compiled()
-    return attend(query, key, value, score_mod=None if slopes is None else linear, block_mask=mask)  # type: ignore[operator]
+    return attend(query, key, value, score_mod=modify, block_mask=mask)  # type: ignore[operator]
 
 
 @functools.cache

@@ -60,8 +60,10 @@ def _weights(
     later = torch.ones(stop - start, stop - start, dtype=torch.bool, device=key.device).triu_(1)  # (query, key)
     wide, by_key = _wide(scaled), None
     if slopes is not None:
-        # A softmax ignores what is the same for all keys, so the last key may stand for each query.
-        by_key = slopes.to(wide)[:, None] * torch.arange(1 - stop, 1, device=key.device)  # (head, key)
+        # A softmax ignores what is the same for all keys, so the middle query may stand for each: near keys, which
+        # matter, get small numbers.
+        middle = (start + stop) // 2
+        by_key = slopes.to(wide)[:, None] * torch.arange(-middle, stop - middle, device=key.device)  # (head, key)
     for number, sequence in enumerate(weights):
         others = None  # of other documents: (query, key)
         if documents is not None:

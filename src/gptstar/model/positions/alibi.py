@@ -18,13 +18,18 @@ class Alibi(Positions):
     """
 
     def slopes(self, n_heads: int, device: torch.device) -> Tensor:
-        """The slopes of `alibi_slopes`, `(head,)`, float32.
+        """The slopes of `alibi_slopes`, `(head,)`, float32."""
+        return head_slopes(n_heads, device)
 
-        A CPU keeps them. Elsewhere they are computed on the device: a graph holds neither a constant nor a copy from
-        the host.
-        """
-        keeps = device.type == "cpu" and not torch.compiler.is_compiling()
-        return _cpu_slopes(n_heads) if keeps else _slopes(n_heads, device)
+
+def head_slopes(n_heads: int, device: torch.device) -> Tensor:
+    """The slopes of `alibi_slopes` on a device, `(head,)`, float32.
+
+    A CPU keeps them. Elsewhere they are computed on the device: a graph holds neither a constant nor a copy from the
+    host.
+    """
+    keeps = device.type == "cpu" and not torch.compiler.is_compiling()
+    return _cpu_slopes(n_heads) if keeps else _slopes(n_heads, device)
 
 
 def alibi_slopes(n_heads: int) -> tuple[float, ...]:

@@ -29,11 +29,15 @@ class Pairs:
         queries: `(batch or 1, query)`, int64: position of each query in its text.
         keys: `(batch or 1, key)`, int64: position of each key. A query's own token is among the keys.
         allowed: `(batch or 1, query, key)`, bool: whether a query attends to a key; None where each attends to all.
+        places: `(batch, query)`, int64: position of each query in its document, where a window may hold several.
+        is_run: whether the keys are all tokens from position 0 on, in order, and the queries the last of them.
     """
 
     queries: Tensor
     keys: Tensor
     allowed: Tensor | None = None
+    places: Tensor | None = None
+    is_run: bool = False
 
     @property
     def distance(self) -> Tensor:
@@ -47,6 +51,29 @@ class Pairs:
             return self.allowed
         shape = (1, self.queries.shape[1], self.keys.shape[1])
         return torch.ones(shape, dtype=torch.bool, device=self.keys.device)
+
+
+def places_in_documents(documents: Tensor) -> Tensor:
+    """Position of each token in its document, by the documents of a window: `(batch, position)`, int64, both."""
+    at = torch.arange(documents.shape[1], device=documents.device)
+    begins = nn.functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
+    return at - torch.where(begins, at, 0).cummax(dim=1).values
+
+
+def by_diagonal(table: Tensor, n_queries: int) -> Tensor:
+    """Values of distances for the last queries of a run; later keys get zeros.
+
+    No indices are gathered, so that a table's gradient is summed in the same order each time.
+
+    Args:
+        table: `(head, distance)`, from distance 0 to the length less one.
+
+    Returns:
+        `(1, head, query, key)`.
+    """
+    n_keys = table.shape[1]
+    from_far = nn.functional.pad(table.flip(1), (0, n_queries - 1))
+    return from_far.unfold(1, n_keys, 1).flip(1)[None]
 
 
 Bias = Callable[[Pairs], Tensor]
@@ -76,7 +103,8 @@ class Positions:
 
     - `embed` adds to embedded tokens.
     - `rotate` turns queries and keys.
-    - `slopes` adds to scores what is linear in the key's position; `bias` adds anything else.
+    - `slopes` adds to scores what is linear in the distance, `by_distance` any other function of it; `bias` adds
+      anything else.
     - `parameters` makes parameters, and `initial` draws them.
     - `per_token` reads from a layer's input what the KV cache keeps of each token.
 
@@ -87,18 +115,23 @@ class Positions:
         name_in_model: the beginning of the parameters' names in the state dict: `NAME.…` where layers share them, else
             `blocks.0.attention.NAME.…`.
         per_layer: whether each layer has parameters of its own.
+        restarts: whether `embed` counts anew in each document of a window that holds several.
         scalings: methods of `Scaling` that the kind knows.
-        adds_bias, reads_input: whether the class overrides `slopes` or `bias`, and `per_token`.
+        adds_bias, reads_input: whether the class overrides one that adds to scores, and `per_token`.
+        is_of_distance: whether the class overrides `by_distance`.
     """
 
     name_in_model: ClassVar[str] = "position_parameters"
     per_layer: ClassVar[bool] = False
+    restarts: ClassVar[bool] = False
     scalings: ClassVar[tuple[str, ...]] = ()
     adds_bias: ClassVar[bool] = False
     reads_input: ClassVar[bool] = False
+    is_of_distance: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
-        cls.adds_bias = cls.slopes is not Positions.slopes or cls.bias is not Positions.bias
+        cls.is_of_distance = cls.by_distance is not Positions.by_distance
+        cls.adds_bias = cls.is_of_distance or cls.slopes is not Positions.slopes or cls.bias is not Positions.bias
         cls.reads_input = cls.per_token is not Positions.per_token
 
     @property
@@ -119,6 +152,10 @@ class Positions:
     def with_capacity(self, n_ctx: int) -> "Positions":
         """Return the same kind with `n_ctx` positions, where it `needs_capacity`."""
         raise NotImplementedError
+
+    def trained_with(self, context_length: int) -> "Positions":
+        """Return the same kind for a training context of so many tokens, where it depends on that."""
+        return self
 
     def check(self, sizes: Sizes) -> None:
         """Raise a ValueError, with key, value, rule and fix, for sizes that the kind can't work with."""
@@ -181,17 +218,40 @@ class Positions:
         """
         return None
 
-    def bias(self, pairs: Pairs, n_heads: int, parameters: nn.Module | None, per_token: Tensor | None) -> Tensor:
-        """Return what is added to scores, for kinds without `slopes`. The attention mask is applied afterwards.
+    def by_distance(self, distance: Tensor, n_heads: int, parameters: nn.Module | None) -> Tensor:
+        """Return what a score gets at a distance, where nothing else counts.
+
+        FlexAttention reads it as a table. It does not train such a table: it would sum the gradient in another order
+        each time.
 
         Args:
-            pairs: some queries and their keys; called for blocks of queries where a text is long.
+            distance: any shape, int64, 0 or more.
+            parameters: those of the layer, or those that layers share.
+
+        Returns:
+            `(head, …)`, float32.
+        """
+        raise NotImplementedError
+
+    def bias(self, pairs: Pairs, n_heads: int, parameters: nn.Module | None, per_token: Tensor | None) -> Tensor:
+        """Return what is added to scores, by blocks of queries where a text is long.
+
+        A kind that overrides it has no form in FlexAttention. The attention mask is applied afterwards.
+
+        Args:
+            pairs: some queries and their keys.
             parameters: those of the layer, or those that layers share.
             per_token: `(batch, head, key, width)`, what `per_token` returned for each of the keys.
 
         Returns:
             `(batch or 1, head, query, key)`, float32 whatever the model computes in: bfloat16 can't tell 256 from 257.
         """
+        if self.is_of_distance and pairs.is_run:
+            distance = torch.arange(pairs.keys.shape[1], device=pairs.keys.device)
+            return by_diagonal(self.by_distance(distance, n_heads, parameters), pairs.queries.shape[1])
+        if self.is_of_distance:
+            distance = pairs.distance[:, 0].clamp(min=0)  # that of a hidden key may be below
+            return self.by_distance(distance, n_heads, parameters).transpose(0, 1)
         slopes = self.slopes(n_heads, pairs.keys.device)
         assert slopes is not None
         return -slopes[:, None, None] * pairs.distance

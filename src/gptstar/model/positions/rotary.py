@@ -59,9 +59,9 @@ class ScaledRotary(Rotary):
         return rotary_angles(at, d_head, self.scaling)
 
 
-def rotary_frequencies(d_head: int, device: torch.device | None = None) -> Tensor:
+def rotary_frequencies(d_head: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """The angle between neighbouring positions of each pair of features, `(d_head / 2,)` (RoFormer, equation 15)."""
-    return BASE ** (-torch.arange(0, d_head, 2, device=device) / d_head)
+    return BASE ** (-torch.arange(0, d_head, 2, device=device, dtype=dtype) / d_head)
 
 
 def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
@@ -109,14 +109,22 @@ def yarn_attention_factor(factor: float) -> float:
 
 def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None) -> tuple[Tensor, Tensor]:
     """Cosines and sines for `rotate`: positions `(…, position)`, int64 → `(…, position, d_head / 2)`, float32, each."""
-    frequencies, size = rotary_frequencies(d_head, device=positions.device), 1.0
+    frequencies, size = rotary_frequencies(d_head, positions.device, torch.float64), 1.0
     if scaling is not None and scaling.method == "ntk":
         frequencies = ntk_frequencies(frequencies, scaling.factor)
     elif scaling is not None:
         frequencies = yarn_frequencies(frequencies, scaling.factor, scaling.trained_at)
         size = yarn_attention_factor(scaling.factor)
-    angles = positions[..., None] * frequencies
+    angles = position_angles(positions, frequencies)
     return (angles.cos(), angles.sin()) if size == 1.0 else (angles.cos() * size, angles.sin() * size)
+
+
+def position_angles(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """`position * frequency` without whole turns: `(…, position)`, `(pair,)` → `(…, position, pair)`, float32.
+
+    Frequencies are float64: what float32 rounds off them is 1e-4 of an angle some thousand positions on.
+    """
+    return (positions[..., None] * frequencies).remainder(2 * math.pi).float()
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

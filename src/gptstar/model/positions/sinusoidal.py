@@ -1,0 +1,42 @@
+"""Sinusoidal positions: sines and cosines of many wavelengths, added to the token's vector."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gptstar.model.positions.base import Positions, Sizes
+from gptstar.model.positions.rotary import position_angles, rotary_frequencies
+
+
+@dataclass(frozen=True)
+class Sinusoidal(Positions):
+    """Feature 2k gets `sin(position / 10000^(2k / d_model))`, feature 2k + 1 the cosine; no parameters and no end.
+
+    The embedded token is multiplied by `sqrt(d_model)`, as in section 3.4 of the paper: beside embeddings of std 0.02
+    the positions, of rms 0.71, would be nearly all that a model sees. The output head is not multiplied.
+
+    FlexAttention needs no bias for it.
+
+    Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5.
+    """
+
+    restarts: ClassVar[bool] = True
+
+    def check(self, sizes: Sizes) -> None:
+        """Refuse an odd width."""
+        if sizes.d_model % 2:
+            raise ValueError(
+                f"model.d_model={sizes.d_model} is odd; sinusoidal positions are pairs of a sine and a cosine: "
+                "make it even"
+            )
+
+    def embed(self, x: Tensor, at: Tensor | None, parameters: nn.Module | None) -> Tensor:
+        """Multiply the tokens' vectors, and add each position's."""
+        if at is None:
+            at = torch.arange(x.shape[1], device=x.device)[None]
+        angles = position_angles(at, rotary_frequencies(x.shape[2], at.device, torch.float64))
+        vectors = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (batch or 1, position, d_model)
+        return (x.float() * math.sqrt(x.shape[2]) + vectors).to(x.dtype)

@@ -1,0 +1,192 @@
+"""Each kind of positions against its paper's definition in float64, in every form that a CPU runs."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.attention import Attention
+from gptstar.model.kernels import bias as bias_kernel
+from gptstar.model.kernels import products
+from gptstar.model.kernels.choice import AttentionForm
+from gptstar.model.positions import Fire, Positions, Sinusoidal
+from gptstar.model.view import Cache, View
+from support import definitions
+
+KINDS = ["alibi", "rotary", "none", "t5", "kerple", "fire", "log_alibi", "p_rope", "fox"]
+D_MODEL, D_HEAD, THRESHOLD, P = 30, 8, 37, 0.75
+WITHIN = 1e-5
+COLUMNS = 5e-4
+"""ALiBi's columns round by about 2^-24 of slope times position (`columns_attention` says so); no CPU takes this form
+for float32 unless it is told to."""
+
+by_kind = pytest.mark.parametrize("kind", KINDS)
+by_heads = pytest.mark.parametrize("n_heads", [12, 7])
+
+
+def layer_of(kind: str, n_heads: int) -> Attention:
+    """The first layer's attention of a model whose parameters of positions are far from their initial values."""
+    torch.manual_seed(n_heads)
+    given = {"fire": Fire(THRESHOLD)}.get(kind, kind)
+    model = GPT(GPTConfig(1, D_MODEL, n_heads, 31, d_head=D_HEAD, positions=given)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "position_parameters" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.5)
+    return model.blocks[0].attention
+
+
+def inputs_of(n_heads: int, n_positions: int) -> list[Tensor]:
+    """The layer's input `(1, position, d_model)`, and queries, keys and values `(1, position, head * d_head)`."""
+    torch.manual_seed(n_positions)
+    widths = (D_MODEL, *3 * (n_heads * D_HEAD,))
+    return [torch.randn(1, n_positions, width) for width in widths]
+
+
+def parameters_of(attention: Attention) -> dict[str, np.ndarray]:
+    (module,) = attention._of_positions
+    named = {} if module is None else dict(module.named_parameters())
+    return {name: each.detach().double().numpy() for name, each in named.items()}
+
+
+def expected_of(kind: str, attention: Attention, inputs: list[Tensor], rows: np.ndarray) -> Tensor:
+    """What the paper defines for some queries: `(row, head * d_head)`, float64."""
+    n_positions, n_heads = inputs[0].shape[1], attention.n_heads
+    x, *rest = (each[0].double().numpy() for each in inputs)
+    query, key, value = (each.reshape(n_positions, n_heads, D_HEAD).transpose(1, 0, 2) for each in rest)
+    query, key = (definitions.turned(kind, each, P) for each in (query, key))
+    given = parameters_of(attention) | {"x": x, "threshold": np.float64(THRESHOLD)}
+    bias = definitions.bias(kind, n_heads, rows, n_positions, given)
+    mixed = definitions.attention(query, key, value, bias, rows)
+    return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(len(rows), -1))
+
+
+def deviation(kind: str, form: AttentionForm, n_heads: int, n_positions: int) -> float:
+    """The largest difference, over the first, some, and the last queries."""
+    attention, inputs = layer_of(kind, n_heads), inputs_of(n_heads, n_positions)
+    attention.form = form
+    rows = np.unique(np.concatenate((np.arange(min(n_positions, 24)), np.linspace(0, n_positions - 1, 24).astype(int))))
+    with torch.no_grad():
+        found = attention.mixed(*inputs, None)[0, rows]
+    assert found.dtype is torch.float32
+    return (found.double() - expected_of(kind, attention, inputs, rows)).abs().max().item()
+
+
+@by_kind
+@by_heads
+@pytest.mark.parametrize("form", ["products", "bias", "columns"])
+@pytest.mark.parametrize("n_positions", [1, 2, 17, 301])
+def test_a_kind_agrees_with_its_paper(
+    kind: str, form: AttentionForm, n_heads: int, n_positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bias_kernel, "QUERY_BLOCK", 128)
+    monkeypatch.setattr(products, "QUERY_BLOCK", 128)
+    within = COLUMNS if (kind, form) == ("alibi", "columns") else WITHIN
+    assert deviation(kind, form, n_heads, n_positions) < within
+
+
+@pytest.mark.slow
+@by_kind
+@by_heads
+@pytest.mark.parametrize("form", ["products", "bias", "columns"])
+def test_a_kind_agrees_with_its_paper_at_4096_tokens(kind: str, form: AttentionForm, n_heads: int) -> None:
+    within = COLUMNS if (kind, form) == ("alibi", "columns") else WITHIN
+    assert deviation(kind, form, n_heads, 4096) < within
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.compile itself
+@pytest.mark.parametrize("kind", ["t5", pytest.param("alibi", marks=pytest.mark.slow), "fire"])
+def test_flex_attention_agrees_with_the_paper(kind: str) -> None:
+    assert deviation(kind, "flex", 12, 301) < WITHIN
+
+
+@pytest.mark.slow
+@by_kind
+@by_heads
+@pytest.mark.filterwarnings("ignore")  # of torch.compile itself
+@pytest.mark.parametrize("n_positions", [1, 301, 4096])
+def test_flex_attention_agrees_with_every_paper(kind: str, n_heads: int, n_positions: int) -> None:
+    assert deviation(kind, "flex", n_heads, n_positions) < WITHIN
+
+
+@by_kind
+@by_heads
+def test_documents_are_read_as_if_alone(kind: str, n_heads: int) -> None:
+    attention, inputs = layer_of(kind, n_heads), inputs_of(n_heads, 301)
+    documents = torch.repeat_interleave(torch.tensor([130, 1, 170]))[None]
+    with torch.no_grad():
+        found = attention.mixed(*inputs, documents)[0]
+    for start, stop in ((0, 130), (130, 131), (131, 301)):
+        own = [each[:, start:stop] for each in inputs]
+        expected = expected_of(kind, attention, own, np.arange(stop - start))
+        torch.testing.assert_close(found[start:stop].double(), expected, atol=2 * WITHIN, rtol=0)
+
+
+@by_kind
+@by_heads
+@pytest.mark.parametrize("n_positions", [17, pytest.param(4096, marks=pytest.mark.slow)])
+def test_tokens_read_one_by_one_agree_with_the_paper(kind: str, n_heads: int, n_positions: int) -> None:
+    """The last tokens come by themselves, after a prompt that fills the KV cache."""
+    attention, inputs = layer_of(kind, n_heads), inputs_of(n_heads, n_positions)
+    cache, at, found = Cache(n_positions), torch.arange(n_positions)[None], []
+    n_prompt = n_positions - 8
+    with torch.no_grad():
+        for start, stop in ((0, n_prompt), *((each, each + 1) for each in range(n_prompt, n_positions))):
+            pieces = [each[:, start:stop] for each in inputs]
+            mixed = attention.mixed(*pieces, View(at[:, start:stop], at[:, :stop], cache=cache))
+            found.append(mixed[0, -1])
+    rows = np.arange(n_prompt - 1, n_positions)
+    expected = expected_of(kind, attention, inputs, rows)
+    torch.testing.assert_close(torch.stack(found).double(), expected, atol=WITHIN, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["t5", "kerple", "fire", "fox"])
+def test_gradients_are_those_of_the_definition(kind: str) -> None:
+    """By differences of the definition, in the direction of each parameter's gradient."""
+    attention, inputs = layer_of(kind, 7), inputs_of(7, 67)
+    (module,) = attention._of_positions
+    if kind == "kerple":  # above its bounds
+        nn.init.uniform_(module.a, 0.1, 1)
+        nn.init.uniform_(module.p, 0.1, 2)
+    weights, rows, step = torch.randn(67, 7 * D_HEAD), np.arange(67), 1e-5
+    (attention.mixed(*inputs, None)[0] * weights).sum().backward()
+    gradients = {name: parameter.grad.double() for name, parameter in module.named_parameters()}
+    module.double()
+    for name, gradient in gradients.items():
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                change = sign * step * gradient / gradient.norm()
+                module.get_parameter(name).add_(change)
+                values.append((expected_of(kind, attention, inputs, rows) * weights).sum().item())
+                module.get_parameter(name).sub_(change)
+        slope = (values[0] - values[1]) / (2 * step)
+        assert slope == pytest.approx(gradient.norm().item(), rel=1e-3, abs=1e-3), name
+
+
+def test_a_head_of_kerple_comes_back_from_below_its_bound() -> None:
+    attention, inputs = layer_of("kerple", 7), inputs_of(7, 67)
+    (module,) = attention._of_positions
+    nn.init.constant_(module.p, -0.5)
+    attention.mixed(*inputs, None).square().sum().backward()
+    assert (module.p.grad != 0).all()
+    assert (module.p == -0.5).all(), "the stored value is not clamped"
+
+
+@pytest.mark.parametrize("n_positions", [1, 17, 4096])
+def test_sinusoids_are_the_papers(n_positions: int) -> None:
+    x = torch.randn(2, n_positions, D_MODEL)
+    expected = x.double() * D_MODEL**0.5 + torch.from_numpy(definitions.sinusoids(n_positions, D_MODEL))
+    for at in (None, torch.arange(n_positions)[None]):
+        torch.testing.assert_close(Sinusoidal().embed(x, at, None).double(), expected, atol=WITHIN, rtol=0)
+
+
+def test_the_output_head_of_sinusoidal_positions_is_not_scaled() -> None:
+    model = GPT(GPTConfig(1, D_MODEL, 3, 31, positions="sinusoidal", d_head=D_HEAD))
+    hidden = torch.randn(1, 5, D_MODEL)
+    assert torch.equal(model.logits(hidden), nn.functional.linear(hidden, model.token_embedding.weight))
+    tokens = torch.randint(31, (1, 5))
+    x = model.positions.embed(model.token_embedding(tokens), None, None)
+    assert 0.6 < (x - model.token_embedding(tokens) * D_MODEL**0.5).pow(2).mean().sqrt() < 0.8
+    assert isinstance(model.positions, Positions)

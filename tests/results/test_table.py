@@ -97,6 +97,8 @@ def test_tags_are_a_column_where_there_are_any() -> None:
 @pytest.mark.parametrize(
     ("hours", "text"),
     [
+        (float("inf"), ""),
+        (float("nan"), ""),
         (12 / 3600, "12 s"),
         (0.001 / 3600, "0 s"),
         (59.4 / 3600, "59 s"),

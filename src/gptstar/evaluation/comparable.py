@@ -37,7 +37,7 @@ def _pairs(a: Sequence[Sample], b: Sequence[Sample]) -> Pairs:
     return [(sample, others[sample.hash].pop()) for sample in in_order if others[sample.hash]]
 
 
-def check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[int | None], of_b: str) -> None:
+def check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[object], of_b: str) -> None:
     """Refuse two results on a task that measure different things.
 
     Args:

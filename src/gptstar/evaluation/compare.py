@@ -134,7 +134,7 @@ def _compared(a: TaskResults, b: TaskResults, of_b: str) -> tuple[list[Row], lis
         names = [", ".join(task.task for task in results.tasks) or "nothing" for results in (a, b)]
         raise ConfigError(f"no task is in both results: {names[0]} in the one, {names[1]} in the other")
     notes = differences(a, b, of_b)
-    seeds = [(results.protocol.get("seeds") or {}).get("fewshot") for results in (a, b)]
+    seeds = [results.fewshot_seed for results in (a, b)]
     pairs_of: dict[str, Pairs] = {}
     for task_a, task_b in shared:
         check_comparable(task_a, task_b, seeds, of_b)
@@ -262,7 +262,7 @@ def by_checkpoint(results: Sequence[TaskResults]) -> list[TaskResults]:
     for each in results:
         known = (each.checkpoint.get(key) for key in ("sha256", "path", "name"))
         of_checkpoint = next(filter(None, known), None)
-        protocol = [each.protocol.get("dtype"), (each.protocol.get("seeds") or {}).get("fewshot")]
+        protocol = [each.protocol.get("dtype"), each.fewshot_seed]
         key = tuple(map(str, (of_checkpoint, *protocol)))
         before = joined.pop(key).tasks if key in joined else ()
         tasks = {task.task: task for task in (*before, *each.tasks)}

@@ -115,6 +115,15 @@ class TaskResults:
     versions: dict[str, str]
     tasks: tuple[TaskResult, ...]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.protocol.get("seeds") or {}, dict):
+            raise ValueError("protocol.seeds is not a seed for each library")
+
+    @property
+    def fewshot_seed(self) -> object:
+        """The seed by which few-shot examples were drawn."""
+        return (self.protocol.get("seeds") or {}).get("fewshot")
+
 
 def grouped_by(tasks: Sequence[TaskResult]) -> set[str]:
     """Names of tasks and groups that lie within another group among them."""

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import gptstar
 from gptstar.errors import ConfigError
-from gptstar.evaluation.compare import compare, compare_tasks
+from gptstar.evaluation.compare import compare_tasks
 from gptstar.evaluation.comparison_tables import print_comparisons
 from gptstar.evaluation.results import TaskResult, TaskResults, read_tasks, write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
@@ -162,8 +162,8 @@ def test_groups_are_written_read_shown_and_drawn(of_blimp: TaskResults, tmp_path
 
 def test_groups_are_compared_as_one(of_blimp: TaskResults, blimp: Path) -> None:
     other = ours("blimp", blimp, seed=8, limit=3)
-    found = compare(of_blimp, other)
-    rows = {(row.task, row.metric): row for row in found.rows}
+    found = compare_tasks((of_blimp, other))
+    rows = {(row.task, row.metric): row for row in found.rows[0]}
     primary = [key for key, row in rows.items() if row.primary]
     assert primary == [("blimp", "acc")]
     row = rows["blimp", "acc"]
@@ -187,12 +187,12 @@ def test_groups_of_other_tasks_are_not_compared(of_blimp: TaskResults) -> None:
     group = of_blimp.tasks[0]
     fewer = replace(of_blimp, tasks=(replace(group, members=group.members[1:]), *of_blimp.tasks[1:]))
     with pytest.raises(ConfigError, match=r"blimp can't be compared: its list of tasks"):
-        compare(of_blimp, fewer)
+        compare_tasks((of_blimp, fewer))
     without = replace(of_blimp, tasks=(group, *of_blimp.tasks[2:]))
     with pytest.raises(ConfigError, match=f"the results lack its task {group.members[0]}"):
-        compare(without, without)
+        compare_tasks((without, without))
     older = replace(of_blimp, tasks=of_blimp.tasks[1:])
-    assert len([row for row in compare(older, of_blimp).rows if row.primary]) == 67
+    assert len([row for row in compare_tasks((older, of_blimp)).rows[0] if row.primary]) == 67
 
 
 def test_a_task_that_is_named_beside_its_group_is_there_once(blimp: Path) -> None:

@@ -12,7 +12,7 @@ from lm_eval.api.registry import get_model
 
 import gptstar
 from gptstar.errors import CheckpointError, ConfigError, DataError
-from gptstar.evaluation.compare import compare
+from gptstar.evaluation.compare import compare_tasks
 from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import TaskResults
 from gptstar.evaluation.tasks.config import TasksConfig
@@ -112,9 +112,9 @@ def test_gen_kwargs_are_checked_recorded_and_compared(tasks: Path, tmp_path: Pat
     assert "gen_kwargs" not in plain.protocol
     assert longer.protocol["gen_kwargs"] == {"max_gen_toks": 9}
     with pytest.raises(ConfigError, match=r"writes can't be compared: its gen_kwargs is None in A and .*max_gen_toks"):
-        compare(plain, longer)
+        compare_tasks((plain, longer))
     piqa = [evaluated(options(tasks, "piqa", gen_kwargs=given)) for given in ({}, {"max_gen_toks": 9})]
-    assert compare(*piqa).rows
+    assert compare_tasks(piqa).rows[0]
 
 
 def test_a_cache_does_not_mix_ways_of_writing(tasks: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_predict_only_keeps_answers_and_computes_nothing(tasks: Path, capsys: py
         assert "predict_only" in task_markdown(results)
         assert task_table(results)
         with pytest.raises(ConfigError, match="have no metric in common"):
-            compare(results, results)
+            compare_tasks((results, results))
     assert len(texts(options(tasks, "writes", predict_only=True))) == 5
 
 
@@ -157,10 +157,10 @@ def test_metadata_reaches_the_code_of_tasks(tasks: Path) -> None:
     assert results.protocol["metadata"] == {"word": "mat"}
     assert len(results.tasks[0].samples) == 3
     other = evaluated(options(tasks, "makes", data_dir=None, metadata={"word": "mat", "more": 1}))
-    assert any("evaluation.metadata is {'word': 'mat'} in A" in note for note in compare(results, other).notes)
+    assert any("evaluation.metadata is {'word': 'mat'} in A" in note for note in compare_tasks((results, other)).notes)
     another = evaluated(options(tasks, "makes", data_dir=None, metadata={"word": "cat"}))
     with pytest.raises(ConfigError, match="no item in common"):
-        compare(results, another)
+        compare_tasks((results, another))
 
 
 @pytest.mark.usefixtures("no_network")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.evaluation.compare import compare
+from gptstar.evaluation.compare import compare_tasks
 from gptstar.evaluation.results import Metric, TaskResult, TaskResults
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.suite import evaluate_tasks
@@ -96,7 +96,7 @@ def test_of_several_right_answers_the_likeliest_by_byte_counts(tmp_path: Path) -
 def test_they_are_compared_in_pairs(tmp_path: Path) -> None:
     folder = write_tasks_files(tmp_path)
     a, b = (evaluated(folder, "piqa", seed=seed) for seed in (7, 8))
-    rows = {row.metric: row for row in compare(a, b).rows}
+    rows = {row.metric: row for row in compare_tasks((a, b)).rows[0]}
     assert rows["bits_per_byte"].difference == pytest.approx(bits(b.tasks[0]).value - bits(a.tasks[0]).value)
     assert rows["bits_per_byte"].p is not None
     assert [name for name, row in rows.items() if row.primary] == ["acc"]

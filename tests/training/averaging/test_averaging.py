@@ -1,5 +1,6 @@
 """Averages of the weights: their definition, a run that stops and goes on, what is measured, and what is given away."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from gptstar.model import GPTConfig
 from gptstar.training.averaging import AVERAGING
 from gptstar.training.plan import Workload
 from support import ROOT
-from support.runs import assert_goes_on_bitwise, assert_same_run, recorded, run_here, wait_for
+from support.runs import assert_goes_on_bitwise, assert_same_run, evaluate_here, recorded, run_here, wait_for
 
 Overrides = Callable[..., list[str]]
 Trained = Callable[..., Path]
@@ -205,3 +206,14 @@ def test_the_plan_counts_it() -> None:
     assert averaged.total - plain.total == averaged.averaged
     plain, averaged = (Workload(model, 64, "float32", on_gpu=False, averaging=each).memory(3) for each in (none, ema))
     assert averaged.total - plain.total == 8 * model.n_params  # and its copy while a checkpoint is written
+
+
+def test_both_are_evaluated_side_by_side(trained_once: Trained, tmp_path: Path) -> None:
+    folder = trained_once(*EMA)
+    words = ["evaluation=length", "evaluation.context_lengths=[32]", "evaluation.max_tokens=640", "hardware=cpu"]
+    evaluate_here(*words, f"checkpoint=[{folder},{folder}:averaged]", f"output={tmp_path / 'out'}")
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    known = [each["checkpoint"] for each in results["curves"]]
+    assert [each["name"] for each in known] == ["run/best", "run/best:averaged"]
+    losses = [each["lengths"][0]["loss"]["value"] for each in results["curves"]]
+    assert losses[0] != losses[1]

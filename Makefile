@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-all check format bench bench-check notebooks clean
+.PHONY: train test core test-all check format bench bench-check notebooks clean
 
 train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a laptop
 	$(BIN)/python train.py
 
 test: $(VENV)/.dev           ## the test suite: minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+core: $(VENV)/.dev           ## train, resume, evaluate, export and two processes: a minute or two
+	$(BIN)/python -m pytest -m "core and not slow" $$(grep -rlF pytest.mark.core tests)
 
 test-all: $(VENV)/.dev       ## the slow tests too
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow or not slow"

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from gptstar.data.config import DataConfig
 from gptstar.data.order.mixture import Mixture
 from gptstar.data.order.windows import StepSampler, Windows
+from gptstar.data.preparation.adopt import HEADER_INTS, MAGIC, VERSION, place_of
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.stream import TokenStream
 from gptstar.data.text.corpora import local_corpora
@@ -135,6 +136,13 @@ def read(rounds: int, batches: int, n_shards: int) -> None:
             np.save(f"{folder}/{number:03d}.npy", part)
         one = np.load(f"{folder}/one.npy", mmap_mode="r")
         many = [np.load(f"{folder}/{number:03d}.npy", mmap_mode="r") for number in range(n_shards)]
+        header = np.zeros(HEADER_INTS, "<i4")
+        header[:3] = MAGIC, VERSION, len(tokens)
+        Path(f"{folder}/one.bin").write_bytes(header.tobytes() + tokens.tobytes())
+        place = place_of(Path(f"{folder}/one.bin"))
+        theirs = Windows(
+            [TokenStream([np.memmap(place.file, place.dtype, mode="r", offset=place.offset)])], CONTEXT, BLOCK
+        )
         ours = {
             1: Windows([TokenStream([one])], CONTEXT, BLOCK),
             n_shards: Windows([TokenStream(many)], CONTEXT, BLOCK),
@@ -163,6 +171,7 @@ def read(rounds: int, batches: int, n_shards: int) -> None:
             "numpy: one gather from a memmap": gather,
             "gptstar, one shard": loop(ours[1].__getitems__),
             f"gptstar, {n_shards} shards": loop(ours[n_shards].__getitems__),
+            "gptstar, llm.c's .bin where it is": loop(theirs.__getitems__),
             "gptstar, through a DataLoader": lambda: forget(
                 DataLoader(ours[1], batch_sampler=numbers, collate_fn=_as_is)
             ),

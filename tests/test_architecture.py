@@ -14,8 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 RANKS = [
     {"errors"},
-    {"fields", "files", "plots", "ranks", "terminal"},
-    {"choices"},
+    {"fields", "files", "ranks", "terminal"},
+    {"choices", "plots"},
     {"keys"},
     {"model"},
     {"data"},

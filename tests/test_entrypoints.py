@@ -104,7 +104,11 @@ def test_help_shows_every_choice(script: str, example: str, capsys: pytest.Captu
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert example in shown
-    assert "hardware: auto, cpu, ddp, fsdp, gpu, multi_node" in shown
+    groups = ("hardware", "evaluation") if script == "evaluate.py" else ("hardware", "model", "optimizer")
+    for group in groups:
+        choices = ", ".join(sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml")))
+        assert f"{group}: {choices}" in shown
+    assert ("optimizer:" in shown) == (script == "train.py")
 
 
 def test_mistakes_get_one_line(
@@ -154,6 +158,7 @@ def test_a_mistake_is_one_line_of_a_process_too_or_a_whole_traceback_for_who_ask
     assert "ConfigError" in done.stderr
 
 
+@pytest.mark.core
 def test_generate_continues_a_prompt(overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_here(overrides("total_steps=4", "schedule.warmup_steps=1"))
     words = ["generate", str(tmp_path / "run"), "--prompt", "ba", "--tokens", "9"]

@@ -44,6 +44,7 @@ def assert_close(one: list[Any], other: list[Any]) -> None:
         assert second == {metric: pytest.approx(score, rel=1e-5) for metric, score in first.items()}
 
 
+@pytest.mark.core
 @pytest.mark.usefixtures("no_network")
 def test_the_suite_runs_without_network(
     trained: Path, task_files: Path, tmp_path: Path, refusal: Callable[..., str], capsys: pytest.CaptureFixture[str]
@@ -79,6 +80,7 @@ def test_ranks_find_what_one_process_finds(trained: Path, task_files: Path, tmp_
     assert_close(scores(tmp_path / "one"), scores(tmp_path / "two"))
 
 
+@pytest.mark.core
 @pytest.mark.usefixtures("no_network")
 def test_an_exported_model_has_the_same_scores(
     trained: Path, task_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -145,6 +147,7 @@ def test_a_run_refuses_tasks_before_its_first_step(
         (task_files / "gone.jsonl").rename(task_files / "piqa.jsonl")
 
 
+@pytest.mark.core
 def test_length_is_studied_without_being_told_anything(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

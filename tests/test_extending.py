@@ -24,6 +24,7 @@ from gptstar.entry import compose, one_line_errors
 from gptstar.launch import evaluate
 from gptstar.model.blocks import BLOCKS
 from gptstar.model.positions import POSITIONS
+from gptstar.training.averaging import AVERAGING
 from gptstar.training.optimizers import OPTIMIZERS
 from gptstar.training.run import train
 from gptstar.training.schedules import SCHEDULES
@@ -32,7 +33,7 @@ from support import ROOT
 from support.runs import SMALL, recorded
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-REGISTRIES: tuple[Choices[Any], ...] = (POSITIONS, BLOCKS, OPTIMIZERS, SCHEDULES, SOURCES)
+REGISTRIES: tuple[Choices[Any], ...] = (POSITIONS, BLOCKS, OPTIMIZERS, SCHEDULES, AVERAGING, SOURCES)
 SHORT = (*SMALL, "total_steps=12", "checkpoint_every=4", "validate_every=4")
 
 

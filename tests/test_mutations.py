@@ -120,7 +120,7 @@ def changed_values(draw: random.Random, keys: Sequence[str]) -> list[str]:
             key = key.replace(draw.choice(key), "", 1)
         sign = draw.choice(["", "", "", "+", "++", "~"]) if draw.random() < 0.2 else ""
         words.append(f"{sign}{key}={draw.choice(VALUES)}")
-    if draw.random() < 0.1:
+    if draw.random() < 0.2:
         words.append(
             draw.choice(["experiment=gpt127", "model=gpt2_small", "hardware=fsdp", "optimizer=muon", "data=local"])
         )

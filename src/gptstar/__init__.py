@@ -1,5 +1,6 @@
 """Train, evaluate and study GPT* language models."""
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,25 @@ if TYPE_CHECKING:
     from gptstar.evaluation.harness import lm
     from gptstar.inference.generate import generate, stream
     from gptstar.inference.sampling import Sampling
+
+
+def _refuse_windows() -> None:
+    """Raise an error that Python shows in one line, and that who imports plugins, as Hydra does, may catch."""
+    refusal = ImportError("gptstar runs on Linux and macOS: on Windows, install and run it in WSL (wsl --install)")
+    show_others = sys.excepthook
+
+    def show(kind: Any, error: BaseException, trace: Any) -> None:
+        if error is refusal:
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            show_others(kind, error, trace)
+
+    sys.excepthook = show
+    raise refusal
+
+
+if sys.platform == "win32":
+    _refuse_windows()
 
 __version__ = "0.1.0"
 __all__ = ["Sampling", "generate", "lm", "load", "results", "stream"]

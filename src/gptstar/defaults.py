@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from gptstar.errors import DataError
 
@@ -46,13 +46,14 @@ def run_name(data: Any) -> str:
         data: the composed group.
     """
     corpora, files, shards = (data.get(key) for key in ("corpora", "files", "shards"))
+    first = files[0] if isinstance(files, ListConfig) and files else files
     if data.get("source") == "bundled":
         name = "bundled"
-    elif files:
-        name = _folder(files if isinstance(files, str) else str(files[0]))
-    elif corpora:
-        first, *others = (str(corpus) for corpus in corpora)
-        name = first + (f"-and-{len(others)}-more" if others else "")
+    elif isinstance(first, str):  # what else is given, the configuration's rules refuse
+        name = _folder(first)
+    elif isinstance(corpora, DictConfig) and corpora:
+        name, *others = (str(corpus) for corpus in corpora)
+        name += f"-and-{len(others)}-more" if others else ""
     else:
         name = str(shards or "").rstrip("/").rpartition("/")[2]
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
@@ -73,12 +74,12 @@ def follow_text(composed: DictConfig, words: Sequence[str]) -> None:
     """
     if NEUTRAL not in words:
         return
-    has_size = _is_given("model.n_vocab", words) or composed.get("init_from") is not None
+    has_size = is_given("model.n_vocab", words) or composed.get("init_from") is not None
     if not has_size and (size := _vocabulary(composed.data)) is not None:
         composed.model.n_vocab = size
     steps, warmup = composed.get("total_steps"), composed.schedule.get("warmup_steps")
     numbers = type(steps) is int and type(warmup) is int  # what else is given, the configuration's rules refuse
-    if numbers and not _is_given("schedule.warmup_steps", words):
+    if numbers and not is_given("schedule.warmup_steps", words):
         composed.schedule.warmup_steps = min(warmup, max(0, steps // 10))
 
 
@@ -92,16 +93,17 @@ def defaults_line(composed: DictConfig, words: Sequence[str]) -> str | None:
 
 def _chosen(composed: DictConfig, words: Sequence[str]) -> Iterator[str]:
     begins_anew = composed.get("init_from") is None
-    if begins_anew and not _is_given("model", words):
+    if begins_anew and not is_given("model", words):
         yield "model=tiny"
     for key in SAID:
-        if _is_given(key, words) or (key == "model.n_vocab" and not begins_anew):
+        if is_given(key, words) or (key == "model.n_vocab" and not begins_anew):
             continue
         follows = key == "model.n_vocab" and _vocabulary(composed.data) is not None
         yield f"{key}={OmegaConf.select(composed, key)}" + (" (the tokenizer's vocabulary)" if follows else "")
 
 
-def _is_given(key: str, words: Sequence[str]) -> bool:
+def is_given(key: str, words: Sequence[str]) -> bool:
+    """Whether overrides give a key a value."""
     return any(word.lstrip("+").startswith(f"{key}=") for word in words)
 
 
@@ -111,11 +113,11 @@ def _vocabulary(data: DictConfig) -> int | None:
     from gptstar.data.tokenizer import Tokenizer
 
     try:
-        if (file := data.get("tokenizer")) is not None:
+        if isinstance(file := data.get("tokenizer"), str):
             return Tokenizer.from_file(Path(file)).n_vocab
         reads_shards = data.get("source") == "local" and data.get("files") is None and not data.get("corpora")
-        if reads_shards and data.get("shards") is not None:
-            return ShardFolder(data.shards, data.cache_bytes).manifest.n_vocab
-    except DataError:  # which is reported where the text is read; `gptstar plan` needs no text
+        if reads_shards and isinstance(shards := data.get("shards"), str):
+            return ShardFolder(shards, int(data.cache_bytes)).manifest.n_vocab
+    except (DataError, TypeError, ValueError):  # which is reported where the text is read; `gptstar plan` needs no text
         return None
     return None

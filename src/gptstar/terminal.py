@@ -1,6 +1,7 @@
 """Names and the contents of files as text for people: they can't steer a terminal, nor be taken for markup."""
 
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,3 +43,23 @@ class Terminal(Console):
         """Render what is printed; rich's own control codes, such as those of progress bars, stay."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
+
+
+class Tenths:
+    """Progress where there is no terminal: a line at every tenth of long work, however fast its tenths are."""
+
+    SECONDS = 10.0
+    """Between lines at least; work that takes less has none."""
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        """Begin; `what` is done is how its lines begin, and `total` the amount of work."""
+        self._console, self._what, self._total, self._done, self._tenths = console, what, total, 0, 0
+        self._last = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        """Count what was done, and print a line if it is due."""
+        self._done += amount
+        tenths, now = 10 * self._done // max(1, self._total), time.monotonic()
+        if tenths > self._tenths and now - self._last >= self.SECONDS and not self._console.is_terminal:
+            self._tenths, self._last = tenths, now
+            self._console.print(f"{self._what}: {10 * tenths} %", highlight=False, soft_wrap=True)

@@ -74,6 +74,7 @@ def exported(model: GPT, bpe: Tokenizer | None, folder: Path, length: int = 37) 
     return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust).eval()
 
 
+@pytest.mark.core
 @by_kind
 def test_logits_and_loss_are_ours(kind, bpe, tmp_path):
     model = build(kind)

@@ -64,7 +64,7 @@ def test_what_is_no_byte_level_tokenizer_is_refused(tokenizer: Tokenizer, tmp_pa
 def test_impossible_vocabularies_are_refused() -> None:
     with pytest.raises(DataError, match="can't hold 256 bytes"):
         Tokenizer.train(["a"], 200)
-    with pytest.raises(DataError, match=r"yields \d+ tokens, not n_vocab=5,000"):
+    with pytest.raises(DataError, match=r"yields \d+ tokens, not model.n_vocab=5000"):
         Tokenizer.train(["a b c"], 5000)
 
 

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.compare import CAVEAT, Comparisons, compare, compare_tasks, names_of
+from gptstar.evaluation.compare import CAVEAT, Comparisons, by_checkpoint, compare_tasks, names_of
 from gptstar.evaluation.comparison_tables import comparison_markdown, comparison_tree, print_comparisons
 from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, read_tasks, to_json, write_tasks
 from gptstar.evaluation.statistics.paired import holm, paired_accuracy
@@ -51,18 +51,22 @@ def suite(seed: int, **checkpoint: Any) -> TaskResults:
     return results(seed, *(task(name, seed) for name in ("winogrande", "wikitext", "piqa")), **checkpoint)
 
 
+def compare(a: TaskResults, b: TaskResults) -> Comparisons:
+    return compare_tasks((a, b))
+
+
 def test_results_are_paired_item_by_item(tmp_path: Path) -> None:
     a, b = (read_tasks(write_tasks(suite(seed), tmp_path / str(seed))) for seed in (1, 2))
     found = compare(a, b)
-    assert (found.a, found.b) == ("model1", "model2")
-    assert [(row.task, row.metric) for row in found.rows if row.primary] == [
+    assert found.names == ("model1", "model2")
+    assert [(row.task, row.metric) for row in found.rows[0] if row.primary] == [
         ("winogrande", "acc"),
         ("wikitext", "perplexity"),
         ("piqa", "acc"),
     ]
-    rows = {(row.task, row.metric): row for row in found.rows}
-    assert len(rows) == len(found.rows) == 13
-    assert all(row.items == 97 for row in found.rows)
+    rows = {(row.task, row.metric): row for row in found.rows[0]}
+    assert len(rows) == len(found.rows[0]) == 13
+    assert all(row.items == 97 for row in found.rows[0])
 
     scores = [np.asarray([sample.scores["acc"] for sample in each.tasks[0].samples]) for each in (a, b)]
     twins = paired_accuracy(*scores, np.arange(97) // 2)
@@ -89,8 +93,8 @@ def test_results_are_paired_item_by_item(tmp_path: Path) -> None:
     made_up = rows["piqa", "made_up"]
     assert (made_up.a, made_up.b, made_up.difference, made_up.p, made_up.low) == (1, 2, 1, None, None)
 
-    family = [row for row in found.rows if row.p_holm is not None]
-    assert family == [row for row in found.rows if row.primary]
+    family = [row for row in found.rows[0] if row.p_holm is not None]
+    assert family == [row for row in found.rows[0] if row.primary]
     assert [row.p_holm for row in family] == pytest.approx(holm([row.p or 0 for row in family]))
     assert found.notes[-1] == CAVEAT
     assert "Holm's p is adjusted for 3 tasks" in found.notes[-2]
@@ -102,9 +106,9 @@ def test_order_and_limit_only_change_the_overlap() -> None:
     shuffled = replace(b, samples=tuple(b.samples[number] for number in np.random.default_rng(0).permutation(97)))
     assert compare(results(1, a), results(2, shuffled)) == whole
     limited = compare(results(1, a), results(2, replace(b, samples=b.samples[:40])))
-    assert [row.items for row in limited.rows] == [40] * 4  # what is no mean over items can't be had over fewer
+    assert [row.items for row in limited.rows[0]] == [40] * 4  # what is no mean over items can't be had over fewer
     assert "piqa: 40 items are in both, 57 only in A, 0 only in B." in limited.notes
-    assert limited.rows[0].a == pytest.approx(np.mean([sample.scores["acc"] for sample in a.samples[:40]]))
+    assert limited.rows[0][0].a == pytest.approx(np.mean([sample.scores["acc"] for sample in a.samples[:40]]))
 
 
 def test_equal_items_are_paired_once_each() -> None:
@@ -120,8 +124,8 @@ def test_equal_items_are_paired_once_each() -> None:
 
 def test_a_checkpoint_does_not_differ_from_itself() -> None:
     found = compare(suite(1), suite(1))
-    assert {(row.difference, row.p) for row in found.rows if row.p is not None} == {(0, 1)}
-    assert (found.a, found.b) == ("model1 (A)", "model1 (B)")
+    assert {(row.difference, row.p) for row in found.rows[0] if row.p is not None} == {(0, 1)}
+    assert found.names == ("model1 (A)", "model1 (B)")
     assert "A and B are the same checkpoint." in found.notes
 
 
@@ -190,7 +194,7 @@ def test_what_differs_and_does_no_harm_is_said() -> None:
 )
 def test_names_differ(changes: dict[str, Any], names: tuple[str, str]) -> None:
     found = compare(suite(1, name="last"), suite(1, name="last", **changes))
-    assert (found.a, found.b) == names
+    assert found.names == names
 
 
 def printed(found: Comparisons, width: int, **options: bool) -> str:
@@ -244,13 +248,24 @@ def test_a_row_a_task_fits_into_80_columns() -> None:
     )  # the line on brackets
 
 
+@pytest.mark.parametrize(("ratio", "shown"), [(5.123e-5, "× 5.12e-05"), (4.5e6, "× 4.5e+06"), (0.9971, "× 0.997")])
+def test_ratios_have_three_digits(ratio: float, shown: str) -> None:
+    found = compare_tasks((results(1, task("wikitext", 1)), results(2, task("wikitext", 2))))
+    row = replace(found.rows[0][0], ratio=ratio, low=ratio / 1.234, high=ratio * 1.234)
+    lines = printed(replace(found, rows=((row,),)), 80).splitlines()
+    (line,) = (line for line in lines if line.startswith("wikitext"))
+    assert f"  {shown}  " in line
+    assert line.rstrip().endswith(row.verdict)
+    assert max(map(len, lines)) <= 80
+
+
 def test_several_are_set_against_the_first_in_one_family() -> None:
     runs = [suite(seed) for seed in (1, 2, 3)]
     found = compare_tasks(runs)
     assert found.names == ("model1", "model2", "model3")
     pairs = [compare(runs[0], other) for other in runs[1:]]
     for rows, pair in zip(found.rows, pairs, strict=True):
-        assert [replace(row, p_holm=None) for row in rows] == [replace(row, p_holm=None) for row in pair.rows]
+        assert [replace(row, p_holm=None) for row in rows] == [replace(row, p_holm=None) for row in pair.rows[0]]
     family = [row for rows in found.rows for row in rows if row.primary]
     assert len(family) == 6
     assert [row.p_holm for row in family] == pytest.approx(holm([row.p or 0 for row in family]))
@@ -269,13 +284,13 @@ def test_several_are_set_against_the_first_in_one_family() -> None:
         ({"p_holm": 0.009, "difference": -0.1}, "worse, significant"),
         ({"p_holm": 0.03, "difference": 0.1}, "better, preliminary"),
         ({"p_holm": 0.03, "difference": 0.1, "higher_is_better": False}, "worse, preliminary"),
-        ({"p_holm": 0.05, "difference": 0.1}, "no difference shown"),
+        ({"p_holm": 0.05, "difference": 0.1}, "not significant"),
         ({"p": 0.001, "p_holm": None, "difference": 0.1}, "better, significant"),
         ({"p": None, "p_holm": None}, "not tested"),
     ],
 )
 def test_the_verdict_is_by_the_adjusted_p(changes: dict[str, Any], verdict: str) -> None:
-    row = compare(results(1, task("piqa", 1)), results(2, task("piqa", 2))).rows[0]
+    row = compare(results(1, task("piqa", 1)), results(2, task("piqa", 2))).rows[0][0]
     assert replace(row, **changes).verdict == verdict
 
 
@@ -283,3 +298,13 @@ def test_names_of_several_differ() -> None:
     same = {"name": "best", "path": "/a", "step": 10}
     assert names_of([same, same | {"path": "/b"}, {"name": "other"}]) == ("best (/a)", "best (/b)", "other")
     assert names_of([same, same, {"name": None}]) == ("best (A)", "best (B)", "unnamed")
+
+
+def test_evaluations_of_one_checkpoint_are_joined() -> None:
+    first, other = results(1, task("piqa", 1), task("arc", 1)), results(2, task("piqa", 2))
+    again = results(1, task("piqa", 3))
+    joined = by_checkpoint([first, other, again])
+    assert [each.checkpoint["name"] for each in joined] == ["model2", "model1"]
+    assert joined[1].tasks == (again.tasks[0], first.tasks[1])
+    five = replace(again, protocol={"dtype": "float32", "seeds": {"fewshot": 5}})
+    assert len(by_checkpoint([first, five])) == 2  # of other examples, and the tests are paired by these

@@ -25,7 +25,7 @@ from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError, DataError
-from gptstar.evaluation.compare import compare
+from gptstar.evaluation.compare import compare_tasks
 from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import HEADER, TaskResult, TaskResults, read_tasks, to_json, write_tasks
 from gptstar.evaluation.tasks.config import TasksConfig
@@ -330,7 +330,7 @@ def test_copies_of_an_item_are_one_cluster(bpe, tmp_path):
     shown = io.StringIO()
     Console(width=200, file=shown).print(task_table(results))
     assert note in shown.getvalue()
-    (row, *_) = compare(results, results).rows
+    row = compare_tasks([results, results]).rows[0][0]
     assert row.p is None
     tree = json.loads(to_json(HEADER | asdict(results)))
     del tree["tasks"][0]["n_copies"]

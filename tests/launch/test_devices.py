@@ -7,7 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ import torch
 from gptstar.checkpoint.kept import newest_first
 from gptstar.checkpoint.read import read
 from gptstar.entry import compose, one_line_errors
+from gptstar.launch import devices
 from gptstar.launch import train as launch_train
+from gptstar.training.hardware import Hardware
 from support import ROOT
 from support.runs import assert_same_run, damage, on, recorded, run_here, run_script
 
@@ -61,6 +64,7 @@ def alone(overrides: Overrides, tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
 def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
@@ -221,15 +225,17 @@ def test_a_rank_that_dies_takes_the_run_down_and_is_named(overrides: Overrides, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [None, 1])
-def test_sigterm_saves_and_ends_all_ranks(rank: int | None, overrides: Overrides, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "rank"), [(signal.SIGTERM, None), (signal.SIGTERM, 1), (signal.SIGUSR2, None)])
+def test_a_signal_saves_and_ends_all_ranks(
+    number: signal.Signals, rank: int | None, overrides: Overrides, tmp_path: Path
+) -> None:
     running = Running(overrides(*FOREVER, "checkpoint_every=100000", *on(2, "fsdp")), tmp_path / "run")
     running.reach(12)
-    running.send(signal.SIGTERM, rank)
+    running.send(number, rank)
     status, seconds, errors = running.end()
-    assert status == 128 + signal.SIGTERM, errors
+    assert status == 128 + number, errors
     assert seconds < 15
-    assert re.search(r"SIGTERM at step \d+ of 100000: saved", errors)
+    assert re.search(rf"{number.name} at step \d+ of 100000: saved", errors)
     step = read(tmp_path / "run/last.ckpt").training.step
     assert step == max(recorded(tmp_path / "run", "train/loss"))
 
@@ -396,6 +402,23 @@ def test_a_refusal_is_one_line_of_one_rank(overrides: Overrides, tmp_path: Path)
     assert "holds files that are not a run's" in one_line(done.stderr)
 
 
+def test_the_launcher_is_given_what_the_installed_pytorch_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hardware = Hardware(accelerator="cpu", devices=3)
+    newer = {"signals_to_handle": devices.FORWARDED_SIGNALS, "shutdown_timeout": devices.SECONDS_TO_SAVE}
+    options = vars(devices._how(hardware))
+    assert {name: value for name, value in options.items() if name in newer}.items() <= newer.items()
+    assert options["nproc_per_node"] == 3
+
+    def accepting(names: Iterable[str]) -> type:
+        return make_dataclass("LaunchConfig", [(name, object, None) for name in names])
+
+    older = [each.name for each in fields(devices.LaunchConfig) if each.name not in newer]
+    monkeypatch.setattr(devices, "LaunchConfig", accepting(older))  # as PyTorch 2.8's
+    assert not newer.keys() & vars(devices._how(hardware)).keys()
+    monkeypatch.setattr(devices, "LaunchConfig", accepting([*older, *newer]))  # as PyTorch 2.12's
+    assert newer.items() <= vars(devices._how(hardware)).items()
+
+
 def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: Callable[..., str]) -> None:
     words = overrides("hardware=multi_node", "hardware.devices=1", "hardware.accelerator=cpu")
 
@@ -420,3 +443,48 @@ def test_variables_that_a_launcher_left_are_refused_before_ranks_meet(
     for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", **variables}.items():
         monkeypatch.setenv(name, value)
     assert said in refusal(run_here, overrides())
+
+
+AVERAGED = (*ODD, "averaging=ema", "averaging.decay=0.8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "precision"), [("ddp", "float32"), ("fsdp", "float32"), ("fsdp", "bf16_weights")])
+def test_two_ranks_have_the_average_of_one_which_goes_on_with_it(
+    strategy: str, precision: str, overrides: Overrides, tmp_path: Path
+) -> None:
+    words = (*AVERAGED, f"hardware.precision={precision}")
+    run_here(overrides(*words, "total_steps=26", output="alone"))
+    train(
+        overrides(
+            *words, *on(2, strategy), f"hardware.precision={precision}", "total_steps=20", "schedule.decay_until=26"
+        )
+    )
+    run_here(overrides(*words, "total_steps=26"))
+    atol, rel = (2e-5, 1e-5) if precision == "float32" else (2e-2, 2e-2)
+    one, two = (read(tmp_path / name / "last.ckpt") for name in ("alone", "run"))
+    torch.testing.assert_close(two.averaged, one.averaged, rtol=0, atol=atol)
+    ours, theirs = (recorded(tmp_path / name, "averaged/loss") for name in ("alone", "run"))
+    assert ours.keys() == {10, 20, 26}
+    assert theirs == pytest.approx(ours, rel=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_that_are_killed_have_the_same_average(strategy: str, overrides: Overrides, tmp_path: Path) -> None:
+    words = [*AVERAGED, *on(2, strategy), "total_steps=40"]
+    train(overrides(*words, output="whole"))
+    for step in (12, 27):
+        running = Running(overrides(*words), tmp_path / "run")
+        running.reach(step)
+        running.send(signal.SIGKILL, rank=1)
+        running.end()
+    train(overrides(*words))
+    whole, killed = (read(tmp_path / name / "last.ckpt") for name in ("whole", "run"))
+    assert (tmp_path / "run/last.ckpt").is_dir() == (strategy == "fsdp")
+    torch.testing.assert_close(killed.averaged, whole.averaged, rtol=0, atol=0)
+    torch.testing.assert_close(killed.weights, whole.weights, rtol=0, atol=0)
+    for name in ("averaged/loss", "validation/loss", "train/loss"):
+        assert recorded(tmp_path / "run", name) == recorded(tmp_path / "whole", name)
+    for path in ("run", "whole"):  # read in parts and as a whole
+        assert read(tmp_path / f"{path}/last.ckpt:averaged").weights.keys() == whole.weights.keys()

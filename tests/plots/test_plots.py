@@ -82,10 +82,21 @@ def test_of_many_arms_the_best_have_colours() -> None:
     assert sum(to_hex(each.get_color()) == GREY for each in only(figure).lines) == 4
 
 
-def rates(*losses: float, best: float, name: str = "all runs") -> FactorLine:
+def test_losses_that_are_not_finite_are_not_drawn() -> None:
+    """A run that diverged leaves its finite losses, and is not the best."""
+    good, diverged = falling(9.0), [Point(1000, 3.0), Point(2000, math.inf), Point(3000, math.nan)]
+    figure = draw_losses([LossCurve("good", good), *(LossCurve(f"bad {n}", diverged) for n in range(6))])
+    assert legend_of(figure) == ["2 with higher loss", "good", *(f"bad {n}" for n in range(4))]
+    assert all(map(math.isfinite, only(figure).get_ylim()))
+    assert only(draw_losses([LossCurve("worst", validation=[Point(1000, math.inf)])])) is not None
+    rows = [{"step": 1, "tokens": 512.0, "train/loss": 6.0}, {"step": 1, "validation/loss": math.inf}]
+    assert texts(only(draw_run(rows, "mine")).texts) == []
+
+
+def rates(*losses: float, best: float, name: str = "all runs", edge: bool = False) -> FactorLine:
     places = (0.0003, 0.001, 0.003, 0.01)
     points = [Point(x, loss, loss - 0.1, loss + 0.2) for x, loss in zip(places, losses, strict=False)]
-    return FactorLine(name, points, best)
+    return FactorLine(name, points, best, edge)
 
 
 def shaded(axes: Axes) -> int:
@@ -108,9 +119,7 @@ def test_a_best_rate_inside_the_grid_is_marked() -> None:
     ("losses", "best", "side"), [((5.0, 4.5, 4.3, 4.1), 0.01, 1), ((4.0, 4.5, 4.6, 4.7), 0.0003, -1)]
 )
 def test_a_best_rate_at_the_edge_points_beyond(losses: tuple[float, ...], best: float, side: int) -> None:
-    line = rates(*losses, best=best)
-    assert line.is_at_edge
-    axes = only(draw_factor([line], "learning rate", "validation loss"))
+    axes = only(draw_factor([rates(*losses, best=best, edge=True)], "learning rate", "validation loss"))
     (arrow,) = [text for text in axes.texts if text.get_text() == ""]
     assert arrow.xy[0] == best
     assert math.copysign(1, arrow.get_position()[0]) == side
@@ -209,7 +218,7 @@ def test_effects_are_labelled_by_what_differs() -> None:
     ]
     figure = draw_effects(points, "validation loss")
     axes = only(figure)
-    assert texts(axes.get_yticklabels()) == ["0.001", "0.003", "recipe-witho…e-as-it-was"]
+    assert texts(axes.get_yticklabels()) == ["0.001", "0.003", "recipe-with…se-as-it-was"]
     assert texts(axes.texts) == ["learning_rate, against 0.0003:", "experiment, against recipe-reference:"]
     assert axes.get_position().width > 0.6  # of the figure's
     colours = [to_hex(each[0].get_color()) for each in axes.containers]

@@ -8,12 +8,11 @@ import pytest
 from scipy import stats
 
 from gptstar.results.answer import answer
-from gptstar.results.arms import arms_of, in_order
+from gptstar.results.arms import RATE, arms_of, by_levels
 from gptstar.results.evaluations import LENGTH_FIGURES
-from gptstar.results.extrapolation import CONTEXT
-from gptstar.results.factors import RATE
-from gptstar.results.frames import AT_EDGE
-from gptstar.results.tried import numeric_factors, values_tried
+from gptstar.results.extrapolation import CONTEXT, against_training
+from gptstar.results.figures import lengths_figure
+from gptstar.results.tried import at_best_rate, numeric_factors, values_tried
 
 NO_LENGTHS = pd.DataFrame(columns=list(LENGTH_FIGURES))
 
@@ -53,14 +52,13 @@ def interval(values: list[float]) -> tuple[float, float, float]:
 def test_a_search_is_answered_in_a_sentence_with_an_interval() -> None:
     losses = {0.001: (4.5, 4.6, 4.55), 0.003: (4.2, 4.25, 4.27), 0.0003: (5.0, 5.1, 5.2), 0.01: (4.4, 4.35, 4.45)}
     said = answer(search(losses), NO_LENGTHS, [RATE, "seed"])
-    value, low, high = interval(list(losses[0.003]))
+    value, *_ = interval(list(losses[0.003]))
     differences = [best - following for best, following in zip(losses[0.003], losses[0.01], strict=True)]
     change, least, most = (f"{each:+.3f}".replace("-", "−") for each in interval(differences))
     p = stats.ttest_1samp(differences, 0).pvalue
     assert said.findings == (
-        f"Of 4 learning rates, 0.003 has the lowest validation loss: {value:.3f} "
-        f"(95 % interval {low:.3f} to {high:.3f}), {change} [{least}, {most}] "
-        f"against the next, 0.01 (preliminary, 3 seeds, p = {p:.2g}).",
+        f"Of 4 learning rates, 0.003 has the lowest validation loss: {value:.3f}, {change} [{least}, {most}] "
+        f"against the next, 0.01 (95 % interval over 3 seeds, p = {p:.2g}; preliminary).",
     )
     assert said.limits == (
         "There are 3 seeds, so every effect is preliminary: it takes 5 seeds and p < 0.01 to be called significant.",
@@ -96,7 +94,7 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean() -> None:
     mean, low, high = interval(values)
     said = answer(runs, NO_LENGTHS, ["seed"])
     assert said.findings == (
-        f"The validation loss over 5 seeds is {mean:.3f} (95 % interval {low:.3f} to {high:.3f}).",
+        f"The validation loss is {mean:.3f} [{low:.3f}, {high:.3f}] (95 % interval over 5 seeds).",
     )
     assert said.limits == ()
 
@@ -115,8 +113,8 @@ def test_arms_are_compared_at_their_best_rates_averaged_over_the_rest() -> None:
     positions, width = said.findings
     assert positions.startswith("Of 2 values of model.positions, alibi has the lowest validation loss: 3.9")
     assert (
-        "against the next, rotary, averaged over model.d_model (significant, 5 seeds, p < 0.0001), each arm"
-        in positions
+        "against the next, rotary, averaged over model.d_model (95 % interval over 5 seeds, p < 0.0001; significant), "
+        "each arm" in positions
     )
     assert positions.endswith("each arm at its best learning rate.")
     assert "Of 2 values of model.d_model, 128 has the lowest" in width
@@ -138,27 +136,73 @@ def test_what_makes_losses_incomparable_is_said() -> None:
     assert said.limits[-1].startswith("Each run is validated at its own context length")
 
 
+def read_at(runs: pd.DataFrame, changes: list[float], **more: Any) -> pd.DataFrame:
+    """Readings of runs that were trained at 64, with half of a change at 2 × and all of it at 8 ×."""
+    lines = [
+        {"study": "s", "run": run, "trained_at": 64.0, "rotary_scaling": "none", "multiple": float(multiple)}
+        | {"context_length": 64 * multiple, "loss": 4.0 + share * change, "reference": 64.0, "targets": "abc"}
+        | {"change_low": change - 0.02, "change_high": change + 0.03, **more}
+        for run, change in zip(runs["run"], changes, strict=True)
+        for multiple, share in ((1, 0.0), (2, 0.5), (8, 1.0))
+    ]
+    return pd.DataFrame(lines)
+
+
 def test_the_change_beyond_the_training_context_is_said() -> None:
     runs = made_up(*({"seed": seed, "validation_loss": 4.0} for seed in range(3)))
-    readings = [
-        {"study": "s", "run": str(seed), "trained_at": 64, "rotary_scaling": "none", "multiple": multiple}
-        | {"context_length": 64 * multiple, "loss": 4.0 + (multiple > 1) * (0.1 + 0.01 * seed)}
-        for seed in range(3)
-        for multiple in (1, 2, 8)
-    ]
-    _, low, high = interval([0.1, 0.11, 0.12])
-    said = answer(runs, pd.DataFrame(readings), ["seed"])
+    changes = [0.1, 0.11, 0.12]
+    _, low, high = interval(changes)
+    p = stats.ttest_1samp(changes, 0).pvalue
+    said = answer(runs, read_at(runs, changes), ["seed"])
     assert said.findings[1] == (
-        f"Read at 8 × its training context, the loss of the model changes by +0.1100 [{low:+.4f}, {high:+.4f}] nats "
-        "per token (preliminary)."
+        f"Read at 8 × its training context, the loss of the model changes by +0.110 [{low:+.3f}, {high:+.3f}] nats "
+        f"per token (95 % interval over 3 seeds, p = {p:.2g}; preliminary)."
     )
+
+
+def test_the_interval_of_one_run_is_over_the_text() -> None:
+    runs = made_up({"validation_loss": 4.0})
+    said = answer(runs, read_at(runs, [-0.1]), [])
+    assert said.findings[1].endswith(
+        "by −0.100 [−0.120, −0.070] nats per token (one seed; 95 % interval over the text)."
+    )
+    elsewhere = read_at(runs, [-0.1]).assign(reference=32.0)  # then the interval is of another change
+    assert answer(runs, elsewhere, []).findings[1].endswith("by −0.100 nats per token (one seed).")
+
+
+def test_only_numbers_have_a_minus() -> None:
+    arms = [{"experiment": arm, "seed": 0, "validation_loss": 4.0} for arm in ("v-01", "-1.5")]
+    runs = made_up(*arms)
+    said = answer(runs, read_at(runs, [-0.1, 0.1]), ["experiment"])
+    assert [each.partition(" nats")[0].partition("the loss of ")[2] for each in said.findings[1:]] == [
+        "v-01 changes by −0.100 [−0.120, −0.070]",
+        "-1.5 changes by +0.100 [+0.080, +0.130]",
+    ]
+
+
+def test_runs_that_were_repeated_count_as_their_mean_beyond_the_training_context() -> None:
+    """The sentence, the table and the plot rest on the same seeds: changes of (0.1 + 0.3) / 2 and 0.4."""
+    runs = made_up(*({"seed": seed, "validation_loss": 4.0} for seed in (0, 0, 1)))
+    lengths = read_at(runs, [0.1, 0.3, 0.4])
+    _, low, high = interval([0.2, 0.4])
+    text = f"+0.300 [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    assert f"the loss of the model changes by {text} nats" in answer(runs, lengths, ["seed"]).findings[1]
+    table = against_training(runs, lengths, ["seed"])
+    assert table.set_index("context").loc["8 ×", ["change", "seeds"]].to_list() == [text, 2]
+    figure = lengths_figure(runs, lengths, ["seed"])
+    assert figure is not None
+    loss, change = figure.axes
+    assert list(loss.containers[0][0].get_ydata()) == pytest.approx([4.0, 4.15, 4.3])
+    assert list(change.containers[0][0].get_ydata()) == pytest.approx([0.15, 0.3])
+    segment = change.containers[0][2][0].get_segments()[1]
+    assert list(segment[:, 1]) == pytest.approx([low, high])
 
 
 def test_values_are_in_their_order_and_the_best_has_all_seeds() -> None:
     runs = search({0.001: (4.5, 4.6), 0.01: (4.0, math.nan), 0.003: (4.2, 4.3), 0.0003: (5.0, 5.1)})
     runs["state"] = "finished"
     factors = [RATE, "seed"]
-    assert list(in_order(runs, factors)[RATE].unique()) == [0.0003, 0.001, 0.003, 0.01]
+    assert list(by_levels(runs, factors)[RATE].unique()) == [0.0003, 0.001, 0.003, 0.01]
     assert [name for name, _ in arms_of(runs, [RATE])] == ["0.0003", "0.001", "0.003", "0.01"]
     (tried,) = values_tried(runs, RATE, factors)
     assert list(tried.values.index) == [0.0003, 0.001, 0.003, 0.01]
@@ -174,10 +218,77 @@ def test_values_are_in_their_order_and_the_best_has_all_seeds() -> None:
 def test_numbers_with_several_values_have_a_curve(factor: str, levels: list[object], has_curve: bool) -> None:
     runs = made_up(*({factor: level} for level in levels))
     assert numeric_factors(runs, [factor, "seed"]) == ([factor] if has_curve else [])
-    assert AT_EDGE not in runs
 
 
 def test_an_interval_that_is_narrow_has_more_digits() -> None:
     said = answer(search({0.001: (4.1, 4.1), 0.002: (4.0, 4.0002)}), NO_LENGTHS, [RATE, "seed"])
-    _, low, high = interval([4.0, 4.0002])
-    assert f"0.002 has the lowest validation loss: 4.0001 (95 % interval {low:.4f} to {high:.4f})" in said.findings[0]
+    change, low, high = (f"{each:.4f}".replace("-", "−") for each in interval([-0.1, -0.0998]))
+    assert f"0.002 has the lowest validation loss: 4.0001, {change} [{low}, {high}] against" in said.findings[0]
+
+
+def test_a_run_that_was_repeated_counts_once_for_its_rate() -> None:
+    """Counted as runs, 0.001 would be the only complete rate, and its mean of 4.2 the lowest."""
+    repeated = [(0.001, 0, 4.0), (0.001, 0, 4.0), (0.001, 1, 4.6), (0.003, 0, 4.2), (0.003, 1, 4.3)]
+    runs = made_up(*({RATE: rate, "seed": seed, "validation_loss": loss} for rate, seed, loss in repeated))
+    (tried,) = values_tried(runs, RATE, [RATE, "seed"])
+    assert tried.best == 0.003
+    assert list(tried.values["mean"]) == pytest.approx([4.3, 4.25])
+    assert list(tried.values["size"]) == [2, 2]
+    assert "0.003 has the lowest validation loss: 4.250, " in answer(runs, NO_LENGTHS, [RATE, "seed"]).findings[0]
+    arms = pd.concat([runs.assign(arm="a"), runs.assign(arm="b")], ignore_index=True)
+    assert set(at_best_rate(arms, ["arm", RATE, "seed"])[0][RATE]) == {0.003}
+
+
+def test_the_sentence_names_the_best_of_the_plot_and_of_the_table() -> None:
+    runs = search({0.001: (4.5, 4.6), 0.01: (4.0, math.nan), 0.003: (4.2, 4.3), 0.03: (4.8, 4.9)})
+    said = answer(runs, NO_LENGTHS, [RATE, "seed"])
+    (tried,) = values_tried(runs, RATE, [RATE, "seed"])
+    assert tried.best == 0.003
+    lowest = "Of 4 learning rates, 0.003 has the lowest validation loss of the 3 with all runs: 4.250, −0.300 "
+    assert said.findings[0].startswith(lowest)
+    assert "against the next, 0.001 (" in said.findings[0]
+
+
+def test_rates_of_other_seeds_are_compared_where_they_have_a_pair() -> None:
+    nan = math.nan
+    said = answer(search({0.001: (4.5, 4.6), 0.003: (4.2, nan), 0.01: (nan, 4.1)}), NO_LENGTHS, [RATE, "seed"])
+    assert said.findings == (
+        "Of 3 learning rates, 0.001 alone has all runs and this validation loss: 4.550, +0.500 against 0.01 "
+        "(one seed).",
+    )
+    apart = answer(search({0.001: (4.5, nan), 0.003: (nan, 4.2)}), NO_LENGTHS, [RATE, "seed"])
+    lowest = "The lowest validation loss is 4.200, of the run 3 (optimizer.learning_rate 0.003, seed 1)."
+    assert apart.findings[0] == lowest
+
+
+def test_a_search_over_several_numbers_says_what_was_lowest() -> None:
+    tried = [(1.2e-3, 10, 4.5), (3.4e-3, 25, 4.2), (8e-3, 40, 4.9)]
+    runs = made_up(*({RATE: rate, "schedule.warmup_steps": n, "validation_loss": loss} for rate, n, loss in tried))
+    said = answer(runs, NO_LENGTHS, [RATE, "schedule.warmup_steps"])
+    assert said.findings == (
+        "The lowest validation loss is 4.200, of the run 1 (optimizer.learning_rate 0.0034, schedule.warmup_steps 25).",
+        "No two finished runs differ in one setting alone, so what a setting changed is not known.",
+    )
+
+
+def test_only_tuned_arms_are_said_to_be_at_the_edge() -> None:
+    """At each rate the widest is best; only at the best rate does it matter."""
+    runs = [
+        {RATE: rate, "model.d_model": width, "validation_loss": 4.0 + abs(rate - 2e-3) * 100 - width / 1000}
+        for rate in (1e-3, 2e-3, 4e-3)
+        for width in (64, 128, 256)
+    ]
+    factors = [RATE, "model.d_model"]
+    said = answer(made_up(*runs), NO_LENGTHS, factors)
+    edges = [each for each in said.limits if "a higher one may be better" in each]
+    assert edges == ["The best d model, 256, is the highest of the 3 tried: a higher one may be better."]
+    (tried,) = values_tried(made_up(*runs), "model.d_model", factors)
+    assert list(tried.values["mean"]) == pytest.approx([3.936, 3.872, 3.744])
+
+
+@pytest.mark.parametrize("loss", [math.inf, -math.inf, math.nan])
+def test_a_loss_that_is_not_finite_is_left_out(loss: float) -> None:
+    runs = search({0.001: (4.5, 4.4), 0.003: (4.2, 4.1), 0.0003: (5.0, loss)})
+    said = answer(runs, NO_LENGTHS, [RATE, "seed"])
+    assert "0.003 has the lowest validation loss of the 2 with all runs: 4.150, −0.300" in said.findings[0]
+    assert said.limits[0] == ("1 of 6 runs are left out: 1 finished without a validation loss that is a number.")

@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from gptstar import results
 from gptstar.cli import main
 from gptstar.results import frames
+from gptstar.results.arms import RATE
 from gptstar.results.budgets import BEFORE, NEVER, WITHIN, costs, reached, recipes
 from gptstar.results.extrapolation import between_arms
-from gptstar.results.factors import RATE, rates_tried
 from gptstar.results.figures import budgets_figure
+from gptstar.results.tried import values_tried
 from gptstar.training.status import Status
 from support.runs import run_script
 
@@ -178,7 +180,7 @@ def test_the_report_says_what_the_runs_do(study: Path) -> None:
     assert row.format(value, low, high, *hours) in said
     theirs = stats.ttest_rel(RECIPES, REFERENCES)
     interval = theirs.confidence_interval()
-    effect = f"| experiment | recipe | reference | -0.1000 [{interval.low:+.4f}, {interval.high:+.4f}] |"
+    effect = f"| experiment | recipe | reference | −0.100 [−{-interval.low:.3f}, {interval.high:+.3f}] |"
     assert f"{effect} {theirs.pvalue:.2g} | 3 |" in said
     assert "| experiment | recipe | reference | × 0.500 [0.500, 0.500] |" in said  # hours of training
     assert f"| recipe | 0.004 | 50 s | 0 s | {mean(RECIPES):.4g} | {stdev(RECIPES):.4g} | 3 |" in said
@@ -187,10 +189,9 @@ def test_the_report_says_what_the_runs_do(study: Path) -> None:
 def test_the_report_compares_with_the_level_that_was_asked_for(study: Path, refusal: Callable[..., str]) -> None:
     said = report(study, "--against", "worse")
     theirs = stats.ttest_rel(RECIPES, WORSE).confidence_interval()
-    assert (
-        f"| experiment | recipe | worse | {mean(RECIPES) - mean(WORSE):+.4f} [{theirs.low:+.4f}, {theirs.high:+.4f}] |"
-        in said
-    )
+    ends = f"[{theirs.low:+.3f}, {theirs.high:+.3f}]"
+    effect = f"| experiment | recipe | worse | {mean(RECIPES) - mean(WORSE):+.3f} {ends} |"
+    assert effect.replace("-", "−") in said.replace("-", "−")
     assert "| experiment | worse |" not in said
     assert "## Tokens and hours to the loss of experiment=worse\n" in said
     refused = refusal(main, ["report", str(study), "--against", "nothing"])
@@ -212,11 +213,24 @@ def test_a_best_rate_is_at_the_end_of_its_own_grid() -> None:
         ("b", 2e-3): 4.0,
         ("c", 9e-3): 3.0,
     }
-    tried = rates_tried(tuning(losses), ["arm", RATE, "seed"])
-    best = tried[tried["is_best"]].set_index("arm")
-    assert best[RATE].to_dict() == {"a": 2e-3, "b": 2e-3, "c": 9e-3}
-    assert best["is_edge"].to_dict() == {"a": False, "b": True, "c": False}  # c tried no other
-    assert list(tried["loss"]) == [loss + 0.5 for loss in losses.values()]
+    tried = {each.arm: each for each in values_tried(tuning(losses), RATE, ["arm", RATE, "seed"])}
+    assert {arm: each.best for arm, each in tried.items()} == {"a": 2e-3, "b": 2e-3, "c": 9e-3}
+    assert {arm: each.is_at_edge for arm, each in tried.items()} == {
+        "a": False,
+        "b": True,
+        "c": False,
+    }  # c has no other
+    assert [loss for each in tried.values() for loss in each.values["mean"]] == [each + 0.5 for each in losses.values()]
+
+
+def test_a_run_that_diverged_is_left_out_of_the_report(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / "study", "good", seed, 10, [5.5, 5.0], beta1=0.8)
+        write_run(tmp_path / "study", "bad", seed, 10, [5.5, math.inf], speed=math.inf)
+    said = report(tmp_path / "study")
+    assert "2 of 4 runs are left out: 2 finished without a validation loss that is a number." in said
+    assert "![Loss as it fell]" in said
+    main(["runs", str(tmp_path / "study")])
 
 
 @pytest.mark.parametrize(("best", "edge"), [(0.004, "at the end of its rates"), (0.002, "")])
@@ -252,6 +266,7 @@ def write_reading(run: Path, losses: dict[float, float]) -> None:
     ]
     checkpoint = {"path": str(run / "last.ckpt"), "sha256": run.name}
     curve = {"checkpoint": checkpoint, "trained_at": 64, "rotary_scaling": "none", "lengths": lengths}
+    curve |= {"reference": 64, "targets": "5d41402abc4b2a76"}
     tree = {
         "kind": "length",
         "protocol": {"protocol": "fixed_targets"},
@@ -267,13 +282,14 @@ def test_losses_beyond_the_training_context_are_compared_by_seed(study: Path) ->
         for at, seed in enumerate(SEEDS):
             read = {multiple: of_seeds[at] for multiple, of_seeds in losses.items()}
             write_reading(study / f"experiment-{name}_seed-{seed}", read)
-    table = between_arms(frames.runs(study), frames.lengths(study), ["experiment", "seed"])
+    table = between_arms(frames.runs(study), results.lengths(study), ["experiment", "seed"])
     assert list(table["context"]) == ["1 ×", "8 ×"]
     for line, multiple in zip(table.to_dict("records"), (1.0, 8.0), strict=True):
         theirs, ours = (losses[multiple] for losses in READ)
         interval = stats.ttest_rel(ours, theirs).confidence_interval()
         assert (line["level"], line["against"], line["seeds"]) == ("recipe", "reference", 3)
-        assert line["effect"] == f"{mean(ours) - mean(theirs):+.4f} [{interval.low:+.4f}, {interval.high:+.4f}]"
+        text = f"{mean(ours) - mean(theirs):+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+        assert line["effect"] == text.replace("-", "−")
     said = report(study)
     assert said.index("## Does it hold?") < said.index("## Arms at each length")
     assert "| 8 × | experiment | recipe | reference |" in said
@@ -297,5 +313,5 @@ def test_a_sweep_over_experiments_makes_such_a_report(text: str, tmp_path: Path)
         "Varied: experiment (recipe-reference_2048, recipe-without_muon); optimizer.learning_rate (0.001, 0.01)" in said
     )
     # With the same steps and no short windows, the two are one recipe: no arm gains on the other.
-    assert "| experiment | recipe-without_muon | recipe-reference_2048 | +0.0000 |  | 1 | 1 |" in said
+    assert "| experiment | recipe-without_muon | recipe-reference_2048 | +0.000 |  | 1 | 1 |" in said
     assert "## Tokens and hours" not in said

@@ -1,11 +1,15 @@
 """Commands as they would be typed, and run by a shell to the same words."""
 
+import json
 import shlex
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from gptstar.results.commands import as_typed
+from support.runs import run_script
 
 
 def job(folder: str, *words: str) -> str:
@@ -32,6 +36,30 @@ def test_jobs_that_fill_a_grid_are_one_sweep() -> None:
     assert as_typed([jobs[0], jobs[0]]) == as_typed(jobs[:1])
 
 
+def test_the_names_that_a_sweep_gives_its_jobs_are_left_out() -> None:
+    (command,) = as_typed([job("/runs/search/seed-0", "seed=0", "tracker.group='search'", "tracker.run_name='seed-0'")])
+    assert "tracker" not in command
+    (command,) = as_typed([job("/runs/search/seed-0", "seed=0", "tracker.group=mine", "tracker.run_name='best'")])
+    assert "tracker.group=mine tracker.run_name=best" in command
+
+
+def test_what_a_sweep_recorded_is_shown_as_one_command(overrides: Callable[..., list[str]], tmp_path: Path) -> None:
+    words = overrides("total_steps=2", "schedule.warmup_steps=1", "name='null'", "tags=[a]", output="sweep")
+    done = run_script("train.py", ["-m", *words, "seed=0,1"])
+    assert done.returncode == 0, done.stderr
+    descriptions = sorted((tmp_path / "sweep").glob("*/versions.json"))
+    recorded = [json.loads(each.read_text())["command"] for each in descriptions]
+    assert len(recorded) == 2
+    (sweep,) = as_typed(recorded)
+    typed = shlex.split(sweep.replace("\\\n", ""))
+    assert typed[:3] == ["gptstar", "train", "-m"]
+    assert {"seed=0,1", "name='null'", "tags=[a]", f"output={tmp_path / 'sweep'}"} <= set(typed)
+    assert {word.partition("=")[0] for word in typed[3:]} == {
+        *(word.partition("=")[0] for word in words),
+        *("seed", "experiment"),
+    }
+
+
 def test_long_commands_are_wrapped() -> None:
     (command,) = as_typed([job("/runs/a", *(f"model.some_key_{number}=value" for number in range(20)))])
     lines = command.split("\n")
@@ -48,6 +76,14 @@ def test_long_commands_are_wrapped() -> None:
         ("evaluation.tasks=[piqa,arc]", "evaluation.tasks='[piqa,arc]'"),
         ("output='/runs/a-b_c.d'", "output=/runs/a-b_c.d"),
         ("name='with space'", "name=\"'with space'\""),
+        ("name='text'", "name=text"),
+        ("name='v1.2'", "name=v1.2"),
+        ("name='null'", "name=\"'null'\""),
+        ("name='True'", "name=\"'True'\""),
+        ("name='1e-3'", "name=\"'1e-3'\""),
+        ("name='12_000'", "name=\"'12_000'\""),
+        ("name='-inf'", "name=\"'-inf'\""),
+        ("name=''", "name=\"''\""),
         ("title=it's $5", "title='it'\"'\"'s $5'"),
         ("+a.b=~/x", "+a.b=~/x"),
         ("a b", "'a b'"),

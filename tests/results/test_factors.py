@@ -8,7 +8,10 @@ import pytest
 from scipy import stats
 
 from gptstar.evaluation.statistics.effects import blocked_effect
-from gptstar.results.factors import RATE, at_best_rate, level_effects, tokens_to
+from gptstar.results.arms import RATE
+from gptstar.results.factors import effects, level_effects, tokens_to
+from gptstar.results.figures import factor_figure
+from gptstar.results.tried import at_best_rate
 
 
 def test_one_cell_is_a_paired_t_test() -> None:
@@ -150,6 +153,27 @@ def test_an_arm_at_the_edge_of_its_rates_is_not_decided(losses: tuple[float, ...
     ]
     (found,) = level_effects(*at_best_rate(pd.DataFrame(lines), ["arm", RATE, "seed"]))
     assert (found.effect.is_significant, found.effect.verdict.startswith("not decided")) == (is_decided, not is_decided)
+
+
+def test_where_tokens_differ_bits_per_byte_are_compared_everywhere() -> None:
+    """Fewer and larger tokens have more loss each, and here fewer bits per byte: the report and notebooks agree."""
+    lines = [
+        {"run": f"{n}-{seed}", "model.n_vocab": n, "seed": seed, "validation_loss": loss + seed / 100}
+        | {"validation_bits_per_byte": bits + seed / 100, "state": "finished"}
+        for n, loss, bits in ((300, 4.0, 1.5), (500, 4.5, 1.4), (700, 5.0, 1.2))
+        for seed in range(3)
+    ]
+    frame, factors = pd.DataFrame(lines), ["model.n_vocab", "seed"]
+    table = effects(frame, factors)
+    assert set(table["outcome"]) == {"validation_bits_per_byte"}
+    assert list(table["effect"]) == pytest.approx([-0.1, -0.3])
+    assert list(effects(frame, factors, "validation_loss")["effect"]) == pytest.approx([0.5, 1.0])
+    found = level_effects(*at_best_rate(frame, factors))
+    assert [each.effect.value for each in found] == pytest.approx([-0.1, -0.3])
+    figure = factor_figure(frame, "model.n_vocab", factors)
+    assert figure is not None
+    assert figure.axes[0].get_ylabel().startswith("validation bits per byte")
+    assert [each.get_xdata()[0] for each in figure.axes[0].lines if each.get_markersize() > 10] == [700]
 
 
 def test_where_only_the_rate_varies_it_is_the_factor() -> None:

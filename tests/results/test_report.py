@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from gptstar import results
 from gptstar.cli import main
-from gptstar.results import frames
+from gptstar.results.evaluations import lengths_of, tasks_of
 from gptstar.results.factors import level_effects
+from gptstar.results.loaded import Loaded
 from gptstar.results.run import Run, find_runs
 from gptstar.results.sources import MissingResultsWarning
 from gptstar.training.status import Status
@@ -38,10 +40,10 @@ def swept(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_frame_has_a_line_for_each_run(swept: Path) -> None:
-    runs = frames.runs(swept)
+    runs = results.runs(swept)
     assert len(runs) == 8
     assert set(runs["state"]) == {"finished"}
-    assert frames.varied(runs) == ["model.positions", "data.context_length", "seed"]
+    assert results.varied(runs) == ["model.positions", "data.context_length", "seed"]
     first = runs.iloc[0]
     assert (first["tokens"], first["step"], first["batch_tokens"]) == (6 * 256, 6, 256)
     assert first["run"] == "context_length-16_positions-alibi_seed-0"
@@ -51,7 +53,7 @@ def test_a_frame_has_a_line_for_each_run(swept: Path) -> None:
 
 
 def test_curves_hold_what_was_recorded(swept: Path) -> None:
-    curves = frames.curves(swept)
+    curves = results.curves(swept)
     run = Run.read(swept / "context_length-32_positions-alibi_seed-1")
     mine = curves[(curves["run"] == run.path.name) & (curves["metric"] == "validation/loss")]
     recorded = [(row["step"], row["validation/loss"]) for row in run.rows if "validation/loss" in row]
@@ -60,7 +62,7 @@ def test_curves_hold_what_was_recorded(swept: Path) -> None:
 
 
 def test_lengths_end_where_learned_positions_do(swept: Path) -> None:
-    lengths = frames.lengths(swept)
+    lengths = results.lengths(swept)
     multiples = lengths.groupby("run")["multiple"].apply(list)
     assert multiples["context_length-16_positions-alibi_seed-0"] == [1, 2, 4]
     assert multiples["context_length-16_positions-learned_seed-0"] == [1]
@@ -73,12 +75,12 @@ def test_an_evaluation_beside_the_runs_is_told_by_its_checkpoint(swept: Path, tm
     found = json.loads((tmp_path / run / "length/results.json").read_text())
     shutil.rmtree(tmp_path / run / "length")
     with pytest.warns(MissingResultsWarning, match="this run has no reading at several context lengths: run `python"):
-        assert frames.lengths(tmp_path).empty
+        assert results.lengths(tmp_path).empty
     for name, where in (("ours", tmp_path / run / "best.ckpt"), ("theirs", tmp_path / "elsewhere/best.ckpt")):
         found["curves"][0]["checkpoint"]["path"] = str(where)
         (tmp_path / name).mkdir()
         (tmp_path / name / "results.json").write_text(json.dumps(found))
-    assert sorted(frames.lengths(tmp_path)["run"]) == [run] * 3 + ["theirs"] * 3
+    assert sorted(results.lengths(tmp_path)["run"]) == [run] * 3 + ["theirs"] * 3
 
 
 def copied(run: Path, to: Path, *changes: tuple[str, str, str]) -> None:
@@ -94,10 +96,10 @@ def test_a_run_has_one_curve_of_a_study_and_studies_are_not_mixed(swept: Path, t
     run = swept / "context_length-16_positions-alibi_seed-0"
     copied(run, tmp_path / "run", ("length/results.json", str(run), str(tmp_path / "run")))
     copied(run / "length", tmp_path / "again", ("results.json", str(run), str(tmp_path / "run")))
-    assert list(frames.lengths(tmp_path)["run"]) == ["run"] * 3
+    assert list(results.lengths(tmp_path)["run"]) == ["run"] * 3
     other = ("results.json", '"stride": null', '"stride": 8')
     copied(run / "length", tmp_path / "other", ("results.json", str(run), str(tmp_path / "run")), other)
-    lengths = frames.lengths(tmp_path)
+    lengths = results.lengths(tmp_path)
     assert len(lengths) == 6
     assert lengths["study"].nunique() == 2
     main(["report", str(tmp_path)])
@@ -110,8 +112,8 @@ def test_other_data_is_another_cell(swept: Path, tmp_path: Path) -> None:
     data = json.loads((run / "versions.json").read_text())["data"]
     copied(run, tmp_path / "a")
     copied(run, tmp_path / "b", ("versions.json", data, "0" * len(data)))
-    runs = frames.runs(tmp_path)
-    assert frames.varied(runs) == ["data.fingerprint"]
+    runs = results.runs(tmp_path)
+    assert results.varied(runs) == ["data.fingerprint"]
     main(["report", str(tmp_path)])
     report = (tmp_path / "report/report.md").read_text()
     assert "Effects on validation bits per byte" in report
@@ -138,8 +140,8 @@ def test_null_is_a_level(swept: Path, tmp_path: Path) -> None:
     clip = next(line for line in (run / "config.yaml").read_text().splitlines() if "gradient_clip" in line)
     copied(run, tmp_path / "a")
     copied(run, tmp_path / "b", ("config.yaml", clip, clip.partition(":")[0] + ": null"))
-    runs = frames.runs(tmp_path)
-    (factor,) = frames.varied(runs)
+    runs = results.runs(tmp_path)
+    (factor,) = results.varied(runs)
     assert list(runs[factor])[1] == "null"
     assert len(level_effects(runs, [factor])) == 1
 
@@ -150,7 +152,7 @@ def test_a_default_that_was_named_is_no_difference(swept: Path, tmp_path: Path) 
     residual, command = ("config.yaml", "residual: parallel", "residual: sequential"), '"command": "'
     named = ("versions.json", command, command + "train.py model=tiny x ")
     copied(run, tmp_path / "b", named, residual, ("config.yaml", "log_every: 1", "log_every: 7"))
-    assert frames.varied(frames.runs(tmp_path)) == ["model.residual"]
+    assert results.varied(results.runs(tmp_path)) == ["model.residual"]
 
 
 def test_a_last_validation_that_was_no_number_hides_no_earlier_one(swept: Path, tmp_path: Path) -> None:
@@ -255,6 +257,7 @@ def test_what_is_damaged_is_named(
         ("config.yaml", "batch_tokens: .inf", "config.yaml: batch_tokens=inf is not a count"),
         ("config.yaml", "seed: [1]", "config.yaml: seed=[1] is not a number"),
         ("config.yaml", "a: " + "[" * 3000, "config.yaml: "),
+        ("config.yaml", "2026-11-28: 1", "config.yaml: keys must be str"),
         ("config.yaml", None, "config.yaml: not a regular file"),
         ("versions.json", "[]", "versions.json: not the record of a run"),
         ("versions.json", "[" * 100_000, "versions.json: nested too deeply"),
@@ -294,8 +297,8 @@ def test_one_bad_run_hides_no_other(
     if bad["state"] == "damaged":
         assert says in report.partition("## What can't be read")[2]
         assert says in capsys.readouterr().err
-        with pytest.warns(frames.DamagedWarning, match="runs/bad is damaged"):
-            assert list(frames.runs(tmp_path / "runs")["run"]) == ["good"]
+        with pytest.warns(results.DamagedWarning, match="runs/bad is damaged"):
+            assert list(results.runs(tmp_path / "runs")["run"]) == ["good"]
 
 
 @pytest.mark.parametrize(
@@ -318,11 +321,13 @@ def test_one_bad_evaluation_hides_no_other(holds: str | None, says: str, swept: 
     else:
         file.write_text(holds)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", frames.DamagedWarning)
+        warnings.simplefilter("ignore", results.DamagedWarning)
         warnings.simplefilter("ignore", MissingResultsWarning)
-        assert len(frames.lengths(tmp_path)) == 3
-        assert frames.tasks(tmp_path).empty
-    (line,) = frames.damaged(tmp_path)
+        assert len(results.lengths(tmp_path)) == 3
+        assert results.tasks(tmp_path).empty
+    loaded = Loaded([tmp_path])
+    lengths_of(loaded), tasks_of(loaded)
+    (line,) = loaded.damaged.values()
     assert line.startswith(f"{file} is damaged: ")
     assert says in line
     main(["report", str(tmp_path)])

@@ -97,6 +97,8 @@ def test_tags_are_a_column_where_there_are_any() -> None:
 @pytest.mark.parametrize(
     ("hours", "text"),
     [
+        (float("inf"), ""),
+        (float("nan"), ""),
         (12 / 3600, "12 s"),
         (0.001 / 3600, "0 s"),
         (59.4 / 3600, "59 s"),
@@ -156,6 +158,8 @@ def test_numbers_are_sorted_as_numbers_and_missing_ones_come_last() -> None:
     assert select(runs, sort="-loss") == [runs[1], runs[0], runs[3], runs[2]]
     seeds = [run(f"seed-{number}") for number in (10, 9, 2)]
     assert [each.path.name for each in select(seeds, sort="run")] == ["seed-2", "seed-9", "seed-10"]
+    rates_in_names = [run(f"rate-{rate}") for rate in ("0.01", "3e-4", "0.003")]
+    assert [each.path.name for each in select(rates_in_names, sort="run")] == ["rate-3e-4", "rate-0.003", "rate-0.01"]
 
 
 @pytest.mark.parametrize(
@@ -198,8 +202,8 @@ def test_the_command_selects_and_sorts(
 
     assert names() == ["a", "b"]
     assert names("--sort", "loss") == ["b", "a"]
-    assert names("--sort", "-loss") == ["a", "b"]
-    assert names("--sort", "-run") == ["b", "a"]
+    assert names("--sort=-loss") == ["a", "b"]
+    assert names("--sort=-run") == ["b", "a"]
     assert names("--where", "loss < 4") == ["b"]
     assert names("--where", "loss < 4", "--where", "seed == 0") == []
     assert names("--tag", "t0") == ["a"]

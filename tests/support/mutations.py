@@ -10,7 +10,7 @@ from typing import Any
 
 from gptstar.errors import Refusal
 
-SECONDS = 20
+SECONDS = 60
 """Time after which a reader counts as hung."""
 
 ODD: list[Any] = [

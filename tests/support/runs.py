@@ -65,6 +65,7 @@ def assert_goes_on_bitwise(overrides: Callable[..., list[str]], tmp_path: Path, 
     first, second = read(tmp_path / "whole/last.ckpt"), read(tmp_path / "run/last.ckpt")
     torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
     torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
+    torch.testing.assert_close(first.averaged, second.averaged, rtol=0, atol=0)
     return first
 
 
@@ -101,6 +102,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert first.training.best_loss == second.training.best_loss
         torch.testing.assert_close(first.weights, second.weights, rtol=0, atol=0)
         torch.testing.assert_close(first.training.optimizer, second.training.optimizer, rtol=0, atol=0)
+        torch.testing.assert_close(first.averaged, second.averaged, rtol=0, atol=0)
 
 
 def damage(path: Path, how: str) -> None:

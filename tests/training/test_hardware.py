@@ -109,6 +109,30 @@ def test_what_the_machine_can_not_do_is_refused_in_one_line(settings: dict[str, 
         Hardware(**settings).check_here()  # type: ignore[arg-type]
 
 
+def test_a_macs_gpu_is_refused_until_somebody_tried_it(overrides: Overrides, tmp_path: Path, refusal) -> None:
+    line = refusal(run_here, overrides("hardware.accelerator=mps"))
+    assert "hardware.accelerator=mps: training on a Mac's GPU has not been tried: use hardware.accelerator=cpu" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_auto_says_which_device_it_took_and_why(
+    overrides: Overrides, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_here(overrides("hardware.accelerator=auto", "total_steps=3", "schedule.warmup_steps=1"))
+    said = [line for line in capsys.readouterr().out.splitlines() if "hardware.accelerator=auto" in line]
+    assert said == [Hardware().explain_device()]
+    assert said[0].startswith(f"training on the CPU: hardware.accelerator=auto, and PyTorch {torch.__version__} ")
+    assert Hardware(accelerator="cpu").explain_device() is None
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert str(Hardware().explain_device()).endswith("sees no GPU")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert str(Hardware().explain_device()).endswith("training on a Mac's GPU (mps) has not been tried")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert str(Hardware().explain_device()).startswith("training on NVIDIA H100: hardware.accelerator=auto")
+
+
 def test_flex_attention_in_float32_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hardware, "device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

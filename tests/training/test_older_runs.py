@@ -35,6 +35,7 @@ def digest(tensor: Any) -> str:
     return hashlib.sha256(torch.as_tensor(tensor).contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_tensors_and_settings_are_read_as_they_were_written(optimizer: str) -> None:
     folder = OLD / f"optimizer-{optimizer}"
@@ -50,6 +51,7 @@ def test_tensors_and_settings_are_read_as_they_were_written(optimizer: str) -> N
     checkpoint.build()
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) -> None:
     checkpoint = read(OLD / f"optimizer-{optimizer}" / "last.ckpt")
@@ -81,6 +83,7 @@ def test_a_run_with_the_quickstarts_settings_beside_other_text_says_how_to_go_on
     assert max(recorded(tmp_path / "run")) == 12
 
 
+@pytest.mark.core
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_they_are_finished_under_the_same_command_alone(optimizer: str) -> None:
     folder = OLD / f"optimizer-{optimizer}"

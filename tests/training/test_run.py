@@ -43,6 +43,7 @@ Trained = Callable[..., Path]
 ENDED_EARLY = ("schedule.decay_until=12", "total_steps=17")
 
 
+@pytest.mark.core
 def test_a_run_explains_itself(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("tracker.gradient_norms=layers"), draw=True)
     folder = tmp_path / "run"
@@ -133,6 +134,7 @@ def test_a_run_goes_on_though_its_versions_are_damaged(overrides, tmp_path, hold
     assert json.loads((tmp_path / "run/versions.json").read_text())["began"]
 
 
+@pytest.mark.core
 @pytest.mark.parametrize(
     ("hook", "step", "number"),
     [

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 from wandb.wandb_agent import Agent
 
@@ -45,6 +44,8 @@ def history(file: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_has_what_the_csv_has(overrides: Overrides, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # of an extra
+
     run_here(overrides("tracker=tensorboard", "total_steps=6", "schedule.warmup_steps=1"))
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     rows = read_metrics(tmp_path / "run")
@@ -57,6 +58,7 @@ def test_tensorboard_has_what_the_csv_has(overrides: Overrides, tmp_path: Path) 
     assert "commit" in hparams
 
 
+@pytest.mark.core
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_offline_wandb_run_goes_on_under_its_id(
     overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

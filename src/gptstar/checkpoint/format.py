@@ -66,12 +66,19 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with its tokenizer (as JSON text) and, unless it is only to be used, its training state."""
+    """A model with its tokenizer (as JSON text) and, unless it is only to be used, its training state.
+
+    Attributes:
+        averaged: weights averaged over steps, by the same names; empty where there are none.
+        is_average: `weights` are those, as was asked for when they were read.
+    """
 
     model: GPTConfig
     weights: dict[str, Tensor]
     tokenizer: str | None = None
     training: TrainingState | None = None
+    averaged: dict[str, Tensor] = field(default_factory=dict)
+    is_average: bool = False
 
     def build(self) -> GPT:
         """The model with these weights and tokenizer, on the CPU, in eval mode.
@@ -135,12 +142,13 @@ def parsed(path: Path, tree: Any, *, lacks_weights: bool = False) -> Checkpoint:
     try:
         model, weights, tokenizer, training = (tree[key] for key in ("model", "weights", "tokenizer", "training"))
         state = None if training is None else _training(training)
-        if not (isinstance(weights, dict) and isinstance(tokenizer, str | None)):
+        averaged = tree.get("averaged", {})  # an older checkpoint has none
+        if not (isinstance(weights, dict) and isinstance(averaged, dict) and isinstance(tokenizer, str | None)):
             raise TypeError("weights or tokenizer")
-        checkpoint = Checkpoint(GPTConfig.parse(model), weights, tokenizer, state)
-        if not lacks_weights:
-            check_weights(weights, tensors_of(checkpoint.model, len(weights)))
-            for name, tensor in weights.items():
+        checkpoint = Checkpoint(GPTConfig.parse(model), weights, tokenizer, state, averaged)
+        for tensors in () if lacks_weights else (weights, *([averaged] if averaged else [])):
+            check_weights(tensors, tensors_of(checkpoint.model, len(tensors)))
+            for name, tensor in tensors.items():
                 if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.nbytes:
                     raise CheckpointError(f"{name} has more numbers than the file holds")
         return checkpoint
@@ -219,6 +227,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     """
     tree = described(checkpoint) | {
         "weights": checkpoint.weights,
+        **({"averaged": checkpoint.averaged} if checkpoint.averaged else {}),
         "training": checkpoint.training and vars(checkpoint.training),
     }
     try:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gptstar.checkpoint.format import DESCRIPTION, Checkpoint, in_parts
-from gptstar.checkpoint.read import read
+from gptstar.checkpoint.read import AVERAGED, parted, read
 from gptstar.errors import CheckpointError
 from gptstar.files import file_sha256
 
@@ -26,6 +26,7 @@ def read_with_identity(path: Path) -> tuple[dict[str, Any], Checkpoint]:
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
     """What changes when a file is replaced; empty if there is nothing."""
+    path, _ = parted(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     return [(file.name, stat.st_ino, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
 
@@ -34,17 +35,21 @@ def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
     """Name, hash and history of a checkpoint.
 
     Args:
-        path: a file, a folder that ranks wrote, or an exported one, whose weights, settings and tokenizer are hashed.
+        path: a file, a folder that ranks wrote, or an exported one, whose weights, settings and tokenizer are hashed;
+            where averaged weights are meant, the name and the hash are others than those of the last weights.
 
     Returns:
         `name`, `path`, `sha256`, `n_params`, `context_length` (in training), `step`, `tokens` (seen in training) and
         `model`, its configuration; None for what it does not know.
     """
-    is_ours = path.is_file() or in_parts(path)
+    plain, averaged = parted(path)
+    is_ours = plain.is_file() or in_parts(plain)
+    name = f"{plain.resolve().parent.name}/{plain.stem}" if is_ours else plain.resolve().name
+    after, sha256 = AVERAGED if averaged else "", _sha256(plain)
     return {
-        "name": f"{path.resolve().parent.name}/{path.stem}" if is_ours else path.resolve().name,
-        "path": str(path.resolve()),
-        "sha256": _sha256(path),
+        "name": f"{name}{after}",
+        "path": f"{plain.resolve()}{after}",
+        "sha256": hashlib.sha256(f"{sha256}{after}".encode()).hexdigest() if averaged else sha256,
         "n_params": checkpoint.model.n_params,
         "context_length": checkpoint.trained_at,
         "step": checkpoint.training.step if checkpoint.training else None,

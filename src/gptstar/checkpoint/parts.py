@@ -45,6 +45,9 @@ HARMLESS = {
 }
 """What DCP's pickled `.metadata` is made of, beside types of tensors."""
 
+AVERAGED = "averaged."
+"""What the names of averaged weights begin with."""
+
 Files = dict[str, dict[str, Any]]
 """The bytes and sha256 of files, by name."""
 
@@ -90,6 +93,7 @@ def _anew(partial: Path) -> None:
 
 def _write_tensors(partial: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
     tensors = {f"weights.{name}": tensor for name, tensor in checkpoint.weights.items()}
+    tensors |= {f"{AVERAGED}{name}": tensor for name, tensor in checkpoint.averaged.items()}
     for name, state in (checkpoint.training.optimizer if checkpoint.training else {}).items():
         tensors |= {f"optimizer.{name}.{key}": tensor for key, tensor in state.items()}
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.ERROR)
@@ -161,7 +165,10 @@ def read_parts(path: Path) -> Checkpoint:
         about = {name: (each.size, each.properties.dtype) for name, each in tensors_in(path).items()}
         tensors = {name: torch.empty(size, dtype=dtype, device="meta") for name, (size, dtype) in about.items()}
         own = {name.removeprefix("weights."): each for name, each in tensors.items() if name.startswith("weights.")}
-        check_weights(own, tensors_of(checkpoint.model, len(own)))
+        check_weights(own, expected := tensors_of(checkpoint.model, len(own)))
+        averages = {name.removeprefix(AVERAGED): each for name, each in tensors.items() if name.startswith(AVERAGED)}
+        if averages:
+            check_weights(averages, expected)
         n_stored = sum(file.stat().st_size for file in path.glob("*.distcp"))
         if sum(each.nbytes for each in tensors.values()) > n_stored:
             raise CheckpointError(f"its .metadata describes more than the {n_stored:,} bytes that are there")
@@ -172,16 +179,19 @@ def read_parts(path: Path) -> Checkpoint:
     tensors = {name: torch.empty_like(tensor, device="cpu") for name, tensor in tensors.items()}
     load_parts(path, tensors)
     weights: dict[str, Tensor] = {}
+    averaged: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         if kind == "weights":
             weights[rest] = tensor
+        elif name.startswith(AVERAGED):
+            averaged[rest] = tensor
         else:
             parameter, _, key = rest.rpartition(".")
             optimizer.setdefault(parameter, {})[key] = tensor
     training = checkpoint.training and replace(checkpoint.training, optimizer=optimizer)
-    return replace(checkpoint, weights=weights, training=training)
+    return replace(checkpoint, weights=weights, training=training, averaged=averaged)
 
 
 def load_parts(path: Path, tensors: dict[str, Tensor]) -> None:

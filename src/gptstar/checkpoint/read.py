@@ -1,12 +1,16 @@
 """Any checkpoint, by its path: a file, a folder that the ranks of a sharded run wrote, or a Hugging Face folder."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from gptstar.checkpoint.format import Checkpoint, in_parts, read_file
 from gptstar.checkpoint.kept import BEST, LAST
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT
+
+AVERAGED = ":averaged"
+"""What is put after the path of a checkpoint for its averaged weights."""
 
 
 def load(path: str | os.PathLike[str]) -> GPT:
@@ -16,7 +20,8 @@ def load(path: str | os.PathLike[str]) -> GPT:
     `gptstar.generate(model, "a prompt")` texts.
 
     Args:
-        path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.
+        path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder;
+            `PATH:averaged` for the averaged weights of a run with `averaging=ema` or `tail`.
 
     Raises:
         CheckpointError: missing, damaged or unsafe; names the file.
@@ -24,12 +29,26 @@ def load(path: str | os.PathLike[str]) -> GPT:
     return read(find(Path(path))).build()
 
 
+def parted(path: Path) -> tuple[Path, bool]:
+    """The path of a checkpoint without what is put after it, and whether its averaged weights are meant."""
+    plain = path.name.removesuffix(AVERAGED)
+    if plain in ("", path.name) or path.exists():
+        return path, False
+    return path.with_name(plain), True
+
+
 def find(path: Path) -> Path:
     """The checkpoint meant by a path: itself, a run directory's best or its last, or an exported Hugging Face folder.
+
+    `:averaged` stays behind what is found.
 
     Raises:
         CheckpointError: there is none.
     """
+    plain, averaged = parted(path)
+    if averaged:
+        found = find(plain)
+        return found.with_name(f"{found.name}{AVERAGED}")
     if not path.is_dir():
         return path
     for name in (BEST, LAST):
@@ -47,8 +66,17 @@ def read(path: Path) -> Checkpoint:
     """Read and verify a checkpoint, or an exported Hugging Face folder.
 
     Raises:
-        CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
+        CheckpointError: missing, cut short, altered, unsafe, or not of this format; or it lacks the averaged weights
+            that are asked for; names the file.
     """
+    plain, averaged = parted(path)
+    if averaged:
+        checkpoint = read(plain)
+        if not checkpoint.averaged:
+            raise CheckpointError(
+                f"{plain} holds no averaged weights: drop {AVERAGED}, or train with averaging=ema or averaging=tail"
+            )
+        return replace(checkpoint, weights=checkpoint.averaged, averaged={}, is_average=True)
     if in_parts(path):
         from gptstar.checkpoint.parts import read_parts  # imports torch.distributed.checkpoint, which a file needs not
 

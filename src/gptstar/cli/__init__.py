@@ -16,20 +16,18 @@ from gptstar.entry import one_line_errors
 SCRIPTS = {
     "train": "train a language model: what train.py does",
     "evaluate": "evaluate a checkpoint: what evaluate.py does",
+    "lm_eval": "the command of lm-evaluation-harness, with --model gptstar --model_args path=CHECKPOINT",
 }
-"""Commands whose words Hydra reads."""
+"""Commands whose words Hydra reads, or the harness."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `gptstar` command."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words and words[0] in SCRIPTS:
-        name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # where Hydra reads its words
+        name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # where they read their words
         import_module(f"gptstar.launch.{name}").main()
         return
-    for place in range(len(words) - 1, 0, -1):  # argparse would take `-loss` for an option
-        if words[place - 1] == "--sort" and words[place].startswith("-") and not words[place].startswith("--"):
-            words[place - 1 : place + 1] = [f"--sort={words[place]}"]
     parser = _parser()
     _, rest = parser.parse_known_args(words)
     if rest and words[-len(rest) :] == rest and not any(word.startswith("-") for word in rest):

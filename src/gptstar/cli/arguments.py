@@ -25,6 +25,7 @@ def add_command(
 
 def add_checkpoint(command: argparse.ArgumentParser, text: str = "a checkpoint, or a run directory") -> None:
     """Let a command take the path of a checkpoint."""
+    text = f"{text}; PATH:averaged for its averaged weights"
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help=text)
 
 

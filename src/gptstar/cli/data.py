@@ -1,4 +1,4 @@
-"""`gptstar data …`: look at prepared text, verify it, hold it against benchmarks, and merge its parts."""
+"""`gptstar data …`: look at prepared text, verify it, merge its parts, and adopt the tokens of other projects."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ from gptstar.terminal import Terminal
 
 def add_data_commands(commands: Commands) -> None:
     """Add `data` and what it can do to the `gptstar` command."""
-    data = commands.add_parser("data", help="look at prepared text: inspect, verify, overlap, merge")
+    data = commands.add_parser("data", help="look at prepared text: inspect, verify, overlap, merge, adopt")
     parts = data.add_subparsers(metavar="COMMAND", required=True)
 
     text = "show tokens, documents, lengths, what was left out, and samples"
@@ -28,6 +28,19 @@ def add_data_commands(commands: Commands) -> None:
 
     text = "make one folder of the parts that `gptstar prepare part=I/N` wrote into it"
     _shards_command(parts, "merge", _merge, text)
+
+    text = "read the tokens of other projects where they are: llm.c's .bin, flat .npy of uint16 or uint32"
+    description = (
+        "Look through FILES once, and write to FOLDER a manifest, the tokenizer, and where documents begin: a folder "
+        "for data.shards=FOLDER, without a copy of the tokens. Files with `val` in their name are validated on."
+    )
+    add = add_command(parts, "adopt", _adopt, text, description).add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help=".bin with llm.c's header, or .npy")
+    add("--tokenizer", type=Path, required=True, metavar="FILE", help="`tokenizers` JSON that the tokens are of")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="for the manifest; must not exist")
+    add("--validation", type=Path, nargs="+", default=[], metavar="FILE", help="to validate on, beside `val`")
+    add("--corpus", metavar="NAME", help="of the text (default: the folder of the first file)")
+    add("--licence", default="not stated", help="of the text, for the manifest (default: %(default)s)")
 
 
 def _shards_command(commands: Commands, name: str, run: Run, text: str) -> argparse.ArgumentParser:
@@ -78,3 +91,23 @@ def _merge(options: argparse.Namespace) -> None:
     if manifest is None:
         raise DataError(f"{options.shards} lacks parts: copy the others there, or prepare them")
     print(f"{options.shards}: {manifest.total('train', 'tokens'):,} tokens to train on")
+
+
+def _adopt(options: argparse.Namespace) -> None:
+    from rich.progress import track
+
+    from gptstar.data.preparation.adopt import Adoption, adopt
+
+    asked = Adoption(
+        files=tuple(options.files),
+        validation=tuple(options.validation),
+        tokenizer=options.tokenizer,
+        corpus=options.corpus,
+        licence=options.licence,
+    )
+    console = Terminal(stderr=True)
+    quiet = not console.is_terminal
+    manifest = adopt(asked, options.output, lambda files: track(files, "reading", console=console, disable=quiet))
+    sizes = {split: manifest.total(split, "tokens") for split in ("train", "validation")}
+    print(f"{options.output}: {sizes['train']:,} tokens to train on, {sizes['validation']:,} to validate on")
+    print(f"next: gptstar train data=local data.shards={options.output}")

@@ -56,7 +56,7 @@ def add_generation_commands(commands: Commands) -> None:
     )
     command = add_command(commands, "demo", _demo, "a page to try models on, in the browser", description)
     add = command.add_argument
-    text = "checkpoints, run directories, or exports"
+    text = "checkpoints, run directories, or exports; PATH:averaged for averaged weights"
     add("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=text)
     add("--host", default="127.0.0.1", help="0.0.0.0 for all who reach it (default: %(default)s)")
     add("--port", type=int, metavar="N", help="(default: the first free one from 7860)")

@@ -117,7 +117,8 @@ def _export(options: argparse.Namespace) -> None:
         folders = [folder for folder in (path.resolve().parent, Path("runs/evaluations")) if folder.is_dir()]
     card = model_card(path, checkpoint, name=name, context_length=length, licence=options.licence, evaluations=folders)
     export(checkpoint, options.folder, context_length=length, card=card)
-    print(f"{options.folder}: {checkpoint.model.n_params:,} parameters, context {length:,}")
+    which = "averaged weights, " if checkpoint.is_average else ""
+    print(f"{options.folder}: {checkpoint.model.n_params:,} parameters, {which}context {length:,}")
     print(f"next: read {options.folder / 'README.md'}, then hf upload YOUR_NAME/{name} {options.folder}")
 
 
@@ -187,6 +188,8 @@ def _consolidate(options: argparse.Namespace) -> None:
 
     _refuse_existing(options.out)
     checkpoint = read(path := find(options.checkpoint))
+    if checkpoint.is_average and not options.weights_only:
+        raise CheckpointError(f"{path}: averaged weights can't be trained on as a run's last: give --weights-only, too")
     write(options.out, replace(checkpoint, training=None) if options.weights_only else checkpoint)
     print(f"{options.out}: {checkpoint.model.n_params:,} parameters of {path}, {options.out.stat().st_size:,} bytes")
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from rich.console import ConsoleRenderable
 
+    from gptstar.results.loaded import Loaded
+
 WATCH_SECONDS = 3
 
 
@@ -47,7 +49,7 @@ def add_results_commands(commands: Commands) -> None:
     text = "list runs: how far, how good, how fast"
     add = add_command(commands, "runs", _runs, text, description, epilog).add_argument
     add("folders", nargs="*", default=["runs"], metavar="FOLDER", help="or a pattern (default: runs)")
-    help_text = "order by a figure (loss, time, tokens/s, step, began …), a setting or run; -COLUMN: highest first"
+    help_text = "order by a figure (loss, time, tokens/s, step …), a setting or run; --sort=-COLUMN: highest first"
     add("--sort", metavar="COLUMN", help=help_text)
     help_text = "keep runs for which a condition on a figure, a setting or tags holds, such as 'loss < 4'"
     add("--where", action="append", default=[], metavar="'KEY OP VALUE'", help=help_text)
@@ -72,8 +74,11 @@ def _compare(options: argparse.Namespace) -> None:
     from gptstar.evaluation.comparison_tables import comparison_markdown, comparison_tree, print_comparisons
     from gptstar.evaluation.results import to_json
     from gptstar.results.comparison import compared
+    from gptstar.results.loaded import Loaded
 
-    found = compared(*options.results)
+    loaded = Loaded(options.results)
+    found = compared(loaded)
+    _warn(loaded)
     if options.json:
         trees = [comparison_tree(each) for each in found]
         print(to_json(trees[0] if len(trees) == 1 else {"comparisons": trees}), end="")
@@ -136,15 +141,16 @@ def _watch(draw: "Callable[[], ConsoleRenderable]", console: Terminal) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    import warnings
-
-    from gptstar.results.frames import DamagedWarning, damaged
+    from gptstar.results.loaded import Loaded
     from gptstar.results.report import write_report
 
-    output = options.output or options.folders[0] / "report"
-    with Terminal().status("reading the runs"), warnings.catch_warnings(action="ignore", category=DamagedWarning):
-        written = write_report(options.folders, output, options.title, options.against)
-        unreadable = damaged(*options.folders)
-    for line in unreadable:
-        Terminal(stderr=True).print(f"warning: {line}", soft_wrap=True, highlight=False)
+    loaded, output = Loaded(options.folders), options.output or options.folders[0] / "report"
+    with Terminal().status("reading the runs"):
+        written = write_report(loaded, output, options.title, options.against)
+    _warn(loaded)
     print("\n".join(map(str, written)))
+
+
+def _warn(loaded: "Loaded") -> None:
+    for line in loaded.damaged.values():
+        Terminal(stderr=True).print(f"warning: {line}", soft_wrap=True, highlight=False)

@@ -99,7 +99,8 @@ class Tokenizer:
         backend.train_from_iterator(texts, trainer)
         if backend.get_vocab_size() != n_vocab:
             raise DataError(
-                f"the text yields {backend.get_vocab_size():,} tokens, not n_vocab={n_vocab:,}: lower n_vocab"
+                f"the text yields {backend.get_vocab_size():,} tokens, not model.n_vocab={n_vocab}: give a lower one, "
+                "or more text"
             )
         return cls(backend.to_str())
 

@@ -1,15 +1,17 @@
 """Evaluations set against the first of them, item by item. B minus A throughout."""
 
+import functools
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.results import Kind, Metric, Sample, TaskResult, TaskResults, from_nats
+from gptstar.evaluation.comparable import Pairs, check_comparable, differences, paired_items
+from gptstar.evaluation.groups import Tested, compared_group
+from gptstar.evaluation.results import Kind, Metric, TaskResult, TaskResults, from_nats, grouped_by
 from gptstar.evaluation.statistics.effects import LEVEL
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
 
@@ -36,6 +38,7 @@ class Row:
         test: that p comes from.
         primary: the task's first metric that has a p: one a task, and these are Holm's family.
         items: in both.
+        is_member: whether a group of the task is compared too, which is tested in its place.
     """
 
     task: str
@@ -53,6 +56,7 @@ class Row:
     test: str
     primary: bool
     items: int
+    is_member: bool = False
 
     @property
     def verdict(self) -> str:
@@ -61,24 +65,9 @@ class Row:
         if p is None:
             return "not tested"
         if p >= PRELIMINARY:
-            return "no difference shown"
+            return "not significant"
         word = "better" if (self.difference > 0) == self.higher_is_better else "worse"
         return f"{word}, {'significant' if p < LEVEL else 'preliminary'}"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two evaluations, and how they differ.
-
-    Attributes:
-        a, b: what to call them; never the same.
-        notes: what a reader has to know, a line each; the last one is what such a comparison can't say.
-    """
-
-    a: str
-    b: str
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -102,22 +91,13 @@ def letter(number: int) -> str:
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
-def compare(a: TaskResults, b: TaskResults) -> Comparison:
-    """Pair two evaluations item by item, and test each metric they share, as `compare_tasks` does.
-
-    Raises:
-        ConfigError: no task in both; a task whose items, version, context length or few-shot examples differ.
-    """
-    found = compare_tasks((a, b))
-    return Comparison(found.names[0], found.names[1], found.rows[0], found.notes)
-
-
 def compare_tasks(results: Sequence[TaskResults]) -> Comparisons:
     """Pair evaluations with the first, item by item, and test each metric they share.
 
     Items are paired by their hash. Accuracies have McNemar's test, and other metrics a paired bootstrap-t; items of one
     cluster count as one. Perplexities are tested by their losses and shown with their ratio, which is exp of the
-    losses' difference. Holm's adjustment has one family: the first metric of each task, of all that are compared.
+    losses' difference. Holm's adjustment has one family: the first metric of each task, of all that are compared. A
+    group counts as one task, in place of its tasks.
 
     Raises:
         ConfigError: no task in both; a task whose items, version, context length or few-shot examples differ.
@@ -153,41 +133,64 @@ def _compared(a: TaskResults, b: TaskResults, of_b: str) -> tuple[list[Row], lis
     if not shared:
         names = [", ".join(task.task for task in results.tasks) or "nothing" for results in (a, b)]
         raise ConfigError(f"no task is in both results: {names[0]} in the one, {names[1]} in the other")
-    notes = _differences(a, b, of_b)
-    seeds = [(results.protocol.get("seeds") or {}).get("fewshot") for results in (a, b)]
+    notes = differences(a, b, of_b)
+    seeds = [results.fewshot_seed for results in (a, b)]
+    pairs_of: dict[str, Pairs] = {}
+    for task_a, task_b in shared:
+        check_comparable(task_a, task_b, seeds, of_b)
+        if not task_a.members:
+            pairs_of[task_a.task], said = paired_items(task_a, task_b, of_b)
+            notes += said
+    grouped = grouped_by([task for task, _ in shared])
     rows: list[Row] = []
     for task_a, task_b in shared:
-        _check_comparable(task_a, task_b, seeds, of_b)
-        pairs = _pairs(task_a.samples, task_b.samples)
-        if not pairs:
-            raise ConfigError(
-                f"{task_a.task}: the results have no item in common ({len(task_a.samples):,} and "
-                f"{len(task_b.samples):,} others): evaluate both on the same items"
-            )
-        only_a, only_b = len(task_a.samples) - len(pairs), len(task_b.samples) - len(pairs)
-        if only_a or only_b:
-            notes.append(
-                f"{task_a.task}: {len(pairs):,} items are in both, {only_a:,} only in A, {only_b:,} only in {of_b}."
-            )
-        rows += _rows(task_a, task_b, pairs, whole=not (only_a or only_b))
+        if task_a.members:
+            of_task = _group_rows(task_a, task_b, pairs_of)
+        else:
+            pairs = pairs_of[task_a.task]
+            whole = len(task_a.samples) == len(pairs) == len(task_b.samples)
+            of_task = _rows(task_a, task_b, functools.partial(_tested, task_a.task, pairs), len(pairs), whole=whole)
+        is_member = task_a.task in grouped
+        rows += [replace(row, is_member=is_member, primary=row.primary and not is_member) for row in of_task]
+    if not rows:
+        raise ConfigError(f"the results of {shared[0][0].task} have no metric in common: evaluate without predict_only")
     return rows, notes
 
 
-def _rows(a: TaskResult, b: TaskResult, pairs: Sequence[tuple[Sample, Sample]], *, whole: bool) -> list[Row]:
-    """A row for each metric that both have; only for means over items unless all items are paired (`whole`)."""
+def _group_rows(a: TaskResult, b: TaskResult, pairs_of: Mapping[str, Pairs]) -> list[Row]:
+    """A row for each metric of a group that both have, over the items of its tasks that both have."""
+    if missing := [member for member in a.members if member not in pairs_of]:
+        raise ConfigError(f"{a.task} can't be compared: the results lack its task {missing[0]}: evaluate again")
+    members = [pairs_of[member] for member in a.members]
+
+    def tested(metric: Metric) -> Tested | None:
+        has = [pairs for pairs in members if all(metric.name in each.scores for pair in pairs for each in pair)]
+        return compared_group(metric, has, by_size=metric.name in a.by_size) if has else None
+
+    return _rows(a, b, tested, sum(map(len, members)), whole=False)
+
+
+def _rows(
+    a: TaskResult, b: TaskResult, tested: Callable[[Metric], Tested | None], n_items: int, *, whole: bool
+) -> list[Row]:
+    """A row for each metric that both have; only for means over items unless all items are paired (`whole`).
+
+    Args:
+        tested: a metric of A and of B over the same items, and how they differ; None where the items can't tell.
+    """
     metrics_b = {metric.name: metric for metric in b.metrics if metric.subset is None}
     rows: list[Row] = []
     for metric in a.metrics:
         other = metrics_b.get(metric.name)
         if metric.subset is not None or other is None or other.kind != metric.kind:
             continue
-        if metric.kind != "other":
-            values, paired = _tested(a.task, metric, pairs)
-        elif whole:  # the two figures, and nothing to test
-            values = metric.value, other.value
-            paired = Paired(other.value - metric.value, math.nan, math.nan, math.nan, "none")
-        else:
+        found = tested(metric) if metric.kind != "other" else None
+        if found is None and whole:  # the two figures, and nothing to test
+            change = Paired(other.value - metric.value, math.nan, math.nan, math.nan, "none")
+            found = (metric.value, other.value), change
+        if found is None:
             continue
+        values, paired = found
         low, high, p = (None if math.isnan(number) else number for number in (paired.low, paired.high, paired.p))
         row = Row(
             task=a.task,
@@ -204,13 +207,13 @@ def _rows(a: TaskResult, b: TaskResult, pairs: Sequence[tuple[Sample, Sample]], 
             p_holm=None,
             test=paired.test,
             primary=p is not None and not any(each.primary for each in rows),
-            items=len(pairs),
+            items=n_items,
         )
         rows.append(row)
     return rows
 
 
-def _tested(task: str, metric: Metric, pairs: Sequence[tuple[Sample, Sample]]) -> tuple[tuple[float, float], Paired]:
+def _tested(task: str, pairs: Pairs, metric: Metric) -> Tested:
     """A metric of A and of B over the same items, and how they differ: by their ratio where it is a perplexity."""
     name, kind = metric.name, metric.kind
     if not all(name in sample.scores for pair in pairs for sample in pair):
@@ -234,44 +237,6 @@ def _tested(task: str, metric: Metric, pairs: Sequence[tuple[Sample, Sample]]) -
     return (value_a, value_b), replace(paired, difference=difference, low=low, high=high)
 
 
-def _pairs(a: Sequence[Sample], b: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
-    """The same items in both, in A's order; of equal items the first with the first, and so on."""
-    others = defaultdict(list)
-    for sample in sorted(b, key=lambda sample: -sample.item):
-        others[sample.hash].append(sample)  # the first item is the last of the list
-    in_order = sorted(a, key=lambda sample: sample.item)
-    return [(sample, others[sample.hash].pop()) for sample in in_order if others[sample.hash]]
-
-
-def _check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[int | None], of_b: str) -> None:
-    facts: list[tuple[str, object, object, str]] = [
-        ("version", a.version, b.version, "lm-eval"),
-        ("context_length", a.context_length, b.context_length, "evaluation.context_length"),
-        ("num_fewshot", a.num_fewshot, b.num_fewshot, "evaluation.num_fewshot"),
-    ]
-    if a.num_fewshot > 0:
-        facts.append(("few-shot seed", seeds[0], seeds[1], "evaluation.seed"))
-    for name, first, second, cure in facts:
-        if first != second:
-            values = f"{first} in A and {second} in {of_b}"
-            raise ConfigError(f"{a.task} can't be compared: its {name} is {values}: evaluate both with the same {cure}")
-
-
-def _differences(a: TaskResults, b: TaskResults, of_b: str) -> list[str]:
-    """What differs and leaves scores comparable, a line each."""
-    notes = []
-    tasks_a, tasks_b = ([task.task for task in results.tasks] for results in (a, b))
-    for name, mine, theirs in (("A", tasks_a, tasks_b), (of_b, tasks_b, tasks_a)):
-        if only := [task for task in mine if task not in theirs]:
-            notes.append(f"Only in {name}: {', '.join(only)}.")
-    for name, first, second in (("dtype", a.protocol, b.protocol), ("lm-eval", a.versions, b.versions)):
-        if first.get(name) != second.get(name):
-            notes.append(f"{name} is {first.get(name)} in A and {second.get(name)} in {of_b}.")
-    if a.checkpoint.get("sha256") and a.checkpoint["sha256"] == b.checkpoint.get("sha256"):
-        notes.append(f"A and {of_b} are the same checkpoint.")
-    return notes
-
-
 def names_of(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Names that differ: by step, place or content where the checkpoints' own don't, by letter at last."""
     names = [str(checkpoint.get("name") or "unnamed") for checkpoint in checkpoints]
@@ -286,3 +251,20 @@ def names_of(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
         for number, mark in zip(alike, marks, strict=True):
             names[number] = f"{name} ({mark})"
     return tuple(names)
+
+
+def by_checkpoint(results: Sequence[TaskResults]) -> list[TaskResults]:
+    """Join evaluations of one checkpoint, of the same dtype and few-shot examples, in the order of the last of each.
+
+    Of a task that several of them have the last one counts.
+    """
+    joined: dict[tuple[str, ...], TaskResults] = {}
+    for each in results:
+        known = (each.checkpoint.get(key) for key in ("sha256", "path", "name"))
+        of_checkpoint = next(filter(None, known), None)
+        protocol = [each.protocol.get("dtype"), each.fewshot_seed]
+        key = tuple(map(str, (of_checkpoint, *protocol)))
+        before = joined.pop(key).tasks if key in joined else ()
+        tasks = {task.task: task for task in (*before, *each.tasks)}
+        joined[key] = replace(each, tasks=tuple(tasks.values()))
+    return list(joined.values())

@@ -58,7 +58,7 @@ def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, 
     values, items = ("A", of_b) if has_values else (), ("items",) if has_items else ()
     header = ["context" if is_length else "task", *values, f"{of_b} − A", "95 % interval", "Holm p", *items, "verdict"]
     lines = []
-    for row in (row for row in rows if row.primary or all_metrics or row.task not in tested):
+    for row in (row for row in rows if row.primary or all_metrics or not (row.is_member or row.task in tested)):
         task, metric, a, b, change, interval, p, adjusted, n_items = _cells(row)
         name = task if is_length else f"{task} {metric.replace('perplexity', 'ppl')}"
         figures = [f"{loss:.{3 if loss < 10 else 2}f}" for loss in (row.a, row.b)] if is_length else [a, b]
@@ -107,11 +107,15 @@ def records(found: Comparisons) -> Iterator[dict[str, Any]]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     digits = 4 if row.kind in ("mean", "bits_per_byte") else 2
-    change = f"{row.difference:+.{digits}f}" if row.ratio is None else f"× {row.ratio:.3f}"
-    form = f"+.{digits}f" if row.ratio is None else ".3f"
-    interval = "" if row.low is None or row.high is None else f"{row.low:{form}} to {row.high:{form}}"
+    change = f"{row.difference:+.{digits}f}" if row.ratio is None else f"× {_ratio(row.ratio)}"
+    ends = () if row.low is None or row.high is None else (row.low, row.high)
+    interval = " to ".join(f"{end:+.{digits}f}" if row.ratio is None else _ratio(end) for end in ends)
     better = "↑" if row.higher_is_better else "↓"
     p, adjusted = ("" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" for p in (row.p, row.p_holm))
     figures = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", change, interval)
     task = f"{int(row.task):,}" if row.task.isdecimal() else row.task
     return task, f"{row.metric} {better}", *figures, p, adjusted, f"{row.items:,}"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.{'3f' if 0.1 <= ratio < 10 else '3g'}}"

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
 from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 
 from gptstar.checkpoint.read import load
 from gptstar.data.tokenizer import Tokenizer
@@ -68,16 +70,22 @@ def lm(
 
     Raises:
         CheckpointError: missing, damaged, unsafe, or without a tokenizer; names the file.
-        ConfigError: `context_length` exceeds what learned positions hold.
+        ConfigError: `context_length` exceeds what learned positions hold; or there is no such device or type.
     """
+    if dtype not in get_args(Dtype):
+        raise ConfigError(f"dtype={dtype} is not one of {', '.join(get_args(Dtype))}")
     model = load(path)
     if model.tokenizer is None:
         raise CheckpointError(f"{Path(path)} holds no tokenizer, and tasks are text: import it with --tokenizer FILE")
     tokenizer = Tokenizer(model.tokenizer)
     length = TasksConfig(context_length=context_length).length_for("any", model.config.n_ctx)
-    model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    try:
+        model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch's, of a device that is not here
+        raise ConfigError(f"device={device}: {in_one_line(error)}") from error
     worker = Worker(Scorer(model, dtype=dtype, batch_tokens=batch_tokens), tokenizer)
-    return HarnessModel(Team(worker), tokenizer, lambda _: no_progress, length)
+    about = {"model_num_parameters": model.config.n_params, "model_dtype": dtype}
+    return HarnessModel(Team(worker), tokenizer, lambda _: no_progress, length, about)
 
 
 def n_to_write(task: Task) -> int:
@@ -131,8 +139,9 @@ def room_for_prompt(context_length: int, n_new: int, task: str) -> int:
     return context_length - n_new
 
 
+@register_model("gptstar")
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
-    """A model as the harness's evaluator takes it.
+    """A model as the harness's evaluator takes it; its registry has it by the name `gptstar`.
 
     Attributes:
         context_length: tokens read at most. What is longer loses its beginning, and a text that is scored whole is cut
@@ -146,16 +155,60 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         tokenizer: Tokenizer,
         progress_of: Callable[[int], OnResults],
         context_length: int,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         """Take requests for a team on its rank 0.
 
         Args:
             progress_of: given the number of requests, returns a progress callback.
+            about: what the harness's files say of the model.
         """
         super().__init__()
+        self._about = dict(about or {})
         self.context_length, self.n_cut = context_length, 0
         self._team, self._bpe, self._progress_of = team, tokenizer, progress_of
         self._encode = lru_cache(maxsize=256)(lambda text: tuple(tokenizer.encode([text])[0].tolist()))
+
+    @classmethod
+    def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> "HarnessModel":
+        """Load a checkpoint from arguments of `lm` in a string, such as `path=runs/mine,dtype=bfloat16`.
+
+        Raises:
+            Refusal: as `create_from_arg_obj`.
+        """
+        return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
+
+    @classmethod
+    def create_from_arg_obj(
+        cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
+    ) -> "HarnessModel":
+        """Load a checkpoint from arguments of `lm`.
+
+        Args:
+            additional_config: the harness's own options, of which `device` counts. Its batch sizes do not: requests are
+                batched by tokens (`batch_tokens`), and in float32 the scores do not depend on it.
+
+        Raises:
+            ConfigError: an argument that `lm` does not take, or no path.
+            CheckpointError: as `lm`.
+        """
+        given, known = dict(arg_dict), list(signature(lm).parameters)
+        if unknown := sorted(set(given) - set(known)):
+            raise ConfigError(f"model_args: {unknown[0]} is not one of {', '.join(known)}")
+        if "path" not in given:
+            raise ConfigError("model_args lacks path: give path=CHECKPOINT, a run directory or an exported folder")
+        device = (additional_config or {}).get("device")
+        given = ({"device": device} if device else {}) | given
+        return lm(given.pop("path"), **given)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness's files say of the model."""
+        return dict(self._about)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens read at most, by the harness's name."""
+        return self.context_length
 
     @property
     def eot_token_id(self) -> int:
@@ -235,3 +288,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         tokens = self.tok_encode(context) or [self.eot_token_id]
         self.n_cut += len(tokens) > room
         return Prompt(tuple(tokens[-room:]), n_new, until, sampling)
+
+
+def run_harness() -> None:
+    """Run the harness's own command on `sys.argv`, with `gptstar` among its models."""
+    from lm_eval.__main__ import cli_evaluate  # sets up logging, which is for its command alone
+
+    cli_evaluate()

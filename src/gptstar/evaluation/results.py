@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -70,14 +71,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task.
+    """One task, or a group of tasks with the harness's score of the group.
 
     Attributes:
         version: the harness's, of the task.
-        source: of the items: `path` and `sha256` of a file, or the Hub's `dataset` and `split`.
-        context_length: in tokens, of this task.
+        source: of the items: `path` and `sha256` of a file, or the Hub's `dataset` and `split`; empty for a group.
+        context_length: in tokens, of this task; of a group the longest of its tasks.
+        num_fewshot: examples before each item; of a group the most of its tasks.
+        samples: empty for a group, whose items are those of its tasks.
         n_cut: requests that were longer, and lost their beginnings.
         n_copies: items that are copies of an earlier one, and of one cluster with it.
+        gen_kwargs: what was given over the task's own way of writing; None where the task writes no texts.
+        members: the tasks of a group, at any depth; empty for a task.
+        by_size: the metrics of a group that weigh each task by its items; the others weigh all tasks alike.
     """
 
     task: str
@@ -89,6 +95,9 @@ class TaskResult:
     samples: tuple[Sample, ...]
     n_cut: int = 0
     n_copies: int = 0
+    gen_kwargs: dict[str, Any] | None = None
+    members: tuple[str, ...] = ()
+    by_size: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,22 @@ class TaskResults:
     protocol: dict[str, Any]
     versions: dict[str, str]
     tasks: tuple[TaskResult, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.protocol.get("seeds") or {}, dict):
+            raise ValueError("protocol.seeds is not a seed for each library")
+
+    @property
+    def fewshot_seed(self) -> object:
+        """The seed by which few-shot examples were drawn."""
+        return (self.protocol.get("seeds") or {}).get("fewshot")
+
+
+def grouped_by(tasks: Sequence[TaskResult]) -> set[str]:
+    """Names of tasks and groups that lie within another group among them."""
+    groups = [(task.task, set(task.members)) for task in tasks if task.members]
+    within = {name for name, members in groups if any(members < others for _, others in groups)}
+    return within.union(*(members for _, members in groups))
 
 
 def versions_of(*packages: str) -> dict[str, str]:
@@ -144,15 +169,19 @@ def read_tasks(path: Path) -> TaskResults:
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
-        tree = read_json(file)
-        header = {key: tree.get(key) for key in HEADER}
-        if header != HEADER:
-            raise ValueError(f"its header is {header} instead of {HEADER}")
-        return TypeAdapter(TaskResults).validate_python(tree)
+        return parse_tasks(read_json(file))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
             f"{file} is not results of tasks, as evaluate.py evaluation.tasks=[…] writes them: {problem(error)}"
         ) from error
+
+
+def parse_tasks(tree: Any) -> TaskResults:
+    """Make results of what a `results.json` says. Raises ValueError or AttributeError if it is damaged or other."""
+    header = {key: tree.get(key) for key in HEADER}
+    if header != HEADER:
+        raise ValueError(f"its header is {header} instead of {HEADER}")
+    return TypeAdapter(TaskResults).validate_python(tree)
 
 
 def problem(error: Exception) -> str:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from gptstar.defaults import is_given
 from gptstar.entry import SHOW_ALL
 from gptstar.errors import PREEMPTED, ConfigError, Interrupted, TrainingError
 from gptstar.ranks import LAUNCHER, end_with_the_launcher
@@ -34,7 +35,7 @@ FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
 """Signals that the launcher hands on to the ranks."""
 
 SECONDS_TO_SAVE = 600
-"""How long ranks may save after a signal."""
+"""How long ranks may save after a signal; PyTorch before 2.12 gives them 30 seconds."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def launch(composed: DictConfig, hardware: Hardware) -> None:
     handlers = {
         number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, FORWARDED_SIGNALS.split(","))
     }
+    for forwarded in handlers:
+        signal.signal(forwarded, _told)  # PyTorch before 2.10 has its own handlers for four of them only
     try:
         elastic_launch(_how(hardware), sys.executable)(*TRAIN, *words_of(composed))
     except SignalException as error:
@@ -148,16 +151,22 @@ def _how(hardware: Hardware) -> LaunchConfig:
             "rdzv_endpoint": f"{node.address}:{node.port}",
             "rdzv_configs": {"rank": node.number, "timeout": 900},
         }
+    newer: dict[str, Any] = {"signals_to_handle": FORWARDED_SIGNALS, "shutdown_timeout": SECONDS_TO_SAVE}
+    accepted = {field.name for field in fields(LaunchConfig)}  # PyTorch has the first since 2.10, the other since 2.12
     return LaunchConfig(
         min_nodes=hardware.nodes,
         max_nodes=hardware.nodes,
         nproc_per_node=hardware.n_devices,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
-        signals_to_handle=FORWARDED_SIGNALS,
-        shutdown_timeout=SECONDS_TO_SAVE,
         **meeting,
+        **{name: value for name, value in newer.items() if name in accepted},
     )
+
+
+def _told(number: int, _: object) -> None:
+    """Make the launcher forward a signal, as PyTorch's own handlers do."""
+    raise SignalException(f"process {os.getpid()} got signal {number}", signal.Signals(number))
 
 
 @contextlib.contextmanager
@@ -185,10 +194,6 @@ def describe_sweep(composed: DictConfig) -> None:
             tracker[key] = name
 
 
-def _sets(words: Sequence[str], key: str) -> bool:
-    return any(word.lstrip("+").startswith(f"tracker.{key}=") for word in words)
-
-
 def words_of(composed: DictConfig) -> list[str]:
     """Return the words of a command line that runs the current job alone, in its own folder."""
     hydra_config = HydraConfig.get()
@@ -196,6 +201,7 @@ def words_of(composed: DictConfig) -> list[str]:
     decided = ("output=", "launcher=")  # by now; another submission would follow
     chosen = [word for word in hydra_config.overrides.task if not word.lstrip("+").startswith(decided)]
     tracker = composed.get("tracker") or {}
-    chosen += [f"tracker.{key}='{tracker[key]}'" for key in OF_SWEEP if tracker.get(key) and not _sets(chosen, key)]
+    of_sweep = [key for key in OF_SWEEP if tracker.get(key) and not is_given(f"tracker.{key}", chosen)]
+    chosen += [f"tracker.{key}='{tracker[key]}'" for key in of_sweep]
     directories = [word for folder in folders for word in ("--config-dir", folder)]
     return [*directories, *chosen, f"output='{composed.output}'", "hydra.mode=RUN"]

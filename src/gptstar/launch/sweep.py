@@ -200,11 +200,14 @@ class Sweep:
         if self._folder is None:
             return
         self._console.rule()
+        runs = []
         with contextlib.suppress(ConfigError):  # there is none
-            self._console.print(runs_table(find_runs([self._folder])))
+            runs = find_runs([self._folder])
+            self._console.print(runs_table(runs))
         for name, reason in self._failed.items():
             self._console.print(f"failed: {name}: {reason}", style="red")
-        self._console.print(f"next: gptstar report {self._folder}")
+        if runs:
+            self._console.print(f"next: gptstar report {self._folder}")
 
 
 SWEEP = Sweep()

@@ -13,15 +13,14 @@ from gptstar.plots.style import GREY, legend_below, new_figure, styled, styles, 
 
 @dataclass(frozen=True)
 class FactorLine(Line):
-    """The outcome of one arm at each value of a factor, ascending; the one at `best` is marked, if there is one."""
+    """The outcome of one arm at each value of a factor, ascending; the one at `best` is marked, if there is one.
+
+    Attributes:
+        is_at_edge: whether a value beyond those tried may be better.
+    """
 
     best: float | None = None
-
-    @property
-    def is_at_edge(self) -> bool:
-        """Whether the best value is the lowest or highest of several."""
-        places = [each.x for each in self.points]
-        return len(places) > 1 and self.best in (min(places), max(places))
+    is_at_edge: bool = False
 
 
 @styled

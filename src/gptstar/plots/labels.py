@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullLocator
 
+from gptstar.terminal import shortened
+
 LONGEST = 24
 """Letters of a name in a plot."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -37,17 +39,10 @@ def short_names(names: Sequence[str], longest: int = LONGEST) -> list[str]:
         shared = next(n for n in range(max(map(len, words))) if len({tuple(each[: n + 1]) for each in words}) > 1)
     rest = ["".join(each[shared:]) for each in words]
     for room in range(longest, max(map(len, rest), default=0) + 1):
-        short = [_without_middle(name, room) for name in rest]
+        short = [shortened(name, room) for name in rest]
         if len(set(short)) == len(set(rest)):
             return short
     return rest
-
-
-def _without_middle(name: str, room: int) -> str:
-    if len(name) <= room:
-        return name
-    end = (room - 1) // 2
-    return f"{name[: room - 1 - end]}…{name[-end:]}"
 
 
 def power_text(value: float) -> str:

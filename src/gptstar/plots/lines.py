@@ -3,25 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from matplotlib.axes import Axes
-
-
-class Estimate(Protocol):
-    """A value with its interval, whose ends are NaN where there is none."""
-
-    @property
-    def value(self) -> float:
-        """The estimate."""
-
-    @property
-    def low(self) -> float:
-        """The lower end."""
-
-    @property
-    def high(self) -> float:
-        """The upper end."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +16,6 @@ class Point:
     value: float
     low: float = math.nan
     high: float = math.nan
-
-    @classmethod
-    def of(cls, x: float, estimate: Estimate) -> "Point":
-        """An estimate at a place."""
-        return cls(x, estimate.value, estimate.low, estimate.high)
 
 
 @dataclass(frozen=True)

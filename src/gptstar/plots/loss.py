@@ -1,5 +1,6 @@
 """How did the loss fall? Training and validation loss against tokens."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ class LossCurve:
 
     @property
     def last(self) -> float:
-        """The last validation loss, else the last training loss."""
-        return (*self.training[-1:], *self.validation[-1:])[-1].value
+        """The last validation loss, else the last training loss; infinite if it is not a number."""
+        last = (*self.training[-1:], *self.validation[-1:])[-1].value
+        return last if math.isfinite(last) else math.inf
 
 
 def plot_loss(rows: Sequence[Mapping[str, float]], path: Path, title: str, bigram: float | None = None) -> None:
@@ -47,8 +49,7 @@ def draw_run(rows: Sequence[Mapping[str, float]], title: str, bigram: float | No
     validation = [Point(row["step"] * rate, row["validation/loss"]) for row in rows if "validation/loss" in row]
     _line(axes, training, "training", color=BLUE, linewidth=1, alpha=0.7, marker="o" if len(training) < 2 else "")
     _line(axes, validation, "validation", color=ORANGE, marker="o", markersize=4)
-    if validation:
-        last = validation[-1]
+    if validation and math.isfinite((last := validation[-1]).value):
         axes.annotate(
             f"{last.value:.2f}",
             (last.x, last.value),
@@ -108,7 +109,9 @@ def _leave_out_the_start(axes: Axes, curves: Sequence[LossCurve]) -> None:
     """Let the first losses leave the plot at its top, where they would press all others together."""
     points = [point for curve in curves for point in (*curve.training, *curve.validation)]
     end = max(point.x for point in points)
-    values = [point.value for point in points if point.x >= START * end]
+    values = [point.value for point in points if point.x >= START * end and math.isfinite(point.value)]
+    if not values:
+        return
     low, high = min(values), max(values)
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)

@@ -16,27 +16,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gptstar.results.comparison import compare
-    from gptstar.results.evaluations import DamagedWarning, lengths, tasks
-    from gptstar.results.factors import effects
-    from gptstar.results.frames import curves, runs, varied
-    from gptstar.results.sources import MissingResultsWarning, Source
-
-__all__ = [
-    "DamagedWarning",
-    "MissingResultsWarning",
-    "Source",
-    "compare",
-    "curves",
-    "effects",
-    "lengths",
-    "runs",
-    "tasks",
-    "varied",
-]
+    from gptstar.results.comparison import compare as compare
+    from gptstar.results.evaluations import lengths as lengths
+    from gptstar.results.evaluations import tasks as tasks
+    from gptstar.results.factors import effects as effects
+    from gptstar.results.frames import curves as curves
+    from gptstar.results.frames import runs as runs
+    from gptstar.results.frames import varied as varied
+    from gptstar.results.loaded import DamagedWarning as DamagedWarning
+    from gptstar.results.sources import MissingResultsWarning as MissingResultsWarning
+    from gptstar.results.sources import Source as Source
 
 _ROOMS = {
-    "DamagedWarning": "evaluations",
+    "DamagedWarning": "loaded",
     "MissingResultsWarning": "sources",
     "Source": "sources",
     "compare": "comparison",
@@ -47,6 +39,8 @@ _ROOMS = {
     "tasks": "evaluations",
     "varied": "frames",
 }
+
+__all__ = list(_ROOMS)
 
 if not TYPE_CHECKING:  # which would take any name for one of these
 

@@ -1,20 +1,19 @@
 """What was asked of a set of runs and what came out, in sentences; and what they can't decide, and why."""
 
 import math
-from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, Effect, blocked_effect
 from gptstar.plots.labels import level_texts
-from gptstar.results.arms import without_seed
-from gptstar.results.extrapolation import CONTEXT, against_training
-from gptstar.results.factors import OUTCOME, RATE, SEED, at_best_rate, level_effects, levels_of
+from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, arms_of, by_seed, measured, outcome_of, without_seed
+from gptstar.results.extrapolation import CONTEXT, changes, reading_keys, readings
+from gptstar.results.factors import digits, effect_text, level_effects
 from gptstar.results.frames import EXPERIMENT
-from gptstar.results.tried import numeric_factors, values_tried
+from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
 
-BITS = "validation_bits_per_byte"
 SHORT_STEPS = 200
 """Runs of fewer steps are called short."""
 PLURALS = {RATE: "learning rates", CONTEXT: "training contexts", EXPERIMENT: "experiments"}
@@ -37,7 +36,7 @@ def answer(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) ->
     """
     if runs.empty:
         return Answer(("There is no run.",), ())
-    finished = runs[(runs["state"] == "finished") & runs[OUTCOME].notna()]
+    finished = measured(runs[runs["state"] == "finished"], OUTCOME)
     if finished.empty:
         return Answer((f"No run has finished with a validation loss: {states_text(runs)}.",), ())
     findings = [*_on_factors(finished, factors), *findings_on_lengths(runs, lengths, factors)]
@@ -49,83 +48,65 @@ def states_text(runs: pd.DataFrame) -> str:
     return ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
 
 
-def outcome_of(finished: pd.DataFrame) -> str:
-    """The column that the runs can be compared by: bits per byte where they read other tokens."""
-    keys = ("model.n_vocab", "data.fingerprint")
-    return BITS if any(finished[key].nunique() > 1 for key in keys if key in finished) else OUTCOME
-
-
 def _on_factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
     outcome = outcome_of(finished)
-    arms = without_seed(factors)
-    if not arms:
-        seeds = f" over {len(finished)} seeds" if len(finished) > 1 else ""
-        yield f"The {_words(outcome)}{seeds} is {_mean_text(finished, outcome, factors)}."
+    finished = measured(finished, outcome)
+    if finished.empty:
+        yield f"No run has a {_words(outcome)}."
+        return
+    if not without_seed(factors):
+        mean = blocked_effect(by_seed(finished, factors, outcome))
+        over = f" (95 % interval over {mean.n_seeds} seeds)" if mean.n_seeds > 1 else ""
+        yield f"The {_words(outcome)} is {effect_text(mean, sign='')}{over}."
         return
     tuned, left = at_best_rate(finished, factors)
-    for factor in without_seed(left):
-        sentence = _on_factor(tuned, factor, left, outcome)
-        if sentence:
-            at_best = ", each arm at its best learning rate" if len(left) < len(factors) else ""
-            yield f"{sentence}{at_best}."
+    at_best = ", each arm at its best learning rate" if len(left) < len(factors) else ""
+    sentences = list(filter(None, (_on_factor(tuned, factor, left, outcome) for factor in without_seed(left))))
+    yield from (f"{each}{at_best}." for each in sentences)
+    if not sentences:
+        best = finished.loc[finished[outcome].idxmin()]
+        settings = ", ".join(f"{factor} {level_texts([best[factor]])[0]}" for factor in factors)
+        yield f"The lowest {_words(outcome)} is {best[outcome]:.3f}, of the run {best['run']} ({settings})."
+        if len(finished) > 1:
+            yield "No two finished runs differ in one setting alone, so what a setting changed is not known."
 
 
 def _on_factor(runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str) -> str:
-    """The level with the lowest outcome, with its interval, and by how much it is below the next."""
-    levels = levels_of(runs, factor)
-    if len(levels) < 2:
+    """The level with the lowest outcome, and by how much it is below the next; empty if it has no pair."""
+    tried = Tried.of(runs, factor, factors, outcome)
+    if len(tried.values) < 2:
         return ""
-    below = {levels[0]: 0.0} | {
-        each.level: each.effect.value for each in level_effects(runs, factors, outcome) if each.factor == factor
+    best, means = tried.best, tried.values["mean"]
+    against_best = {
+        each.level: each.effect
+        for each in level_effects(runs, factors, outcome, against=str(best))
+        if each.factor == factor
     }
-    if len(below) < 2:
+    others = [*tried.complete.index.drop(best), *means.drop(tried.complete.index).sort_values().index]
+    following = next((level for level in others if level in against_best), None)
+    if following is None:
         return ""
-    best, following, *_ = sorted(below, key=lambda level: below[level])
-    change = next(
-        each
-        for each in level_effects(runs, factors, outcome, against=str(following))
-        if (each.factor, each.level) == (factor, best)
-    )
-    names = dict(zip(levels, level_texts(levels), strict=True))
-    others = [each for each in without_seed(factors) if each != factor]
-    averaged = f", averaged over {' and '.join(others)}" if others else ""
-    mean = _mean_text(runs[runs[factor] == best], outcome, factors)
+    change = against_best[following]
+    change = replace(change, value=-change.value, low=-change.high, high=-change.low)
+    names = dict(zip(means.index, level_texts(list(means.index)), strict=True))
+    cells = [each for each in without_seed(factors) if each != factor]
+    averaged = f", averaged over {' and '.join(cells)}" if cells else ""
+    n_complete = len(tried.complete)
+    said = f"has the lowest {_words(outcome)}" + (f" of the {n_complete} with all runs" * (n_complete < len(means)))
+    if n_complete == 1:
+        said = f"alone has all runs and this {_words(outcome)}"
+    next_one = ("the next, " if following == others[0] and n_complete > 1 else "") + names[following]
     return (
-        f"Of {len(below)} {PLURALS.get(factor, f'values of {factor}')}, {names[best]} has the lowest "
-        f"{_words(outcome)}: {mean}, {difference_text(change.effect)} against the next, {names[following]}{averaged} "
-        f"({_verdict(change.effect)})"
+        f"Of {len(means)} {PLURALS.get(factor, f'values of {factor}')}, {names[best]} {said}: "
+        f"{means[best]:.{digits(change)}f}, {effect_text(change)} against {next_one}{averaged} ({_verdict(change)})"
     )
-
-
-def difference_text(effect: Effect) -> str:
-    """A difference with its 95 % interval in brackets."""
-    value, low, high = (f"{each:+.{_digits(effect)}f}" for each in (effect.value, effect.low, effect.high))
-    return (value if math.isnan(effect.low) else f"{value} [{low}, {high}]").replace("-", "−")
-
-
-def _digits(effect: Effect) -> int:
-    """Digits after the point: more where the interval would vanish in three."""
-    return 5 if effect.high - effect.low < 5e-4 else 4 if effect.high - effect.low < 5e-3 else 3
 
 
 def _verdict(effect: Effect) -> str:
     if effect.n_seeds < 2:
-        return "one seed"
+        return "one seed" if math.isnan(effect.low) else "one seed; 95 % interval over the text"
     p = f"p = {effect.p:.2g}" if effect.p >= 1e-4 else "p < 0.0001"
-    return f"{effect.verdict}, {effect.n_seeds} seeds, {p}"
-
-
-def _mean_text(runs: pd.DataFrame, outcome: str, factors: Sequence[str]) -> str:
-    """The mean of runs with its 95 % interval over seeds."""
-    by_seed: dict[Hashable, dict[Hashable, float]] = {}
-    for run in runs[runs[outcome].notna()].to_dict("records"):
-        cell = tuple(run[each] for each in without_seed(factors))
-        by_seed.setdefault(run[SEED] if SEED in factors else 0, {})[cell] = run[outcome]
-    mean = blocked_effect(by_seed)
-    if math.isnan(mean.low):
-        return f"{mean.value:.3f}"
-    value, low, high = (f"{each:.{_digits(mean)}f}" for each in (mean.value, mean.low, mean.high))
-    return f"{value} (95 % interval {low} to {high})"
+    return f"95 % interval over {effect.n_seeds} seeds, {p}; {effect.verdict}"
 
 
 def _words(outcome: str) -> str:
@@ -135,20 +116,15 @@ def _words(outcome: str) -> str:
 def findings_on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
     """For each arm, the change of the loss at the longest context since its training context."""
     for study, of_study in lengths.groupby("study", sort=False) if not lengths.empty else ():
-        table = against_training(runs, of_study, factors)
-        if table.empty:
-            continue
         which = f" ({study})" if lengths["study"].nunique() > 1 else ""
-        keys = list(table.columns[: table.columns.get_loc("context")])
-        for levels, rows in table.groupby(keys, sort=False, dropna=False):
-            longest = rows.iloc[-1]
-            named = zip(keys, levels, strict=True)
-            arm = ", ".join(str(level) for key, level in named if (key, level) != ("rotary_scaling", "none"))
-            interval = f" [{longest['95 % interval'].replace(' to ', ', ')}]" if longest["95 % interval"] else ""
-            yield (
-                f"Read at {longest['context']} its training context{which}, the loss of {arm or 'the model'} changes "
-                f"by {longest['change']}{interval} nats per token ({longest['']})."
-            ).replace("-0", "−0")
+        for arm, rows in arms_of(readings(runs, of_study, factors), reading_keys(factors)):
+            by_multiple = changes(rows, factors)
+            longest, whose = max(by_multiple, default=0), "the model" if arm == "all runs" else arm
+            if longest > 1:
+                yield (
+                    f"Read at {longest:g} × its training context{which}, the loss of {whose} changes by "
+                    f"{effect_text(by_multiple[longest])} nats per token ({_verdict(by_multiple[longest])})."
+                )
 
 
 def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
@@ -177,7 +153,7 @@ def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) 
     for factor in numeric_factors(finished, factors):
         if factor == CONTEXT:
             continue
-        for tried in values_tried(finished, factor, factors, outcome_of(finished)):
+        for tried in values_tried(finished, factor, factors):
             if tried.is_at_edge:
                 yield _edge_text(factor, tried.best, list(tried.values.index), tried.arm)
     yield from _unlike(finished, arms)

@@ -1,11 +1,46 @@
 """The arms of a comparison: runs that differ in their seed alone, in the order of their levels, by short names."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from gptstar.plots.labels import level_texts
-from gptstar.results.factors import SEED, levels_of
+
+SEED, RATE, OUTCOME, BITS = "seed", "optimizer.learning_rate", "validation_loss", "validation_bits_per_byte"
+
+
+def outcome_of(runs: pd.DataFrame) -> str:
+    """The column that runs can be compared by: bits per byte where they read other tokens."""
+    keys = ("model.n_vocab", "data.fingerprint")
+    return BITS if any(runs[key].nunique() > 1 for key in keys if key in runs) else OUTCOME
+
+
+def measured(runs: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """The runs whose outcome is a finite number."""
+    return runs[np.isfinite(pd.to_numeric(runs[outcome]))]
+
+
+def by_seed(
+    runs: pd.DataFrame, factors: Sequence[str], outcome: str, *, log: bool = False
+) -> dict[Hashable, dict[Hashable, float]]:
+    """The outcome, or its logarithm, of each seed in each cell; runs that differ in nothing count as their mean.
+
+    Args:
+        factors: all settings that vary between the runs; those but the seed make the cells.
+
+    Raises:
+        ValueError: the logarithm of an outcome that is not positive.
+    """
+    cells = without_seed(factors)
+    values: dict[Hashable, dict[Hashable, list[float]]] = {}
+    for run in measured(runs, outcome).to_dict("records"):
+        seed = run[SEED] if SEED in factors else 0
+        same = values.setdefault(seed, {}).setdefault(tuple(run[each] for each in cells), [])
+        same.append(math.log(run[outcome]) if log else run[outcome])
+    return {seed: {cell: sum(each) / len(each) for cell, each in of_seed.items()} for seed, of_seed in values.items()}
 
 
 def without_seed(factors: Sequence[str]) -> list[str]:
@@ -13,15 +48,19 @@ def without_seed(factors: Sequence[str]) -> list[str]:
     return [each for each in factors if each != SEED]
 
 
-def in_order(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """The runs by the levels of their factors: numbers ascending, words as in the sweep."""
-    places = pd.DataFrame({factor: runs[factor].map(_places(runs, factor)) for factor in factors}, index=runs.index)
+def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:
+    """The levels of a factor: numbers ascending; words in the order in which the runs began, as in the sweep."""
+    values = frame.sort_values("began")[factor] if "began" in frame.columns else frame[factor]
+    levels = [value for value in values.drop_duplicates() if not (isinstance(value, float) and math.isnan(value))]
+    return sorted(levels) if all(isinstance(level, int | float) for level in levels) else levels
+
+
+def by_levels(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """Sort runs by the levels of their factors: numbers ascending, words as in the sweep."""
+    place_of = {factor: {level: n for n, level in enumerate(levels_of(runs, factor))} for factor in factors}
+    places = pd.DataFrame({factor: runs[factor].map(place_of[factor]) for factor in factors}, index=runs.index)
     order = places.sort_values(list(factors), kind="stable").index if factors else runs.index
     return runs.loc[order].reset_index(drop=True)
-
-
-def _places(runs: pd.DataFrame, factor: str) -> dict[object, int]:
-    return {level: place for place, level in enumerate(levels_of(runs, factor))}
 
 
 def arms_of(frame: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -38,11 +77,7 @@ def arms_of(frame: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.
     for key in keys:
         levels = levels_of(frame, key)
         texts[key] = dict(zip(levels, level_texts(levels), strict=True))
-    for levels, rows in in_order(frame, keys).groupby(list(keys), sort=False, dropna=False):
-        named = dict(zip(keys, levels, strict=True))
-        shown = [texts[key].get(level, str(level)) for key, level in named.items() if not _is_plain(key, level)]
+    for levels, rows in by_levels(frame, keys).groupby(list(keys), sort=False, dropna=False):
+        named = [each for each in zip(keys, levels, strict=True) if each != ("rotary_scaling", "none")]
+        shown = [texts[key].get(level, str(level)) for key, level in named]
         yield ", ".join(shown) or "all runs", rows
-
-
-def _is_plain(key: str, level: object) -> bool:
-    return (key, level) == ("rotary_scaling", "none")

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
-from gptstar.results.factors import OUTCOME, SEED, effect_text, levels_of, tokens_to
+from gptstar.results.arms import OUTCOME, SEED, levels_of
+from gptstar.results.factors import effect_text, tokens_to
 from gptstar.results.frames import AT_EDGE, EXPERIMENT, is_setting
 
 STEPS = "total_steps"

@@ -1,6 +1,6 @@
 """A model card: what an exported model is, what it was trained on, and how good it was measured to be."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.huggingface.gpt2 import is_gpt2
 from gptstar.checkpoint.identity import identity
 from gptstar.errors import ConfigError
-from gptstar.evaluation.results import TaskResults, read_tasks
+from gptstar.evaluation.results import TaskResults
 from gptstar.model.positions import POSITIONS
+from gptstar.results.loaded import Loaded
 from gptstar.terminal import in_markdown
 from gptstar.training.settings import shown_keys
 
@@ -40,7 +41,12 @@ def model_card(
         ConfigError: an evaluation is damaged; names it.
     """
     known, training = identity(path, checkpoint), checkpoint.training
-    evaluated = [each for each in _evaluations(evaluations) if each.checkpoint.get("sha256") == known["sha256"]]
+    found = Loaded(evaluations) if evaluations else None
+    read = list(found.task_results().values()) if found is not None else []
+    if found is not None and found.damaged:
+        raise ConfigError(next(iter(found.damaged.values())))
+    evaluated = [each for each in read if each.checkpoint.get("sha256") == known["sha256"]]
+    best_loss = training.best_loss if training and not checkpoint.is_average else None  # which is of the last weights
     settings: dict[str, Any] = training.settings if training else {}
     data: dict[str, Any] = training.data if training else {}
     environment = Environment(
@@ -59,24 +65,15 @@ def model_card(
         context_length=context_length,
         known=known,
         settings={key: settings[key] for key in shown_keys() if key in settings and not key.startswith("model.")},
-        best_loss=training.best_loss if training else None,
-        perplexity=float(np.exp(training.best_loss)) if training and training.best_loss else None,
+        averaged=checkpoint.is_average,
+        best_loss=best_loss,
+        perplexity=float(np.exp(best_loss)) if best_loss else None,
         corpora=data.get("corpora", {}),
         fingerprint=data.get("fingerprint"),
         tasks=[task for results in evaluated for task in results.tasks],
         licence=licence,
         version=__version__,
     )
-
-
-def _evaluations(folders: Sequence[Path]) -> Iterator[TaskResults]:
-    """Every evaluation on tasks in some folders."""
-    for file in sorted({file.resolve() for folder in folders for file in folder.rglob("results.json")}):
-        try:
-            yield read_tasks(file)
-        except ConfigError:
-            if not file.is_file() or '"kind": "length"' not in file.read_text(encoding="utf-8", errors="replace"):
-                raise
 
 
 def _header(name: str, licence: str | None, evaluated: Sequence[TaskResults]) -> str:

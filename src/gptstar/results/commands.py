@@ -4,11 +4,12 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 
 WIDTH = 88
 PLAIN_IN_SHELL = re.compile(r"[\w@%+=:,./~^-]*")
-PLAIN_IN_HYDRA = re.compile(r"'([\w@%+./~:-]*)'")
-GIVEN_BY_SWEEPS = ("hydra.mode=RUN",)
+NOT_TEXT = r"null|true|false|[+-]?(?:inf|nan|[\d_.]*(?:e[+-]?\d+)?)"
+PLAIN_IN_HYDRA = re.compile(rf"'(?!(?:{NOT_TEXT})')([\w@%+./~:-]*)'", re.IGNORECASE)
 
 
 def as_typed(commands: Sequence[str]) -> list[str]:
@@ -20,7 +21,7 @@ def as_typed(commands: Sequence[str]) -> list[str]:
     unreadable = []
     for command in dict.fromkeys(filter(None, commands)):
         try:
-            words = [_without_hydra_quotes(word) for word in shlex.split(command) if word not in GIVEN_BY_SWEEPS]
+            words = list(map(_without_hydra_quotes, _without_sweep(shlex.split(command))))
         except ValueError:
             unreadable.append(command)
             continue
@@ -50,6 +51,13 @@ def _as_sweep(jobs: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
         words.append(f"{key}={first}" if "=" in values[0] else values[0])
     command = next((number for number, word in enumerate(words) if "=" in word), len(words))
     yield [*words[:command], "-m", *words[command:]]
+
+
+def _without_sweep(words: Sequence[str]) -> list[str]:
+    """A job's words without those that a sweep gives it: its mode, and the names of its folder under trackers."""
+    folder = PurePath(next((word for word in words if word.startswith("output=")), "").strip("'"))
+    given = ("hydra.mode=RUN", f"tracker.group='{folder.parent.name}'", f"tracker.run_name='{folder.name}'")
+    return [word for word in words if word not in given]
 
 
 def _without_hydra_quotes(word: str) -> str:

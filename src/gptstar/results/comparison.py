@@ -1,19 +1,21 @@
 """Results set against the first of them, whatever names them: runs, folders of results, files, patterns."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.compare import Comparisons, compare_tasks
+from gptstar.evaluation.compare import Comparisons, by_checkpoint, compare_tasks, names_of
 from gptstar.evaluation.comparison_tables import records
 from gptstar.evaluation.length.compare import Reading, compare_curves
-from gptstar.evaluation.results import FILE_NAME, TaskResults, problem, read_tasks
-from gptstar.results.evaluations import evaluation_files, home_of, read_evaluation, study_of
-from gptstar.results.sources import Source, expand, in_order
+from gptstar.evaluation.results import FILE_NAME, TaskResults
+from gptstar.results.evaluations import study_of
+from gptstar.results.loaded import Loaded, home_of
+from gptstar.results.sources import Source, natural_key
 
 COMPARE_FIGURES = (
     *("kind", "reference", "model", "task", "context_length", "metric", "a", "b", "difference", "ratio", "low", "high"),
@@ -23,23 +25,12 @@ COMPARE_FIGURES = (
 HOW = "evaluate.py checkpoint=RUN output=results/NAME writes scores on tasks, with evaluation=length losses at lengths"
 
 
-@dataclass(frozen=True)
-class Entrant:
-    """What was found of one run, or in one folder of results: the newest of each kind.
-
-    Attributes:
-        readings: of each model in a study of length.
-    """
+class Entrant(NamedTuple):
+    """What was found of one run, or in one folder of results: of each checkpoint, the newest first."""
 
     place: Path
-    tasks: TaskResults | None
-    readings: tuple[Reading, ...]
-
-    @property
-    def kinds(self) -> str:
-        """What it holds, in words."""
-        tasks = ("scores on tasks",) if self.tasks else ()
-        return " and ".join((*tasks, *(("losses at context lengths",) if self.readings else ())))
+    tasks: list[TaskResults]
+    readings: list[Reading]
 
 
 def compare(*sources: Source) -> pd.DataFrame:
@@ -59,69 +50,121 @@ def compare(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist; or less than two results can be compared.
     """
-    found = compared(*sources)
+    loaded = Loaded(sources)
+    found = compared(loaded)
+    loaded.warn()
     frame = pd.DataFrame([line for each in found for line in records(each)], columns=list(COMPARE_FIGURES))
     frame.attrs["notes"] = [note for each in found for note in each.notes]
     return frame
 
 
-def compared(*sources: Source) -> list[Comparisons]:
+def compared(loaded: Loaded) -> list[Comparisons]:
     """Compare results on tasks, and losses at context lengths, with the first of each.
 
     Raises:
         ConfigError: as `compare`.
     """
-    entrants = [entrant for path in expand(sources) for entrant in _entrants(path)]
-    readings = [reading for entrant in entrants for reading in entrant.readings]
-    tasks = [entrant.tasks for entrant in entrants if entrant.tasks is not None]
-    if len(tasks) < 2 and len(readings) < 2:
-        held = "; ".join(f"{entrant.place} has {entrant.kinds}" for entrant in entrants)
-        raise ConfigError(f"a comparison takes two results of one kind: {held}. {HOW}")
-    found = []
-    if len(tasks) > 1:
-        found.append(compare_tasks(tasks))
-    if len(readings) > 1:
-        found.append(compare_curves(readings))
-    return found
+    entrants = list(_entrants(loaded))
+    readings, left_out = _of_one_study([each.readings for each in entrants if each.readings])
+    tasks = [results for entrant in entrants for results in entrant.tasks]
+    found: list[Comparisons] = []
+    refused: list[ConfigError] = []
+    both: list[Callable[[], Comparisons]] = [partial(_on_shared_tasks, tasks)] if len(tasks) > 1 else []
+    both += [partial(compare_curves, readings)] if len(readings) > 1 else []
+    for compare_all in both:
+        try:
+            found.append(compare_all())
+        except ConfigError as error:  # which does not hide the other kind
+            refused.append(error)
+    if not found and refused:
+        raise refused[0]
+    if not found:
+        words = [
+            (place, ["scores on tasks"] * bool(a) + ["losses at context lengths"] * bool(b)) for place, a, b in entrants
+        ]
+        held = [*(f"{place} has {' and '.join(each)}" for place, each in words), *loaded.damaged.values()]
+        raise ConfigError(f"a comparison takes two results of one kind: {'; '.join(held)}. {HOW}")
+    left_out += [f"Not compared: {error}." for error in refused]
+    return [*found[:-1], replace(found[-1], notes=(*left_out, *found[-1].notes))]
 
 
-def _entrants(path: Path) -> Iterator[Entrant]:
-    """What a path names: each run below it that was evaluated, and each folder of results that is of none.
+def _on_shared_tasks(tasks: Sequence[TaskResults]) -> Comparisons:
+    """Compare what shares a task with the reference, and note the others; if nothing does, that is refused."""
+    names = names_of([each.checkpoint for each in tasks])
+    known = {task.task for task in tasks[0].tasks}
+    shares = [bool(known & {task.task for task in each.tasks}) for each in tasks]
+    if sum(shares) < 2:
+        return compare_tasks(tasks)
+    found = compare_tasks([each for each, is_shared in zip(tasks, shares, strict=True) if is_shared])
+    others = [name for name, is_shared in zip(names, shares, strict=True) if not is_shared]
+    return replace(found, notes=(*(f"Left out: {name}, which shares no task with A." for name in others), *found.notes))
+
+
+def _of_one_study(entrants: Sequence[Sequence[Reading]]) -> tuple[list[Reading], list[str]]:
+    """The readings of the newest study that all entrants have, on the same targets if possible; and what is left out.
+
+    Where there is none, the newest reading of each, which can't be compared.
+    """
+    if not entrants:
+        return [], []
+    readings = _shared(entrants, lambda reading: (reading.study, reading.targets))
+    readings = readings or _shared(entrants, lambda reading: reading.study) or [newest for newest, *_ in entrants]
+    used, others = (
+        list(dict.fromkeys(f"{each.study}, targets {each.targets[:8] or 'unknown'}" for each in of_some))
+        for of_some in (readings, [each for of_one in entrants for each in of_one])
+    )
+    return readings, [f"Left out: what was read as {each}." for each in others if each not in used]
+
+
+def _shared(entrants: Sequence[Sequence[Reading]], key: Callable[[Reading], Hashable]) -> list[Reading]:
+    """The readings with the reference's newest key that all entrants have, of each model the newest."""
+    keys = [[key(each) for each in of_one] for of_one in entrants]
+    chosen = next((each for each in keys[0] if all(each in of_one for of_one in keys)), None)
+    models: dict[tuple[int, str, str], Reading] = {}
+    for number, of_one in enumerate(entrants):
+        for each in of_one:
+            if key(each) == chosen:
+                models.setdefault((number, str(each.checkpoint.get("sha256")), str(each.checkpoint["name"])), each)
+    return list(models.values())
+
+
+def _entrants(loaded: Loaded) -> Iterator[Entrant]:
+    """What each path names: each run below it that was evaluated, and each folder of results that is of none.
+
+    A file that an earlier path named already is not repeated.
 
     Raises:
-        ConfigError: there is none, or a file is damaged.
+        ConfigError: there is nothing below a path.
     """
-    own = path / FILE_NAME
-    files = [own] if own.is_file() else evaluation_files([path])
-    by_home: dict[Path, list[Path]] = {}
-    for file in files:
-        by_home.setdefault(home_of(file.absolute()), []).append(file)
-    entrants = [_entrant(home, by_home[home]) for home in sorted(by_home, key=in_order)]
-    entrants = [each for each in entrants if each.kinds]
-    if not entrants:
-        raise ConfigError(f"{path} holds no results to compare: {HOW}")
-    yield from entrants
+    tasks, readings, given = loaded.task_results(), _readings(loaded), set[Path]()
+    for path in loaded.paths:
+        known = (*tasks, *readings, *loaded.damaged)
+        below = [file for file in known if file.is_relative_to(path.resolve())]
+        if not below:
+            raise ConfigError(f"{path} holds no results to compare: {HOW}")
+        own = (path / FILE_NAME).resolve()
+        named = [file for file in ([own] if own in below else below) if file not in given]
+        given.update(named)
+        for home in sorted({home_of(file) for file in named}, key=natural_key):
+            files = [file for file in loaded.evaluations if file in named and home_of(file) == home]
+            of_home = by_checkpoint([tasks[file] for file in files if file in tasks])[::-1]
+            read = [each for file in reversed(files) for each in readings.get(file, ())]
+            if of_home or read:
+                yield Entrant(home, of_home, read)
 
 
-def _entrant(home: Path, files: Sequence[Path]) -> Entrant:
-    """The newest results of each kind; `files` are in the order of their dates."""
-    tasks: TaskResults | None = None
-    readings: tuple[Reading, ...] = ()
-    for file in files:
-        try:
-            tree = read_evaluation(file)
-            if tree is not None and tree.get("kind") == "length":
-                readings = tuple(_readings(home, tree))
-            elif tree is not None:
-                tasks = read_tasks(file)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{file} is damaged: {problem(error)}") from error
-    return Entrant(home, tasks, readings)
+def _readings(loaded: Loaded) -> dict[Path, list[Reading]]:
+    """The curves of each file of a study of length that can be read."""
 
+    def read(file: Path) -> list[Reading]:
+        tree, readings = loaded.evaluations[file], []
+        for curve in tree["curves"]:
+            checkpoint = {"name": home_of(file).name} | curve["checkpoint"]
+            if curve["rotary_scaling"] != "none":
+                checkpoint["name"] = f"{checkpoint['name']}, {curve['rotary_scaling']}"
+            study = study_of(tree, curve)
+            readings.append(Reading.parse(tree["protocol"]["protocol"], study, curve, checkpoint))
+        return readings
 
-def _readings(home: Path, tree: dict[str, Any]) -> Iterator[Reading]:
-    for curve in tree["curves"]:
-        checkpoint = {"name": home.name} | curve["checkpoint"]
-        if curve["rotary_scaling"] != "none":
-            checkpoint["name"] = f"{checkpoint['name']}, {curve['rotary_scaling']}"
-        yield Reading.parse(study_of(tree, sizes=()), curve, checkpoint)
+    files = [file for file, tree in loaded.evaluations.items() if tree.get("kind") == "length"]
+    return {file: found for file in files if (found := loaded.of_file(file, read))}

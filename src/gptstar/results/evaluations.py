@@ -2,38 +2,31 @@
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from gptstar.errors import in_one_line
-from gptstar.evaluation.results import FILE_NAME
-from gptstar.files import read_json
+from gptstar.evaluation.compare import names_of
 from gptstar.keys import flatten
-from gptstar.results.run import DESCRIPTION, Run, labelled, runs_below
-from gptstar.results.sources import MissingResultsWarning, Source, expand
+from gptstar.results.loaded import Loaded, home_of
+from gptstar.results.run import DESCRIPTION, Run
+from gptstar.results.sources import Source
 from gptstar.terminal import plain
-
-REPORT = "report.json"
-"""What a run with `report: true` writes about itself, among others the loss at several context lengths."""
+from gptstar.training.status import read_config
 
 LENGTH_FIGURES = (
-    *("study", "run", "trained_at", "rotary_scaling", "context_length", "multiple"),
+    *("study", "run", "checkpoint", "targets", "trained_at", "rotary_scaling", "context_length", "multiple"),
     *("loss", "low", "high", "change", "change_low", "change_high", "reference"),
-    *("perplexity", "bits_per_byte", "targets"),
+    *("perplexity", "bits_per_byte", "n_targets"),
 )
 
 TASK_FIGURES = ("run", "checkpoint", "task", "metric", "subset", "value", "low", "high", "items")
 
 Lines = Iterator[tuple[Any, ...]]
-
-
-class DamagedWarning(UserWarning):
-    """A run or an evaluation that can't be read, and is left out."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +54,42 @@ def lengths(*sources: Source) -> pd.DataFrame:
             patterns, and lists. A study that is of none of the runs given has its folder's name as `run`.
 
     Returns:
-        The columns of `LENGTH_FIGURES`. `study` says how and on what it was read: losses are comparable within one.
-        `trained_at`, `context_length` and `reference` are in tokens, and `multiple` is of `trained_at`. `loss`, with
-        its 95 % interval over the text from `low` to `high`, is in nats per token. `change` is that of the loss against
-        the context length `reference` on the same targets, paired, with its 95 % interval from `change_low` to
-        `change_high`; NaN at the reference. `bits_per_byte` is NaN if the tokenizer does not tell. `targets` is how
-        many tokens were scored. There is no line where a model is undefined. Of two evaluations of a run by the same
-        study the later one counts. If there is none, a `MissingResultsWarning` says how to get one.
+        The columns of `LENGTH_FIGURES`. `study` says how and on what it was read: the protocol and the text. Losses are
+        comparable within a study where `targets`, a fingerprint of the tokens scored, is the same ("" if it is not
+        known); changes are, whatever the targets. Where several targets were scored at one training context, or several
+        checkpoints of a run were read, `study` names these too, so that a run has one curve in each study and for each
+        `rotary_scaling`. `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in tokens, and
+        `multiple` is of `trained_at`. `loss`, with its 95 % interval over the text from `low` to `high`, is in nats per
+        token. `change` is that of the loss against the context length `reference` on the same targets, paired, with its
+        95 % interval from `change_low` to `change_high`; NaN at the reference. `bits_per_byte` is NaN if the tokenizer
+        does not tell. `n_targets` is how many tokens were scored. There is no line where a model is undefined. Of two
+        evaluations of a checkpoint by the same study on the same targets the later one counts. If there is none, a
+        `MissingResultsWarning` says how to get one.
 
     Raises:
         ConfigError: a source does not exist.
     """
-    frame = pd.DataFrame(_evaluated(sources, "length", _length_lines), columns=list(LENGTH_FIGURES))
-    if frame.empty:
-        advice = "run `python evaluate.py evaluation=length checkpoint=RUN`, or train with reading.multiples=[1,2,4,8]"
-        _warn_of_none(sources, "reading at several context lengths", advice)
-    return frame.drop_duplicates(["study", "run", "rotary_scaling", "context_length"], keep="last", ignore_index=True)
+    advice = "run `python evaluate.py evaluation=length checkpoint=RUN`, or train with reading.multiples=[1,2,4,8]"
+    return _frame_of(sources, lengths_of, "reading at several context lengths", advice)
+
+
+def lengths_of(found: Loaded) -> pd.DataFrame:
+    """Make the frame of `lengths`."""
+    frame = pd.DataFrame(_lines(found, "length", _length_lines), columns=[*LENGTH_FIGURES, "curve"])
+    if not frame.empty:
+        key = ["study", "run", "checkpoint", "targets", "rotary_scaling"]
+        frame = frame[frame["curve"] == frame.groupby(key)["curve"].transform("last")]
+        frame = _told_apart(frame, "trained_at", "targets", lambda targets: targets[:8] or "unknown")
+        frame = _told_apart(frame, "run", "checkpoint", lambda name: name.rpartition("/")[2])
+    return frame[list(LENGTH_FIGURES)].reset_index(drop=True)
+
+
+def _told_apart(frame: pd.DataFrame, within: str, column: str, short: Callable[[str], str]) -> pd.DataFrame:
+    """Name the values of a column in the studies that have several of them within another column's."""
+    n_values = frame.groupby(["study", within], dropna=False)[column].transform("nunique")
+    has_several = frame["study"].isin(frame.loc[n_values > 1, "study"])
+    named = frame["study"] + f", {column} " + frame[column].map(short)
+    return frame.assign(study=frame["study"].mask(has_several, named))
 
 
 def tasks(*sources: Source) -> pd.DataFrame:
@@ -93,48 +106,62 @@ def tasks(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist.
     """
-    frame = pd.DataFrame(_evaluated(sources, "tasks", _task_lines), columns=list(TASK_FIGURES))
-    if frame.empty:
-        advice = "run `python evaluate.py checkpoint=RUN output=results/NAME`, and give results/NAME as well"
-        _warn_of_none(sources, "score on a task", advice)
-    return frame
+    advice = "run `python evaluate.py checkpoint=RUN output=results/NAME`, and give results/NAME as well"
+    return _frame_of(sources, tasks_of, "score on a task", advice)
 
 
-def _warn_of_none(sources: Sequence[Source], what: str, advice: str) -> None:
-    paths = expand(sources)
-    n = len(runs_below(paths))
+def tasks_of(found: Loaded) -> pd.DataFrame:
+    """Make the frame of `tasks`."""
+    return pd.DataFrame(_lines(found, "tasks", _task_lines), columns=list(TASK_FIGURES))
+
+
+def _frame_of(
+    sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame], what: str, advice: str
+) -> pd.DataFrame:
+    """Make a frame; warn of what is damaged and, if there is nothing, how to get it."""
+    found = Loaded(sources)
+    frame, n = make(found), len(found.runs)
     where = f"none of these {n} runs has a" if n > 1 else "this run has no" if n else "there is no"
-    there = "" if n else f" in {', '.join(map(str, paths))}"
-    warnings.warn(f"{where} {what}{there}: {advice}", MissingResultsWarning, stacklevel=3)
+    there = "" if n else f" in {', '.join(map(str, found.paths))}"
+    found.warn(f"{where} {what}{there}: {advice}" if frame.empty else "", depth=3)
+    return frame
 
 
 def _length_lines(evaluation: Evaluation) -> Lines:
     curve = evaluation.part
-    study = study_of(evaluation.tree)
+    names = (study_of(evaluation.tree, curve), evaluation.run, str(curve["checkpoint"].get("name")))
+    targets = str(curve.get("targets") or "")
     trained_at = _number(curve["trained_at"] or evaluation.trained_at)
     reference = _number(curve.get("reference"))
     for point in (each for each in curve["lengths"] if each["loss"] is not None):
         length, loss, bits = _number(point["context_length"]), point["loss"], point["bits_per_byte"]
         change = point.get("change") or {}
         yield (
-            *(study, evaluation.run, trained_at, str(curve["rotary_scaling"]), length, length / trained_at),
+            *(*names, targets, trained_at, str(curve["rotary_scaling"]), length, length / trained_at),
             *(_number(loss["value"]), _number(loss["low"]), _number(loss["high"])),
             *(_number(change.get("difference")), _number(change.get("low")), _number(change.get("high")), reference),
             *(_number(point["perplexity"]["value"]), _number(bits["value"]) if bits else math.nan),
-            _number(point["tokens"]),
+            *(_number(point["tokens"]), id(curve)),
         )
 
 
-def study_of(tree: Mapping[str, Any], sizes: Sequence[str] = ("max_tokens",)) -> str:
-    """What has to be the same for losses at context lengths to be compared: the protocol and the text.
-
-    Args:
-        sizes: keys of the protocol that only say how much was read.
-    """
+def study_of(tree: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
+    """What has to be the same for losses at context lengths to be compared, beside the targets: protocol and text."""
     protocol, text = tree["protocol"], tree["text"]
-    words = [protocol["protocol"]]
-    words += [f"{key} {protocol[key]}" for key in ("targets", "room", "stride", *sizes) if protocol.get(key)]
-    return ", ".join(words) + f", text {str(text.get('fingerprint') or text.get('text'))[-12:]}"
+    name = protocol["protocol"]
+    keys = ["targets", "room", "stride", "column", "documents", "last_bytes"]
+    keys += ["legacy_metric"] if name == "legacy" else []
+    keys += [] if curve.get("targets") else ["max_tokens"]  # how much was read, where nothing else tells it
+    words = [f"{key} {protocol[key]}" for key in keys if protocol.get(key)]
+    return ", ".join([name, *words, f"text {_fingerprint(text)}"])
+
+
+def _fingerprint(text: Mapping[str, Any]) -> str:
+    """The end of the shards' fingerprint; of files, a hash of theirs, or of the address where there is none."""
+    if "files" not in text:
+        return str(text.get("fingerprint"))[-12:]
+    known = [str(hashed or address) for address, hashed in text["files"].items()]
+    return sha256("\n".join(known).encode()).hexdigest()[:12]
 
 
 def _task_lines(evaluation: Evaluation) -> Lines:
@@ -145,99 +172,59 @@ def _task_lines(evaluation: Evaluation) -> Lines:
             yield evaluation.run, *map(str, names), *(_number(metric[key]) for key in ("value", "low", "high", "items"))
 
 
-def _evaluated(sources: Sequence[Source], kind: str, lines_of: Callable[[Evaluation], Lines]) -> list[tuple[Any, ...]]:
-    """Read every evaluation of a kind that sources name or hold, in the order of their dates.
+def _lines(found: Loaded, kind: str, lines_of: Callable[[Evaluation], Lines]) -> list[tuple[Any, ...]]:
+    """Make the lines of every evaluation of a kind, in the order of their dates, but for those that are damaged."""
+    places = _places(found)
 
-    Args:
-        lines_of: makes lines of an evaluation. Where it fails, the evaluation is damaged: it is left out, with a
-            warning.
-    """
-    paths = expand(sources)
-    runs = {name: run for name, run in labelled(runs_below(paths)).items() if run.state != "damaged"}
-    files = evaluation_files(paths)
-    places = _places(files, runs)
-    lines: list[tuple[Any, ...]] = []
-    for file in files:
-        try:
-            tree = read_evaluation(file)
-            if tree is not None and tree.get("kind") == kind:
-                lines += [line for each in _parts(file, tree, runs, places[file]) for line in lines_of(each)]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            problem = f"no {error}" if isinstance(error, KeyError) else in_one_line(error)
-            warnings.warn(f"{file} is damaged: {problem}", DamagedWarning, stacklevel=3)
-    return lines
+    def read(file: Path) -> list[tuple[Any, ...]]:
+        tree = found.evaluations[file]
+        return [line for each in _parts(file, tree, found.runs, places[file]) for line in lines_of(each)]
+
+    files = [file for file, tree in found.evaluations.items() if tree.get("kind") == kind]
+    return [line for file in files for line in found.of_file(file, read) or ()]
 
 
-def evaluation_files(paths: Sequence[Path]) -> list[Path]:
-    """List the files of evaluations among some paths and below them, the oldest first."""
-    files = {path.resolve() for path in paths if not path.is_dir()}
-    for path in (path for path in paths if path.is_dir()):
-        files |= {file.resolve() for file in path.rglob(FILE_NAME)}
-        files |= {file.resolve() for file in path.rglob(REPORT) if (file.parent / DESCRIPTION).exists()}
-    return sorted(files, key=lambda file: (file.stat().st_mtime if file.exists() else 0, file))
-
-
-def read_evaluation(file: Path) -> dict[str, Any] | None:
-    """Read a `results.json`, or the readings of a run's `report.json` in the form of one; None if it has none.
-
-    Raises:
-        OSError, ValueError: the file can't be read.
-        LookupError, TypeError, AttributeError: it is damaged.
-    """
-    tree = read_json(file)
-    if not isinstance(tree, dict):
-        return None
-    if file.name != REPORT:
-        return tree
-    if isinstance(curve := tree.get("curve"), dict):
-        head = {key: tree.get(key) or curve[key] for key in ("protocol", "text")}
-        return {"kind": "length", **head, "curves": [{"checkpoint": {}, "rotary_scaling": "none"} | curve]}
-    if not tree.get("lengths"):
-        return None
-    # Until the protocol was written too, it was this one.
-    run = Run.read(file.parent)
-    protocol = {"protocol": "disjoint", "max_tokens": flatten(run.config).get("data.validation_tokens")}
-    curve = {
-        "checkpoint": {},
-        "rotary_scaling": "none",
-        "trained_at": None,
-        "reference": min(point["context_length"] for point in tree["lengths"]),
-        "lengths": tree["lengths"],
-    }
-    text = {"fingerprint": str(run.about.get("data"))}
-    return {"kind": "length", "protocol": protocol, "text": text, "curves": [curve]}
-
-
-def _places(files: Sequence[Path], runs: Mapping[str, Run]) -> dict[Path, str]:
+def _places(found: Loaded) -> dict[Path, str]:
     """Name the home of each file, without the folders that all are in that are of no run."""
-    homes = {file: home_of(file) for file in files}
-    folders = {run.path.resolve() for run in runs.values()}
+    homes = {file: home_of(file) for file in found.evaluations}
+    folders = {run.path.resolve() for run in found.runs.values()}
     parents = [home.parent for home in homes.values() if home not in folders]
     shared = os.path.commonpath(parents) if parents else "/"
     return {file: plain(os.path.relpath(home, shared)) for file, home in homes.items()}
 
 
-def home_of(file: Path) -> Path:
-    """Find the run directory around a file of results; the file's folder, where it is in none."""
-    return next((each for each in file.parents if (each / DESCRIPTION).exists()), file.parent)
-
-
 def _parts(file: Path, tree: dict[str, Any], runs: Mapping[str, Run], place: str) -> Iterator[Evaluation]:
     """The parts of an evaluation that are each of one checkpoint, with the names of the runs, where they are here."""
     parts = tree["curves"] if tree["kind"] == "length" else [tree]
-    folders = {run.path.resolve(): name for name, run in runs.items()}
-    by_place = next((name for folder, name in folders.items() if file.is_relative_to(folder)), None)
-    several = len({str(part["checkpoint"].get("sha256")) for part in parts}) > 1
+    folders, own = {run.path.resolve(): name for name, run in runs.items()}, home_of(file)
+    checkpoints = {str(part["checkpoint"].get("sha256")): part["checkpoint"] for part in parts}
+    names = dict(zip(checkpoints, names_of(list(checkpoints.values())), strict=True))
+    several = len(checkpoints) > 1
     for part in parts:
         checkpoint = part["checkpoint"]
-        home = Path(checkpoint["path"]).parent if checkpoint.get("path") else file.parent
-        name = folders.get(home, None if several else by_place)  # the folder's own run may be one of several
-        run = runs.get(name) if name is not None else Run.read(home) if (home / DESCRIPTION).is_file() else None
+        home = Path(checkpoint["path"]).parent if checkpoint.get("path") else own
+        is_others = several or _is_other_run(home, own)  # the folder's own run may be one of several
+        name = folders.get(home, None if is_others else folders.get(own))
+        config = runs[name].config if name is not None else _config(home)
         if name is None:
-            name = f"{place}: {plain(str(checkpoint.get('name')))}" if several else place
+            of_which = plain(names[str(checkpoint.get("sha256"))])
+            name = f"{folders.get(own, place)}: {of_which}" if several or own in folders else place
             name += " (results)" if name in runs else ""
-        trained_at = flatten(run.config).get("data.context_length") if run is not None else None
-        yield Evaluation(name, tree, part, _number(trained_at))
+        yield Evaluation(name, tree, part, _number(flatten(config).get("data.context_length")))
+
+
+def _is_other_run(home: Path, own: Path) -> bool:
+    """Whether a checkpoint's folder is a run, and not the one that results are in or was copied from."""
+    files = [folder / DESCRIPTION for folder in (home, own)]
+    return files[0].is_file() and (not files[1].is_file() or files[0].read_bytes() != files[1].read_bytes())
+
+
+def _config(home: Path) -> dict[str, Any]:
+    """The configuration of a run that was not given; empty if it can't be read."""
+    try:
+        return read_config(home)
+    except (OSError, ValueError):
+        return {}
 
 
 def _number(value: Any) -> float:

@@ -1,44 +1,61 @@
 """Arms beyond the training context: each against itself there, and against the others, paired by seed."""
 
-import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
-from gptstar.evaluation.statistics.effects import blocked_effect
-from gptstar.results.factors import SEED, effect_table, evidence, level_effects
+from gptstar.evaluation.statistics.effects import Effect, blocked_effect
+from gptstar.results.arms import SEED, arms_of, by_seed, measured, without_seed
+from gptstar.results.factors import effect_table, effect_text, evidence, level_effects
 from gptstar.results.frames import AT_EDGE
 
 CONTEXT = "data.context_length"
 
 
-def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Find the change against the training context of each arm and multiple: paired within runs, over cells and seeds.
+def readings(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """Add to each reading of a run what was varied: `runs` and `lengths` are the frames of these names."""
+    return lengths.merge(runs[["run", "began", *factors, *({AT_EDGE} & {*runs})]], on="run")
 
-    `runs` and `lengths` are what the functions of these names in `frames` return.
+
+def reading_keys(factors: Sequence[str]) -> list[str]:
+    """What tells arms apart that were read at several lengths, but for their training context."""
+    return [*(each for each in without_seed(factors) if each != CONTEXT), "rotary_scaling"]
+
+
+def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") -> dict[float, Effect]:
+    """Find how the loss of an arm changes since its training context: paired within runs, over cells and seeds.
+
+    Args:
+        rows: the readings of one arm by one study; of several training contexts, each is a cell.
+        factors: all that was varied.
+        at: the column by whose values the changes are returned: `multiple` or `context_length`.
+
+    The interval of a single run is over the text, if its study measured the change since the training context.
     """
-    arms = [each for each in factors if each not in (SEED, CONTEXT)]
-    merged = lengths.merge(runs[["run", *arms, *([SEED] if SEED in runs else [])]], on="run")
-    lines = []
-    for name, group in merged.groupby([*arms, "rotary_scaling"], sort=False, dropna=False):
-        at_training = group[group["multiple"] == 1].set_index("run")["loss"]
-        group = group.assign(change=group["loss"] - group["run"].map(at_training)).dropna(subset=["change"])
-        for multiple, changed in group[group["multiple"] > 1].groupby("multiple"):
-            by_seed: dict[Hashable, dict[Hashable, float]] = {}
-            for run in changed.to_dict("records"):
-                by_seed.setdefault(run.get(SEED, 0), {})[run["trained_at"]] = run["change"]
-            effect = blocked_effect(by_seed)
-            lines.append(
-                {
-                    **dict(zip([*arms, "rotary_scaling"], name, strict=True)),
-                    "context": f"{multiple:g} ×",
-                    "change": f"{effect.value:+.4f}",
-                    "95 % interval": "" if math.isnan(effect.low) else f"{effect.low:+.4f} to {effect.high:+.4f}",
-                    **evidence(effect),
-                    "": effect.verdict,
-                }
-            )
-    return pd.DataFrame(lines)
+    at_training = rows[rows["multiple"] == 1].set_index("run")["loss"]
+    changed = rows.assign(since=rows["loss"] - rows["run"].map(at_training))
+    found = {}
+    for place, here in measured(changed[changed["multiple"] != 1], "since").groupby(at):
+        effect = blocked_effect(by_seed(here, ["trained_at", *({SEED} & {*factors})], "since"))
+        if len(here) == 1 and here["reference"].iloc[0] == here["trained_at"].iloc[0]:
+            effect = replace(effect, low=here["change_low"].iloc[0], high=here["change_high"].iloc[0])
+        found[place] = effect
+    return found
+
+
+def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """Make a line for the change of each arm at each multiple of its training context, averaged over these."""
+    keys = reading_keys(factors)
+    return pd.DataFrame(
+        [
+            rows[keys].iloc[0].to_dict()
+            | {"context": f"{multiple:g} ×", "change": effect_text(effect), **evidence(effect), "": effect.verdict}
+            for _, rows in arms_of(readings(runs, lengths, factors), keys)
+            for multiple, effect in changes(rows, factors).items()
+            if multiple > 1
+        ]
+    )
 
 
 def between_arms(
@@ -48,17 +65,16 @@ def between_arms(
 
     Args:
         runs: each arm at one learning rate.
-        lengths: what `frames.lengths` returns, with the same targets for all runs.
+        lengths: one study of those that `lengths` returns, in which the targets of each training context are known.
         factors: all that was varied but the rate.
 
     Returns:
         A line for each level and multiple of the training context, `context` first; empty if no pair was read.
     """
-    merged = lengths.merge(runs[["run", "began", *factors, *({AT_EDGE} & {*runs})]], on="run")
     tables = []
-    for multiple, here in merged.groupby("multiple"):
-        changes = level_effects(here, [*factors, "rotary_scaling"], "loss", against=against)
-        if arms := [each for each in changes if each.factor not in (CONTEXT, "rotary_scaling")]:
+    for multiple, here in readings(runs, lengths, factors).groupby("multiple"):
+        found = level_effects(here, [*factors, "rotary_scaling"], "loss", against=against)
+        if arms := [each for each in found if each.factor not in (CONTEXT, "rotary_scaling")]:
             tables.append(effect_table(arms).assign(context=f"{multiple:g} ×"))
     if not tables:
         return pd.DataFrame()

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,15 +10,15 @@ import pandas as pd
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
+from gptstar.results.arms import by_seed, levels_of, outcome_of, without_seed
 from gptstar.results.frames import AT_EDGE, varied
 from gptstar.results.sources import MissingResultsWarning
+from gptstar.results.tried import at_best_rate
 
 EFFECT_FIGURES = (
     *("factor", "level", "against", "outcome", "effect", "low", "high", "p"),
     *("seeds", "cells", "left_out", "verdict"),
 )
-
-SEED, RATE, OUTCOME = "seed", "optimizer.learning_rate", "validation_loss"
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,24 @@ class LevelEffect:
         return effect_text(self.effect, ratio=self.is_ratio)
 
 
-def effect_text(effect: Effect, *, ratio: bool) -> str:
-    """An effect with its interval; an effect on a logarithm as a ratio."""
-    ends = (effect.value, effect.low, effect.high)
-    value, low, high = (f"{math.exp(each):.3f}" if ratio else f"{each:+.4f}" for each in ends)
-    return f"{'× ' if ratio else ''}{value}" + ("" if math.isnan(effect.low) else f" [{low}, {high}]")
+def effect_text(effect: Effect, *, ratio: bool = False, sign: str = "+") -> str:
+    """An effect with its interval, with more digits where it is narrow; an effect on a logarithm as a ratio."""
+    ends = [effect.value] if math.isnan(effect.low) else [effect.value, effect.low, effect.high]
+    texts = [f"{math.exp(end):.3f}" if ratio else f"{end:{sign}.{digits(effect)}f}" for end in ends]
+    interval = f" [{', '.join(texts[1:])}]" if texts[1:] else ""
+    return ("× " * ratio + texts[0] + interval).replace("-", "−")
+
+
+def digits(effect: Effect) -> int:
+    """Digits after the point, of which two at least are of the interval; of the value, where there is none."""
+    width = abs(effect.value) if math.isnan(effect.low) else effect.high - effect.low
+    return 3 if width >= 5e-3 or width < 5e-6 else 4 if width >= 5e-4 else 5
 
 
 def effects(
     frame: pd.DataFrame,
     factors: Sequence[str] | None = None,
-    outcome: str = OUTCOME,
+    outcome: str | None = None,
     *,
     against: str | None = None,
     ratio: bool = False,
@@ -66,7 +73,8 @@ def effects(
             outcome.
         factors: all settings that vary, the seed among them. By default what `varied` finds, with each arm at its best
             learning rate if several were tried.
-        outcome: a column of the frame, such as `validation_loss` (nats per token) or `tokens_per_second`.
+        outcome: a column of the frame, such as `validation_loss` (nats per token) or `tokens_per_second`. By default
+            the loss, or `validation_bits_per_byte` where the runs read other tokens.
         against: the level to compare with, in factors that have it, as text.
         ratio: for positive outcomes, such as speed: the effect is a factor by which the outcome changes, the geometric
             mean, instead of a difference in the outcome's unit.
@@ -81,6 +89,7 @@ def effects(
         ConfigError: the frame lacks the outcome or a factor.
     """
     finished = frame[frame["state"] == "finished"] if "state" in frame else frame
+    outcome = outcome or outcome_of(finished)
     if factors is None:
         finished, factors = at_best_rate(finished, varied(finished))
     if lacks := [key for key in (outcome, *factors) if key not in finished]:
@@ -101,7 +110,7 @@ def effects(
 def level_effects(
     frame: pd.DataFrame,
     factors: Sequence[str],
-    outcome: str = OUTCOME,
+    outcome: str | None = None,
     *,
     against: str | None = None,
     ratio: bool = False,
@@ -114,40 +123,32 @@ def level_effects(
     Args:
         frame: what `frames.runs` returns, or any with a line for each run, the factors and the outcome.
         factors: all settings that vary, the seed among them.
+        outcome: a column; by default the one that the runs can be compared by.
         against: the level to compare with, in factors that have it; else the first.
         ratio: for positive outcomes, such as speed: geometric means.
     """
+    outcome = outcome or outcome_of(frame)
     results = []
-    for factor in (each for each in factors if each != SEED):
+    for factor in without_seed(factors):
         others = [each for each in factors if each != factor]
         levels = levels_of(frame, factor)
         reference = reference_of(levels, against)
         for level in (each for each in levels if each != reference):
             is_decided = AT_EDGE not in frame or not frame.loc[frame[factor].isin([reference, level]), AT_EDGE].any()
             try:
-                before = _outcomes(frame[frame[factor] == reference], others, outcome, ratio)
-                after = _outcomes(frame[frame[factor] == level], others, outcome, ratio)
-                differences: dict[Hashable, dict[Hashable, float]] = {}
-                for seed, cell in before.keys() & after.keys():
-                    differences.setdefault(seed, {})[cell] = after[seed, cell] - before[seed, cell]
+                before = by_seed(frame[frame[factor] == reference], others, outcome, log=ratio)
+                after = by_seed(frame[frame[factor] == level], others, outcome, log=ratio)
+                differences = {
+                    seed: {cell: after[seed][cell] - value for cell, value in cells.items() if cell in after[seed]}
+                    for seed, cells in before.items()
+                    if seed in after
+                }
                 effect = replace(blocked_effect(differences), is_decided=is_decided)
             except ValueError:  # no pair, or the logarithm of a speed that was not recorded
                 continue
-            left_out = len(before) + len(after) - 2 * effect.n_seeds * effect.n_cells
+            left_out = sum(map(len, [*before.values(), *after.values()])) - 2 * effect.n_seeds * effect.n_cells
             results.append(LevelEffect(factor, level, reference, outcome, effect, ratio, left_out))
     return results
-
-
-def _outcomes(
-    runs: pd.DataFrame, factors: Sequence[str], outcome: str, ratio: bool
-) -> dict[tuple[Hashable, Hashable], float]:
-    """The mean outcome, or its mean logarithm, of the runs of each seed and cell."""
-    values: dict[tuple[Hashable, Hashable], list[float]] = {}
-    for run in runs[runs[outcome].notna()].to_dict("records"):
-        seed = run[SEED] if SEED in factors else 0
-        cell = tuple(run[each] for each in factors if each != SEED)
-        values.setdefault((seed, cell), []).append(math.log(run[outcome]) if ratio else run[outcome])
-    return {key: sum(each) / len(each) for key, each in values.items()}
 
 
 def reference_of(levels: Sequence[Any], against: str | None) -> Any:
@@ -177,52 +178,6 @@ def evidence(effect: Effect) -> dict[str, Any]:
     """The cells of a table that say what an effect rests on."""
     p = "" if math.isnan(effect.p) else f"{effect.p:.2g}"
     return {"p": p, "seeds": effect.n_seeds, "cells": effect.n_cells}
-
-
-def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Keep each arm of finished runs at its best learning rate, by the mean over seeds, lest one suffer by another's.
-
-    A rate that lacks seeds which another rate of the arm has, because a run failed or is to come, is not chosen.
-
-    Returns:
-        The runs that are left, with the column `AT_EDGE`, and the factors without the learning rate; all unchanged if
-        no rate was varied, or nothing but the rate.
-    """
-    others = [each for each in factors if each != RATE]
-    arms = [each for each in others if each != SEED]
-    tried = rates_tried(frame, factors)
-    if not arms or tried.empty:
-        return frame, list(factors)
-    best = tried.loc[tried["is_best"], [*arms, RATE, "is_edge"]].rename(columns={"is_edge": AT_EDGE})
-    return frame.merge(best, on=[*arms, RATE]), others
-
-
-def rates_tried(frame: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """List every learning rate of every arm of finished runs; empty if no rate was varied.
-
-    Beside the factors there are `seeds`, the mean `loss`, `is_best`, and `is_edge`: the arm's lowest or highest rate of
-    several.
-    """
-    validated = frame[frame[OUTCOME].notna()]
-    if RATE not in factors or validated.empty:
-        return pd.DataFrame()
-    arms = [each for each in factors if each not in (RATE, SEED)]
-    grouped = validated.groupby([*arms, RATE], dropna=False, sort=False)
-    rates = grouped.agg(seeds=(SEED if SEED in frame else RATE, "nunique"), loss=(OUTCOME, "mean")).reset_index()
-    rates["is_best"] = rates["is_edge"] = False
-    for _, of_arm in rates.groupby(arms, dropna=False) if arms else [((), rates)]:
-        complete = of_arm[of_arm["seeds"] == of_arm["seeds"].max()]
-        rates.loc[complete["loss"].idxmin(), "is_best"] = True
-        if len(of_arm) > 1:
-            rates.loc[[of_arm[RATE].idxmin(), of_arm[RATE].idxmax()], "is_edge"] = True
-    return rates
-
-
-def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:
-    """The levels of a factor: numbers ascending; words in the order in which the runs began, as in the sweep."""
-    values = frame.sort_values("began")[factor] if "began" in frame.columns else frame[factor]
-    levels = [value for value in values.drop_duplicates() if not (isinstance(value, float) and math.isnan(value))]
-    return sorted(levels) if all(isinstance(level, int | float) for level in levels) else levels
 
 
 def tokens_to(curve: Sequence[tuple[float, float]], loss: float) -> float:

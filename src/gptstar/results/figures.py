@@ -5,11 +5,10 @@ function returns None if there is nothing to draw.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
-from gptstar.evaluation.statistics.effects import blocked_effect
 from gptstar.plots.budgets import BudgetLine, draw_budgets
 from gptstar.plots.effects import EffectPoint, draw_effects
 from gptstar.plots.factor import FactorLine, draw_factor
@@ -18,11 +17,11 @@ from gptstar.plots.lines import Point
 from gptstar.plots.loss import LossCurve, draw_losses
 from gptstar.plots.speed import Speeds, draw_speeds
 from gptstar.plots.style import Figure
-from gptstar.results.arms import arms_of, without_seed
+from gptstar.results.arms import OUTCOME, SEED, arms_of, measured, outcome_of, without_seed
 from gptstar.results.budgets import Recipe
-from gptstar.results.extrapolation import CONTEXT
-from gptstar.results.factors import OUTCOME, SEED, LevelEffect
-from gptstar.results.tried import values_tried
+from gptstar.results.extrapolation import changes, reading_keys, readings
+from gptstar.results.factors import LevelEffect
+from gptstar.results.tried import Tried, values_tried
 
 
 def loss_figure(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> Figure | None:
@@ -43,66 +42,43 @@ def _over_seeds(rows: pd.DataFrame, metric: str) -> list[Point]:
     return [Point(*each) for each in by_tokens.itertuples()]
 
 
-def factor_figure(finished: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str = OUTCOME) -> Figure | None:
-    """Draw an outcome against a numeric factor: a line for each arm, its best value and the grid's edge marked."""
-    if finished.empty:
-        return None
-    lines = [
-        FactorLine(
-            tried.arm,
-            [Point(row.Index, row.mean, row.min, row.max) for row in tried.values.itertuples()],
-            tried.best,
-        )
-        for tried in values_tried(finished, factor, factors, outcome)
-    ]
+def factor_figure(finished: pd.DataFrame, factor: str, factors: Sequence[str]) -> Figure | None:
+    """Draw the loss, or bits per byte where tokens differ, against a numeric factor, as `values_tried` finds it.
+
+    There is a line for each arm, and its best value and the grid's edge are marked.
+    """
+    found = values_tried(finished, factor, factors)
+    lines = [FactorLine(tried.arm, _points(tried), tried.best, tried.is_at_edge) for tried in found]
     name = factor.rpartition(".")[2].replace("_", " ")
-    return draw_factor(lines, name, f"{outcome.replace('_', ' ')}\nbars: lowest to highest seed")
+    return draw_factor(lines, name, f"{outcome_of(finished).replace('_', ' ')}\nbars: lowest to highest seed")
+
+
+def _points(tried: Tried) -> list[Point]:
+    return [Point(row.Index, row.mean, row.min, row.max) for row in tried.values.itertuples()]
 
 
 def lengths_figure(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Figure | None:
     """Draw loss against context length, and below it the change since the training context, with 95 % intervals.
 
-    Bars of a loss go from the best seed to the worst. The interval of a change is over seeds; of one seed, over the
+    Bars of a loss go from the best seed to the worst. The interval of a change is over seeds; of one run, over the
     text.
     """
     if runs.empty or lengths.empty:
         return None
-    arms = [each for each in factors if each not in (SEED, CONTEXT)]
-    merged = lengths.merge(runs[["run", "began", *arms, *([SEED] if SEED in runs else [])]], on="run")
+    keys = reading_keys(factors)
     lines = []
-    for name, rows in arms_of(merged, ["trained_at", *arms, "rotary_scaling"]):
+    for name, rows in arms_of(readings(runs, lengths, factors), ["trained_at", *keys]):
         trained_at = float(rows["trained_at"].iloc[0])
         arm = name.partition(", ")[2]
         if not arm:
             arm = f"trained at {name}" if lengths["trained_at"].nunique() > 1 else "all runs"
-        by_length = rows.groupby("context_length")["loss"].agg(["mean", "min", "max"])
-        losses = [Point(*each) for each in by_length.itertuples()]
-        context = None if math.isnan(trained_at) else trained_at
-        lines.append(LengthLine(arm, context, losses, _changes(rows)))
-    legend = ", ".join(each.rpartition(".")[2] for each in arms)
-    return draw_lengths(lines, legend=legend)
-
-
-def _changes(rows: pd.DataFrame) -> list[Point]:
-    """The change of an arm since its training context, at each length: paired within runs."""
-    at_training = rows[rows["multiple"] == 1].set_index("run")["loss"]
-    paired = rows.assign(paired=rows["loss"] - rows["run"].map(at_training))
-    points = []
-    for length, here in paired[paired["multiple"] != 1].dropna(subset=["paired"]).groupby("context_length"):
-        by_seed: dict[Hashable, dict[Hashable, float]] = {}
-        for row in here.to_dict("records"):
-            by_seed.setdefault(row.get(SEED, 0), {})[row["run"] if SEED not in row else 0] = row["paired"]
-        effect = blocked_effect(by_seed)
-        low, high = (effect.low, effect.high) if len(here) > 1 else _over_text(rows, here)
-        points.append(Point(length, effect.value, low, high))
-    return points
-
-
-def _over_text(rows: pd.DataFrame, here: pd.DataFrame) -> tuple[float, float]:
-    """The interval of the change of one run over the text, if it was measured since the training context."""
-    if "change" not in rows or not rows.loc[rows["multiple"] == 1, "change"].isna().all():
-        return math.nan, math.nan
-    return here["change_low"].iloc[0], here["change_high"].iloc[0]
+        losses = Tried.of(rows, "context_length", ["context_length", *({SEED} & {*factors})], "loss")
+        changed = [
+            Point(length, effect.value, effect.low, effect.high)
+            for length, effect in changes(rows, factors, at="context_length").items()
+        ]
+        lines.append(LengthLine(arm, None if math.isnan(trained_at) else trained_at, _points(losses), changed))
+    return draw_lengths(lines, legend=", ".join(each.rpartition(".")[2] for each in keys[:-1]))
 
 
 def effects_figure(changes: Sequence[LevelEffect]) -> Figure | None:
@@ -134,7 +110,7 @@ def speed_figure(runs: pd.DataFrame, factors: Sequence[str]) -> Figure | None:
     """Draw tokens per second of every run, by arm."""
     if runs.empty:
         return None
-    recorded = runs[runs["tokens_per_second"].notna()]
+    recorded = measured(runs, "tokens_per_second")
     return draw_speeds(
         [Speeds(name, list(rows["tokens_per_second"])) for name, rows in arms_of(recorded, without_seed(factors))]
     )

@@ -2,19 +2,16 @@
 
 import functools
 import shlex
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 
 from gptstar.keys import about, flatten
-from gptstar.results.evaluations import DamagedWarning, lengths, tasks
-from gptstar.results.run import Run, labelled, runs_below
-from gptstar.results.sources import MissingResultsWarning, Source, expand
+from gptstar.results.loaded import Loaded
+from gptstar.results.run import Run
+from gptstar.results.sources import Source
 from gptstar.terminal import plain
 from gptstar.training.settings import run_keys
-
-__all__ = ["DamagedWarning", "curves", "damaged", "is_setting", "lengths", "runs", "tasks", "varied"]
 
 FIGURES = (
     *("run", "path", "state", "step", "tokens", "validation_loss", "validation_bits_per_byte", "train_loss"),
@@ -50,11 +47,15 @@ def runs(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist.
     """
-    by_name = _labelled(sources)
-    if not by_name:
+    return _frame_of(sources, runs_of)
+
+
+def runs_of(found: Loaded) -> pd.DataFrame:
+    """Make the frame of `runs`."""
+    if not found.runs:
         return pd.DataFrame(columns=list(FIGURES))
     lines, groups = [], []
-    for name, run in by_name.items():
+    for name, run in found.runs.items():
         figures = {key: getattr(run, key) for key in FIGURES if key not in ("run", "path")}
         settings = {  # of lists and groups as text, which frames can group by
             plain(key): plain(str(value)) if isinstance(value, str | list | dict) else value
@@ -69,8 +70,8 @@ def runs(*sources: Source) -> pd.DataFrame:
     for key in groups[0]:
         if all(key in chosen for chosen in groups):  # else it was left at its default in some
             frame[key] = [chosen[key] for chosen in groups]
-    folders = pd.Series([run.path.resolve().parent for run in by_name.values()])
-    names = pd.Series([str(run.config.get("name")) for run in by_name.values()])
+    folders = pd.Series([run.path.resolve().parent for run in found.runs.values()])
+    names = pd.Series([str(run.config.get("name")) for run in found.runs.values()])
     if (names.groupby(folders).nunique() > 1).any():
         frame[EXPERIMENT] = names
     return frame
@@ -86,10 +87,15 @@ def curves(*sources: Source) -> pd.DataFrame:
     Raises:
         ConfigError: a source does not exist.
     """
+    return _frame_of(sources, curves_of)
+
+
+def curves_of(found: Loaded) -> pd.DataFrame:
+    """Make the frame of `curves`."""
     return pd.DataFrame(
         [
             (name, int(row["step"]), int(row["step"]) * int(run.config["batch_tokens"]), metric, value)
-            for name, run in _labelled(sources).items()
+            for name, run in found.runs.items()
             for row in run.rows
             for metric, value in row.items()
             if metric not in ("step", "tokens")
@@ -98,12 +104,14 @@ def curves(*sources: Source) -> pd.DataFrame:
     )
 
 
-def damaged(*sources: Source) -> list[str]:
-    """Say what can't be read in some folders, a line for each run and each evaluation."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        _labelled(sources), lengths(*sources), tasks(*sources)
-    return list(dict.fromkeys(str(each.message) for each in caught if each.category is DamagedWarning))
+def _frame_of(sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame]) -> pd.DataFrame:
+    """Make a frame; warn of what is damaged and, if there is no run, how to get one."""
+    found = Loaded(sources)
+    frame, where = make(found), ", ".join(map(str, found.paths))
+    kind = "no run that can be read" if found.damaged else "no run"
+    advice = f"{kind} in {where}: train one with python train.py output=runs/NAME"
+    found.warn("" if found.runs else advice, depth=3)
+    return frame
 
 
 def varied(frame: pd.DataFrame) -> list[str]:
@@ -139,17 +147,3 @@ def _overrides(run: Run) -> Iterator[tuple[str, str]]:
         key, is_pair, value = word.lstrip("+~").partition("=")
         if is_pair and not word.startswith("-"):
             yield key, value.strip("'\"")
-
-
-def _labelled(sources: Sequence[Source]) -> dict[str, Run]:
-    """The runs that can be read, by their names; warns of the others, and where there is none."""
-    paths = expand(sources)
-    by_name = labelled(runs_below(paths))
-    for run in (run for run in by_name.values() if run.state == "damaged"):
-        warnings.warn(f"{run.path} is damaged: {run.reason}", DamagedWarning, stacklevel=3)
-    readable = {name: run for name, run in by_name.items() if run.state != "damaged"}
-    if not readable:
-        kind = "no run that can be read" if by_name else "no run"
-        advice = f"{kind} in {', '.join(map(str, paths))}: train one with python train.py output=runs/NAME"
-        warnings.warn(advice, MissingResultsWarning, stacklevel=3)
-    return readable

@@ -1,7 +1,6 @@
 """What a notebook needs beside the frames: the folder that was typed, and advice where there is nothing to show."""
 
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,11 +9,21 @@ from typing import TypeVar
 import pandas as pd
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.results import TaskResults, read_tasks
-from gptstar.results.evaluations import evaluation_files, read_evaluation
+from gptstar.evaluation.compare import by_checkpoint
+from gptstar.evaluation.results import TaskResults
+from gptstar.results.evaluations import LENGTH_FIGURES, TASK_FIGURES, lengths, tasks
+from gptstar.results.frames import CURVE_FIGURES, FIGURES, curves, runs
+from gptstar.results.loaded import Loaded
 from gptstar.results.sources import MissingResultsWarning
 
 T = TypeVar("T")
+
+COLUMNS: dict[object, tuple[str, ...]] = {
+    runs: FIGURES,
+    curves: CURVE_FIGURES,
+    lengths: LENGTH_FIGURES,
+    tasks: TASK_FIGURES,
+}
 
 
 def folder(variable: str, default: str = "runs") -> Path:
@@ -40,8 +49,7 @@ def load(read: Callable[[Path], pd.DataFrame], source: Path) -> pd.DataFrame:
             frame = read(source)
         except ConfigError as error:
             print(error)
-            with tempfile.TemporaryDirectory() as empty, warnings.catch_warnings(action="ignore"):
-                return read(Path(empty))
+            return pd.DataFrame(columns=list(COLUMNS[read]))
     for each in caught:
         if issubclass(each.category, MissingResultsWarning):
             print(each.message)
@@ -51,15 +59,18 @@ def load(read: Callable[[Path], pd.DataFrame], source: Path) -> pd.DataFrame:
 
 
 def evaluations(source: Path) -> list[TaskResults]:
-    """Read the results on tasks below a folder; where there are none, print how to get them."""
-    found = []
-    for file in evaluation_files([source]) if source.exists() else ():
-        tree = read_evaluation(file)
-        if tree is not None and tree.get("kind") == "tasks":
-            found.append(read_tasks(file))
-    if not found:
+    """Read the results on tasks below a folder, without the damaged ones; where there are none, print how to get them.
+
+    Returns:
+        One for each checkpoint, also where its tasks were evaluated one after another.
+    """
+    found = Loaded([source]) if source.exists() else None
+    results = list(found.task_results().values()) if found is not None else []
+    if found is not None:
+        found.warn()
+    if not results:
         print(f"no results on tasks in {source}: run `python evaluate.py checkpoint=RUN`, or set EVALUATIONS to theirs")
-    return found
+    return by_checkpoint(results)
 
 
 def show(shown: T | None, otherwise: str) -> T | None:

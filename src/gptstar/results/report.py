@@ -13,6 +13,7 @@ from markupsafe import Markup
 from gptstar import __version__
 from gptstar.evaluation.tables import markdown_table
 from gptstar.plots.style import Figure, save, to_svg
+from gptstar.results.loaded import Loaded
 from gptstar.results.section import Section
 from gptstar.results.sections import sections
 from gptstar.terminal import in_markdown, plain
@@ -21,21 +22,19 @@ MOST_DIGITS = 6
 """Digits of a number in a table."""
 
 
-def write_report(
-    paths: Sequence[Path], output: Path, title: str | None = None, against: str | None = None
-) -> list[Path]:
+def write_report(found: Loaded, output: Path, title: str | None = None, against: str | None = None) -> list[Path]:
     """Write `report.html`, and `report.md` with its pictures beside it; return their paths.
 
     Args:
-        paths: run directories, or folders of such.
+        found: run directories, or folders of such.
         against: the level that others are compared with, in factors that have it; else each factor's first.
 
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
-    contents = list(sections(paths, against))
+    contents = list(sections(found, against))
     output.mkdir(parents=True, exist_ok=True)
-    title = title or ", ".join(path.resolve().name for path in paths)
+    title = title or ", ".join(path.resolve().name for path in found.paths)
     environment = Environment(
         loader=PackageLoader("gptstar.results"),
         autoescape=select_autoescape(),

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from gptstar.errors import ConfigError, DataError, in_one_line
 from gptstar.files import read_json
 from gptstar.keys import flatten
-from gptstar.results.sources import Source, expand, in_order
+from gptstar.results.sources import Source, expand, natural_key
 from gptstar.terminal import plain
 from gptstar.training.metrics_csv import METRICS_FILE, read_metrics
 from gptstar.training.status import FILE_NAME as STATUS_FILE
@@ -85,7 +85,7 @@ class Run:
     def tags(self) -> tuple[str, ...]:
         """Words that the run was given, `tags=[…]`."""
         tags = self.config.get("tags")
-        return tuple(map(str, tags)) if isinstance(tags, list) else ()
+        return (tags,) if isinstance(tags, str) else tuple(map(str, tags)) if isinstance(tags, list) else ()
 
     @property
     def step(self) -> int:
@@ -173,8 +173,13 @@ def find_runs(sources: Iterable[Source]) -> list[Run]:
     """
     paths = expand(sources)
     if not (runs := runs_below(paths)):
-        raise ConfigError(f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder of such")
+        raise ConfigError(no_run_in(paths))
     return runs
+
+
+def no_run_in(paths: Iterable[Path]) -> str:
+    """Say that there is no run, and what to give."""
+    return f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder of such"
 
 
 def runs_below(paths: Iterable[Path]) -> list[Run]:
@@ -183,22 +188,9 @@ def runs_below(paths: Iterable[Path]) -> list[Run]:
     for path in (path for path in paths if path.is_dir()):
         folders = [path]
         if not (path / DESCRIPTION).exists():
-            folders = sorted((file.parent for file in path.rglob(DESCRIPTION)), key=in_order)
+            folders = sorted((file.parent for file in path.rglob(DESCRIPTION)), key=natural_key)
         runs |= {folder.resolve(): Run.read(folder) for folder in folders}
     return list(runs.values())
-
-
-def readable(sources: Iterable[Source]) -> list[Run]:
-    """Read the runs in folders, without the damaged ones.
-
-    Raises:
-        ConfigError: as `find_runs`; or all of them are damaged.
-    """
-    runs = find_runs(sources)
-    undamaged = [run for run in runs if run.state != "damaged"]
-    if not undamaged:
-        raise ConfigError(f"{runs[0].path} is damaged: {runs[0].reason}")
-    return undamaged
 
 
 def labelled(runs: Sequence[Run]) -> dict[str, Run]:

@@ -1,39 +1,26 @@
 """The contents of a report on a set of runs, in order: the answer, what it rests on, what was run."""
 
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pandas as pd
 
 from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS
 from gptstar.plots.labels import level_texts
-from gptstar.results import frames
-from gptstar.results.answer import BITS, Answer, answer, outcome_of, states_text
-from gptstar.results.arms import in_order, without_seed
+from gptstar.results.answer import Answer, answer, states_text
+from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, by_levels, levels_of, measured, outcome_of, without_seed
 from gptstar.results.budgets import STEPS, cost_table, costs, recipes
 from gptstar.results.commands import as_typed
-from gptstar.results.factors import (
-    OUTCOME,
-    RATE,
-    SEED,
-    at_best_rate,
-    effect_table,
-    level_effects,
-    levels_of,
-    rates_tried,
-    reference_of,
-    tokens_to,
-)
+from gptstar.results.evaluations import lengths_of, tasks_of
+from gptstar.results.factors import effect_table, level_effects, reference_of, tokens_to
 from gptstar.results.figures import budgets_figure, effects_figure, factor_figure, loss_figure
+from gptstar.results.frames import curves_of, runs_of, varied
 from gptstar.results.length_sections import length_sections
-from gptstar.results.run import find_runs, readable
+from gptstar.results.loaded import Loaded
 from gptstar.results.section import Section
-from gptstar.results.sources import MissingResultsWarning
 from gptstar.results.speeds import n_at_a_time, speed_section
 from gptstar.results.table import duration
-from gptstar.results.tried import numeric_factors
+from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
 from gptstar.training.settings import shown_keys
 
 EXPLAINED = (
@@ -47,25 +34,23 @@ LONG = 12
 """Lines of a table that is shown only when a reader opens it."""
 
 
-def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Section]:
+def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     """Describe the runs in some folders, section by section; `against` is the level that others are compared with.
 
     Raises:
         ConfigError: there is no run; or no factor has the level.
     """
-    readable(paths)  # or refuses them
-    runs = frames.runs(*paths)
-    factors = frames.varied(runs)
-    runs = in_order(runs, factors)
+    found.check_has_runs()
+    runs, curves, lengths, tasks = runs_of(found), curves_of(found), lengths_of(found), tasks_of(found)
+    factors = varied(runs)
+    runs = by_levels(runs, factors)
     levels = [str(level) for factor in without_seed(factors) for level in levels_of(runs, factor)]
     if against is not None and against not in levels:
         raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
-    with warnings.catch_warnings(action="ignore", category=MissingResultsWarning):
-        curves, lengths, tasks = frames.curves(*paths), frames.lengths(*paths), frames.tasks(*paths)
     finished = runs[runs["state"] == "finished"]
     yield from _answer(answer(runs, lengths, factors))
-    if unreadable := frames.damaged(*paths):
-        yield Section("What can't be read", "\n\n".join(f"{line}." for line in unreadable))
+    if found.damaged:
+        yield Section("What can't be read", "\n\n".join(f"{line}." for line in found.damaged.values()))
     yield from _factors(finished, factors)
     yield from _effects(finished, factors, against)
     yield from length_sections(runs, lengths, factors, against, EXPLAINED)
@@ -76,7 +61,7 @@ def sections(paths: Sequence[Path], against: str | None = None) -> Iterator[Sect
     yield from _tasks(tasks)
     yield _overview(runs, factors)
     yield _all_runs(runs, factors)
-    yield _repeat(paths)
+    yield _repeat(found)
 
 
 def _answer(found: Answer) -> Iterator[Section]:
@@ -86,34 +71,40 @@ def _answer(found: Answer) -> Iterator[Section]:
 
 
 def _factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
-    """The loss against each numeric factor; of the learning rate, of every arm."""
-    table = _rates(finished, factors)
+    """The loss against each numeric factor, of every arm."""
     for factor in numeric_factors(finished, factors):
-        name = factor.rpartition(".")[2].replace("_", " ")
+        figure = factor_figure(finished, factor, factors)
+        if figure is None:  # each arm tried one value
+            continue
+        heading, table = f"Loss against {factor.rpartition('.')[2].replace('_', ' ')}", None
         text = "Means over seeds; bars go from the lowest seed to the highest."
-        figure = factor_figure(finished, factor, factors, outcome_of(finished))
-        if factor == RATE and table is not None and table[""].any():
-            text += (
-                " Where the best is at the end of the rates tried, a rate beyond may be better, and how the arm "
-                "compares with others is not decided."
-            )
-        heading = "Learning rates" if factor == RATE else f"Loss against {name}"
-        yield Section(heading, text, table=table if factor == RATE else None, picture=figure)
+        if factor == RATE:
+            tried = values_tried(finished, RATE, factors)
+            heading, table = "Learning rates", _rates(tried)
+            if any(each.is_at_edge for each in tried):
+                text += (
+                    " Where the best is at the end of the rates tried, a rate beyond may be better, and how the arm "
+                    "compares with others is not decided."
+                )
+        elif RATE in factors:
+            text += " Each arm is at its best learning rate."
+        yield Section(heading, text, table=table, picture=figure)
 
 
-def _rates(finished: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:
-    tried = rates_tried(finished, factors)
-    if tried.empty:
-        return None
-    arms = [each for each in factors if each not in (RATE, SEED)]
-    keys, tried = (arms, tried) if arms else (["arm"], tried.assign(arm="all"))
-    table = tried.pivot_table("loss", keys, RATE, sort=False).sort_index(axis="columns")
-    best = tried[tried["is_best"]].set_index(keys)
-    texts = dict(zip(table.columns, level_texts(list(table.columns)), strict=True))
-    table.columns = list(texts.values())
-    table["best"] = [texts[rate] for rate in best.loc[table.index, RATE]]
-    table[""] = ["at the end of its rates" if edge else "" for edge in best.loc[table.index, "is_edge"]]
-    return table.reset_index()
+def _rates(tried: Sequence[Tried]) -> pd.DataFrame:
+    rates = sorted({rate for each in tried for rate in each.values.index})
+    texts = dict(zip(rates, level_texts(rates), strict=True))
+    return pd.DataFrame(
+        [
+            {
+                **(each.levels or {"arm": "all"}),
+                **dict(zip(texts.values(), each.values["mean"].reindex(rates), strict=True)),
+                "best": texts[each.best],
+                "": "at the end of its rates" * each.is_at_edge,
+            }
+            for each in tried
+        ]
+    )
 
 
 def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None) -> Iterator[Section]:
@@ -147,7 +138,7 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
     """Tokens until every arm, as the mean of its seeds, has reached the loss of the one that ended worst."""
     arms = without_seed(factors)
     validated = curves[curves["metric"] == "validation/loss"]
-    finished = runs[(runs["state"] == "finished") & runs["validation_loss"].notna()]
+    finished = measured(runs[runs["state"] == "finished"], OUTCOME)
     if not arms or finished.empty:
         return None
     grouped = finished.groupby(arms, sort=False, dropna=False)
@@ -172,7 +163,7 @@ def _costs(
     finished: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str], against: str | None
 ) -> Iterator[Section]:
     """Where one factor varies: what each recipe needs for the final loss of the first."""
-    tuned, left = at_best_rate(finished[finished[OUTCOME].notna()], factors)
+    tuned, left = at_best_rate(measured(finished, OUTCOME), factors)
     varied = [each for each in left if each not in (SEED, STEPS)]
     if len(varied) != 1 or outcome_of(finished) == BITS:
         return
@@ -209,7 +200,7 @@ def _tasks(tasks: pd.DataFrame) -> Iterator[Section]:
 def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     at_once = n_at_a_time(runs)
-    how = f", {at_once} runs at a time" if at_once > 1 else ""
+    how = f", up to {at_once} runs at a time" if at_once > 1 else ""
     lines = [f"{count}: {states_text(runs)}; {duration(runs['hours'].sum())} of training in all{how}."]
     if factors:
         varied = [f"{each} ({', '.join(level_texts(levels_of(runs, each)))})" for each in factors]
@@ -226,8 +217,8 @@ def _all_runs(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     return Section("All runs", table=table, is_long=True)
 
 
-def _repeat(paths: Sequence[Path]) -> Section:
-    runs = [run for run in find_runs(paths) if run.state != "damaged"]
+def _repeat(found: Loaded) -> Section:
+    runs = list(found.runs.values())
     commits = sorted({str(run.about.get("commit")) for run in runs})
     data = sorted({str(run.about.get("data"))[:16] for run in runs})
     runs.sort(key=lambda run: run.began)

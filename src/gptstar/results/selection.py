@@ -12,6 +12,7 @@ from typing import Any
 from gptstar.errors import ConfigError
 from gptstar.keys import flatten
 from gptstar.results.run import Run, labelled
+from gptstar.results.sources import natural_key
 
 FIGURES: dict[str, Callable[[Run], Any]] = {
     "state": lambda run: run.state,
@@ -29,7 +30,7 @@ FIGURES: dict[str, Callable[[Run], Any]] = {
     "at": lambda run: run.at.timestamp(),
     "tags": lambda run: run.tags,
 }
-"""Columns that are no settings: losses in nats per token, `time` in hours, dates in seconds."""
+"""Columns that are not settings: losses in nats per token, `time` in hours, dates in seconds."""
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": eq,
@@ -57,7 +58,7 @@ class Condition:
         """Read a condition as it is typed.
 
         Raises:
-            ConfigError: it is none.
+            ConfigError: it is not a condition.
         """
         match = re.fullmatch(r"\s*([\w./-]+?)\s*(==|!=|<=|>=|<|>|=)\s*(\S.*?)\s*", text)
         if match is None:
@@ -119,18 +120,12 @@ def select(
     value_of = (lambda run: names[id(run)]) if key == "run" else getter(key)
     present = [run for run in runs if not _is_missing(value_of(run))]
     numeric = all(isinstance(value_of(run), int | float) for run in present)
-    present.sort(key=lambda run: value_of(run) if numeric else _parts(value_of(run)), reverse=down)
+    present.sort(key=lambda run: value_of(run) if numeric else natural_key(_text(value_of(run))), reverse=down)
     return [*present, *(run for run in runs if _is_missing(value_of(run)))]
 
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _parts(value: Any) -> list[tuple[str, float]]:
-    """A key by which words are sorted as words and the numbers in them by their size."""
-    text = " ".join(value) if isinstance(value, tuple) else str(value)
-    return [(word, float(number or 0)) for word, number in re.findall(r"(\D+)(\d*)", f" {text}")]
 
 
 def _text(value: Any) -> str:

@@ -52,12 +52,12 @@ def _paths(source: Source) -> Iterator[Path]:
         matched = [each for each in found if each.is_dir() or each.suffix == ".json"]
         if not matched:
             raise ConfigError(f"{path} matches no folder and no results.json: {EXAMPLES}")
-        yield from sorted(matched, key=in_order)
+        yield from sorted(matched, key=natural_key)
     else:
         raise ConfigError(f"{path} does not exist: {EXAMPLES}")
 
 
-def in_order(path: Path) -> list[tuple[str, float]]:
+def natural_key(path: Path | str) -> list[tuple[str, float]]:
     """A key by which numbers are sorted by size: seed-10 after seed-9, learning_rate-0.001 after learning_rate-3e-4."""
     parts = re.findall(r"(\D+)(\d+(?:\.\d+)?(?:e-?\d+)?)?", f" {path}")
     return [(word, float(number or 0)) for word, number in parts]

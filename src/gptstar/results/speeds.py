@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -15,8 +16,9 @@ LEAST_SECONDS, LEAST_SPEEDS = 60, 5
 
 
 def n_at_a_time(runs: pd.DataFrame) -> int:
-    """How many runs shared a machine, by their own setting."""
-    return int(pd.to_numeric(runs["jobs_at_once"]).max()) if "jobs_at_once" in runs and len(runs) > 1 else 1
+    """How many runs overlapped at most, from when they began to when they last wrote."""
+    began = runs["began"] + pd.Timedelta(seconds=1)  # which is recorded in whole seconds
+    return max([1, *(int(((began < end) & (end <= runs["at"])).sum()) for end in runs["at"])])
 
 
 def speed_section(
@@ -36,11 +38,11 @@ def speed_section(
         )
         return Section("Speed", text)
     at_once = n_at_a_time(finished)
-    how = "one after another" if at_once == 1 else f"{at_once} at a time and shared the machine"
+    how = "no two runs overlapped in time" if at_once == 1 else f"up to {at_once} runs overlapped in time"
     text = (
-        f"Ratios of tokens per second, without intervals: the runs came {how}, so what else the machine did meanwhile "
-        "is in them, and more seeds don't take it out. For a claim: `benchmarks/run.py`, interleaved."
+        f"Ratios of tokens per second, without intervals: {how}, and what else the machines did is in the speeds, "
+        "which more seeds don't take out. For a claim: `benchmarks/run.py`, interleaved."
     )
-    table = effect_table(speed).assign(effect=[f"× {math.exp(each.effect.value):.3f}" for each in speed])
+    table = effect_table([replace(each, effect=replace(each.effect, low=math.nan, high=math.nan)) for each in speed])
     columns = ["factor", "level", "against", "effect", "seeds", "cells"]
     return Section("Speed", text, table=table[columns], picture=speed_figure(finished, factors))

@@ -94,7 +94,7 @@ def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _figure(value: float, form: str) -> str:
-    return "" if math.isnan(value) else f"{value:{form}}" if form else _short(round(value))
+    return "" if not math.isfinite(value) else f"{value:{form}}" if form else _short(round(value))
 
 
 def _short(count: float) -> str:
@@ -105,7 +105,9 @@ def _short(count: float) -> str:
 
 
 def duration(hours: float) -> str:
-    """Say how long something took, in the unit that fits: `12 s`, `3.4 min`, `2.1 h`, `3.2 d`."""
+    """Say how long something took, in the unit that fits: `12 s`, `3.4 min`, `2.1 h`, `3.2 d`; empty if unknown."""
+    if not math.isfinite(hours):
+        return ""
     for size, word in ((24, "d"), (1, "h"), (1 / 60, "min")):
         if hours >= 0.995 * size * (2 if word == "d" else 1):
             count = hours / size

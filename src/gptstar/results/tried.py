@@ -1,15 +1,14 @@
-"""The values of a numeric factor that were tried, with the outcome of each."""
+"""What was reached at each value of a factor that was tried, and which value is best."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import pandas as pd
 
-from gptstar.results.arms import arms_of
-from gptstar.results.factors import OUTCOME, RATE, SEED, levels_of
-
-LEAST_LEVELS = 3
-"""Values that a factor needs for a curve, unless it is the learning rate."""
+from gptstar.results.arms import RATE, arms_of, by_seed, levels_of, measured, outcome_of, without_seed
+from gptstar.results.frames import AT_EDGE
 
 
 @dataclass(frozen=True)
@@ -17,13 +16,44 @@ class Tried:
     """What an arm reached at each value of a factor.
 
     Attributes:
-        values: by value of the factor, ascending: `mean`, `min`, `max` and `size` over seeds.
-        best: the value with the lowest mean, of those with all seeds.
+        runs: of the arm.
+        values: by value of the factor, in order: `mean`, `min`, `max` and `size` over seeds, and over cells if the arm
+            has several; `is_complete` if no other value has more seeds, or other cells.
+        levels: of the arm, by factor.
     """
 
-    arm: str
+    runs: pd.DataFrame
     values: pd.DataFrame
-    best: float
+    arm: str = "all runs"
+    levels: Mapping[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str) -> Self:
+        """Average an outcome at each value of a factor over all else; a value without an outcome is left out.
+
+        Args:
+            factors: all that varies between the runs, the seed among it.
+        """
+        others = [each for each in factors if each != factor]
+        lines, n_seeds = {}, {}
+        for value in levels_of(runs, factor):
+            seeds = by_seed(runs[runs[factor] == value], others, outcome).values()
+            if reached := [each for cells in seeds for each in cells.values()]:
+                lines[value] = (sum(reached) / len(reached), min(reached), max(reached), len(reached))
+                n_seeds[value] = Counter(cell for cells in seeds for cell in cells)
+        values = pd.DataFrame.from_dict(lines, orient="index", columns=["mean", "min", "max", "size"])
+        fullest = max(n_seeds.values(), key=Counter.total, default=Counter())
+        return cls(runs, values.assign(is_complete=[each == fullest for each in n_seeds.values()]))
+
+    @property
+    def complete(self) -> pd.Series:
+        """The means of the values that have as many seeds as any, in the same cells, the lowest first."""
+        return self.values.loc[self.values["is_complete"], "mean"].sort_values(kind="stable")
+
+    @property
+    def best(self) -> Any:
+        """The complete value with the lowest mean."""
+        return self.complete.index[0]
 
     @property
     def is_at_edge(self) -> bool:
@@ -31,28 +61,45 @@ class Tried:
         return len(self.values) > 1 and self.best in (self.values.index.min(), self.values.index.max())
 
 
-def values_tried(finished: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str = OUTCOME) -> list[Tried]:
-    """Find the outcome of every arm at every value of a numeric factor.
+def values_tried(finished: pd.DataFrame, factor: str, factors: Sequence[str]) -> list[Tried]:
+    """Find the outcome of every arm at every value of a factor, at its best learning rate unless that is the factor.
 
-    Args:
-        factors: all that was varied; arms differ in those that are neither the factor nor the seed.
+    Arms differ in the factors that are neither this one nor the seed. The outcome is what the runs can be compared by.
     """
-    validated = finished[finished[outcome].notna()]
-    arms = [each for each in factors if each not in (factor, SEED)]
+    outcome = outcome_of(finished)
+    if factor != RATE:
+        finished, factors = at_best_rate(finished, factors)
+    validated = measured(finished, outcome)
+    arms = [each for each in without_seed(factors) if each != factor]
     tried = []
-    for name, runs in arms_of(validated, arms):
-        values = runs.groupby(factor)[outcome].agg(["mean", "min", "max", "size"]).sort_index()
-        if not values.empty:
-            complete = values[values["size"] == values["size"].max()]
-            tried.append(Tried(name, values, complete["mean"].idxmin()))
+    for name, runs in arms_of(validated, arms) if len(validated) else ():
+        found = replace(Tried.of(runs, factor, factors, outcome), arm=name, levels=runs[arms].iloc[0].to_dict())
+        tried += [found] if len(found.values) else []
     return tried
+
+
+def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Keep each arm of finished runs at its best learning rate, by the mean over seeds, lest one suffer by another's.
+
+    A rate that lacks seeds which another rate of the arm has, because a run failed or is to come, is not chosen.
+
+    Returns:
+        The runs that are left, with the column `AT_EDGE`, and the factors without the learning rate; all unchanged if
+        no arm tried several rates, or nothing but the rate was varied.
+    """
+    others = [each for each in factors if each != RATE]
+    tried = values_tried(frame, RATE, factors) if RATE in factors and without_seed(others) else []
+    if all(len(each.values) < 2 for each in tried):
+        return frame, list(factors)
+    best = [each.runs[each.runs[RATE] == each.best].assign(**{AT_EDGE: each.is_at_edge}) for each in tried]
+    return pd.concat(best, ignore_index=True), others
 
 
 def numeric_factors(runs: pd.DataFrame, factors: Sequence[str]) -> list[str]:
     """Factors with a curve: numbers with at least three values; the learning rate with two."""
-    return [factor for factor in factors if factor != SEED and _has_curve(levels_of(runs, factor), factor)]
-
-
-def _has_curve(levels: Sequence[object], factor: str) -> bool:
-    are_numbers = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
-    return are_numbers and len(levels) >= (2 if factor == RATE else LEAST_LEVELS)
+    found = []
+    for factor in without_seed(factors):
+        levels = levels_of(runs, factor)
+        are_numbers = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
+        found += [factor] if are_numbers and len(levels) >= (2 if factor == RATE else 3) else []
+    return found

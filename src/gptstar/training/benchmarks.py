@@ -1,7 +1,7 @@
 """Tasks of the harness while a model trains."""
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -14,6 +14,9 @@ from gptstar.training.callbacks import UserCallbacks
 from gptstar.training.checkpoints import is_trial
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
+
+if TYPE_CHECKING:  # the harness takes seconds to import
+    from gptstar.evaluation.tasks.offline import Loaded
 
 
 class EvaluateTasks(pl.Callback):
@@ -34,7 +37,7 @@ class EvaluateTasks(pl.Callback):
     ) -> None:
         self._config, self._tokenizer, self._name = config, tokenizer, name
         self._callbacks, self._recorder, self._console = callbacks, recorder, console
-        self._tasks: list[Any] = []
+        self._tasks: Loaded | None = None
         self._evaluated = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -1,11 +1,13 @@
-"""What reading after the last step may cost: a tenth of the training's compute, counted in tokens that are read."""
+"""What reading after the last step may cost: a tenth of the training's floating-point operations."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gptstar.evaluation.length.config import LengthConfig
+from gptstar.model import GPTConfig
 
 SHARE = 0.1
-"""Of the compute of training."""
+"""Of the operations of training."""
 
 PASSES = 3
 """Forward passes that a token costs in training: the backward pass takes about two."""
@@ -20,31 +22,56 @@ BIGRAM_TOKENS = 2**24
 """Tokens that a bigram is counted on at most: a second on a CPU, and half a gigabyte."""
 
 LEAST_STUDY = 2**10
-"""Targets of a study, however short the run."""
+"""Targets of a study that the user asked for, however short the run."""
 
 
-def forward_tokens(trained_tokens: int) -> int:
-    """Tokens that may be read after a training on so many."""
-    return int(SHARE * PASSES * trained_tokens)
+@dataclass(frozen=True)
+class Budget:
+    """The operations that a run which has ended may spend on reading.
 
+    Attributes:
+        trained_at: the context length in training, in tokens.
+        trained_tokens: tokens that the run read.
+    """
 
-def fixed_targets(lengths: Sequence[int], trained_tokens: int) -> int:
-    """Targets of a reading with `fixed_targets`, in blocks of half the shortest length; 0 if too few are affordable."""
-    block = max(1, min(lengths) // 2)
-    windows = min(forward_tokens(trained_tokens) // sum(lengths), MOST_TARGETS // block)
-    return windows * block if windows >= LEAST_WINDOWS else 0
+    model: GPTConfig
+    trained_at: int
+    trained_tokens: int
 
+    @property
+    def operations(self) -> float:
+        """Floating-point operations that may be spent."""
+        return SHARE * self.trained_tokens * self.model.training_flops(self.trained_at)
 
-def study_targets(config: LengthConfig, trained_at: int, trained_tokens: int) -> int | None:
-    """Targets of the study at the end of a run whose configuration leaves their number open; else what it says."""
-    if config.max_tokens is not None or config.limit is None:
-        return config.max_tokens
-    lengths = config.lengths(trained_at)
-    block = config.targets or max(1, min(lengths) // 2)
-    read = {  # tokens that go through the model for each target
-        "disjoint": len(lengths),
-        "sliding": sum(2 if config.stride is None else -(-length // config.stride) for length in lengths),
-        "fixed_targets": -(-sum(lengths) // block),
-    }
-    affordable = forward_tokens(trained_tokens) // read[config.protocol]
-    return min(config.limit, max(LEAST_STUDY, affordable))
+    def _forward(self, length: int) -> float:
+        """Operations of a token in a forward pass of a window of so many tokens."""
+        return self.model.training_flops(length) / PASSES
+
+    def fixed_targets(self, lengths: Sequence[int]) -> int:
+        """Targets of a reading with `fixed_targets`, in blocks of half the shortest length; 0 if too few."""
+        block = max(1, min(lengths) // 2)
+        each = sum(length * self._forward(length) for length in lengths)
+        windows = min(int(self.operations / each), MOST_TARGETS // block)
+        return windows * block if windows >= LEAST_WINDOWS else 0
+
+    def study_targets(self, config: LengthConfig) -> int | None:
+        """Targets of the study at the end of a run whose configuration leaves their number open; else what it says.
+
+        `LEAST_STUDY` is read whatever it costs: the user asked for the study.
+        """
+        if config.max_tokens is not None or config.limit is None:
+            return config.max_tokens
+        lengths = config.with_control(config.lengths(self.trained_at))
+        block = config.targets or max(1, min(lengths) // 2)
+        known = ("none", *self.model.positions.scalings)
+        n_readings = sum(scaling in known for scaling in config.rotary_scaling)
+        each = n_readings * sum(
+            self._forward(length)
+            * {
+                "disjoint": 1,
+                "sliding": 2 if config.stride is None else -(-length // config.stride),
+                "fixed_targets": -(-length // block),
+            }[config.protocol]
+            for length in lengths
+        )
+        return min(config.limit, max(LEAST_STUDY, int(self.operations / each)))

@@ -12,7 +12,14 @@ from lightning.pytorch.callbacks import Timer
 from gptstar.errors import CheckpointError, ConfigError, TrainingError, with_type
 from gptstar.training.named import build_named
 
-METRICS = r"(train|validation(/.+)?)/(loss|perplexity)|validation(/.+)?/bits_per_byte|gradient_norm(/.+)?|learning_rate"
+METRICS = "|".join(
+    (
+        r"train/(loss|perplexity)",
+        r"(validation|averaged)(/.+)?/(loss|perplexity|bits_per_byte)",
+        r"gradient_norm(/.+)?",
+        "learning_rate",
+    )
+)
 """Metrics that a callback can monitor."""
 
 PLAIN = (str, int, float, bool)
@@ -45,7 +52,8 @@ class UserCallbacks:
             if isinstance(monitor, str) and not re.fullmatch(METRICS, monitor):
                 raise ConfigError(
                     f"trainer.callbacks: {name} monitors {monitor}, which a run does not measure: choose train/loss, "
-                    "validation/loss, validation/CORPUS/loss, validation/bits_per_byte, gradient_norm or learning_rate"
+                    "validation/loss, validation/CORPUS/loss, validation/bits_per_byte, averaged/loss, "
+                    "gradient_norm or learning_rate"
                 )
 
     def states(self) -> dict[str, Any]:

@@ -172,7 +172,8 @@ class SaveCheckpoints(LightningCheckpoint):
             ended=self._callbacks.ending(trainer),
             **self._describe(step),
         )
-        checkpoint = Checkpoint(model.config, pl_module.weights(), self._tokenizer, training)
+        averaged = dict(pl_module.average.tensors)
+        checkpoint = Checkpoint(model.config, pl_module.weights(), self._tokenizer, training, averaged)
         self._writer.save(checkpoint, step, best=best)
         self._saved_step = step
 

@@ -37,6 +37,8 @@ class Hardware:
     """Where a run computes, and how.
 
     Attributes:
+        accelerator: `cpu`; `gpu`, one that PyTorch calls CUDA; `auto` takes a GPU if PyTorch sees one; `mps`, a Mac's
+            GPU, is refused.
         precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights beside a float32
             master, which the optimizer trains and checkpoints hold; `auto`: bf16 where the device is fast at it.
         micro_batch_size: sequences a device computes at once, at most; it has no effect on what the result means.
@@ -53,7 +55,7 @@ class Hardware:
             optimizer state in parts, and gathers the parameters of a block when it computes.
     """
 
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     precision: Annotated[Literal["auto", "float32", "bf16", "bf16_weights"], Role.RESULT, Shown.ALWAYS] = "auto"
     micro_batch_size: Count | Literal["auto"] = "auto"
     attention: AttentionForm = "auto"
@@ -66,6 +68,10 @@ class Hardware:
 
     def __post_init__(self) -> None:
         check_ranges(self, "hardware.")
+        if self.accelerator == "mps":
+            raise ConfigError(
+                "hardware.accelerator=mps: training on a Mac's GPU has not been tried: use hardware.accelerator=cpu"
+            )
 
     def check_here(self) -> None:
         """See that this machine has the devices and the compiler, and that they can do what is asked for.
@@ -113,6 +119,22 @@ class Hardware:
         """Where a single process computes."""
         gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if gpu else "cpu")
+
+    def explain_device(self) -> str | None:
+        """Say which device `auto` took, and why; None if the configuration names one."""
+        if self.accelerator != "auto":
+            return None
+        if self.device().type == "cuda":
+            return (
+                f"training on {torch.cuda.get_device_name()}: hardware.accelerator=auto takes a GPU if PyTorch sees one"
+            )
+        if torch.backends.mps.is_available():
+            reason = "training on a Mac's GPU (mps) has not been tried"
+        elif torch.version.cuda is None and torch.version.hip is None:
+            reason = f"PyTorch {torch.__version__} is a build without GPU support"
+        else:
+            reason = f"PyTorch {torch.__version__} sees no GPU"
+        return f"training on the CPU: hardware.accelerator=auto, and {reason}"
 
     @property
     def n_devices(self) -> int:

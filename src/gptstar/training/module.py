@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
+from gptstar.training.averaging import RunningAverage
 from gptstar.training.compiling import compile_model, compiled_call
 from gptstar.training.curriculum import folded
 from gptstar.training.hardware import Hardware
@@ -23,6 +25,7 @@ from gptstar.training.recipe import Recipe
 from gptstar.training.resume import Beginning
 from gptstar.training.sharding import full_tensor, shard
 from gptstar.training.tracker import Tracker
+from gptstar.training.validation import ValidationSums
 from gptstar.training.working_copy import WorkingCopy
 
 STEADIER = "try a lower optimizer.learning_rate, hardware.precision=float32"
@@ -37,7 +40,7 @@ class LanguageModelling(pl.LightningModule):
     stopped.
 
     Args:
-        beginning: the model, and the state of its optimizer.
+        beginning: the model, and the state of its optimizer and of its average.
         recipe: resolved. With `data.attention` within documents, a position belongs to the document whose number is
             that of the end-of-text tokens before it. With `data.windows` that start at documents, windows may hold -1
             where there is no token: no loss is counted there, and a step's loss and gradient are the means over the
@@ -69,6 +72,7 @@ class LanguageModelling(pl.LightningModule):
         self.model, self.recipe, self.corpora = beginning.model, recipe, corpora
         self.length, self.validates_first = 0, False
         self._tracker, self._optimizer_state = tracker, dict(beginning.state.optimizer)
+        self._saved_average = beginning.averaged
         self._materialise = beginning.materialise
         self._end_of_text = tokenizer.end_of_text if recipe.data.attention == "within" else None
         self._fill = recipe.data.windows == "documents"
@@ -80,7 +84,6 @@ class LanguageModelling(pl.LightningModule):
         self.register_buffer("_token_bytes", torch.from_numpy(tokenizer.token_bytes), persistent=False)
         self._step_loss = torch.zeros(())
         self._step_share = torch.zeros(())
-        self._validation = torch.zeros(())
         self.step_metrics: dict[str, float] = {}
         self.validation_metrics: dict[str, float] = {}
 
@@ -94,7 +97,7 @@ class LanguageModelling(pl.LightningModule):
             assert self.device_mesh is not None
             shard(self.model, self.device_mesh["data_parallel"], bf16_weights=self._bf16_weights)
             self.model.to_empty(device=self.trainer.strategy.root_device)
-            self._optimizer_state = self._materialise(self.model)
+            self._optimizer_state, self._saved_average = self._materialise(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Its state restored where the run goes on."""
@@ -116,9 +119,20 @@ class LanguageModelling(pl.LightningModule):
             compile_model(computing, n_shapes=self._n_graphs, by_block=self._materialise is not None)
         return computing
 
+    @cached_property
+    def average(self) -> RunningAverage:
+        """The average of the weights; made at its first use, as `_computing`."""
+        saved, self._saved_average = self._saved_average, {}
+        return RunningAverage(self.recipe.averaging, self.model, saved)
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and let the working copy know."""
+        """Step, and let the working copy and the average know."""
+        step = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
+        self._refresh_copy()
+        self.average.update(step)
+
+    def _refresh_copy(self) -> None:
         if self._working_copy is not None:
             self._working_copy.refresh()
 
@@ -250,42 +264,37 @@ class LanguageModelling(pl.LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        """Begin the sums of each corpus: loss, tokens, bytes."""
-        self._validation = torch.zeros(len(self.corpora), 3, dtype=torch.float64, device=self.device)
+        """Begin the sums of each corpus."""
+        self._validation = ValidationSums(self.corpora, self._token_bytes)
 
     def validation_step(self, windows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """`(sequence, context_length + 1)` of one corpus: add to its sums."""
-        losses, targets = self._loss(windows, "none"), windows[:, 1:]
-        counted = targets >= 0
-        n_bytes = self._token_bytes[targets.clamp(min=0)].where(counted, 0).sum()
-        sums = torch.stack((losses.double().sum(), counted.sum(), n_bytes))
-        self._validation[dataloader_idx] += sums
+        """`(sequence, context_length + 1)` of one corpus: add to its sums, by the last weights and averaged ones."""
+        losses, averaged = self._loss(windows, "none"), None
+        if self.average.tensors:
+            with self._averaged_weights():
+                averaged = self._loss(windows, "none")
+        self._validation.add(dataloader_idx, windows[:, 1:], losses, averaged)
+
+    @contextlib.contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Compute with averaged weights, whole or in parts, and with the last ones again."""
+        self._reshard()
+        with self.average.swapped():
+            self._refresh_copy()
+            yield
+            self._reshard()
+        self._refresh_copy()
 
     def on_validation_epoch_end(self) -> None:
-        """Loss in nats a token, perplexity, and bits a byte of text, over all corpora and for each.
+        """Make metrics of the sums of all ranks.
 
         Raises:
             TrainingError: the loss is not finite, so neither are the weights, or what they compute; all ranks see it.
         """
-        sums = self.trainer.strategy.reduce(self._validation, reduce_op="sum").cpu()
-        self.validation_metrics = validation_metrics("validation", *sums.sum(0).tolist())
+        sums = self.trainer.strategy.reduce(self._validation.sums, reduce_op="sum").cpu()
+        self.validation_metrics = self._validation.metrics(sums, averaged=bool(self.average.tensors))
         if not math.isfinite(loss := self.validation_metrics.get("validation/loss", 0.0)):
             raise TrainingError(
                 f"step {self.global_step}: the validation loss is {loss:g}: {STEADIER}, or more schedule.warmup_steps"
             )
-        if len(self.corpora) > 1:
-            for corpus, row in zip(self.corpora, sums.tolist(), strict=True):
-                self.validation_metrics |= validation_metrics(f"validation/{corpus}", *row)
         self._show(self.validation_metrics)
-
-
-def validation_metrics(name: str, nats: float, tokens: float, n_bytes: float) -> dict[str, float]:
-    """Loss, perplexity and bits per byte from sums over scored tokens."""
-    if not tokens:
-        return {}
-    loss = nats / tokens
-    return {
-        f"{name}/loss": loss,
-        f"{name}/perplexity": math.exp(min(loss, 700.0)),
-        f"{name}/bits_per_byte": nats / math.log(2) / max(n_bytes, 1.0),
-    }

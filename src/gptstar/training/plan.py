@@ -12,6 +12,8 @@ from gptstar.model import GPTConfig
 from gptstar.model.blocks import BLOCKS
 from gptstar.model.kernels.products import KEPT_UP_TO
 from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
+from gptstar.training.averaging import Averaging
+from gptstar.training.averaging.none import NO_AVERAGE
 from gptstar.training.hardware import PEAK_BF16_FLOPS, Hardware, Precision, data_sheet_name
 from gptstar.training.memory import own_part
 from gptstar.training.optimizers import Optimizer
@@ -45,6 +47,7 @@ class Memory:
     Attributes:
         parameters, gradients, optimizer: in float32, 16 bytes a parameter in all, 4 less in Muon's matrices, 6 less
             with moments in 8 bits; with FSDP this rank's part.
+        averaged: averaged weights, in float32; with FSDP this rank's part.
         casts: parameters in bfloat16.
         gathered: with FSDP, whole parameters of the embedding and of two blocks, and the gradients of one.
         activations: what the backward pass reads.
@@ -56,6 +59,7 @@ class Memory:
     parameters: int
     gradients: int
     optimizer: int
+    averaged: int
     casts: int
     gathered: int
     activations: int
@@ -84,6 +88,7 @@ class Workload:
         shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
         on_gpu: attention keeps no weights.
         optimizer: whose state is held.
+        averaging: whose average is held.
         compiled: of a GPU: the logits become their own gradient. Else each step of the loss makes a tensor.
         sequences: of a step, on each device.
     """
@@ -95,6 +100,7 @@ class Workload:
     shards: int = 1
     on_gpu: bool = True
     optimizer: Optimizer = ADAMW
+    averaging: Averaging = NO_AVERAGE
     compiled: bool = True
     sequences: int = 1
 
@@ -110,6 +116,7 @@ class Workload:
             shards=hardware.world_size if hardware.sharded else 1,
             on_gpu=on_gpu,
             optimizer=recipe.optimizer,
+            averaging=recipe.averaging,
             compiled=hardware.compile != "never",
             sequences=recipe.sequences_per_step // hardware.world_size,
         )
@@ -123,6 +130,8 @@ class Workload:
         """
         model, shards, precision = self.model, self.shards, self.precision
         embedding, of_block = model.n_vocab * model.d_model, self._block_params
+        averaged = self.averaging.state_bytes(model)
+        copied = 4 * model.n_params + self.optimizer.state_bytes(model) + averaged
         casts = gathered = 0
         if shards > 1:
             gathered = 4 * (embedding + of_block)  # gradients, before they are shared out
@@ -133,11 +142,12 @@ class Workload:
             parameters=4 * model.n_params // shards,
             gradients=4 * model.n_params // shards,
             optimizer=self.optimizer.state_bytes(self.model) // shards,
+            averaged=averaged // shards,
             casts=casts,
             gathered=gathered,
             activations=self._activations(sequences * self.context_length),
             logits=self._logits(sequences * self.context_length, logits_at_once),
-            saving=0 if self.on_gpu else (4 * model.n_params + self.optimizer.state_bytes(self.model)) // shards,
+            saving=0 if self.on_gpu else copied // shards,
             program=GPU_PROGRAM if self.on_gpu else CPU_PROGRAM,
         )
 
@@ -261,7 +271,7 @@ def check_fits(workload: Workload, device: Device) -> None:
         ConfigError: it does not; says how much there is.
     """
     needed = workload.memory(1)
-    state = needed.parameters + needed.gradients + needed.optimizer
+    state = needed.parameters + needed.gradients + needed.optimizer + needed.averaged
     if state > device.memory:
         raise ConfigError(
             f"model: {workload.model.n_params:,} parameters need {state / 1e9:,.0f} GB of memory on each device with "

@@ -7,6 +7,8 @@ from gptstar.data.config import DataConfig
 from gptstar.errors import ConfigError
 from gptstar.fields import Count, Role, Seed, Shown, check_ranges
 from gptstar.model import GPTConfig
+from gptstar.training.averaging import AVERAGING, Averaging
+from gptstar.training.averaging.none import NO_AVERAGE
 from gptstar.training.curriculum import Curriculum
 from gptstar.training.optimizers import OPTIMIZERS, Optimizer
 from gptstar.training.schedules import SCHEDULES, Schedule
@@ -32,6 +34,7 @@ class Recipe:
     optimizer: Annotated[Optimizer, OPTIMIZERS]
     schedule: Annotated[Schedule, SCHEDULES]
     curriculum: Curriculum
+    averaging: Annotated[Averaging, AVERAGING] = NO_AVERAGE
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
@@ -44,6 +47,7 @@ class Recipe:
             )
         self.model.check_length("data.context_length", self.data.context_length)
         self.schedule.resolved(self.total_steps)
+        self.averaging.resolved(self.total_steps)
         self.curriculum.resolved(self.data.context_length, self.total_steps)
         self.curriculum.check_end(max(self.total_steps, self.schedule.end or 0))
 
@@ -59,4 +63,5 @@ class Recipe:
             optimizer=self.optimizer.resolved(precision),
             schedule=self.schedule.resolved(self.total_steps),
             curriculum=self.curriculum.resolved(self.data.context_length, self.total_steps),
+            averaging=self.averaging.resolved(self.total_steps),
         )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from gptstar.checkpoint.kept import LAST
+from gptstar.checkpoint.read import parted
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import ReadingConfig
 from gptstar.evaluation.tasks.config import TasksConfig
@@ -74,7 +75,8 @@ class Record:
             ConfigError: one is missing.
         """
         began = (self.output / LAST).exists()  # then the run continues from its own
-        for key, path in (("branch_from", self.branch_from), ("init_from", self.init_from)):
+        initial = self.init_from and parted(self.init_from)[0]
+        for key, path in (("branch_from", self.branch_from), ("init_from", initial)):
             if path is not None and not path.exists() and not began:
                 raise ConfigError(f"{key}={path} is not a checkpoint that exists")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():

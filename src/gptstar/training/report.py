@@ -30,7 +30,7 @@ from gptstar.inference.generate import generate
 from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
 from gptstar.plots.loss import plot_loss
-from gptstar.training.budget import BIGRAM_TOKENS, fixed_targets, forward_tokens, study_targets
+from gptstar.training.budget import BIGRAM_TOKENS, Budget
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import log_texts
 from gptstar.training.metrics_csv import read_metrics
@@ -62,6 +62,11 @@ class Ended:
     def trained_tokens(self) -> int:
         """Tokens that it read."""
         return self.step * self.recipe.batch_tokens
+
+    @property
+    def budget(self) -> Budget:
+        """What reading may cost now."""
+        return Budget(self.recipe.model, self.recipe.data.context_length, self.trained_tokens)
 
     @property
     def bigram_tokens(self) -> int:
@@ -101,9 +106,11 @@ def final_line(rows: Sequence[dict[str, float]], bigram: float | None, ended: En
         return f"no validation was due; in {ended.record.output}"
     step, loss = losses[-1]
     at_best, best = min(losses, key=lambda each: (each[1], -each[0]))
+    averages = [row["averaged/loss"] for row in rows if int(row["step"]) == step and "averaged/loss" in row]
+    averaged = f", of averaged weights {averages[-1]:.3f}" if averages else ""
     lower = f" (best: {best:.3f} at step {at_best:,})" if at_best != step else ""
     beside = "" if bigram is None else f"; a bigram model {_counted(ended)} has {bigram:.3f}"
-    return f"validation loss {loss:.3f} at step {step:,}{lower}{beside}; in {ended.record.output}"
+    return f"validation loss {loss:.3f} at step {step:,}{averaged}{lower}{beside}; in {ended.record.output}"
 
 
 def _bigram(ended: Ended, say: Callable[[str], None]) -> float:
@@ -139,13 +146,12 @@ def _read(model: GPT, ended: Ended, console: Console) -> dict[str, object]:
     available = int(text.sizes.max(initial=0)) - 1  # a target has a whole context before it
     longest = available if extrapolates else min(available, trained_at)
     lengths = [length for length in LengthConfig().lengths(trained_at) if length <= longest]
-    n_targets = fixed_targets(lengths, ended.trained_tokens) if lengths else 0
+    n_targets = ended.budget.fixed_targets(lengths) if lengths else 0
     say = partial(console.print, highlight=False, soft_wrap=True)
     if not n_targets:
         why = f"no held-out text is longer than the training context, {trained_at:,} tokens"
         if lengths:
-            affordable = forward_tokens(ended.trained_tokens)
-            why = f"a tenth of the training's compute reads {affordable:,} tokens, too few for an interval"
+            why = "a tenth of the training's operations reads too few tokens for an interval"
         say(f"context lengths are not read: {why}; for more: gptstar evaluate evaluation=length checkpoint={folder}")
         return {}
     config = LengthConfig(
@@ -201,7 +207,7 @@ def _sample(model: GPT, ended: Ended, console: Console) -> list[str]:
 def _study(ended: Ended, device: torch.device, console: Console) -> None:
     """Read at the context lengths that `reading` names, of as many targets as it says or the run can afford."""
     record, trained_at = ended.record, ended.recipe.data.context_length
-    reading = replace(record.reading, max_tokens=study_targets(record.reading, trained_at, ended.trained_tokens))
+    reading = replace(record.reading, max_tokens=ended.budget.study_targets(record.reading))
     listed = ", ".join(f"{length:,}" for length in reading.lengths(trained_at))
     many = "all targets" if reading.limit is None else f"up to {reading.limit:,} targets"
     line = f"after the last step: reading {many} at context lengths {listed}"

@@ -3,11 +3,12 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptstar.checkpoint.format import Checkpoint, OptimizerState, TrainingState, in_parts
 from gptstar.checkpoint.identity import identity
@@ -17,6 +18,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import CheckpointError, ConfigError
 from gptstar.model import GPT, GPTConfig
 from gptstar.ranks import Ranks
+from gptstar.training.averaging import AVERAGING
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
 from gptstar.training.schedules import SCHEDULES, Schedule
@@ -24,16 +26,17 @@ from gptstar.training.settings import differing
 from gptstar.training.sharding import fill, load_sharded, parts_of
 from gptstar.training.status import read_config
 
-OF_SCHEDULE = "schedule."
+OF_SCHEDULE, OF_AVERAGE = "schedule.", "averaging."
 
 QUICKSTART = "quickstart"
 """The name of runs that no experiment was given for, till one with its own text or model had neutral settings."""
 
-DERIVED = {"schedule.decay_until", "schedule.decay_steps", "curriculum.steps"}
+DERIVED = {"schedule.decay_until", "schedule.decay_steps", "curriculum.steps", "averaging.begin"}
 """Settings that follow from `total_steps` unless they are given."""
 
-Materialise = Callable[[GPT], OptimizerState]
-"""Gives a model in parts, whose tensors are empty, its weights; returns the optimizer's state, in parts too."""
+Materialise = Callable[[GPT], tuple[OptimizerState, dict[str, Tensor]]]
+"""Gives a model in parts, whose tensors are empty, its weights; returns the optimizer's state, in parts too, and the
+averaged weights, whole or in parts."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,13 @@ class Beginning:
         model: in train mode; of one that is to be sharded the shapes alone.
         state: to train it from.
         materialise: of one that is to be sharded.
+        averaged: averaged weights; empty before they begin, and of a model that is to be sharded.
     """
 
     model: GPT
     state: TrainingState
     materialise: Materialise | None = None
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
 
 def read_for(path: Path, record: Record, ranks: Ranks, *, sharded: bool) -> Checkpoint:
@@ -66,7 +71,7 @@ def read_for(path: Path, record: Record, ranks: Ranks, *, sharded: bool) -> Chec
     else:
         checkpoint = read(path)
     begins = record.init_from is not None and path.resolve().parent != record.output.resolve()
-    return replace(checkpoint, training=None) if begins else checkpoint
+    return replace(checkpoint, training=None, averaged={}) if begins else checkpoint
 
 
 def initial_weights(source: tuple[Path, Checkpoint] | None, record: Record) -> dict[str, Any]:
@@ -109,10 +114,10 @@ def begin(
             torch.manual_seed(recipe.seed)
             return Beginning(GPT(recipe.model), new)
 
-        def draw(model: GPT) -> OptimizerState:
+        def draw(model: GPT) -> tuple[OptimizerState, dict[str, Tensor]]:
             torch.manual_seed(recipe.seed)
             fill(model, model.initial_weights())
-            return {}
+            return {}, {}
 
         return Beginning(_shape_of(recipe.model), new, draw)
     path, checkpoint = source
@@ -123,7 +128,8 @@ def begin(
                 f"branch_from={path} holds weights alone, so there is no step to branch at: begin a run with them by "
                 f"resume={path}"
             )
-        checkpoint = replace(checkpoint, training=_branched(path, checkpoint.training, settings))
+        averages = _holds_average(path, checkpoint)
+        checkpoint = replace(checkpoint, training=_branched(path, checkpoint.training, settings, averages=averages))
     _check_source(path, checkpoint, settings, recipe.total_steps, shards, record)
     state = checkpoint.training or new
     if state.step > recipe.total_steps:
@@ -133,20 +139,39 @@ def begin(
         )
     if elsewhere:
         state = replace(state, best_loss=None, callbacks={}, ended={})  # a run's best and its callbacks are its own
+    _check_average(path, checkpoint, recipe, state.step)
+    averaged = checkpoint.averaged if checkpoint.training else {}
     if not sharded:
-        return Beginning(checkpoint.build().train(), state)
+        return Beginning(checkpoint.build().train(), state, averaged=averaged)
 
-    def restore(model: GPT) -> OptimizerState:
+    def restore(model: GPT) -> tuple[OptimizerState, dict[str, Tensor]]:
         if in_parts(path):
-            states = load_sharded(path, model)
-            return states if checkpoint.training else {}
+            states, parts = load_sharded(path, model)
+            return (states, parts) if checkpoint.training else ({}, {})
         fill(model, checkpoint.weights.items())
         states = parts_of(state.optimizer, model)
         checkpoint.weights.clear()
         state.optimizer.clear()
-        return states
+        return states, averaged
 
     return Beginning(_shape_of(recipe.model), state, restore)
+
+
+def _holds_average(path: Path, checkpoint: Checkpoint) -> bool:
+    if not in_parts(path):
+        return bool(checkpoint.averaged)
+    from gptstar.checkpoint.parts import AVERAGED, tensors_in
+
+    return any(name.startswith(AVERAGED) for name in tensors_in(path))
+
+
+def _check_average(path: Path, checkpoint: Checkpoint, recipe: Recipe, step: int) -> None:
+    """See that what is averaged since before a step is there; a branch, or the original's state, may lack it."""
+    if step and recipe.averaging.share(step) and not _holds_average(path, checkpoint):
+        raise ConfigError(
+            f"{path} is at step {step:,} and holds no averaged weights, and averaging="
+            f"{AVERAGING.name_of(recipe.averaging)} begins before it: give averaging.begin={step}, or averaging=none"
+        )
 
 
 def _shape_of(config: GPTConfig) -> GPT:
@@ -154,7 +179,7 @@ def _shape_of(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
-def _branched(path: Path, state: TrainingState, settings: dict[str, Any]) -> TrainingState:
+def _branched(path: Path, state: TrainingState, settings: dict[str, Any], *, averages: bool) -> TrainingState:
     """The state under our schedule, to which theirs was equal till now."""
     try:
         theirs = _schedule(state.settings)
@@ -169,8 +194,9 @@ def _branched(path: Path, state: TrainingState, settings: dict[str, Any]) -> Tra
                 f"the peak, which this schedule puts at {here:.3g}: branch from an earlier checkpoint, or with a later "
                 "or shorter decay"
             )
-    ours_alone = {key: value for key, value in settings.items() if key.startswith(OF_SCHEDULE)}
-    others = {key: value for key, value in state.settings.items() if not key.startswith(OF_SCHEDULE)}
+    prefixes = (OF_SCHEDULE,) if averages else (OF_SCHEDULE, OF_AVERAGE)  # an average goes on as it began
+    ours_alone = {key: value for key, value in settings.items() if key.startswith(prefixes)}
+    others = {key: value for key, value in state.settings.items() if not key.startswith(prefixes)}
     return replace(state, settings=others | ours_alone)
 
 

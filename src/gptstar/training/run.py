@@ -55,11 +55,8 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
     """
     device_type = hardware.device().type
     hardware.check_world(started_processes())  # before they meet: processes that are not there would be waited for
-    if device_type == "cpu":
-        keep_freed_memory()
     with joined(device_type) as ranks, RunDirectory(record.output, ranks) as directory, ExitStack() as until_the_end:
-        if device_type == "cuda":
-            stay_within_own_part()
+        _set_up_memory(device_type)
         console = Terminal(quiet=not ranks.first)
         say = partial(console.print, soft_wrap=True, highlight=False)
         record, recipe = replace(record, output=directory.path), recipe.resolved(hardware.resolved_precision())
@@ -83,6 +80,8 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         if source is not None:
             say(_origin(source, step, recipe.total_steps))
         say(_headline(recipe, record, batches))
+        if device_line := hardware.explain_device():
+            say(device_line)
 
         def describe(step: int) -> dict[str, dict[str, Any]]:
             about = {"settings": settings, "data": _data_read(step, recipe, data, shards) | initial}
@@ -118,15 +117,31 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             saver.stop_listening()
         saver.leave_if_asked(trainer)
         ended = ended or callbacks.ending(trainer).get("reason")
-        if trainer.global_step < recipe.total_steps and ended is None and not is_trial(trainer):
-            say(f"stopped at step {trainer.global_step:,}; output={record.output} goes on")
-        elif trainer.is_global_zero and not is_trial(trainer):
-            if ended is not None:
-                say(f"ended at step {trainer.global_step:,} by {ended}; to train on, change trainer.callbacks")
-            line = conclude(trainer, Ended(trainer.global_step, shards, recipe, hardware, record), console)
+        if ranks.first and not is_trial(trainer):
+            run = Ended(trainer.global_step, shards, recipe, hardware, record)
+            line = _conclusion(trainer, run, ended, console)
             until_the_end.close()  # trackers may have a word to say before the last line
             say(line)
-            directory.finished(ended or "")
+            if run.step >= recipe.total_steps or ended is not None:
+                directory.finished(ended or "")
+
+
+def _set_up_memory(device_type: str) -> None:
+    """On a CPU keep what is freed, and on a GPU that runs share stay within this run's part."""
+    if device_type == "cpu":
+        keep_freed_memory()
+    if device_type == "cuda":
+        stay_within_own_part()
+
+
+def _conclusion(trainer: pl.Trainer, run: Ended, ended: str | None, console: Terminal) -> str:
+    """Conclude a run that is at its last step, or that callbacks have ended; return its last line."""
+    if run.step < run.recipe.total_steps and ended is None:
+        return f"stopped at step {run.step:,}; output={run.record.output} goes on"
+    if ended is not None:
+        line = f"ended at step {run.step:,} by {ended}; to train on, change trainer.callbacks"
+        console.print(line, soft_wrap=True, highlight=False)
+    return conclude(trainer, run, console)
 
 
 def _data(recipe: Recipe, hardware: Hardware, shards: ShardFolder, batches: MicroBatches) -> WindowsDataModule:
@@ -156,8 +171,10 @@ def _origin(source: tuple[Path, Checkpoint], step: int, total_steps: int) -> str
 
 
 def _headline(recipe: Recipe, record: Record, batches: MicroBatches) -> str:
+    steps, warmup = recipe.total_steps, recipe.schedule.warmup_steps
+    mostly = f" ({warmup:,} of them warm-up, schedule.warmup_steps)" if 2 * warmup > steps else ""
     return (
-        f"{record.name}: {recipe.model.n_params:,} parameters, {recipe.total_steps:,} steps of "
+        f"{record.name}: {recipe.model.n_params:,} parameters, {steps:,} steps{mostly} of "
         f"{recipe.batch_tokens:,} tokens, context {recipe.data.context_length}, {batches}, in {record.output}"
     )
 

@@ -60,7 +60,11 @@ class BackgroundWriter:
         """What this rank has to do for a path, on a copy of the tensors."""
         training = checkpoint.training
         assert training is not None
-        states: dict[str, Any] = {"weights": checkpoint.weights, "optimizer": training.optimizer}
+        states: dict[str, Any] = {
+            "weights": checkpoint.weights,
+            "averaged": checkpoint.averaged,
+            "optimizer": training.optimizer,
+        }
         if self._sharded:
             from torch.distributed.checkpoint.staging import BlockingAsyncStager
 
@@ -74,6 +78,7 @@ class BackgroundWriter:
         copied = _with(
             checkpoint,
             weights=_copied(checkpoint.weights),
+            averaged=_copied(checkpoint.averaged),
             optimizer={name: _copied(state) for name, state in training.optimizer.items()},
         )
         return lambda path: write(path, copied)
@@ -87,9 +92,15 @@ class BackgroundWriter:
             prune(self._folder, self._keep)
 
 
-def _with(checkpoint: Checkpoint, weights: dict[str, Tensor], optimizer: dict[str, dict[str, Tensor]]) -> Checkpoint:
+def _with(
+    checkpoint: Checkpoint,
+    weights: dict[str, Tensor],
+    averaged: dict[str, Tensor],
+    optimizer: dict[str, dict[str, Tensor]],
+) -> Checkpoint:
     assert checkpoint.training is not None
-    return replace(checkpoint, weights=weights, training=replace(checkpoint.training, optimizer=optimizer))
+    training = replace(checkpoint.training, optimizer=optimizer)
+    return replace(checkpoint, weights=weights, averaged=averaged, training=training)
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from gptstar.checkpoint.kept import LAST
 from gptstar.fields import Role
 from gptstar.keys import UNSTATED, Declared, about, declared, flatten
+from gptstar.training.averaging import AVERAGING
 from gptstar.training.hardware import Hardware
 from gptstar.training.optimizers import OPTIMIZERS
 from gptstar.training.recipe import Recipe
@@ -45,6 +46,7 @@ def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:
         "data": vars(recipe.data),
         "optimizer": OPTIMIZERS.describe(recipe.optimizer),
         "schedule": SCHEDULES.describe(recipe.schedule),
+        "averaging": AVERAGING.describe(recipe.averaging),
         "curriculum": vars(recipe.curriculum),
         "hardware": {"precision": hardware.resolved_precision()},
     }

@@ -30,9 +30,10 @@ def shard(model: GPT, mesh: "DeviceMesh", *, bf16_weights: bool = False) -> None
     policy = (
         MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32) if bf16_weights else MixedPrecisionPolicy()
     )
-    for block in model.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in (*model.blocks, model):
+        sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
+        if mesh.device_type == "cpu":  # PyTorch 2.8's gloo returns the sum where the average is asked for
+            sharded.set_force_sum_reduction_for_comms(True)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
@@ -40,6 +41,13 @@ def full_tensor(tensor: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, which shares its memory; a whole tensor is its own part."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(parameter: Tensor, value: Tensor) -> Tensor:
@@ -82,26 +90,33 @@ def parts_of(states: OptimizerState, model: GPT) -> OptimizerState:
     }
 
 
-def load_sharded(path: Path, model: GPT) -> OptimizerState:
-    """Read this rank's parts of a checkpoint in parts into a model; returns those of the optimizer's state.
+def load_sharded(path: Path, model: GPT) -> tuple[OptimizerState, dict[str, Tensor]]:
+    """Read this rank's parts of a checkpoint in parts into a model.
+
+    Returns:
+        The parts of the optimizer's state, and those of the averaged weights, which are empty where there are none.
 
     Raises:
         CheckpointError: it is another model's, or damaged.
     """
-    from gptstar.checkpoint.parts import load_parts, tensors_in
+    from gptstar.checkpoint.parts import AVERAGED, load_parts, tensors_in
 
     parameters = dict(model.named_parameters())
     states: OptimizerState = {}
+    averaged: dict[str, Tensor] = {}
     for name, about in tensors_in(path).items():
         kind, _, rest = name.partition(".")
         parameter, _, key = rest.rpartition(".")
-        if kind == "optimizer":
+        if name.startswith(AVERAGED) and rest in parameters:
+            averaged[rest] = torch.zeros_like(parameters[rest].detach())
+        elif kind == "optimizer":
             like = parameters.get(parameter)
             in_parts = like is not None and like.shape == about.size
             states.setdefault(parameter, {})[key] = (
                 torch.zeros_like(like.detach()) if in_parts else torch.zeros(about.size)  # type: ignore[union-attr]
             )
     tensors = {f"weights.{name}": parameter.detach() for name, parameter in parameters.items()}
+    tensors |= {f"{AVERAGED}{name}": value for name, value in averaged.items()}
     tensors |= {f"optimizer.{name}.{key}": value for name, state in states.items() for key, value in state.items()}
     load_parts(path, tensors)
-    return states
+    return states, averaged

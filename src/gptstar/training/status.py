@@ -80,8 +80,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     try:
         tree = yaml.load(read_text(folder / "config.yaml"), Loader=_Loader)  # a safe loader's child
-        json.dumps(tree, default=str)  # raises ValueError for an alias to what holds it
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        json.dumps(tree, default=str)  # raises ValueError for an alias to what holds it, TypeError for a date as a key
+    except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise ValueError(f"config.yaml: {in_one_line(error)}") from error
     if not isinstance(tree, dict):
         raise ValueError("config.yaml is not a configuration")

@@ -36,14 +36,13 @@ class Tracker:
         check_specs("tracker.loggers", self.loggers)
 
     def check_here(self) -> None:
-        """See that the packages are installed, and that wandb would take what is sent to it.
+        """See that TensorBoard is installed if it is chosen, and that wandb would take what is sent to it.
 
         Raises:
-            ConfigError: a package is missing, or wandb has no valid key.
+            ConfigError: TensorBoard is missing, or wandb has no valid key.
         """
-        for name in self.names:
-            if find_spec(name) is None:
-                raise ConfigError(f"tracker={name} needs the package {name}: pip install 'gptstar[{name}]'")
+        if "tensorboard" in self.names and find_spec("tensorboard") is None:
+            raise ConfigError("tracker=tensorboard needs the package tensorboard: pip install 'gptstar[tensorboard]'")
         speaks = os.environ.get("RANK", "0") == "0" and "WANDB_MODE" not in os.environ
         if "wandb" in self.names and self.mode == "online" and speaks:
             import wandb

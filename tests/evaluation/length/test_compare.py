@@ -32,7 +32,7 @@ def reading(seed: int, better: float = 0.0, lengths: tuple[int, ...] = (16, 32),
     known: dict[int, Read] = {length: (hard + noise - better, Cost(1.0, 0, 0)) for length in plan.lengths}
     reader = Reader(lambda *_: torch.empty(0), torch.device("cpu"), 64)
     curve = read_curve(reader, plan, name=f"model{seed}", trained_at=16, known=known)
-    return Reading.parse(STUDY, json.loads(to_json(asdict(curve))), {"name": f"model{seed}"})
+    return Reading.parse("fixed_targets", STUDY, json.loads(to_json(asdict(curve))), {"name": f"model{seed}"})
 
 
 def test_losses_are_paired_by_document() -> None:
@@ -56,12 +56,12 @@ def test_losses_are_paired_by_document() -> None:
 
 def test_unpaired_differences_have_no_interval_and_say_why() -> None:
     a, b, other = reading(1), reading(2), reading(3, documents=30)
-    older = replace(b, counts=(), targets="")
+    older = replace(b, counts=())
     found = compare_curves([a, older, other])
     assert {(row.p, row.low, row.verdict) for rows in found.rows for row in rows} == {(None, None, "not tested")}
     assert any(note.startswith("B: without") and "evaluate again" in note for note in found.notes)
     assert any(note.startswith("C: without") and "other tokens" in note for note in found.notes)
-    assert found.rows[1][0].metric == "bits_per_byte"  # as the numbers of tokens differ
+    assert found.rows[1][0].metric == "bits_per_byte"  # as other tokens were scored
     assert found.rows[0][0].metric == "loss"
 
 
@@ -72,3 +72,20 @@ def test_what_can_not_be_compared_is_refused() -> None:
     undefined = tuple(replace(each, loss=None) for each in a.lengths)
     with pytest.raises(ConfigError, match="no context length is in both A and B"):
         compare_curves([a, replace(a, lengths=undefined)])
+
+
+def test_losses_on_other_tokens_are_compared_in_bits_per_byte_at_every_length() -> None:
+    """Two tokenizers may make as many tokens of a text, at one length or at all."""
+    a, b = reading(1), reading(2)
+    found = compare_curves([a, replace(b, targets="another tokenizer's")])
+    assert {row.metric for row in found.rows[0]} == {"bits_per_byte"}
+    fewer = tuple(replace(point, tokens=point.tokens - 1) for point in b.lengths[1:])
+    found = compare_curves([a, replace(b, targets="", lengths=(b.lengths[0], *fewer))])
+    assert [row.metric for row in found.rows[0]] == ["bits_per_byte"] * 2
+
+
+def test_the_protocol_is_no_word_in_the_name_of_a_text() -> None:
+    a, b = (replace(reading(seed), study="fixed_targets, text legacy") for seed in (1, 2))
+    assert all(row.p is not None for row in compare_curves([a, b]).rows[0])
+    published = compare_curves([replace(each, protocol="legacy") for each in (a, b)])
+    assert any("the published estimator has none" in note for note in published.notes)

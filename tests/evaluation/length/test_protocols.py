@@ -267,7 +267,10 @@ def test_batches_hold_windows_of_about_one_size() -> None:
 def test_growth_is_the_power() -> None:
     assert growth([8, 16, 64], [3 * 8**1.5, 3 * 16**1.5, 3 * 64**1.5]) == pytest.approx(1.5)
     assert math.isnan(growth([8], [1.0]))
-    assert math.isnan(growth([8, 16], [0.0, 1.0]))
+    assert math.isnan(growth([8, 16, 32], [0.0, 1.0, 2.0]))
+    assert math.isnan(growth([8, 16], [1.0, 2.0]))
+    assert math.isnan(growth([512, 1024, 2048, 4096], [0.90, 0.86, 0.90, 0.88]))
+    assert math.isnan(growth([8, 16, 32], [1.0, 1.0, 1.0]))
 
 
 @pytest.mark.parametrize(

@@ -210,6 +210,14 @@ def test_there_is_a_panel_for_each_metric_with_the_published_rows(ours: TaskResu
     assert sum(not score.is_same_metric for score in panels[3].published) == 2
 
 
+def test_models_of_one_name_are_told_apart(ours: TaskResults) -> None:
+    other = replace(ours, checkpoint=ours.checkpoint | {"path": "/other/best.ckpt", "sha256": "ef" * 32})
+    panels = score_panels([ours, other])
+    names = {score.model for score in panels[0].ours}
+    assert len(names) == 2
+    assert len(beside_published(panels)) == 2
+
+
 def test_models_share_a_panel_and_are_set_beside_the_published(ours: TaskResults) -> None:
     other = replace(ours, checkpoint=ours.checkpoint | {"name": "other"}, tasks=ours.tasks[4:])
     panels = score_panels([ours, other])

@@ -3,6 +3,7 @@
 A folder of shards holds `manifest.json`, `tokenizer.json`, and for each shard `NAME.npy` (the tokens, memory-mapped),
 `NAME.documents.npy` (where each document starts) and `NAME.segments.npy` (a hash of each 64 KiB of the token file, so
 that a part of it can be fetched from afar and checked). `preparation/writer.py` writes them, `shards.py` opens them.
+Tokens that another project wrote stay where they are: the manifest says where (`preparation/adopt.py`).
 """
 
 import hashlib
@@ -32,10 +33,25 @@ Stratum = Literal["first", "rest"]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where the tokens of a shard lie in a file of another project, up to its end.
+
+    Attributes:
+        file: its path, absolute or from the folder of the manifest.
+        offset: of the first token, in bytes.
+    """
+
+    file: str
+    offset: NonNegativeInt
+    dtype: Literal["<u2", "<u4"]
+
+
+@dataclass(frozen=True)
 class Shard:
     """An entry of the manifest: `bytes` counts the text; the hashes are SHA-256 of the shard's three files.
 
     Attributes:
+        place: where the tokens are, if another project wrote them.
         largest_token: the largest number of its tokens; None in a manifest of an earlier version.
     """
 
@@ -50,12 +66,23 @@ class Shard:
     documents_sha256: str
     segments_sha256: str
     largest_token: NonNegativeInt | None = None
+    place: Place | None = None
+
+    @property
+    def tokens_file(self) -> str:
+        """The path of the tokens, from the folder of the manifest or absolute."""
+        return self.place.file if self.place else f"{self.name}.npy"
+
+    @property
+    def again(self) -> str:
+        """What to do about a file of tokens that is damaged or missing."""
+        return "copy it again, or adopt it anew into another folder" if self.place else AGAIN
 
     @property
     def files(self) -> dict[str, str]:
         """The shard's files and their hashes."""
         return {
-            f"{self.name}.npy": self.sha256,
+            self.tokens_file: self.sha256,
             f"{self.name}.documents.npy": self.documents_sha256,
             f"{self.name}.segments.npy": self.segments_sha256,
         }
@@ -176,7 +203,7 @@ def parse_manifest(content: bytes, where: Path | str, fix: str) -> Manifest:
     for shard in manifest.shards:
         if {"", ".", ".."} & set(shard.name.split("/")) or "\0" in shard.name:
             raise DataError(f"{where} names a shard {shard.name!r:.60}, which is not a shard's name: {fix}")
-        check_largest_token(f"{where}: {shard.name:.60}.npy", shard.largest_token, manifest.n_vocab)
+        check_largest_token(f"{where}: {shard.tokens_file:.60}", shard.largest_token, manifest.n_vocab)
     return manifest
 
 

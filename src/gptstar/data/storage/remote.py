@@ -237,6 +237,10 @@ def open_shards(address: str, cache_bytes: int) -> tuple[Manifest, Tokenizer, Se
     where = f"{files.address}/manifest.json"
     manifest = parse_manifest(files.read("manifest.json"), where, f"{COPY_AGAIN} again")
     for shard in manifest.shards:
+        if shard.place is not None:
+            raise DataError(
+                f"{where} is of tokens that lie elsewhere ({shard.place.file:.60}): read it on their machine"
+            )
         if not all(map(NAME.fullmatch, shard.name.split("/"))):  # it becomes a file's name here
             raise DataError(f"{where} names a shard {shard.name!r}, which is not a shard's name: {COPY_AGAIN} again")
     folder = user_cache_path("gptstar") / "segments" / manifest.fingerprint / str(cache_bytes)

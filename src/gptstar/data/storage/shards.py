@@ -64,7 +64,7 @@ class ShardFolder:
 
     def tokens(self, shard: Shard) -> Tokens:
         """Map the tokens of a shard, or read them through the cache."""
-        return self.cache.tokens(shard) if self.cache else _map(Path(self.folder) / f"{shard.name}.npy")
+        return self.cache.tokens(shard) if self.cache else _map_tokens(Path(self.folder), shard)
 
     def shards(self, split: Split, corpus: str, stratum: Stratum | None = None) -> list[Shard]:
         """List the shards of a corpus in a split, or in a stratum of it; `first` before `rest`."""
@@ -87,12 +87,17 @@ def damaged(folder: Path, files: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def _check(folder: Path, manifest: Manifest) -> None:
     files = [file for shard in manifest.shards for file in shard.files.items()]
+    again = {
+        name: shard.again if shard.place and name == shard.tokens_file else AGAIN
+        for shard in manifest.shards
+        for name in shard.files
+    }
     missing = [name for name, _ in files if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"{folder / missing[0]} is missing, named by its manifest: {AGAIN}")
+        raise DataError(f"{folder / missing[0]} is missing, named by its manifest: {again[missing[0]]}")
     is_small = sum((folder / name).stat().st_size for name, _ in files) < VERIFY_BELOW_BYTES
     for name in damaged(folder, files) if is_small else ():
-        raise DataError(f"{folder / name} is damaged (its SHA-256 is not the manifest's): {AGAIN}")
+        raise DataError(f"{folder / name} is damaged (its SHA-256 is not the manifest's): {again[name]}")
     for shard in manifest.shards:
         arrays = check_arrays(folder, shard, manifest.n_vocab)
         if is_small:
@@ -102,16 +107,16 @@ def _check(folder: Path, manifest: Manifest) -> None:
 def check_arrays(folder: Path, shard: Shard, n_vocab: int) -> np.ndarray:
     """Check type and length of the arrays of a shard, and return its tokens. Raises DataError, with a file's name."""
     tokens, starts, hashes = (folder / name for name in shard.files)
-    dtype = token_dtype(n_vocab)
-    _check_array(tokens, dtype, shard.tokens, "tokens")
+    if shard.place is None:
+        _check_array(tokens, token_dtype(n_vocab), shard.tokens, "tokens")
     _check_array(starts, np.dtype("<u8"), shard.documents, "documents")
     _check_array(hashes, np.dtype("<u8"), -(-tokens.stat().st_size // SEGMENT_BYTES), "hashes")
-    return _map(tokens)
+    return _map_tokens(folder, shard)
 
 
 def check_tokens(folder: Path, shard: Shard, tokens: np.ndarray, n_vocab: int) -> None:
     """Read all tokens of a shard. Raises DataError, with the file's name, if one is not of the vocabulary."""
-    check_largest_token(str(folder / f"{shard.name}.npy"), int(tokens.max(initial=0)), n_vocab)
+    check_largest_token(str(folder / shard.tokens_file), int(tokens.max(initial=0)), n_vocab)
 
 
 def _check_array(path: Path, dtype: np.dtype, length: int, what: str) -> None:
@@ -121,6 +126,19 @@ def _check_array(path: Path, dtype: np.dtype, length: int, what: str) -> None:
     if len(array) != length:
         cause = f"few {what}, it was cut short" if len(array) < length else f"many {what}"
         raise DataError(f"{path} holds too {cause}: {AGAIN}")
+
+
+def _map_tokens(folder: Path, shard: Shard) -> np.ndarray:
+    path, place = folder / shard.tokens_file, shard.place
+    if place is None:
+        return _map(path)
+    try:
+        size, ends = path.stat().st_size, place.offset + shard.tokens * np.dtype(place.dtype).itemsize
+        if size != ends:
+            raise DataError(f"{path} has {size:,} bytes where its manifest says {ends:,}: {shard.again}")
+        return np.memmap(path, place.dtype, mode="r", offset=place.offset)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} can't be mapped ({in_one_line(error)}): {shard.again}") from error
 
 
 def _map(path: Path) -> np.ndarray:

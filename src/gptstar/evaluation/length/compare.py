@@ -37,11 +37,13 @@ class Reading:
     """One model's losses at several context lengths.
 
     Attributes:
-        study: the protocol and the text.
+        protocol: its name.
+        study: all of the protocol, and the text.
         checkpoint: whose losses they are, with a `name`.
         targets, counts: as a `Curve` has them.
     """
 
+    protocol: str
     study: str
     checkpoint: Mapping[str, Any]
     lengths: tuple[Point, ...]
@@ -49,9 +51,10 @@ class Reading:
     counts: tuple[int, ...] = ()
 
     @classmethod
-    def parse(cls, study: str, curve: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Self:
+    def parse(cls, protocol: str, study: str, curve: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Self:
         """Read what a `results.json` says of one model. Raises ValueError if it is damaged."""
-        reading = TypeAdapter(cls).validate_python({**curve, "study": study, "checkpoint": checkpoint})
+        known = {"protocol": protocol, "study": study, "checkpoint": checkpoint}
+        reading = TypeAdapter(cls).validate_python({**curve, **known})
         if any(point.sums and len(point.sums) != len(reading.counts) for point in reading.lengths):
             raise ValueError("its sums are not of its units of text")
         return reading
@@ -61,7 +64,8 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
     """Compare the losses of models with those of the first, at each context length that both were read at.
 
     If both scored the same targets, the losses are paired by document (or stretch of text) by a bootstrap-t, and Holm's
-    adjustment has one family: all lengths of all models. If the numbers of targets differ, bits per byte are compared.
+    adjustment has one family: all lengths of all models. If other tokens were scored, as other tokenizers make them,
+    bits per byte are compared where both have them.
 
     Raises:
         ConfigError: another text or protocol; or no length is in both.
@@ -92,7 +96,7 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
 
 def _why_unpaired(a: Reading, b: Reading) -> str:
     """Why two models' losses can't be paired; empty if they can."""
-    if "legacy" in a.study:
+    if a.protocol == "legacy":
         return "the published estimator has none"
     if not a.counts or not b.counts:
         return "these results lack the losses by document: evaluate again"
@@ -103,14 +107,15 @@ def _why_unpaired(a: Reading, b: Reading) -> str:
 
 def _rows(a: Reading, b: Reading, *, paired: bool) -> Iterator[Row]:
     others = {point.context_length: point for point in b.lengths}
-    for mine in a.lengths:
-        theirs = others.get(mine.context_length)
-        if theirs is None or mine.loss is None or theirs.loss is None:
+    both = [(point, others[point.context_length]) for point in a.lengths if point.context_length in others]
+    are_others = a.targets != b.targets or any(mine.tokens != theirs.tokens for mine, theirs in both)
+    in_bits = [(mine.bits_per_byte, theirs.bits_per_byte) for mine, theirs in both if mine.loss and theirs.loss]
+    bits = are_others and all(map(all, in_bits))
+    for mine, theirs in both:
+        figures = (mine.bits_per_byte, theirs.bits_per_byte) if bits else (mine.loss, theirs.loss)
+        if mine.loss is None or theirs.loss is None or figures[0] is None or figures[1] is None:
             continue
-        values = mine.loss.value, theirs.loss.value
-        bits = mine.tokens != theirs.tokens and mine.bits_per_byte is not None and theirs.bits_per_byte is not None
-        if bits and mine.bits_per_byte and theirs.bits_per_byte:
-            values = mine.bits_per_byte.value, theirs.bits_per_byte.value
+        values = figures[0].value, figures[1].value
         found = Paired(values[1] - values[0], math.nan, math.nan, math.nan, "none")
         if paired:
             found = paired_ratio(mine.sums, theirs.sums, a.counts)

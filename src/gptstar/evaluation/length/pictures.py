@@ -39,7 +39,7 @@ def _length_line(curve: Curve, bits: bool) -> LengthLine:
         if estimate is None:
             undefined.append(result.context_length)
             continue
-        losses.append(Point.of(result.context_length, estimate))
+        losses.append(Point(result.context_length, estimate.value, estimate.low, estimate.high))
         if result.change is not None and not bits:
             change = result.change
             changes.append(Point(result.context_length, change.difference, change.low, change.high))
@@ -47,5 +47,8 @@ def _length_line(curve: Curve, bits: bool) -> LengthLine:
 
 
 def _position_line(curve: Curve) -> PositionLine:
-    points = [Point.of((each.first * each.last) ** 0.5, each.loss) for each in curve.positions]
+    points = [
+        Point((each.first * each.last) ** 0.5, each.loss.value, each.loss.low, each.loss.high)
+        for each in curve.positions
+    ]
     return PositionLine(curve.name, points, [each.last for each in curve.positions], curve.trained_at)

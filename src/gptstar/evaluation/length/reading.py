@@ -124,8 +124,12 @@ def measured(device: torch.device) -> Iterator[Cost]:
 def growth(lengths: Sequence[int], values: Sequence[float]) -> float:
     """Fit the exponent k with which values grow as `length^k`, by a line through their logarithms.
 
-    NaN for fewer than two values, or if one is not positive.
+    NaN for fewer than three values, if one is not positive, or if the line explains less than nine tenths of their
+    variance.
     """
-    if len(lengths) < 2 or min(values) <= 0:
+    if len(lengths) < 3 or min(values) <= 0:
         return float("nan")
-    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
+    x, y = np.log(lengths), np.log(values)
+    if y.std() == 0 or np.corrcoef(x, y)[0, 1] ** 2 < 0.9:
+        return float("nan")
+    return float(np.polyfit(x, y, 1)[0])

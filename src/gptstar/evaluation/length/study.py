@@ -20,6 +20,7 @@ from gptstar.evaluation.tables import comparison_table, cost_line, length_markdo
 from gptstar.files import write_text
 from gptstar.model.attention import scaled_rotary
 from gptstar.model.positions import Scaling as PositionScaling
+from gptstar.terminal import Tenths
 
 DIFFERENT_TOKENIZERS = "The tokenizers differ: compare bits per byte, not loss or perplexity."
 
@@ -51,10 +52,16 @@ def study(
     parts = parts_of(checkpoints, config, shards)
     curves: list[Curve] = []
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("reading", total=sum(_tokens_to_read(part) for part in parts))
+        n_tokens = sum(_tokens_to_read(part) for part in parts)
+        task, tenths = progress.add_task("reading", total=n_tokens), Tenths(console, "reading", n_tokens)
+
+        def advance(tokens: int) -> None:
+            progress.advance(task, tokens)
+            tenths.advance(tokens)
+
         for part in parts:
             progress.update(task, description=f"reading {part.name}")
-            curves += _curves(part, config, device, lambda tokens: progress.advance(task, tokens))
+            curves += _curves(part, config, device, advance)
     bits = len({part.tokenizer for part in parts}) > 1
     written = _write(curves, parts, config, output, bits)
     if len(curves) == 1:

@@ -12,6 +12,9 @@ from lm_eval.api.task import Task
 from gptstar.evaluation.results import Kind, Metric, Sample, from_nats
 from gptstar.evaluation.statistics.intervals import Interval, accuracy_interval, join_clusters, ratio_interval
 
+BYPASS = "bypass"
+"""What the harness calls the metric of a task that is to have none."""
+
 KINDS: dict[Callable[..., float], Kind] = {
     harness_metrics.mean: "mean",
     harness_metrics.perplexity: "perplexity",
@@ -19,6 +22,9 @@ KINDS: dict[Callable[..., float], Kind] = {
     harness_metrics.bits_per_byte: "bits_per_byte",
 }
 """By how the harness aggregates a metric."""
+
+RIGHT_ANSWER = "bits_per_byte"
+"""The metric that every multiple-choice task has beside the harness's own: of its right answers."""
 
 
 def samples_of(
@@ -36,9 +42,12 @@ def samples_of(
             if isinstance(score, float) and kinds.get(metric) == "perplexity":
                 score = (score, 1.0)
             if score is not None:
-                item_scores[_full_name(metric, entry["filter"])] = score
+                item_scores[full_name(metric, entry["filter"])] = score
         if task.OUTPUT_TYPE in ("multiple_choice", "loglikelihood"):
             choices[item] = tuple(float(response[0]) for response in entry["filtered_resps"])
+        is_scored = task.OUTPUT_TYPE == "multiple_choice" and BYPASS not in kinds
+        if is_scored and (answer := _right_answer(task, entry)) is not None:
+            item_scores.setdefault(RIGHT_ANSWER, answer)
     return tuple(
         Sample(item, hashes[item], clusters[item], scores[item], choices.get(item, ())) for item in sorted(scores)
     )
@@ -59,15 +68,21 @@ def kinds_of(task: Task) -> dict[str, Kind]:
 def metrics_of(
     task: Task, figures: Mapping[str, Any], samples: Sequence[Sample], *, subset: str | None = None
 ) -> tuple[Metric, ...]:
-    """Each figure of a task over some samples; those that are not means over items are the harness's, of all items."""
+    """Each figure of a task over some samples, and the bits per byte of its right answers.
+
+    Figures that are not means over items are the harness's, of all items. Where the harness was told to compute none,
+    there are none.
+    """
     kinds, higher_is_better, metrics = kinds_of(task), task.higher_is_better(), []
+    if BYPASS in kinds:
+        return ()
     clusters = [sample.cluster for sample in samples]
     for key, value in figures.items():
         name, _, filter_name = key.partition(",")
         if name.endswith("_stderr") or name not in kinds:
             continue
-        full_name = _full_name(name, filter_name)
-        scores = [sample.scores[full_name] for sample in samples if full_name in sample.scores]
+        full = full_name(name, filter_name)
+        scores = [sample.scores[full] for sample in samples if full in sample.scores]
         kind = kinds[name] if scores and len(scores) == len(samples) else "other"
         if kind != "other":
             interval = interval_of(kind, scores, clusters)
@@ -75,12 +90,19 @@ def metrics_of(
             interval = Interval(float(value), math.nan, math.nan, "none")
         else:
             continue
-        low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
         better = bool(higher_is_better.get(name, True))
-        metrics.append(
-            Metric(full_name, interval.value, low, high, interval.method, kind, better, len(samples), subset)
-        )
+        metrics.append(as_metric(full, interval, kind, better, len(samples), subset))
+    answers = [sample.scores[RIGHT_ANSWER] for sample in samples if RIGHT_ANSWER in sample.scores]
+    if task.OUTPUT_TYPE == "multiple_choice" and answers and len(answers) == len(samples):
+        interval = interval_of("bits_per_byte", answers, clusters)
+        metrics.append(as_metric(RIGHT_ANSWER, interval, "bits_per_byte", False, len(samples), subset))
     return tuple(metrics)
+
+
+def as_metric(name: str, interval: Interval, kind: Kind, better: bool, items: int, subset: str | None) -> Metric:
+    """A figure for the results; `better` says whether a higher one is."""
+    low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
+    return Metric(name, interval.value, low, high, interval.method, kind, better, items, subset)
 
 
 def interval_of(kind: Kind, scores: Sequence[Any], clusters: Sequence[int]) -> Interval:
@@ -94,8 +116,27 @@ def interval_of(kind: Kind, scores: Sequence[Any], clusters: Sequence[int]) -> I
     return ratio_interval(values, np.ones(len(values)), clusters)
 
 
-def _full_name(metric: str, filter_name: str) -> str:
+def full_name(metric: str, filter_name: str) -> str:
+    """A metric's name in results, with the filter of the answers if the task has several."""
     return metric if filter_name == "none" else f"{metric}_{filter_name}"
+
+
+def _right_answer(task: Task, entry: Mapping[str, Any]) -> tuple[float, float] | None:
+    """An item's right answer: its log-likelihood in nats, and its bytes as the model was asked for it.
+
+    Of several right answers it is the one with the fewest bits per byte. None where the task names none.
+    """
+    right = task.doc_to_text(entry["doc"]) if task.multiple_input else entry["target"]
+    numbers = right if isinstance(right, list) else [right]
+    if any(isinstance(number, str) for number in numbers):
+        texts = task.doc_to_choice(entry["doc"])
+        numbers = [texts.index(text) for text in numbers if text in texts]
+    answers = []
+    for number in numbers:
+        if isinstance(number, int) and 0 <= number < len(entry["arguments"]):
+            n_bytes = len(entry["arguments"][number][1].encode("utf-8", "surrogatepass"))
+            answers.append((float(entry["filtered_resps"][number][0]), float(n_bytes)))
+    return max((answer for answer in answers if answer[1]), key=lambda answer: answer[0] / answer[1], default=None)
 
 
 def _number(value: Any) -> float | tuple[float, float] | None:

@@ -1,11 +1,11 @@
 """What to evaluate on, and how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from gptstar.errors import ConfigError
-from gptstar.fields import Count, NotNegative, Seed32, check_ranges
+from gptstar.fields import Before, Count, NotNegative, Seed32, check_ranges
 
 SUITE = ("lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande")
 """What GPT* was published with."""
@@ -27,7 +27,12 @@ class TasksConfig:
         data_dir: a folder with a file for each task, in the columns of its dataset on the Hub; the Hub unless given.
         context_length: tokens read at most, for every task; 1,024 and for WikiText 2,048 unless given, or what learned
             positions hold.
-        num_fewshot: examples before each item; what each task says unless given.
+        num_fewshot: examples before each item; what each task says unless given. A task that says 0 keeps 0, as in the
+            harness.
+        fewshot_as_multiturn: of chat templates, which no model here has: false.
+        gen_kwargs: how texts are written, over what each task says: `{max_gen_toks: 32}`.
+        metadata: what the harness hands to the code of tasks that make their items: `{tokenizer: FOLDER}` for RULER.
+        predict_only: keep what the model answers, and compute no metrics.
         dtype: of the products. In less than float32 scores depend on what else is in the batch.
         batch_tokens: tokens to read at once; by default 1,024 on a CPU, and on a GPU what its memory holds.
         batch_size: rows read at once at most.
@@ -44,6 +49,10 @@ class TasksConfig:
     data_dir: Path | None = None
     context_length: Count | None = None
     num_fewshot: NotNegative | None = None
+    fewshot_as_multiturn: Annotated[bool, Before(False)] = False
+    gen_kwargs: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    predict_only: Annotated[bool, Before(False)] = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_tokens: Count | None = None
     batch_size: Count | None = None
@@ -56,6 +65,15 @@ class TasksConfig:
         check_ranges(self, "evaluation.")
         if not self.tasks:
             raise ConfigError("evaluation.tasks is empty: name some, such as [piqa,winogrande]")
+        if self.fewshot_as_multiturn:
+            raise ConfigError(
+                "evaluation.fewshot_as_multiturn=true needs a chat template, as in the harness, and no model here has "
+                "one: leave it out"
+            )
+        if self.predict_only and self.every_n_steps is not None:
+            raise ConfigError(
+                "evaluation.predict_only=true computes no metrics, which evaluation.every_n_steps logs: leave one out"
+            )
 
     def check_here(self) -> None:
         """See that the files exist.

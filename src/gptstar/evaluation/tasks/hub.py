@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import re
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -30,13 +31,19 @@ def reachable() -> bool:
 
 @contextlib.contextmanager
 def without_waiting() -> Iterator[None]:
-    """Where the Hub is out of reach, tell its libraries so: they would retry for half a minute for each dataset."""
+    """Where the Hub is out of reach, tell its libraries so: they would retry for half a minute for each dataset.
+
+    Code of tasks that fetches by itself waits for seconds there, and not for ever.
+    """
     before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    patience = socket.getdefaulttimeout()
     if not reachable():
+        socket.setdefaulttimeout(SECONDS)
         datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
+        socket.setdefaulttimeout(patience)
         datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 

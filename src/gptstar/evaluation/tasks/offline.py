@@ -6,18 +6,19 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 import jinja2
+from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from gptstar.errors import ConfigError, DataError, Refusal, with_type
 from gptstar.evaluation.tasks import local_files
+from gptstar.evaluation.tasks.code import load_definition, refusal_of_code
 from gptstar.evaluation.tasks.hub import revision_of, without_waiting
 from gptstar.evaluation.tasks.local_files import COLUMNS, as_harness_dataset
 from gptstar.evaluation.tasks.manifest import dataset_of, find_items
@@ -31,6 +32,14 @@ TWINS = 0.7
 """Share of words in common from which two Winogrande sentences are twins: real ones have 0.8, others below 0.5."""
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Tasks with their items, each once, and the groups that they were asked for by, with the groups within those."""
+
+    tasks: list[Task]
+    groups: dict[str, Group]
+
+
 def load_tasks(
     names: Sequence[str],
     data_dir: Path | None,
@@ -38,30 +47,46 @@ def load_tasks(
     num_fewshot: int | None = None,
     include_path: Path | None = None,
 ) -> list[Task]:
+    """The tasks of `load`."""
+    return load(names, data_dir, num_fewshot=num_fewshot, include_path=include_path).tasks
+
+
+def load(
+    names: Sequence[str],
+    data_dir: Path | None,
+    *,
+    num_fewshot: int | None = None,
+    include_path: Path | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Loaded:
     """Build tasks, and those of groups and tags, for `lm_eval.evaluator.evaluate`: in the order of `names`, each once.
 
     Args:
         data_dir: a folder with `TASK.jsonl` for each, or `TASK/SPLIT.jsonl` (also .jsonl.gz, .jsonl.zst, .parquet), in
             the columns of its dataset on the Hub; None to load them from the Hub.
         num_fewshot: examples before each item; what each task says unless given. They need another split's file.
+        metadata: what the harness hands to the code of tasks that make their items.
 
     Raises:
-        ConfigError: no such task, or one that reads its own data.
+        ConfigError: no such task, one that reads its own data, or one whose code lacks something.
         DataError: items that are missing, damaged or not as the task needs them; or the Hub is out of reach.
     """
-    manager = manager_for(names, include_path)
+    manager = manager_for(names, include_path, metadata)
     datasets.disable_progress_bars()
     tasks: dict[str, Task] = {}
+    groups: dict[str, Group] = {}
     with quiet(), without_waiting() if data_dir is None else contextlib.nullcontext():
         if data_dir is not None:
             for leaf in dict.fromkeys(leaf for name in names for leaf in leaves(name, manager)):
                 manager.task_index[leaf] = _on_local_files(manager.task_index[leaf], data_dir, num_fewshot)
         for name in dict.fromkeys(names):
-            tasks |= _built(name, manager)
+            built = _built(name, manager)
+            tasks |= {task.config.task: task for task in built.tasks}
+            groups |= built.groups
     for task in tasks.values():
         if data_dir is not None and task.config.task not in COLUMNS:
             _try_every_item(task)
-    return list(tasks.values())
+    return Loaded(list(tasks.values()), groups)
 
 
 def splits_of(config: Mapping[str, Any], num_fewshot: int | None) -> tuple[list[str], list[str]]:
@@ -80,7 +105,8 @@ def splits_of(config: Mapping[str, Any], num_fewshot: int | None) -> tuple[list[
         )
     few_shot = config.get("fewshot_config") or {}
     source = few_shot.get("split") or config.get("fewshot_split") or next(filter(None, named))  # the harness's rule
-    n_examples = (config.get("num_fewshot") or 0) if num_fewshot is None else num_fewshot
+    own = config.get("num_fewshot")  # a 0 stays, as in the harness
+    n_examples = (own or 0) if num_fewshot is None or own == 0 else num_fewshot
     used = [evaluated]
     if n_examples > 0 and not few_shot.get("samples") and source != evaluated:
         used.append(source)
@@ -96,18 +122,16 @@ def _on_local_files(definition: Any, data_dir: Path, num_fewshot: int | None) ->
         files[split] = find_items(key, data_dir, config, split, evaluated=is_evaluated, num_fewshot=num_fewshot)
     paths = {split: file["path"] for split, file in files.items()}
     local = {"task": definition.name, "files": paths, "absent": absent, "source": files[used[0]]}
-    try:
-        config = load_yaml(definition.yaml_path)
-    except Exception as error:  # of the functions that it names
-        raise ConfigError(f"{definition.yaml_path}: {with_type(error)}") from error
+    config = load_definition(definition.name, definition.yaml_path)
     config |= {"custom_dataset": as_harness_dataset, "dataset_kwargs": {KEY: local}}
     return replace(definition, yaml_path=None, cfg=config)
 
 
-def _built(name: str, manager: TaskManager) -> dict[str, Task]:
+def _built(name: str, manager: TaskManager) -> Loaded:
     """Build a task, or the tasks of a group or tag; refuse what can't be built by the name of the task."""
     try:
-        return manager.load([name])["tasks"]
+        built = manager.load([name])
+        return Loaded(list(built["tasks"].values()), built["groups"])
     except Refusal:
         raise
     except Exception as error:  # of the harness, of datasets and what they rest on: there is no common one
@@ -121,7 +145,9 @@ def _built(name: str, manager: TaskManager) -> dict[str, Task]:
             part = _missing_part(error)
             where, row = next(((where, row) for where, row in rows if part in row.values()), rows[0])
             raise _unusable(local["source"]["path"], where if part else None, name, row, error) from error
-        reason = f"{with_type(error)}"
+        if (refusal := refusal_of_code(name, config, manager.task_index[name].yaml_path, error)) is not None:
+            raise refusal from error
+        reason = with_type(error)
         if isinstance(error, ConnectionError):
             reason = "the Hub can't be reached, and they are not in its cache"
         raise DataError(

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gptstar.evaluation.results import Metric, TaskResult, TaskResults
+from gptstar.evaluation.compare import names_of
+from gptstar.evaluation.results import Metric, TaskResult, TaskResults, grouped_by
 from gptstar.evaluation.tasks.published import published_rows
 from gptstar.evaluation.tasks.tables import COLUMNS, SHORT, differences, is_share, metric_of
 from gptstar.plots.scores import Score, ScorePanel
@@ -13,17 +14,19 @@ CHANCE = {"piqa": 0.5, "hellaswag": 0.25, "winogrande": 0.5}
 
 
 def score_panels(results: Sequence[TaskResults]) -> list[ScorePanel]:
-    """Make a panel for each metric that was published, then for the first metric of each other task.
+    """Make a panel for each metric that was published, then for the first metric of each other task or group of tasks.
 
     Args:
-        results: of one or several checkpoints.
+        results: of one or several checkpoints, whose names are told apart.
     """
+    named = list(zip(names_of([each.checkpoint for each in results]), results, strict=True))
     names = list(dict.fromkeys(task.task for each in results for task in each.tasks))
     chosen = [(task, metric) for task, metric in COLUMNS if task in names]
     for each in results:
-        others = [task for task in each.tasks if task.task not in published_rows().tasks and task.metrics]
+        known = (*published_rows().tasks, *grouped_by(each.tasks))
+        others = [task for task in each.tasks if task.task not in known and task.metrics]
         chosen += [(task.task, task.metrics[0].name) for task in others]
-    return [panel for task, metric in dict.fromkeys(chosen) if (panel := _panel(results, task, metric)) is not None]
+    return [panel for task, metric in dict.fromkeys(chosen) if (panel := _panel(named, task, metric)) is not None]
 
 
 def beside_published(panels: Sequence[ScorePanel]) -> list[str]:
@@ -44,10 +47,10 @@ def beside_published(panels: Sequence[ScorePanel]) -> list[str]:
     return lines
 
 
-def _panel(results: Sequence[TaskResults], task: str, metric: str) -> ScorePanel | None:
+def _panel(named: Sequence[tuple[str, TaskResults]], task: str, metric: str) -> ScorePanel | None:
     measured = [
-        (str(each.checkpoint["name"]), result, figure)
-        for each in results
+        (name, result, figure)
+        for name, each in named
         for result in each.tasks
         if result.task == task and (figure := metric_of(result, metric)) is not None
     ]
@@ -60,7 +63,7 @@ def _panel(results: Sequence[TaskResults], task: str, metric: str) -> ScorePanel
         ours.append(_score(name, figure, scale))
         normed = metric_of(result, "acc_norm")
         if normed is not None and metric == "acc":
-            label = "… acc_norm" if len(results) == 1 else f"{name} acc_norm"
+            label = "… acc_norm" if len(named) == 1 else f"{name} acc_norm"
             ours.append(replace(_score(label, normed, scale), is_same_metric=False))
     figures = [(row.model, other) for row in published_rows().rows if (other := row.figure(task, metric))]
     published = [Score(model, each.value * scale, is_same_metric=each.measures is None) for model, each in figures]

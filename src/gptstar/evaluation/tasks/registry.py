@@ -4,8 +4,9 @@ import contextlib
 import difflib
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
@@ -18,8 +19,13 @@ FOLDERS = ("lambada", "wikitext", "piqa", "hellaswag", "winogrande")
 """Of the harness, with the tasks of `SUITE`: reading all 15,000 files takes seconds."""
 
 
-def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskManager:
+def manager_for(
+    names: Sequence[str], include_path: Path | None = None, metadata: Mapping[str, Any] | None = None
+) -> TaskManager:
     """The harness's registry, of which at least these names are part; also of the user's own tasks in `include_path`.
+
+    Args:
+        metadata: what the harness hands to the code of tasks that make their items.
 
     Raises:
         ConfigError: there is no such task, group or tag; names the nearest. Or a task of the user's has the name of one
@@ -28,7 +34,9 @@ def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskM
     root = Path(lm_eval.tasks.__file__).parent
     own = [] if include_path is None else [include_path.resolve()]  # definitions include each other from elsewhere
     with quiet():
-        manager = TaskManager(include_path=[*(root / folder for folder in FOLDERS), *own], include_defaults=False)
+        given = dict(metadata or {})
+        paths = [*(root / folder for folder in FOLDERS), *own]
+        manager = TaskManager(include_path=paths, include_defaults=False, metadata=given)
         for name in SUITE:
             if root not in Path(manager.task_index[name].yaml_path or "").parents:
                 raise ConfigError(
@@ -36,7 +44,7 @@ def manager_for(names: Sequence[str], include_path: Path | None = None) -> TaskM
                     "harness's task are shown: give yours another name"
                 )
         if not set(names) <= set(manager.all_subtasks):  # a group's members may be anywhere
-            manager = TaskManager(include_path=own)
+            manager = TaskManager(include_path=own, metadata=given)
     for name in names:
         if name not in manager.task_index:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)

@@ -4,40 +4,56 @@ import contextlib
 import io
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lm_eval.api.model import CachingLM
-from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.tokenizer import Tokenizer
-from gptstar.errors import CheckpointError, ConfigError, with_type
+from gptstar.errors import CheckpointError, ConfigError
 from gptstar.evaluation.batch_size import smallest
 from gptstar.evaluation.harness import HarnessModel, n_to_write, room_for_prompt
-from gptstar.evaluation.results import TaskResult, TaskResults, versions_of, write_tasks
-from gptstar.evaluation.statistics.intervals import join_clusters
-from gptstar.evaluation.tasks.collect import copies_of, metrics_of, samples_of
+from gptstar.evaluation.results import TaskResults, versions_of, write_tasks
+from gptstar.evaluation.tasks.collect import kinds_of
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.evaluation.tasks.offline import clusters_of, item_hash, load_tasks, source_of
+from gptstar.evaluation.tasks.dispatch import ByTask, set_options
+from gptstar.evaluation.tasks.harness_files import facts_of, with_errors, write_harness_files
+from gptstar.evaluation.tasks.offline import Loaded, load
+from gptstar.evaluation.tasks.outcome import results_of, unclean_items
 from gptstar.evaluation.tasks.panels import score_panels
-from gptstar.evaluation.tasks.registry import definitions
+from gptstar.evaluation.tasks.registry import definitions, quiet
 from gptstar.evaluation.tasks.scoring import Scorer
 from gptstar.evaluation.tasks.tables import task_markdown, task_table, title
 from gptstar.evaluation.tasks.team import OnResults, Team
 from gptstar.evaluation.tasks.worker import Worker
-from gptstar.files import read_json
 from gptstar.model import GPT
 from gptstar.plots.scores import draw_scores
 from gptstar.plots.style import save
 
 PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What an evaluation found.
+
+    Attributes:
+        results: ours.
+        output: the harness's own results, of `lm_eval.evaluator.evaluate`.
+    """
+
+    results: TaskResults
+    output: dict[str, Any]
+    loaded: Loaded
 
 
 def evaluate_and_report(
@@ -48,28 +64,37 @@ def evaluate_and_report(
     output: Path,
     console: Console,
 ) -> None:
-    """Score a checkpoint with identity `who`, print a table, and write `results.json`, `results.md` and `results.png`.
+    """Score a checkpoint with identity `who`, print a table, and write `results.json`, `.md` and `.png`.
+
+    Beside them stand the harness's own files, `results_TIME.json` and `samples_TASK_TIME.jsonl`.
 
     Raises:
         Refusal: as `evaluate_tasks`; or the results can't be written, after they were printed.
     """
+    began = time.time()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     model = checkpoint.build().to(device)
-    results = evaluate_tasks(model, tokenizer, config, checkpoint=who, console=console)
-    if results is None:
+    scored = score(model, tokenizer, config, checkpoint=who, console=console)
+    if scored is None:
         return
-    console.print(task_table(results))
+    console.print(task_table(scored.results))
     try:
-        write_tasks(results, output)
-        (output / "results.md").write_text(task_markdown(results), encoding="utf-8")
-        figure = draw_scores(score_panels([results]), title(results))
+        write_tasks(scored.results, output)
+        (output / "results.md").write_text(task_markdown(scored.results), encoding="utf-8")
+        figure = draw_scores(score_panels([scored.results]), title(scored.results))
         if figure is not None:
             save(figure, output / "results.png")
+        assert tokenizer is not None
+        with_errors(scored.output, scored.loaded)
+        facts = facts_of(who, config, tokenizer, device, began)
+        facts["max_length"] = max(task.context_length for task in scored.results.tasks)
+        write_harness_files(scored.output | facts, output)
     except OSError as error:
         raise ConfigError(
             f"can't write all results into {output} ({error.strerror or error}): make room there"
         ) from error
-    console.print(f"in {output}: results.json, results.md, results.png", soft_wrap=True, highlight=False)
+    files = "results.json, results.md, results.png; for the harness's scripts results_*.json, samples_*.jsonl"
+    console.print(f"in {output}: {files}", soft_wrap=True, highlight=False)
 
 
 def evaluate_tasks(
@@ -79,8 +104,22 @@ def evaluate_tasks(
     *,
     checkpoint: Mapping[str, Any],
     console: Console,
-    tasks: Sequence[Task] = (),
+    tasks: Loaded | None = None,
 ) -> TaskResults | None:
+    """The results of `score`."""
+    scored = score(model, tokenizer, config, checkpoint=checkpoint, console=console, tasks=tasks)
+    return None if scored is None else scored.results
+
+
+def score(
+    model: GPT,
+    tokenizer: Tokenizer | None,
+    config: TasksConfig,
+    *,
+    checkpoint: Mapping[str, Any],
+    console: Console,
+    tasks: Loaded | None = None,
+) -> Scored | None:
     """Score a model on tasks, with all ranks of the job if it has several.
 
     Random states are left as they were found, and so is the model's mode. Only rank 0 returns results.
@@ -105,7 +144,6 @@ def evaluate_tasks(
     scorer.most = smallest(team.ranks.gathered(scorer.most))
     was_training = model.training
     model.eval()
-    results = []
     name = TextColumn("{task.description}", markup=False)
     columns = name, BarColumn(), TextColumn("{task.completed:,}/{task.total:,}")
     is_quiet = not (console.is_terminal and team.ranks.first)
@@ -117,40 +155,51 @@ def evaluate_tasks(
             if not team.ranks.first:
                 team.serve()
                 return None
+            loaded = tasks or prepared_tasks(config, model.config.n_ctx)
 
-            for task in tasks or prepared_tasks(config, model.config.n_ctx):
-
-                def progress_of(n_requests: int, name: str = task.config.task) -> OnResults:
-                    bar = progress.add_task(name, total=n_requests)
+            def model_for(task: str) -> HarnessModel:
+                def progress_of(n_requests: int) -> OnResults:
+                    bar = progress.add_task(task, total=n_requests)
                     return lambda results: progress.advance(bar, len(results))
 
-                length = config.length_for(task.config.task, model.config.n_ctx)
-                lm = HarnessModel(team, tokenizer, progress_of, length)
-                results.append(_evaluate(task, lm, config, checkpoint))
-                if lm.n_cut:
-                    console.print(
-                        f"{task.config.task}: {lm.n_cut:,} of its requests are longer than {lm.context_length:,} "
-                        "tokens, and lost their beginnings",
-                        highlight=False,
-                    )
+                return HarnessModel(team, tokenizer, progress_of, config.length_for(task, model.config.n_ctx))
+
+            models = {task.config.task: model_for(task.config.task) for task in loaded.tasks}
+            output = _evaluated(loaded, models, config, checkpoint)
     finally:
         team.dismiss()
         model.train(was_training)
-    return TaskResults(dict(checkpoint), _protocol(config, tokenizer, scorer), versions_of(*PACKAGES), tuple(results))
+    results = results_of(loaded, models, output, config)
+    for task in results:
+        if task.n_cut and not task.members:
+            console.print(
+                f"{task.task}: {task.n_cut:,} of its requests are longer than {task.context_length:,} tokens, and lost "
+                "their beginnings",
+                highlight=False,
+            )
+    about = _protocol(config, tokenizer, scorer)
+    return Scored(TaskResults(dict(checkpoint), about, versions_of(*PACKAGES), tuple(results)), output, loaded)
 
 
-def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> list[Task]:
+def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> Loaded:
     """The tasks with their items, and all that can be refused before a model, of capacity `n_ctx`, has read anything.
 
     Raises:
         ConfigError, DataError: as `evaluate_tasks`.
     """
-    tasks = load_tasks(config.tasks, config.data_dir, num_fewshot=config.num_fewshot, include_path=config.include_path)
-    for task in tasks:
+    loaded = load(
+        config.tasks,
+        config.data_dir,
+        num_fewshot=config.num_fewshot,
+        include_path=config.include_path,
+        metadata=config.metadata,
+    )
+    for task in loaded.tasks:
+        set_options(task, config)
         room_for_prompt(config.length_for(task.config.task, n_ctx), n_to_write(task), task.config.task)
         if config.overlap is not None:
-            _unclean_items(config.overlap, task)
-    return tasks
+            unclean_items(config.overlap, task)
+    return loaded
 
 
 def _protocol(config: TasksConfig, tokenizer: Tokenizer, scorer: Scorer) -> dict[str, Any]:
@@ -164,65 +213,30 @@ def _protocol(config: TasksConfig, tokenizer: Tokenizer, scorer: Scorer) -> dict
     }
     if config.include_path is not None:
         protocol["include_path"] = definitions(config.include_path)
+    protocol |= {key: getattr(config, key) for key in ("gen_kwargs", "metadata") if getattr(config, key)}
+    protocol |= {"predict_only": True} if config.predict_only else {}
     batches = {"batch_tokens": scorer.most.tokens, "batch_size": config.batch_size, "device": scorer.device.type}
     return protocol | batches
 
 
-def _evaluate(task: Task, lm: HarnessModel, config: TasksConfig, checkpoint: Mapping[str, Any]) -> TaskResult:
-    name = task.config.task
-    if config.num_fewshot is not None or task.get_config("num_fewshot") is None:
-        task.set_config(key="num_fewshot", value=config.num_fewshot or 0)
-    task.set_fewshot_seed(seed=config.seed)
-    cached = CachingLM(lm, str(_cache_file(config, lm, checkpoint))) if config.cache else lm
+def _evaluated(
+    loaded: Loaded, models: Mapping[str, HarnessModel], config: TasksConfig, checkpoint: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Have the harness evaluate all tasks, and score their groups."""
+    answering = dict(models)
+    if config.cache is not None:
+        answering = {task: CachingLM(lm, str(_cache_file(config, lm, checkpoint))) for task, lm in models.items()}
+    tasks = {"tasks": {task.config.task: task for task in loaded.tasks}, "groups": loaded.groups}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # bars of its own, which say nothing
-            output = evaluate(cached, {"tasks": {name: task}}, limit=config.limit, bootstrap_iters=0, log_samples=True)
+        with contextlib.redirect_stderr(io.StringIO()), quiet():  # bars of its own, and warnings of few examples
+            output: dict[str, Any] = evaluate(
+                ByTask(answering), tasks, limit=config.limit, bootstrap_iters=0, log_samples=True
+            )
     except OverflowError as error:  # of its exp
-        raise CheckpointError(f"{name}: a perplexity beyond what a float holds; the model has diverged") from error
-    documents, figures = list(task.eval_docs), output["results"][name]
-    hashes = [item_hash(document, name) for document in documents]
-    copies = copies_of(output["samples"][name], hashes)
-    clusters = join_clusters(clusters_of(name, documents), copies)
-    samples = samples_of(task, output["samples"][name], hashes, clusters)
-    metrics = metrics_of(task, figures, samples)
-    if config.overlap is not None:
-        unclean = _unclean_items(config.overlap, task)
-        clean = [sample for sample in samples if sample.item not in unclean]
-        metrics += metrics_of(task, figures, clean, subset="clean")
-    return TaskResult(
-        task=name,
-        version=str(task.VERSION),
-        source=source_of(task),
-        context_length=lm.context_length,
-        num_fewshot=int(task.get_config("num_fewshot")),
-        metrics=metrics,
-        samples=samples,
-        n_cut=lm.n_cut,
-        n_copies=len(samples) - len({copies[sample.item] for sample in samples}),
-    )
-
-
-def _unclean_items(overlap: Path, task: Task) -> set[int]:
-    """Numbers of the items that share a run of words with the training text, or are too short to tell.
-
-    A task that the file of `gptstar data overlap --json` does not know has none, so its clean items are all.
-    """
-    name, n_items = task.config.task, len(task.eval_docs)
-    try:
-        known = read_json(overlap)["benchmarks"].get(name)
-        if known is None:
-            return set()
-        n_known, items = known["items"], {*known["dirty"], *known["too_short"]}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({with_type(error)})"
-        ) from error
-    if n_known != n_items:
-        raise ConfigError(
-            f"evaluation.overlap={overlap} is about {n_known:,} items of {name}, which has {n_items:,} here: run "
-            "`gptstar data overlap` on the same file"
-        )
-    return items
+        kinds = {task.config.task: set(kinds_of(task).values()) for task in loaded.tasks}
+        names = ", ".join(name for name, has in kinds.items() if "perplexity" in has) or ", ".join(kinds)
+        raise CheckpointError(f"{names}: a perplexity beyond what a float holds; the model has diverged") from error
+    return output
 
 
 def _cache_file(config: TasksConfig, lm: HarnessModel, checkpoint: Mapping[str, Any]) -> Path:

@@ -8,7 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.evaluation.results import Metric, TaskResult, TaskResults
+from gptstar.evaluation.results import Metric, TaskResult, TaskResults, grouped_by
 from gptstar.evaluation.tables import markdown_table
 from gptstar.evaluation.tasks.published import Row, published_rows
 from gptstar.terminal import in_markdown
@@ -54,16 +54,23 @@ def task_table(results: TaskResults) -> RenderableType:
             table.add_row(*row, style=style, end_section=number == comparison.n_ours)
         parts.append(table)
     published_on = published_rows().tasks
-    others = [(task, metric) for task in results.tasks if task.task not in published_on for metric in task.metrics]
+    grouped, hidden = grouped_by(results.tasks), _tasks_of_groups(results)
+    listed = [task for task in results.tasks if task.task not in (*published_on, *hidden)]
+    others = [(task, metric) for task in listed for metric in task.metrics]
     if others:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False)
         for name in ("task", "metric", "ours", "95 % interval", "items"):
             table.add_column(name, justify="left" if name in ("task", "metric") else "right")
         for task, metric in others:
-            table.add_row(task.task, _name(metric), value(metric), interval(metric), f"{metric.items:,}")
+            name = f"- {task.task}" if task.task in grouped else task.task
+            table.add_row(name, _name(metric), value(metric), interval(metric), f"{metric.items:,}")
         parts.append(table)
     for number, note in enumerate(comparison.notes if comparison else (), start=1):
         parts.append(Text(f"{number}".translate(SUPERSCRIPT) + f" {note}", style="dim"))
+    if hidden:
+        parts.append(Text(f"results.md has the {len(hidden):,} tasks of the groups, too", style="dim"))
+    if results.protocol.get("predict_only"):
+        parts.append(Text("predict_only: no metrics; samples_*.jsonl has what the model answered"))
     return Group(*parts, *map(Text, copies_notes(results)))
 
 
@@ -98,6 +105,11 @@ def task_markdown(results: TaskResults) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _tasks_of_groups(results: TaskResults) -> set[str]:
+    """Tasks that the terminal shows by their group alone."""
+    return {member for task in results.tasks for member in task.members} - set(published_rows().tasks)
+
+
 def copies_notes(results: TaskResults) -> list[str]:
     """A line for each task with items that are copies of each other."""
     return [
@@ -110,7 +122,9 @@ def copies_notes(results: TaskResults) -> list[str]:
 
 def _figure_row(task: TaskResult, metric: Metric) -> list[str]:
     source = task.source
-    if "path" in source:
+    if task.members:
+        origin = f"its {len(task.members):,} tasks"
+    elif "path" in source:
         assumed = f"for the {source['stands_for']} split" if source.get("stands_for") else "split not stated"
         origin = f"`{source['path']}` ({source.get('split') or assumed}), sha256 `{source['sha256'][:12]}…`"
     else:

@@ -1,0 +1,23 @@
+"""No average."""
+
+from dataclasses import dataclass
+
+from gptstar.model import GPTConfig
+from gptstar.training.averaging.base import AVERAGING, Averaging
+
+
+@AVERAGING.register("none")
+@dataclass(frozen=True)
+class NoAverage(Averaging):
+    """The last weights alone."""
+
+    def share(self, step: int) -> float:
+        """0: nothing is averaged."""
+        return 0.0
+
+    def state_bytes(self, model: GPTConfig) -> int:
+        """None."""
+        return 0
+
+
+NO_AVERAGE = NoAverage()

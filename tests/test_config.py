@@ -203,7 +203,7 @@ def test_every_key_is_in_the_files_so_that_none_needs_a_plus() -> None:
 
     from gptstar.keys import flatten
 
-    options = ([], ["schedule=wsd"], ["optimizer=muon"], ["tracker=wandb"])
+    options = ([], ["schedule=wsd"], ["optimizer=muon"], ["tracker=wandb"], ["averaging=ema"], ["averaging=tail"])
     composed = {
         key for words in options for key in flatten(OmegaConf.to_container(compose("train", words), resolve=True))
     }

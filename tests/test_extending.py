@@ -147,7 +147,7 @@ def assert_goes_on_exactly(command: list[str], small: list[str], output: str) ->
 def test_the_page_has_what_the_tests_look_for() -> None:
     files = {block.file for block in BLOCKS_OF_THE_PAGE if block.file}
     assert {name for name in files if name.endswith(".py")} == {
-        f"{name}.py" for name in ("kerple", "rezero", "lion", "halving", "readmes", "smooth", "theirs", "ours")
+        f"{name}.py" for name in ("power", "rezero", "lion", "halving", "readmes", "smooth", "theirs", "ours")
     }
     assert {"tasks/opposites.yaml", "tasks/opposites.jsonl", "conf/experiment/mine.yaml", "pyproject.toml"} < files
     for block in BLOCKS_OF_THE_PAGE:
@@ -161,23 +161,23 @@ def test_the_page_has_what_the_tests_look_for() -> None:
 def test_positions(folder: Path, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     training, length, generating, exporting = commands("1. A kind of positions")
     run(training, *small)
-    assert losses_fall(Path("runs/kerple"))
-    checkpoint = read(Path("runs/kerple/last.ckpt"))
-    assert checkpoint.model.as_dict()["positions"] == {"kind": "kerple", "largest": 2.0, "plugin": "kerple"}
+    assert losses_fall(Path("runs/power"))
+    checkpoint = read(Path("runs/power/last.ckpt"))
+    assert checkpoint.model.as_dict()["positions"] == {"kind": "power", "largest": 2.0, "plugin": "power"}
     assert checkpoint.weights["position_parameters.strength"].shape == (3,)
-    assert yaml.safe_load(Path("runs/kerple/config.yaml").read_text())["plugins"] == ["kerple"]
+    assert yaml.safe_load(Path("runs/power/config.yaml").read_text())["plugins"] == ["power"]
     run(length, "hardware=cpu", "evaluation.max_tokens=512")
-    (curve,) = json.loads(Path("results/kerple/results.json").read_text())["curves"]
+    (curve,) = json.loads(Path("results/power/results.json").read_text())["curves"]
     assert [each["context_length"] for each in curve["lengths"]] == [32, 64, 128, 256]
     capsys.readouterr()
     run(generating)
     assert capsys.readouterr().out.startswith("The")
     run(exporting)
-    assert {path.name for path in Path("exported").glob("*.py")} == {"base.py", "kerple.py", "modeling_gptstar.py"}
-    run(["gptstar", "import", "exported", "back.ckpt", "--plugins", "kerple"])
+    assert {path.name for path in Path("exported").glob("*.py")} == {"base.py", "power.py", "modeling_gptstar.py"}
+    run(["gptstar", "import", "exported", "back.ckpt", "--plugins", "power"])
     assert torch.equal(
         read(Path("back.ckpt")).weights["token_embedding.weight"],
-        read(Path("runs/kerple/best.ckpt")).weights["token_embedding.weight"],
+        read(Path("runs/power/best.ckpt")).weights["token_embedding.weight"],
     )
 
 
@@ -185,27 +185,27 @@ def test_a_missing_plugin_is_told_in_the_line_that_the_page_has(
     folder: Path, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(commands("1. A kind of positions")[0], *small)
-    del POSITIONS._classes["kerple"]
-    sys.modules.pop("kerple")
+    del POSITIONS._classes["power"]
+    sys.modules.pop("power")
     (block,) = [block for block in BLOCKS_OF_THE_PAGE if block.language == "console"]
     command, said = block.text.splitlines()
     capsys.readouterr()
     with pytest.raises(SystemExit):
         run(shlex.split(command.removeprefix("$ ")))
     assert capsys.readouterr().err.splitlines() == [said]
-    assert "kerple" not in sys.modules  # the file lies right here, and nobody imported it
+    assert "power" not in sys.modules  # the file lies right here, and nobody imported it
     with pytest.raises(SystemExit):
-        run(["gptstar", "evaluate", "checkpoint=runs/kerple", "hardware=cpu", "output=results/none"])
-    assert capsys.readouterr().err.rstrip().endswith("add plugins=[kerple]")
+        run(["gptstar", "evaluate", "checkpoint=runs/power", "hardware=cpu", "output=results/none"])
+    assert capsys.readouterr().err.rstrip().endswith("add plugins=[power]")
     with pytest.raises(SystemExit):
-        run(["gptstar", "train", "output=runs/kerple", *small, "total_steps=20"])
+        run(["gptstar", "train", "output=runs/power", *small, "total_steps=20"])
     out, err = capsys.readouterr()
-    assert err.rstrip().endswith("add plugins=[kerple]")
+    assert err.rstrip().endswith("add plugins=[power]")
     assert "trying" not in out, "older checkpoints need the plugin, too"
     with pytest.raises(SystemExit):
-        run(["gptstar", "generate", "runs/kerple", "--plugins", "kerpel"])
+        run(["gptstar", "generate", "runs/power", "--plugins", "powre"])
     assert capsys.readouterr().err == (
-        "error: the plugin kerpel can't be imported: No module named 'kerpel'; did you mean kerple?\n"
+        "error: the plugin powre can't be imported: No module named 'powre'; did you mean power?\n"
     )
 
 
@@ -354,9 +354,9 @@ def test_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
     installed.joinpath("entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(folder / "site")
-    words = ["model.positions=kerple", "optimizer.algorithm=lion"]
+    words = ["model.positions=power", "optimizer.algorithm=lion"]
     config = TrainConfig.parse(compose("train", words))
-    assert POSITIONS.name_of(config.recipe.model.positions) == "kerple"
+    assert POSITIONS.name_of(config.recipe.model.positions) == "power"
     assert OPTIMIZERS.name_of(config.recipe.optimizer) == "lion"
     named = re.search(r"The groups are (.*?);", PAGE, re.DOTALL)[1]
     of_ours = {f"gptstar.{registry.key.rpartition('.')[2]}" for registry in REGISTRIES}
@@ -405,5 +405,5 @@ def test_every_command_as_a_process(folder: Path, small: list[str], text: str) -
             assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
     states = {path.parent.name: Status.read(path.parent).state for path in Path("runs").rglob("status.json")}
     assert set(states.values()) == {"finished"}, states
-    named = {"kerple", "rezero", "lion", "halving", "readmes", "smooth", "early", "logged", "mine"}
+    named = {"power", "rezero", "lion", "halving", "readmes", "smooth", "early", "logged", "mine"}
     assert set(states) == named | {"seed-0", "seed-1"}

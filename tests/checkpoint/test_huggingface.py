@@ -412,7 +412,7 @@ def test_what_is_damaged_elsewhere_is_named(bpe, tmp_path):
     exported(build("alibi"), bpe, folder)
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"positions": "sinusoidal"}, "positions=sinusoidal is not known: there are alibi, learned, rotary, none"),
+        ({"positions": "sinus"}, r"positions=sinus is not known: did you mean sinusoidal\?"),
         ({"n_layers": 4}, r"the weights lack blocks\.3\."),
         ({"n_ctx": 5}, "n_ctx=5 does not fit model.positions=alibi"),
     ):

@@ -101,7 +101,7 @@ def _why_unpaired(a: Reading, b: Reading) -> str:
     if not a.counts or not b.counts:
         return "these results lack the losses by document: evaluate again"
     if a.targets != b.targets or a.counts != b.counts:
-        return "other tokens were scored: evaluation.protocol=fixed_targets scores the same ones"
+        return "other tokens were scored: fixed_targets of equal room, targets and max_tokens scores the same"
     return ""
 
 

@@ -74,7 +74,7 @@ def executed(path: Path) -> tuple[list[NotebookNode], str]:
 
 
 SENTENCES = {
-    "alibi": "Of 8 heads, the steepest has half of its attention within 1.4 tokens, the flattest within 177;",
+    "alibi": "Of 8 heads, the steepest has half of its attention within 2 tokens, the flattest within 178;",
     "benchmarks": "Of 7 published scores beside context_length-32_positions-alibi_seed-0/best's, ",
     "extrapolation": "Read at 4 × its training context, the loss of alibi changes by ",
     "runs": "Of 2 values of model.positions, ",

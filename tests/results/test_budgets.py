@@ -182,7 +182,7 @@ def test_the_report_says_what_the_runs_do(study: Path) -> None:
     effect = f"| experiment | recipe | reference | −0.100 [−{-interval.low:.3f}, {interval.high:+.3f}] |"
     assert f"{effect} {theirs.pvalue:.2g} | 3 |" in said
     assert "| experiment | recipe | reference | × 0.500 [0.500, 0.500] |" in said  # hours of training
-    assert f"| recipe | 0.004 | 50 s | < 1 s | {mean(RECIPES):.1f} | {stdev(RECIPES):.2g} | 3 |" in said
+    assert f"| recipe | 0.004 | 50 s | < 1 s | {mean(RECIPES):.1f} | {stdev(RECIPES):.3f} | 3 |" in said
 
 
 def test_the_report_compares_with_the_level_that_was_asked_for(study: Path, refusal: Callable[..., str]) -> None:
@@ -202,8 +202,8 @@ def test_a_loss_that_was_reached_before_the_first_validation_is_a_bound(tmp_path
         write_run(tmp_path, name, 0, 10_000, losses, beta1=beta1)
     said = report(tmp_path)
     assert "million tokens to 5.000 |" in said
-    assert re.search(r"^\| fast \| .* \| ≤ 0.5 \|$", said, re.MULTILINE)
-    assert re.search(r"^\| slow \| .* \| 1 \|$", said, re.MULTILINE)
+    assert re.search(r"^\| fast \| .* \| ≤ 0.500 \|$", said, re.MULTILINE)
+    assert re.search(r"^\| slow \| .* \| 1.00 \|$", said, re.MULTILINE)
     assert "≤: the first validation was below it" in said
 
 

@@ -157,7 +157,7 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
             "training": ("hours", lambda hours: duration(hours.mean())),
             "± over runs": ("hours", _deviation),
             "validation loss": (OUTCOME, "mean"),
-            "± over seeds": (OUTCOME, lambda losses: f"{losses.std():.2g}" if len(losses) > 1 else ""),
+            "± over seeds": (OUTCOME, lambda losses: f"{losses.std():.3f}" if len(losses) > 1 else ""),
             "seeds": ("run", "size"),
         }
     )
@@ -178,7 +178,7 @@ def _million_tokens_to(loss: float, curve: Sequence[tuple[float, float]]) -> str
     tokens = tokens_to(curve, loss)
     if math.isnan(tokens):
         return ""
-    return ("≤ " if curve[0][1] <= loss else "") + f"{tokens / 1e6:.3g}"
+    return ("≤ " if curve[0][1] <= loss else "") + f"{tokens / 1e6:#.3g}".removesuffix(".")
 
 
 def _costs(

@@ -83,8 +83,8 @@ def powers(outcome: Outcome, comparison: Comparison, series: str) -> tuple[float
     if len(found) < 2 or not all(each.seconds and each.failure is None for each in found):
         return None
     lengths = [int(each.about["tokens"]) for each in found]
-    time = growth(lengths, [statistics.median(each.cpu_seconds) for each in found])
-    return time, growth(lengths, [each.peak - each.about["held"] for each in found])
+    time = growth(lengths, [statistics.median(each.cpu_seconds) for each in found], least=2)
+    return time, growth(lengths, [each.peak - each.about["held"] for each in found], least=2)
 
 
 def figure(claim: Claim, outcome: Outcome, comparison: Comparison) -> Figure | None:

@@ -269,6 +269,7 @@ def test_growth_is_the_power() -> None:
     assert math.isnan(growth([8], [1.0]))
     assert math.isnan(growth([8, 16, 32], [0.0, 1.0, 2.0]))
     assert math.isnan(growth([8, 16], [1.0, 2.0]))
+    assert growth([8, 16], [1.0, 2.0], least=2) == pytest.approx(1.0)
     assert math.isnan(growth([512, 1024, 2048, 4096], [0.90, 0.86, 0.90, 0.88]))
     assert math.isnan(growth([8, 16, 32], [1.0, 1.0, 1.0]))
 

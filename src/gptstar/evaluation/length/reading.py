@@ -121,13 +121,13 @@ def measured(device: torch.device) -> Iterator[Cost]:
     cost.memory = peak_bytes(device) or 0
 
 
-def growth(lengths: Sequence[int], values: Sequence[float]) -> float:
+def growth(lengths: Sequence[int], values: Sequence[float], *, least: int = 3) -> float:
     """Fit the exponent k with which values grow as `length^k`, by a line through their logarithms.
 
-    NaN for fewer than three values, if one is not positive, or if the line explains less than nine tenths of their
+    NaN for fewer than `least` values, if one is not positive, or if the line explains less than nine tenths of their
     variance.
     """
-    if len(lengths) < 3 or min(values) <= 0:
+    if len(lengths) < least or min(values) <= 0:
         return float("nan")
     x, y = np.log(lengths), np.log(values)
     if y.std() == 0 or np.corrcoef(x, y)[0, 1] ** 2 < 0.9:

@@ -289,7 +289,7 @@ def test_a_task(folder: Path, small: list[str]) -> None:
     results = json.loads(Path("results/opposites/results.json").read_text())
     (task,) = results["tasks"]
     assert (task["task"], task["version"], len(task["samples"])) == ("opposites", "1.0", 4)
-    assert {metric["name"] for metric in task["metrics"]} == {"acc"}
+    assert {metric["name"] for metric in task["metrics"]} == {"acc", "bits_per_byte"}
     assert task["source"]["path"] == "tasks/opposites.jsonl"
     before = results["protocol"]["include_path"]
     assert before["path"] == "tasks"

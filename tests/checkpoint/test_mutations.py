@@ -119,7 +119,7 @@ FORMS: dict[str, Callable[[Path, Checkpoint, random.Random], Path]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("begin", "end"), [(0, 60), pytest.param(60, 810, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("begin", "end"), [(0, 12), pytest.param(12, 810, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_changed_checkpoint_is_read_or_refused(
     form: str, begin: int, end: int, checkpoint: Checkpoint, tmp_path: Path

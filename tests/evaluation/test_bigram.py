@@ -32,7 +32,10 @@ def test_the_bigram_is_a_distribution_that_beats_chance() -> None:
 
 def test_a_report_shows_what_was_learned(overrides: Callable[..., list[str]], tmp_path: Path, capsys) -> None:
     run_here(
-        overrides("report=true", "data.validation_fraction=0.4", "total_steps=120", "validate_every=40"), draw=True
+        overrides(
+            "report=true", "data.validation_fraction=0.4", "total_steps=60", "validate_every=20", "batch_tokens=1024"
+        ),
+        draw=True,
     )
     folder = tmp_path / "run"
     report = json.loads((folder / "report.json").read_text())
@@ -43,7 +46,7 @@ def test_a_report_shows_what_was_learned(overrides: Callable[..., list[str]], tm
     assert 0 < report["bigram_loss"] < math.log(300)
     printed = capsys.readouterr().out
     last = printed.strip().splitlines()[-1]
-    assert last.startswith(f"validation loss {recorded(folder, 'validation/loss')[120]:.3f} at step 120")
+    assert last.startswith(f"validation loss {recorded(folder, 'validation/loss')[60]:.3f} at step 60")
     assert f"; a bigram model of the same tokens has {report['bigram_loss']:.3f}; in {folder}" in last
     assert {result["tokens"] for result in report["lengths"]} == {report["protocol"]["max_tokens"]}
     assert report["protocol"]["protocol"] == "fixed_targets"
@@ -52,7 +55,7 @@ def test_a_report_shows_what_was_learned(overrides: Callable[..., list[str]], tm
     assert report["lengths"][0]["change"] is None
     for result in report["lengths"][1:]:
         assert result["change"]["low"] < result["change"]["difference"] < result["change"]["high"]
-    assert sum(result["read"] for result in report["lengths"]) <= 0.3 * 120 * 256
+    assert sum(result["read"] for result in report["lengths"]) <= 0.3 * 60 * 1024
     assert "fingerprint" in report["text"]
     for name in ("loss.png", "context_length.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")

@@ -43,6 +43,7 @@ def test_the_names_that_a_sweep_gives_its_jobs_are_left_out() -> None:
     assert "tracker.group=mine tracker.run_name=best" in command
 
 
+@pytest.mark.slow
 def test_what_a_sweep_recorded_is_shown_as_one_command(overrides: Callable[..., list[str]], tmp_path: Path) -> None:
     words = overrides("total_steps=2", "schedule.warmup_steps=1", "name='null'", "tags=[a]", output="sweep")
     done = run_script("train.py", ["-m", *words, "seed=0,1"])

@@ -217,7 +217,13 @@ def test_the_command_selects_and_sorts(
 def test_a_watched_table_is_redrawn_until_ctrl_c(saved: Path) -> None:
     terminal, inside = pty.openpty()
     command = [sys.executable, "-m", "gptstar", "runs", str(saved), "--watch"]
-    process = subprocess.Popen(command, stdout=inside, stderr=subprocess.PIPE, env=os.environ | {"TERM": "xterm"})
+    process = subprocess.Popen(
+        command,
+        stdout=inside,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"TERM": "xterm"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell ignores in the background
+    )
     shown = b""
     while b"3.000" not in shown:
         shown += os.read(terminal, 4096)

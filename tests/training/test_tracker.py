@@ -156,6 +156,7 @@ def run_of(folder: Path) -> Any:
     return next(record.run for record in records(next(part.glob("*.wandb"))) if record.HasField("run"))
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_share_a_group_and_are_named_by_what_varies(overrides: Overrides, tmp_path: Path) -> None:
     words = overrides(
         "total_steps=2", "schedule.warmup_steps=1", "tracker=wandb", "tags=[short,draft]", output="lengths"
@@ -179,6 +180,7 @@ def test_the_jobs_of_a_sweep_share_a_group_and_are_named_by_what_varies(override
     assert again.stdout.count("finished already: skipped") == 2
 
 
+@pytest.mark.slow
 def test_the_users_own_group_wins(overrides: Overrides, tmp_path: Path) -> None:
     words = overrides("total_steps=1", "schedule.warmup_steps=0", "tracker=wandb", "tracker.group=mine", output="seeds")
     assert run_script("train.py", ["-m", *words, "seed=3"]).returncode == 0

@@ -128,6 +128,7 @@ def written(folder: Path) -> int:
     return sum(sizes)
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     files = write_corpus(tmp_path / "c", sentences(2000, 120, seed=3), files=3)
     tokenizer = Tokenizer.train(sentences(50, 100, seed=1), 300)

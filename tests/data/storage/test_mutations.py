@@ -107,7 +107,7 @@ CHANGES: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("begin", "end"), [(0, 60), pytest.param(60, 810, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("begin", "end"), [(0, 12), pytest.param(12, 810, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_shards_are_read_or_refused(
     change: str, begin: int, end: int, config: DataConfig, tmp_path: Path

@@ -105,6 +105,7 @@ def test_blimp_has_the_score_of_the_harness(of_blimp: TaskResults, blimp: Path, 
         assert_equal(of_blimp, theirs(model, "blimp", blimp, limit=3))
 
 
+@pytest.mark.slow
 def test_mmlu_and_the_groups_within_it_have_those_of_the_harness(mmlu: Path, models: Any) -> None:
     mine = ours("mmlu", mmlu)
     names = [task.task for task in mine.tasks if task.members]
@@ -115,6 +116,7 @@ def test_mmlu_and_the_groups_within_it_have_those_of_the_harness(mmlu: Path, mod
         assert_equal(mine, theirs(model, "mmlu", mmlu))
 
 
+@pytest.mark.slow
 def test_examples_come_before_the_items_of_groups(mmlu: Path, models: Any) -> None:
     mine = ours("mmlu_stem", mmlu, num_fewshot=1)
     assert {task.num_fewshot for task in mine.tasks} == {1}
@@ -195,6 +197,7 @@ def test_groups_of_other_tasks_are_not_compared(of_blimp: TaskResults) -> None:
     assert len([row for row in compare_tasks((older, of_blimp)).rows[0] if row.primary]) == 67
 
 
+@pytest.mark.slow
 def test_a_task_that_is_named_beside_its_group_is_there_once(blimp: Path) -> None:
     loaded = load(["blimp_causative", "blimp"], blimp)
     assert len(loaded.tasks) == 67

@@ -108,6 +108,7 @@ def numbers(tree: Any) -> Any:
         return tree
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_hf_model(ours: Path, theirs: Path) -> None:
     mine, its = results_in(ours), results_in(theirs)
     assert set(mine) == set(its)
@@ -121,6 +122,7 @@ def test_results_are_those_of_the_hf_model(ours: Path, theirs: Path) -> None:
     assert mine["results"]["lambada_openai"]["perplexity_stderr,none"] == pytest.approx(error, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_are_those_of_the_hf_model(ours: Path, theirs: Path) -> None:
     mine, its = samples_in(ours), samples_in(theirs)
     assert list(mine) == list(its)
@@ -131,6 +133,7 @@ def test_samples_are_those_of_the_hf_model(ours: Path, theirs: Path) -> None:
             assert numbers(one) == approximately(other), task
 
 
+@pytest.mark.slow
 def test_the_table_of_the_harness_reads_them(ours: Path, theirs: Path) -> None:
     for column in ("results", "groups"):
         table = make_table(results_in(ours), column)

@@ -255,11 +255,13 @@ def test_without_network_it_says_so_at_once(monkeypatch: pytest.MonkeyPatch, tmp
     assert datasets.config.HF_HUB_OFFLINE is offline
 
 
+@pytest.mark.slow
 def test_a_wrong_name_gets_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no task 'hellaswagg': did you mean hellaswag"):
         load_tasks(["piqa", "hellaswagg"], None)
 
 
+@pytest.mark.slow
 def test_a_wrong_name_of_a_task_of_ones_own_gets_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "opposites.yaml").write_text("task: opposites\ndataset_path: json\noutput_type: multiple_choice\n")
     with pytest.raises(ConfigError) as refused:
@@ -289,6 +291,7 @@ def test_any_other_task_tag_or_group(tmp_path: Path) -> None:
         load_tasks(["pile_10k"], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_missing_column_of_any_other_task(tmp_path: Path) -> None:
     file = write(
         tmp_path / "arc_easy.jsonl", [{key: row[key] for key in ("id", "question", "answerKey")} for row in ARC]

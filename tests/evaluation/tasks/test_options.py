@@ -183,6 +183,7 @@ def test_code_that_lacks_something_says_what(tasks: Path) -> None:
     assert "pip install 'lm_eval[tasks]' or a_package_that_is_not_here" in said
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
 def test_ruler_says_what_to_fetch(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
@@ -242,6 +243,7 @@ def test_simple_evaluate_finds_it_by_name(tasks: Path, tmp_path: Path) -> None:
     assert found["config"]["model"] == "gptstar"
 
 
+@pytest.mark.slow
 def test_the_command_of_the_harness_finds_it(tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from gptstar.cli import main
 

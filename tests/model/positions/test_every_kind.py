@@ -53,6 +53,7 @@ def test_a_packed_document_is_read_as_if_it_were_alone(kind, residual, monkeypat
         torch.testing.assert_close(packed_logits[:1, start:stop], alone, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch.compile itself
 @by_kind
 def test_the_graph_learns_what_the_hand_written_forms_learn(kind, trains_flex_attention):

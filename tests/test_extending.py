@@ -363,6 +363,7 @@ def test_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(re.findall(r"`([\w.]+)`", named)) == of_ours
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning's advice, which is not ours to follow
 @pytest.mark.parametrize(
     ("section", "above"), [("Your own module, our data", 3.0), ("Your own Trainer, our model", 0.5)]

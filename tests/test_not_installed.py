@@ -39,6 +39,7 @@ def test_the_checkout_is_not_installed_there(environment: dict[str, str]) -> Non
     assert "PackageNotFoundError" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_evaluation_writes_its_results(environment: dict[str, str], tmp_path: Path) -> None:
     bpe = Tokenizer.train(sentences(60, 80, seed=1), 300)
     config = GPTConfig(n_layers=2, d_model=24, n_heads=3, n_vocab=300)

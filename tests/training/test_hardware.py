@@ -219,6 +219,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_steps_reuse_freed_memory_without_the_kernel() -> None:
     def faults(way: str) -> int:

@@ -98,6 +98,7 @@ def models(tmp_path: Path, transformers_offline: None) -> Callable[[], list[Any]
     return both
 
 
+@pytest.mark.slow
 def test_blimp_has_the_score_of_the_harness(of_blimp: TaskResults, blimp: Path, models: Any) -> None:
     assert [task.task for task in of_blimp.tasks if task.members] == ["blimp"]
     assert len(of_blimp.tasks) == 68

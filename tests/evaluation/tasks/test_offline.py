@@ -303,6 +303,7 @@ def test_a_missing_column_of_any_other_task(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_column_that_some_items_lack(folder: Path, tmp_path: Path) -> None:
     rows = [row | ({"note": "x"} if number == 1 else {}) for number, row in enumerate(ITEMS["piqa"])]
     write(tmp_path / "piqa.jsonl", rows)

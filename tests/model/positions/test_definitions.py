@@ -76,7 +76,7 @@ def deviation(kind: str, form: AttentionForm, n_heads: int, n_positions: int) ->
 @by_kind
 @by_heads
 @pytest.mark.parametrize("form", ["products", "bias", "columns"])
-@pytest.mark.parametrize("n_positions", [1, 17, 301])
+@pytest.mark.parametrize("n_positions", [1, 17, pytest.param(301, marks=pytest.mark.slow)])
 def test_a_kind_agrees_with_its_paper(
     kind: str, form: AttentionForm, n_heads: int, n_positions: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

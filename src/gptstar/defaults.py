@@ -67,7 +67,7 @@ def _folder(pattern: str) -> str:
 
 
 def follow_text(composed: DictConfig, words: Sequence[str]) -> None:
-    """Without an experiment, fill in what nobody gave: the tokenizer's vocabulary, and a warm-up of a tenth at most.
+    """Without an experiment, fill in what was not given: the vocabulary, and a warm-up of a tenth at most.
 
     Args:
         words: the overrides that composed it.
@@ -103,12 +103,13 @@ def _chosen(composed: DictConfig, words: Sequence[str]) -> Iterator[str]:
 
 
 def is_given(key: str, words: Sequence[str]) -> bool:
-    """Whether overrides give a key a value."""
+    """Return whether one of the overrides sets a key."""
     return any(word.lstrip("+").startswith(f"{key}=") for word in words)
 
 
 def _vocabulary(data: DictConfig) -> int | None:
     """Return the size of the tokenizer that is given, or that prepared the shards; None if it is not there yet."""
+    from gptstar.data.storage.manifest import read_manifest
     from gptstar.data.storage.shards import ShardFolder
     from gptstar.data.tokenizer import Tokenizer
 
@@ -117,7 +118,9 @@ def _vocabulary(data: DictConfig) -> int | None:
             return Tokenizer.from_file(Path(file)).n_vocab
         reads_shards = data.get("source") == "local" and data.get("files") is None and not data.get("corpora")
         if reads_shards and isinstance(shards := data.get("shards"), str):
-            return ShardFolder(shards, int(data.cache_bytes)).manifest.n_vocab
+            if "://" in shards:
+                return ShardFolder(shards, int(data.cache_bytes)).manifest.n_vocab
+            return read_manifest(Path(shards) / "manifest.json").n_vocab  # without the hashes of the shards
     except (DataError, TypeError, ValueError):  # which is reported where the text is read; `gptstar plan` needs no text
         return None
     return None

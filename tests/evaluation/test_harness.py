@@ -31,7 +31,7 @@ from gptstar.evaluation.results import HEADER, TaskResult, TaskResults, read_tas
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import load_tasks
 from gptstar.evaluation.tasks.scoring import Scorer
-from gptstar.evaluation.tasks.suite import evaluate_and_report, evaluate_tasks
+from gptstar.evaluation.tasks.suite import evaluate_and_report, score
 from gptstar.evaluation.tasks.tables import task_markdown, task_table
 from gptstar.evaluation.tasks.team import Team, no_progress
 from gptstar.evaluation.tasks.worker import Prompt, Worker
@@ -224,9 +224,9 @@ def test_settings_that_are_not_offered_are_refused_by_name(settings, said, bpe):
 
 def suite(model: GPT, bpe: Tokenizer | None, data_dir: Path, **choices: Any) -> TaskResults:
     config = replace(TasksConfig(data_dir=data_dir, context_length=48), **choices)
-    results = evaluate_tasks(model, bpe, config, checkpoint=WHO, console=QUIET)
-    assert results is not None
-    return results
+    scored = score(model, bpe, config, checkpoint=WHO, console=QUIET)
+    assert scored is not None
+    return scored.results
 
 
 def log_likelihoods(results: TaskResults) -> list[float]:
@@ -349,7 +349,7 @@ def test_refusals_name_the_cure(bpe, task_files):
         suite(build(300, **GPT_2), bpe, task_files, tasks=("piqa",), context_length=65)
     config = TasksConfig(tasks=("piqa",), data_dir=task_files, cache=task_files / "c")
     with pytest.raises(ConfigError, match="needs a checkpoint that is a file"):
-        evaluate_tasks(build(300), bpe, config, checkpoint={"name": "x"}, console=QUIET)
+        score(build(300), bpe, config, checkpoint={"name": "x"}, console=QUIET)
     with pytest.raises(ConfigError, match="leaves no room"):
         ours(build(300), bpe, 48).generate_until([Instance("generate_until", {}, ("x", {"max_gen_toks": 48}), 0)])
 

@@ -28,7 +28,7 @@ DESCRIPTION = "checkpoint.json"
 """The file by which a checkpoint in parts is recognised."""
 
 CORPUS = {"source": str, "licence": str, "documents": int, "tokens": int, "bytes": int}
-"""What a checkpoint says of each corpus that its model was trained on."""
+"""The fields that describe each corpus in a checkpoint, with their types."""
 
 OptimizerState = dict[str, dict[str, Tensor]]
 """By parameter name, such as `{"norm.weight": {"exp_avg": …}}`."""

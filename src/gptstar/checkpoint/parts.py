@@ -46,7 +46,7 @@ HARMLESS = {
 """What DCP's pickled `.metadata` is made of, beside types of tensors."""
 
 AVERAGED = "averaged."
-"""What the names of averaged weights begin with."""
+"""The prefix of the names of averaged weights."""
 
 Files = dict[str, dict[str, Any]]
 """The bytes and sha256 of files, by name."""

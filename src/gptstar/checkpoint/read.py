@@ -10,7 +10,7 @@ from gptstar.errors import CheckpointError
 from gptstar.model import GPT
 
 AVERAGED = ":averaged"
-"""What is put after the path of a checkpoint for its averaged weights."""
+"""The suffix of a checkpoint's path that selects its averaged weights."""
 
 
 def load(path: str | os.PathLike[str]) -> GPT:

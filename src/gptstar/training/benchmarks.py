@@ -68,7 +68,7 @@ class EvaluateTasks(pl.Callback):
 
     def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the scores as `evaluation/TASK/METRIC`. What can't be scored is said, and ends no run."""
-        from gptstar.evaluation.tasks.suite import evaluate_tasks
+        from gptstar.evaluation.tasks.suite import score
 
         assert isinstance(pl_module, LanguageModelling)
         if self._evaluated == trainer.global_step:
@@ -77,7 +77,7 @@ class EvaluateTasks(pl.Callback):
         scores: dict[str, Any] = {}
         with self._recorder.paused():
             try:
-                results = evaluate_tasks(
+                scored = score(
                     pl_module.model,
                     self._tokenizer,
                     self._config,
@@ -88,7 +88,7 @@ class EvaluateTasks(pl.Callback):
             except Refusal as error:
                 self._console.print(f"step {trainer.global_step:,} is not evaluated: {error}", soft_wrap=True)
                 return
-        for task in results.tasks if results is not None else ():
+        for task in scored.results.tasks if scored is not None else ():
             for metric in task.metrics:
                 name = f"{metric.name}_{metric.subset}" if metric.subset else metric.name
                 scores[f"evaluation/{task.task}/{name}"] = metric.value

@@ -23,7 +23,7 @@ from gptstar.evaluation.results import TaskResult, TaskResults, read_tasks, writ
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import Loaded, load
 from gptstar.evaluation.tasks.panels import score_panels
-from gptstar.evaluation.tasks.suite import evaluate_tasks, prepared_tasks
+from gptstar.evaluation.tasks.suite import prepared_tasks, score
 from gptstar.evaluation.tasks.tables import task_markdown, task_table
 from support.harness import LENGTH, bpe, checkpoint, hf, saved, wanted, write_mmlu
 from support.text import QUIET
@@ -44,9 +44,9 @@ def ours(task: str, folder: Path, seed: int = 7, **choices: Any) -> TaskResults:
     config = replace(TasksConfig(tasks=(task,), data_dir=folder, context_length=LENGTH), **choices)
     loaded = prepared(task, folder, config.num_fewshot)
     who, model = {"name": f"model{seed}", "sha256": f"{seed:064x}"}, checkpoint(tokenizer, seed).build()
-    results = evaluate_tasks(model, tokenizer, config, checkpoint=who, console=QUIET, tasks=loaded)
-    assert results is not None
-    return results
+    scored = score(model, tokenizer, config, checkpoint=who, console=QUIET, tasks=loaded)
+    assert scored is not None
+    return scored.results
 
 
 def theirs(model: Any, task: str, folder: Path, num_fewshot: int | None = None, **options: Any) -> dict[str, Any]:

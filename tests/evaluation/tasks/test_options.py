@@ -17,7 +17,7 @@ from gptstar.evaluation.harness import HarnessModel
 from gptstar.evaluation.results import TaskResults
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import load
-from gptstar.evaluation.tasks.suite import evaluate_tasks, score
+from gptstar.evaluation.tasks.suite import score
 from gptstar.evaluation.tasks.tables import task_markdown, task_table
 from support.harness import LENGTH, bpe, checkpoint, saved, wanted
 from support.text import QUIET, write_tasks_files
@@ -76,9 +76,9 @@ def options(tasks: Path, task: str, **choices: Any) -> TasksConfig:
 def evaluated(config: TasksConfig, seed: int = 7) -> TaskResults:
     tokenizer = bpe()
     who = {"name": f"model{seed}", "sha256": f"{seed:064x}"}
-    results = evaluate_tasks(checkpoint(tokenizer, seed).build(), tokenizer, config, checkpoint=who, console=QUIET)
-    assert results is not None
-    return results
+    scored = score(checkpoint(tokenizer, seed).build(), tokenizer, config, checkpoint=who, console=QUIET)
+    assert scored is not None
+    return scored.results
 
 
 def texts(config: TasksConfig) -> list[str]:

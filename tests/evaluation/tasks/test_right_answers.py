@@ -12,7 +12,7 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.evaluation.compare import compare_tasks
 from gptstar.evaluation.results import Metric, TaskResult, TaskResults
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.evaluation.tasks.suite import evaluate_tasks
+from gptstar.evaluation.tasks.suite import score
 from gptstar.model import GPT
 from support.harness import LENGTH, bpe, checkpoint
 from support.text import QUIET, write_tasks_files
@@ -46,9 +46,9 @@ def by_hand(model: GPT, tokenizer: Tokenizer, answers: list[tuple[str, str]]) ->
 def evaluated(folder: Path, *tasks: str, seed: int = 7, **choices: Any) -> TaskResults:
     config = TasksConfig(tasks=tasks, data_dir=folder, context_length=LENGTH, **choices)
     who = {"name": f"model{seed}", "sha256": f"{seed:064x}"}
-    results = evaluate_tasks(checkpoint(bpe(), seed).build(), bpe(), config, checkpoint=who, console=QUIET)
-    assert results is not None
-    return results
+    scored = score(checkpoint(bpe(), seed).build(), bpe(), config, checkpoint=who, console=QUIET)
+    assert scored is not None
+    return scored.results
 
 
 def bits(task: TaskResult) -> Metric:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from gptstar.checkpoint.format import Checkpoint, write
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.huggingface.export import export
 from gptstar.checkpoint.read import read
 from gptstar.inference.decode import decode
@@ -19,7 +19,7 @@ from gptstar.model.view import Cache, View
 from gptstar.training.optimizers.base import decays
 from own_positions import ForgetfulPositions, TablePositions
 from support.graph import assert_alike, batch, trained
-from support.positions import SIZES, build, greedily
+from support.positions import SIZES, build, greedily, trained_and_read_again
 
 BUILT_IN: list[Positions] = [Sinusoidal(), T5(), Kerple(), Fire(7), LogAlibi(), PRope(0.5), Fox()]
 KINDS: list[Positions] = [*BUILT_IN, TablePositions(5, scale=0.5), ForgetfulPositions()]
@@ -149,21 +149,7 @@ def test_an_exported_folder_carries_the_kinds_file(kind, tmp_path):
 
 @by_kind
 def test_training_falls_reaches_every_parameter_and_is_read_again(kind, tmp_path):
-    model, tokens = build(kind).train(), torch.randint(31, (4, 12))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = model(tokens[:, :-1], tokens[:, 1:], reduction="sum") / 44
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-    assert losses[2] < losses[1] < losses[0]
-    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
-    write(tmp_path / "x.ckpt", Checkpoint(model.config, model.state_dict()))
-    again = read(tmp_path / "x.ckpt")
-    assert again.model == model.config
-    assert torch.equal(again.build()(tokens), model.eval()(tokens))
+    trained_and_read_again(kind, tmp_path / "x.ckpt")
 
 
 @pytest.mark.parametrize(

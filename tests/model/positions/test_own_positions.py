@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from gptstar.checkpoint.format import Checkpoint, write
 from gptstar.checkpoint.huggingface.standalone import standalone
 from gptstar.checkpoint.read import read
 from gptstar.config import TrainConfig
@@ -16,7 +15,7 @@ from gptstar.model.positions import POSITIONS, Alibi, Positions
 from gptstar.training.settings import settings_of
 from own_positions import ForgetfulPositions, TablePositions
 from support.attention import reference_attention
-from support.positions import SIZES, build
+from support.positions import SIZES, build, trained_and_read_again
 
 KINDS: list[Positions] = [TablePositions(5, scale=0.5), ForgetfulPositions()]
 by_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: type(kind).__name__)
@@ -70,22 +69,8 @@ def test_a_bias_of_pairs_agrees_with_the_reference(monkeypatch):
 
 @by_kind
 def test_two_steps_a_checkpoint_and_the_same_model_again(kind, tmp_path, monkeypatch):
-    model, tokens = build(kind).train(), torch.randint(31, (4, 12))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss = model(tokens[:, :-1], tokens[:, 1:], reduction="sum") / 44
-        loss.backward()
-        losses.append(loss.item())
-        optimizer.step()
-    assert losses[2] < losses[1] < losses[0]
-    assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
-    write(tmp_path / "x.ckpt", Checkpoint(model.config, model.state_dict()))
-    again = read(tmp_path / "x.ckpt")
-    assert again.model == model.config
+    again = trained_and_read_again(kind, tmp_path / "x.ckpt")
     assert again.model.as_dict()["positions"]["plugin"] == "own_positions"
-    assert torch.equal(again.build()(tokens), model.eval()(tokens))
     monkeypatch.delitem(POSITIONS._classes, POSITIONS.name_of(kind))
     with pytest.raises(CheckpointError, match=r"is not known: .*add plugins=\[own_positions\]$") as refused:
         read(tmp_path / "x.ckpt")

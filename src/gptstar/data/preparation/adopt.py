@@ -34,7 +34,7 @@ VALIDATES = re.compile(r"(^|[^a-z])val(idation)?([^a-z]|$)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Adoption:
-    """What is to be adopted.
+    """A request to adopt files of tokens.
 
     Attributes:
         files: those with `val` in their name are validated on, as llm.c names them, and the others trained on.

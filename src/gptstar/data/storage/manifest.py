@@ -34,7 +34,7 @@ Stratum = Literal["first", "rest"]
 
 @dataclass(frozen=True)
 class Place:
-    """Where the tokens of a shard lie in a file of another project, up to its end.
+    """The place of a shard's tokens in a file of another project: from an offset to the file's end.
 
     Attributes:
         file: its path, absolute or from the folder of the manifest.
@@ -75,7 +75,7 @@ class Shard:
 
     @property
     def again(self) -> str:
-        """What to do about a file of tokens that is damaged or missing."""
+        """Advice for a file of tokens that is damaged or missing."""
         return "copy it again, or adopt it anew into another folder" if self.place else AGAIN
 
     @property

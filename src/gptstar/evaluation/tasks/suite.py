@@ -69,7 +69,7 @@ def evaluate_and_report(
     Beside them stand the harness's own files, `results_TIME.json` and `samples_TASK_TIME.jsonl`.
 
     Raises:
-        Refusal: as `evaluate_tasks`; or the results can't be written, after they were printed.
+        Refusal: as `score`; or the results can't be written, after they were printed.
     """
     began = time.time()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
@@ -95,20 +95,6 @@ def evaluate_and_report(
         ) from error
     files = "results.json, results.md, results.png; for the harness's scripts results_*.json, samples_*.jsonl"
     console.print(f"in {output}: {files}", soft_wrap=True, highlight=False)
-
-
-def evaluate_tasks(
-    model: GPT,
-    tokenizer: Tokenizer | None,
-    config: TasksConfig,
-    *,
-    checkpoint: Mapping[str, Any],
-    console: Console,
-    tasks: Loaded | None = None,
-) -> TaskResults | None:
-    """The results of `score`."""
-    scored = score(model, tokenizer, config, checkpoint=checkpoint, console=console, tasks=tasks)
-    return None if scored is None else scored.results
 
 
 def score(
@@ -185,7 +171,7 @@ def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> Loaded:
     """The tasks with their items, and all that can be refused before a model, of capacity `n_ctx`, has read anything.
 
     Raises:
-        ConfigError, DataError: as `evaluate_tasks`.
+        ConfigError, DataError: as `score`.
     """
     loaded = load(
         config.tasks,

@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
+# Tests start many processes: compiled modules are kept, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: train test core test-all check format bench bench-check notebooks clean
 
 train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a laptop
@@ -12,8 +15,8 @@ train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a lapto
 test: $(VENV)/.dev           ## the test suite: minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-core: $(VENV)/.dev           ## train, resume, evaluate, export and two processes: a minute or two
-	$(BIN)/python -m pytest -m "core and not slow" $$(grep -rlF pytest.mark.core tests)
+core: $(VENV)/.dev           ## train, resume, evaluate, export and two processes: a few minutes
+	$(BIN)/python -m pytest -m core $$(grep -rlF pytest.mark.core tests)
 
 test-all: $(VENV)/.dev       ## the slow tests too
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "slow or not slow"

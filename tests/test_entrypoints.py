@@ -51,6 +51,7 @@ def assert_kills_change_nothing(
     assert 55 < 60 / epochs < 57
 
 
+@pytest.mark.slow
 def test_kills_change_neither_losses_nor_weights(
     overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def assert_close(one: list[Any], other: list[Any]) -> None:
         assert second == {metric: pytest.approx(score, rel=1e-5) for metric, score in first.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.core
 @pytest.mark.usefixtures("no_network")
 def test_the_suite_runs_without_network(
@@ -80,6 +81,7 @@ def test_ranks_find_what_one_process_finds(trained: Path, task_files: Path, tmp_
     assert_close(scores(tmp_path / "one"), scores(tmp_path / "two"))
 
 
+@pytest.mark.slow
 @pytest.mark.core
 @pytest.mark.usefixtures("no_network")
 def test_an_exported_model_has_the_same_scores(

@@ -4,15 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbformat import NotebookNode
 
 from gptstar.results.notebook import folder
 from support import ROOT
 from support.runs import SMALL, run_here
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -62,8 +63,11 @@ def results(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def executed(path: Path) -> tuple[list[NotebookNode], str]:
+def executed(path: Path) -> tuple[list["NotebookNode"], str]:
     """A notebook's outputs, run in its own folder as Jupyter does, and what its last cell printed."""
+    import nbformat  # takes four seconds, which the tests of every day need not wait for
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     resources = {"metadata": {"path": path.parent}}
     NotebookClient(notebook, timeout=200, kernel_name="python3", resources=resources).execute()

@@ -70,6 +70,7 @@ def test_entries_are_asked_in_turn_and_failures_are_rows(monkeypatch: pytest.Mon
     assert "not installed: pip install" in text
 
 
+@pytest.mark.slow
 def test_a_process_that_is_out_of_memory_says_so() -> None:
     arguments = {"config": STAR, "precision": "float32", "device": "cpu"}
     small, large = (
@@ -181,6 +182,7 @@ def test_the_check_names_what_fell(
     assert "ratios" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_peer_that_is_absent_is_no_fall_of_ours_but_a_failure_of_ours_is(tmp_path: Path) -> None:
     old = results([1.0] * 3, [2.0] * 3)
     (without_peer,) = check.compare(old, results([1.0] * 3, []), "cpu")

@@ -250,6 +250,7 @@ def test_both_devices_stand_side_by_side_and_a_gpu_s_table_has_both_shares(tmp_p
     assert "3 rounds, 2026-11-27." in text
 
 
+@pytest.mark.slow
 def test_the_check_compares_neither_seconds_nor_what_no_time_was_left_for() -> None:
     old, slow, late = (outcome() for _ in range(3))
     slow.entries["ours"].about["first_step"] = 900.0

@@ -149,7 +149,10 @@ def test_scores_are_those_of_the_hf_model(task, kind, bpe, task_files, hf):
     assert compare_with_hf(model, bpe, hf, task, task_files, limit=None, length=64)["items"] >= 5
 
 
-@pytest.mark.parametrize("task", ["lambada_openai", "piqa", "winogrande", "wikitext"])
+@pytest.mark.parametrize(
+    "task",
+    ["piqa", *(pytest.param(each, marks=pytest.mark.slow) for each in ("lambada_openai", "winogrande", "wikitext"))],
+)
 def test_scores_on_real_items_are_those_of_the_hf_model(task, shared, hf):
     bpe = Tokenizer.from_file(shared / "tokenizer/gpt2.json")
     limit, length = (2, 512) if task == "wikitext" else (12, 1024)
@@ -363,6 +366,7 @@ def test_what_loses_its_beginning_is_counted(bpe, task_files):
     assert n_cut(40) == sum(len(tokens) > 41 for tokens in requests) > n_cut(999) == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_evaluates_within_the_harness(bpe, task_files, tmp_path):
     model, task = build(300), "piqa"
     write(tmp_path / "a.ckpt", Checkpoint(model.config, model.state_dict(), bpe.json_text))

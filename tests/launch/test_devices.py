@@ -64,8 +64,9 @@ def alone(overrides: Overrides, tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.core
-@pytest.mark.parametrize("strategy", ["fsdp", pytest.param("ddp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_two_ranks_agree_with_one_for_fifty_steps_and_one_goes_on(
     strategy: str, overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
 ) -> None:

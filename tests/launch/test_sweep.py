@@ -56,6 +56,7 @@ def test_a_value_that_is_given_twice_is_refused() -> None:
         check_values_differ(swept_over(["model=tiny,gpt127", "seed=0,1,0"], None))
 
 
+@pytest.mark.slow
 def test_a_sweep_survives_a_job_that_is_refused_and_runs_nothing_twice(overrides: Overrides, tmp_path: Path) -> None:
     words = [each for each in overrides("total_steps=4", "schedule.warmup_steps=1") if "context_length" not in each]
     done = run_script("train.py", ["-m", *words, "data.context_length=48,32"])

@@ -95,6 +95,7 @@ def product_sizes(graph: torch.fx.GraphModule) -> Iterator[int]:
                 yield from factor.meta["val"].shape
 
 
+@pytest.mark.slow
 def test_the_graph_at_gpt2s_vocabulary_is_aligned_and_keeps_its_attention() -> None:
     model = build(n_vocab=50257, d_model=16, n_heads=2)
     tokens = torch.randint(50257, (2, 129))

@@ -25,6 +25,7 @@ def test_one_cell_is_a_paired_t_test() -> None:
     assert (found.n_seeds, found.n_cells) == (7, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0.0, 1.0])
 def test_intervals_cover_whether_or_not_a_seed_moves_all_its_cells(shared: float) -> None:
     """Cells of one seed are not independent where its data order helps an arm in all of them."""

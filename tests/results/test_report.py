@@ -107,6 +107,7 @@ def test_a_run_has_one_curve_of_a_study_and_studies_are_not_mixed(swept: Path, t
     assert (tmp_path / "report/report.md").read_text().count("## Beyond the training context (") == 2
 
 
+@pytest.mark.slow
 def test_other_data_is_another_cell(swept: Path, tmp_path: Path) -> None:
     """Two corpora would otherwise pass for two seeds."""
     run = swept / "context_length-16_positions-alibi_seed-0"
@@ -136,6 +137,7 @@ def test_a_rate_at_the_end_of_those_tried_is_said_to_be(swept: Path, tmp_path: P
     assert "| not decided: a best learning rate is at the end of its rates |" in report
 
 
+@pytest.mark.slow
 def test_null_is_a_level(swept: Path, tmp_path: Path) -> None:
     run = swept / "context_length-16_positions-alibi_seed-0"
     clip = next(line for line in (run / "config.yaml").read_text().splitlines() if "gradient_clip" in line)
@@ -292,14 +294,32 @@ def test_one_bad_run_hides_no_other(
     bad, good = json.loads(capsys.readouterr().out)["runs"]
     assert (good["state"], good["step"]) == ("finished", 6)
     assert says in bad["reason"]
+    if bad["state"] == "damaged":
+        with pytest.warns(results.DamagedWarning, match="runs/bad is damaged"):
+            assert list(results.runs(tmp_path / "runs")["run"]) == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        ("config.yaml", "config.yaml: not a regular file"),
+        ("metrics.csv", "not a regular file"),
+        pytest.param("versions.json", "versions.json: not a regular file", marks=pytest.mark.slow),
+        pytest.param("status.json", "status.json is damaged", marks=pytest.mark.slow),
+    ],
+)
+def test_a_report_says_what_it_left_out(
+    broken: str, says: str, swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("bad", "good"):
+        shutil.copytree(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "runs" / name)
+    (tmp_path / "runs/bad" / broken).unlink()
+    os.mkfifo(tmp_path / "runs/bad" / broken)
     main(["report", str(tmp_path / "runs")])
     report = (tmp_path / "runs/report/report.md").read_text()
     assert "1 finished" in report
-    if bad["state"] == "damaged":
-        assert says in report.partition("## What can't be read")[2]
-        assert says in capsys.readouterr().err
-        with pytest.warns(results.DamagedWarning, match="runs/bad is damaged"):
-            assert list(results.runs(tmp_path / "runs")["run"]) == ["good"]
+    assert says in report.partition("## What can't be read")[2]
+    assert says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

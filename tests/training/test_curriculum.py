@@ -37,6 +37,7 @@ def test_folding_keeps_every_target_with_what_is_right_before_it() -> None:
     assert torch.equal(folded(windows, 16), windows)
 
 
+@pytest.mark.slow
 def test_a_short_stage_is_a_run_at_that_length(overrides: Overrides, tmp_path: Path) -> None:
     """Against the data layer, which cuts windows of its own where the context is short from the beginning."""
     long = next(int(word.partition("=")[2]) for word in overrides() if word.startswith("data.context_length="))

@@ -60,6 +60,7 @@ def test_weights_and_tokenizer_come_from_the_checkpoint(
     assert read_config(tmp_path / "tuned")["model"]["d_model"] == 24
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_without_the_first_checkpoint(fine_tuning, trained_once, tmp_path: Path) -> None:
     start = tmp_path / "start.ckpt"
     start.write_bytes((trained_once() / "best.ckpt").read_bytes())

@@ -27,6 +27,7 @@ def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in read_metrics(folder) if "train/loss" in row]
 
 
+@pytest.mark.slow
 def test_how_it_computes_changes_a_run_by_rounding_alone(overrides: Overrides, tmp_path: Path) -> None:
     ways = {
         "plain": ["hardware.attention=bias"],
@@ -59,6 +60,7 @@ def test_bfloat16_weights_train_as_autocast_does_and_save_their_float32_master(
     assert set(saved.weights) == set(read(tmp_path / "float32" / "last.ckpt").weights)
 
 
+@pytest.mark.slow
 def test_a_run_with_bfloat16_weights_goes_on_as_if_never_stopped(overrides: Overrides, tmp_path: Path) -> None:
     way = ("hardware.precision=bf16_weights", "schedule.decay_until=24")
     run_here(overrides(*way, output="whole"))

@@ -58,8 +58,8 @@ def test_a_compiled_step_is_planned_near_its_measured_peak() -> None:
         assert measured < needed.total - needed.program < 1.25 * measured
 
 
-@pytest.mark.parametrize("memory", [141, 80, 24, 16, 12, 8, 6])
-@pytest.mark.parametrize("name", ["gpt127", "gpt303", "gpt2_medium"])
+@pytest.mark.parametrize("memory", [141, 24, 12, 6])
+@pytest.mark.parametrize("name", ["gpt127", "gpt2_medium"])
 def test_what_is_chosen_fits(name: str, memory: int) -> None:
     device = replace(known_device("H100"), memory=memory * 10**9)
     found = micro_batches(AUTO, workload(name), device)

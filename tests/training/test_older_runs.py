@@ -83,6 +83,7 @@ def test_a_run_with_the_quickstarts_settings_beside_other_text_says_how_to_go_on
     assert max(recorded(tmp_path / "run")) == 12
 
 
+@pytest.mark.slow
 @pytest.mark.core
 @pytest.mark.parametrize("optimizer", RUNS)
 def test_they_are_finished_under_the_same_command_alone(optimizer: str) -> None:

@@ -14,7 +14,7 @@ GROWS = ("curriculum.first_length=8", "curriculum.steps=8", "data.attention=with
 
 
 @pytest.mark.parametrize(
-    "kind", ["fire", "fox", *(pytest.param(each, marks=pytest.mark.slow) for each in ("t5", "kerple", "log_alibi"))]
+    "kind", ["fox", *(pytest.param(each, marks=pytest.mark.slow) for each in ("fire", "t5", "kerple", "log_alibi"))]
 )
 def test_a_bias_goes_on_bitwise(kind: str, overrides: Callable[..., list[str]], tmp_path: Path) -> None:
     assert_goes_on_bitwise(overrides, tmp_path, f"model.positions={kind}", *GROWS)

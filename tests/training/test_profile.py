@@ -45,6 +45,7 @@ def test_a_profile_leaves_a_trace_and_a_table(
     assert not any(row.split()[0].startswith(("ProfilerStep", "Optimizer.step")) for row in rows)
 
 
+@pytest.mark.slow
 def test_a_profile_that_can_not_be_written_ends_no_run(
     overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +69,7 @@ def test_a_short_run_profiles_fewer_steps_or_none(
     assert not (tmp_path / "three/trace.json.gz").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_leaves_no_profile_and_lets_another_profile(
     overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

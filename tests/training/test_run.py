@@ -100,12 +100,14 @@ def test_accumulation_changes_memory_and_not_the_result(overrides: Overrides, tm
     assert list(one.values()) == pytest.approx(list(four.values()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_loader_workers_change_nothing(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("total_steps=6", output="none"))
     run_here(overrides("total_steps=6", "data.loader_workers=2", output="two"))
     assert recorded(tmp_path / "none") == recorded(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_one_batch_is_memorised(overrides: Overrides, tmp_path: Path) -> None:
     more = ("debug=overfit", "batch_tokens=128", "data.context_length=32", "optimizer.learning_rate=5e-3")
     run_here(overrides(*more, "total_steps=150", "model.d_model=96", "optimizer.weight_decay=0"))
@@ -124,7 +126,9 @@ class StopAt(Callback):
             signal.raise_signal(self.number)
 
 
-@pytest.mark.parametrize("holds", ["[]", "{", '{"began": 3}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "holds", ["{", *(pytest.param(each, marks=pytest.mark.slow) for each in ("[]", '{"began": 3}', "[" * 100_000))]
+)
 def test_a_run_goes_on_though_its_versions_are_damaged(overrides, tmp_path, holds):
     run_here(overrides("total_steps=4", "schedule.decay_until=6"))
     (tmp_path / "run/versions.json").write_text(holds)
@@ -464,6 +468,7 @@ def test_an_unwritable_directory_is_refused(overrides: Overrides, tmp_path: Path
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_debug_modes(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides("debug=fast", output="fast"))
     assert not list((tmp_path / "fast").glob("*.ckpt"))

@@ -123,6 +123,7 @@ def test_what_can_not_be_branched_from_is_named(
     assert "empty holds neither best.ckpt nor last.ckpt" in refusal(run_here, empty)
 
 
+@pytest.mark.slow
 def test_a_branch_goes_on_when_what_it_came_from_is_gone(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides(*DECAY_TWICE, "total_steps=24", "checkpoint_every=7", "checkpoint_keep=9", output="long"))
     branch = (*DECAY_TWICE, "schedule.decay_until=20", f"branch_from={tmp_path / 'long/step-000007.ckpt'}")

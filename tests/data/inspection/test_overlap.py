@@ -89,6 +89,7 @@ gaps = st.sampled_from([" ", " ", " ", "\n", "\xa0", "", "’", "—"])
 texts = st.lists(st.tuples(st.sampled_from("aab") | pieces, gaps).map("".join), max_size=60).map("".join)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(texts, texts), max_size=3), texts, st.integers(1, 40))
 @settings(deadline=None, max_examples=600)
 def test_it_finds_what_a_set_of_word_runs_finds(items: list[tuple[str, str]], text: str, chunk: int) -> None:

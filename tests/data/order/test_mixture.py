@@ -67,6 +67,7 @@ def test_weights_give_whole_passes_and_some_blocks_once_more(grouping: Grouping 
     assert len(set(partial)) == 3
 
 
+@pytest.mark.slow
 def test_blocks_of_a_partial_pass_are_uniform_and_lie_in_runs() -> None:
     entries, seeds = (Entry(23, 9),), 700
     times = sum((read(Mixture(entries), seed) for seed in range(seeds)), Counter())

@@ -24,6 +24,7 @@ def test_a_bijection_on_every_small_size() -> None:
     assert all(each_once(permute(np.arange(n), n, b"key")) for n in range(1, 2001))
 
 
+@pytest.mark.slow
 def test_an_order_in_groups_is_a_bijection_on_every_small_size() -> None:
     for n in range(1, 2001):
         run = (1, 2, 3, 7, 31, 251)[n % 6]
@@ -60,6 +61,7 @@ def test_no_two_indices_meet_in_groups_of_any_size(n: int, run: int, runs: int, 
     assert images.max() < n
 
 
+@pytest.mark.slow
 def test_first_places_and_neighbours_are_uniform() -> None:
     n, keys = 11, 6600
     images = np.stack([permute(np.arange(n), n, str(key).encode()) for key in range(keys)])  # (key, index)
@@ -69,6 +71,7 @@ def test_first_places_and_neighbours_are_uniform() -> None:
         assert chi_squared(observed) < 29.6  # p = 0.001 at 10 degrees of freedom
 
 
+@pytest.mark.slow
 def test_places_and_neighbours_in_groups_are_uniform() -> None:
     n, keys = 23, 4600  # 3 full groups of 6 blocks, and one run with 2 blocks left over
     images = np.stack([GROUPS.permute(np.arange(n), n, str(key)) for key in range(keys)])  # (key, index)
@@ -80,6 +83,7 @@ def test_places_and_neighbours_in_groups_are_uniform() -> None:
     assert chi_squared(np.bincount((ranks[:, 3] - ranks[:, 2]) % 6, minlength=6)[1:]) < 18.5  # 4 degrees
 
 
+@pytest.mark.slow
 def test_which_runs_make_a_group_is_uniform() -> None:
     n, keys = 21, 4200  # 7 runs, none cut
     runs = np.stack([permute_runs(np.arange(0, n, 3), n, 3, str(key).encode()) for key in range(keys)])  # (key, run)

@@ -156,7 +156,7 @@ def test_a_run_that_goes_on_at_other_numbers_of_ranks_reads_the_same_chain(strea
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
 @pytest.mark.parametrize("grouping", [None, Grouping(run=2, runs=2)], ids=["anywhere", "groups"])
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("world_size", [1, 2, 3, *(pytest.param(each, marks=pytest.mark.slow) for each in (4, 8))])
 def test_loaders_read_the_same_tokens_whatever_the_ranks_and_workers(
     streams: list[TokenStream], world_size: int, workers: int, grouping: Grouping | None
 ) -> None:

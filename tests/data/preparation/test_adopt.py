@@ -53,7 +53,9 @@ def adopted(folder: Path, tokenizer: Path, *more: str) -> ShardFolder:
     return ShardFolder(folder / "shards")
 
 
-@pytest.mark.parametrize("form", ["bin", "uint16", "uint32"])
+@pytest.mark.parametrize(
+    "form", ["bin", *(pytest.param(each, marks=pytest.mark.slow) for each in ("uint16", "uint32"))]
+)
 def test_training_is_bitwise_that_on_our_own_shards(form: str, tokenizer: Path, tmp_path: Path) -> None:
     kept, end = Tokenizer.from_file(tokenizer), Tokenizer.from_file(tokenizer).end_of_text
     texts = {"train": encoded(tokenizer, 2, 90), "val": encoded(tokenizer, 3, 20)}

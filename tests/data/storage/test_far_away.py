@@ -40,7 +40,11 @@ def test_text_is_prepared_from_a_server(bucket: str, tmp_path: Path) -> None:
     assert far.manifest.sources["alpha"].source == f"{bucket}/text/alpha"
 
 
-@pytest.mark.parametrize("options", [[], ["data.shuffle_tokens=2048", "data.loader_workers=2"]], ids=["all", "groups"])
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["data.shuffle_tokens=2048", "data.loader_workers=2"], marks=pytest.mark.slow)],
+    ids=["all", "groups"],
+)
 def test_a_run_reads_from_a_server_what_it_would_read_here(bucket: str, options: list[str], tmp_path: Path) -> None:
     for name, shards in (("near", f"{tmp_path}/here"), ("far", f"{bucket}/shards")):
         run_here([*SMALL, "data=local", f"data.shards={shards}", f"output={tmp_path / name}", *options])

@@ -219,6 +219,7 @@ def test_damage_on_the_disk_is_noticed(
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_server_gone_for_good_is_one_error(server: Server, manifest: Manifest, tmp_path: Path) -> None:
     cache = SegmentCache(RemoteFiles(ADDRESS, retry_seconds=1.0), manifest, tmp_path, LIMIT)
     tokens = cache.tokens(manifest.shards[0])

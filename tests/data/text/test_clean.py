@@ -52,6 +52,7 @@ def test_it_gives_what_ftfy_gives(parts: list[str]) -> None:
     assert clean(text, unescape_html=False) == ftfy.fix_text(text, unescape_html=False)
 
 
+@pytest.mark.slow
 @given(pieces, st.sampled_from("aZ7"), pieces)
 @settings(deadline=None, max_examples=700)
 def test_two_pieces_give_what_the_whole_gives(before: list[str], last: str, after: list[str]) -> None:

@@ -71,6 +71,7 @@ def prepare_hostile(folder: Path, n_lines: int, longest: int) -> tuple[Counter[s
     return expected, ShardFolder(folder / "s")
 
 
+@pytest.mark.slow
 def test_everything_is_counted_and_nothing_is_lost(tmp_path: Path) -> None:
     expected, folder = prepare_hostile(tmp_path, 3000, 5_000_000)
     source = folder.manifest.sources["c"]

@@ -223,6 +223,7 @@ def wide(shared: Path) -> Named:
     return named(Checkpoint(model, GPT(model).state_dict(), (shared / GPT2).read_text(), None))
 
 
+@pytest.mark.slow
 def test_wikitext_articles_are_read_whole(shared: Path, wide: Named, tmp_path: Path) -> None:
     path = shared / "benchmarks/wikitext.jsonl"
     _, (curve,) = run([wide], tmp_path, text=str(path), context_lengths=(256, 512), max_tokens=8192)
@@ -233,6 +234,7 @@ def test_wikitext_articles_are_read_whole(shared: Path, wide: Named, tmp_path: P
     assert short.loss.value == pytest.approx(math.log(50257), abs=0.1)
 
 
+@pytest.mark.slow
 def test_books_have_targets_with_a_whole_context_and_articles_don_t(shared: Path, wide: Named, tmp_path: Path) -> None:
     lengths = (1024, 2048)
     settings = {"protocol": "fixed_targets", "context_lengths": lengths, "max_tokens": 2048}

@@ -90,6 +90,7 @@ def test_wilson_covers_95_percent_of_all_accuracies(n: int) -> None:
     assert coverage.min() >= 0.91
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "correlation"), [(0.5, -0.6), (0.57, 0.0), (0.6, 0.4), (0.8, 0.9)])
 @pytest.mark.parametrize("n_pairs", [41, 380])
 def test_wilson_covers_with_twins(n_pairs: int, share: float, correlation: float) -> None:
@@ -160,6 +161,7 @@ def test_order_does_not_matter(data: st.DataObject) -> None:
     assert (back.low, back.high, back.method) == pytest.approx((there.low, there.high, there.method), nan_ok=True)
 
 
+@pytest.mark.slow
 def test_perplexity_covers_over_60_skewed_documents() -> None:
     random = np.random.default_rng(21)
     missed = []

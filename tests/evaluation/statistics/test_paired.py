@@ -125,7 +125,7 @@ def test_doubled_items_tell_nothing_more() -> None:
     assert paired_accuracy(np.repeat(a, 2), np.repeat(b, 2)).p < once.p / 5
 
 
-@pytest.mark.parametrize("n", [62, 760])
+@pytest.mark.parametrize("n", [62, pytest.param(760, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("twin", [0.0, 0.8])
 def test_paired_accuracies_cover(n: int, twin: float) -> None:
     random = np.random.default_rng(2)
@@ -154,7 +154,10 @@ def test_no_difference_is_found_in_one_of_twenty() -> None:
     assert 0.03 <= rejected <= 0.055  # exact, so never above 0.05 but for chance
 
 
-@pytest.mark.parametrize(("n", "skewed", "change"), [(60, True, 0.0), (60, True, -0.05), (503, False, 0.0)])
+@pytest.mark.parametrize(
+    ("n", "skewed", "change"),
+    [(60, True, 0.0), (60, True, -0.05), pytest.param(503, False, 0.0, marks=pytest.mark.slow)],
+)
 def test_paired_losses_cover(n: int, skewed: bool, change: float) -> None:
     """Skewed lengths, as WikiText's documents, and one number an item, as LAMBADA's; differences to both sides."""
     random = np.random.default_rng(4)

@@ -38,6 +38,7 @@ def test_copies_within_and_across_tasks_are_one_cluster() -> None:
     assert pooled([stratum([0.0, 1.0], name="a"), stratum([1.0], name="b")]) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [[100] * 20, [3] * 40, [5, 200, 30, 9, 80]])
 def test_intervals_hold_the_truth(sizes: list[int]) -> None:
     """Of 400 draws: the standard error of the coverage is 0.011 to 0.014."""

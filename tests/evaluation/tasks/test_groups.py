@@ -128,6 +128,7 @@ def by_name(results: TaskResults) -> dict[str, TaskResult]:
     return {task.task: task for task in results.tasks}
 
 
+@pytest.mark.slow
 def test_the_interval_is_of_items_drawn_within_each_task(of_blimp: TaskResults) -> None:
     tasks = by_name(of_blimp)
     group = tasks["blimp"]

@@ -88,6 +88,7 @@ def texts(config: TasksConfig) -> list[str]:
     return [entry["filtered_resps"][0] for entry in scored.output["samples"]["writes"]]
 
 
+@pytest.mark.slow
 def test_gen_kwargs_are_those_of_the_harness(tasks: Path, tmp_path: Path) -> None:
     path = saved(checkpoint(bpe()), tmp_path / "a.ckpt")
     for given in ({}, {"max_gen_toks": 9}, {"max_gen_toks": 9, "until": ["a"]}):

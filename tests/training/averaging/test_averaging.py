@@ -73,6 +73,7 @@ def test_a_tail_is_the_uniform_mean_of_the_last_steps(trained_once: Trained) -> 
     assert list(recorded(folder, "averaged/loss")) == [12]  # of the two validations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bf16_weights"])
 def test_training_is_as_without_an_average(precision: str, overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides(f"hardware.precision={precision}", output="none"))

@@ -35,6 +35,7 @@ def test_a_step_is_adamws_but_for_rounding() -> None:
     assert 0 < error < 0.1
 
 
+@pytest.mark.slow
 def test_losses_stay_near_adamws(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides(*SMALL, output="adamw"))
     run_here(overrides(*IN_8_BITS, output="adamw_8bit"))

@@ -11,9 +11,8 @@ import pytest
 
 from gptstar.cli import main
 from gptstar.evaluation.results import read_tasks
-from gptstar.training.metrics_csv import read_metrics
 from support import ROOT
-from support.runs import SMALL, evaluate_here, run_here, run_script
+from support.runs import SMALL, evaluate_here, run_here
 from support.text import write_tasks_files
 
 Overrides = Callable[..., list[str]]
@@ -123,32 +122,6 @@ def test_a_bundle_is_what_an_evaluation_takes(
     assert not (tmp_path / "again").exists()
 
 
-def test_a_run_evaluates_as_it_goes_and_is_the_same_run(overrides: Overrides, task_files: Path, tmp_path: Path) -> None:
-    run_here(overrides(output="without"))
-    evaluation = [f"evaluation.data_dir={task_files}", "evaluation.tasks=[piqa,wikitext]", "evaluation.limit=4"]
-    run_here(overrides("evaluation.every_n_steps=10", *evaluation, output="with"))
-    rows = read_metrics(tmp_path / "with")
-    scored = {row["step"]: row for row in rows if "evaluation/piqa/acc" in row}
-    assert sorted(scored) == [10, 20, 24]
-    assert all(0 <= row["evaluation/piqa/acc"] <= 1 for row in scored.values())
-    assert scored[24]["evaluation/wikitext/bits_per_byte"] < scored[10]["evaluation/wikitext/bits_per_byte"]
-    shown = ("train/loss", "validation/loss", "gradient_norm")
-    kept = [[{key: row[key] for key in shown if key in row} for row in read_metrics(tmp_path / name)] for name in
-            ("with", "without")]  # fmt: skip
-    assert [row for row in kept[0] if row] == [row for row in kept[1] if row]
-
-
-def test_a_run_refuses_tasks_before_its_first_step(
-    overrides: Overrides, task_files: Path, refusal: Callable[..., str]
-) -> None:
-    more = ["evaluation.every_n_steps=10", f"evaluation.data_dir={task_files}"]
-    (task_files / "piqa.jsonl").rename(task_files / "gone.jsonl")
-    try:
-        assert "piqa" in refusal(run_here, overrides(*more, "evaluation.tasks=[piqa]"))
-    finally:
-        (task_files / "gone.jsonl").rename(task_files / "piqa.jsonl")
-
-
 @pytest.mark.core
 def test_length_is_studied_without_being_told_anything(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -158,25 +131,3 @@ def test_length_is_studied_without_being_told_anything(
     assert [length["context_length"] for length in curve["lengths"]] == [32, 64, 128, 256]
     assert (tmp_path / "out/context_length.png").stat().st_size > 10_000
     assert "bits/byte" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_ranks_that_train_evaluate_together(overrides, task_files: Path, tmp_path: Path) -> None:
-    """DDP by 2 has the scores of one process."""
-    more = [
-        "evaluation.every_n_steps=10",
-        f"evaluation.data_dir={task_files}",
-        "evaluation.tasks=[piqa,wikitext]",
-        "evaluation.limit=4",
-    ]
-    run_here(overrides(*more, output="one"))
-    two = ["hardware=ddp", "hardware.devices=2", "hardware.accelerator=cpu", "hardware.micro_batch_size=2"]
-    done = run_script("train.py", overrides(*more, *two, output="two"))
-    assert done.returncode == 0, done.stderr
-    one, other = (
-        [{key: value for key, value in row.items() if "evaluation/" in key} for row in read_metrics(tmp_path / name)]
-        for name in ("one", "two")
-    )
-    assert [row for row in one if row]
-    for first, second in zip(filter(None, one), filter(None, other), strict=True):
-        assert second == pytest.approx(first, rel=1e-4)

@@ -69,11 +69,6 @@ class TrainConfig:
             ConfigError: a step or an option does not fit their number.
         """
         sequences, devices = self.recipe.sequences_per_step, self.hardware.world_size
-        if self.record.evaluation.every_n_steps is not None and self.hardware.sharded:
-            raise ConfigError(
-                "evaluation.every_n_steps needs the whole model on each device, and hardware.strategy=fsdp splits it: "
-                "leave it out, and give checkpoints to evaluate.py"
-            )
         if not self.recipe.optimizer.is_shardable and self.hardware.sharded:
             raise ConfigError(
                 f"optimizer={OPTIMIZERS.name_of(self.recipe.optimizer)} steps whole parameters, and "
@@ -158,8 +153,9 @@ class EvaluateConfig:
                     "checkpoint names several: tasks take one at a time (-m checkpoint=A,B runs each; "
                     "`gptstar compare` sets two results against each other)"
                 )
-            if self.evaluation.every_n_steps is not None:
-                raise ConfigError("evaluation.every_n_steps is for train.py, which evaluates as it goes: leave it out")
+            for key, value in (("every_n_steps", self.evaluation.every_n_steps), ("device", self.evaluation.device)):
+                if value is not None:
+                    raise ConfigError(f"evaluation.{key} is for train.py, which evaluates as it goes: leave it out")
 
     def check_here(self) -> Self:
         """See that this machine has the device and the files.

@@ -11,16 +11,23 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 """Links to the newest checkpoint, and to that with the lowest validation loss."""
 
 
+EVALUATIONS = "evaluations"
+"""The folder in a run directory that holds the evaluations of its checkpoints."""
+
+
 def of_step(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
     return folder / f"step-{step:06d}.ckpt"
 
 
+def steps_in(folder: Path) -> dict[Path, int]:
+    """The checkpoints of a run directory that are called by their step."""
+    return {path: int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"step-(\d+)\.ckpt", path.name))}
+
+
 def newest_first(folder: Path) -> list[Path]:
     """All checkpoints of a run directory, `last.ckpt` before the others; whether they are whole, reading says."""
-    steps = {
-        path: int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"step-(\d+)\.ckpt", path.name))
-    }
+    steps = steps_in(folder)
     ordered = [folder / LAST, *sorted(steps, key=lambda path: -steps[path]), folder / BEST]
     return list(dict.fromkeys(path.parent / path.resolve().name for path in ordered if path.exists()))
 
@@ -38,11 +45,26 @@ def link(path: Path, name: str) -> None:
         raise CheckpointError(f"{path} is written, but can't be called {name} ({error.strerror})") from error
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Leave the newest checkpoints, the best, and nothing that a crash left half written or half removed."""
-    best = (folder / BEST).resolve().name
+def evaluation_of(folder: Path, step: int) -> Path:
+    """Where the evaluation of a step is, once it is complete."""
+    return folder / EVALUATIONS / f"step-{step:06d}"
+
+
+def waiting(folder: Path, every: int | None) -> list[int]:
+    """The steps, one of so many, whose checkpoints are there and were not evaluated yet; the earliest first."""
+    steps = [] if every is None else [step for step in steps_in(folder).values() if step % every == 0]
+    return sorted(step for step in steps if not evaluation_of(folder, step).exists())
+
+
+def prune(folder: Path, keep: int, evaluated_every: int | None = None) -> None:
+    """Leave the newest checkpoints, the best, and those that are still to be evaluated.
+
+    Of what a crash left half written or half removed nothing stays.
+    """
+    needed = {of_step(folder, step).name for step in waiting(folder, evaluated_every)}
+    needed.add((folder / BEST).resolve().name)
     for path in newest_first(folder)[keep:]:
-        if path.name != best:
+        if path.name not in needed:
             removed = path.with_name(f".{path.name}.removed")
             with contextlib.suppress(OSError):  # one that can't be removed does no harm
                 path.rename(removed)  # a folder half removed must not look like a checkpoint

@@ -83,6 +83,11 @@ class SaveCheckpoints(LightningCheckpoint):
             before = signal.signal(number, self._receive)
             self._handlers.setdefault(number, before)
 
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal has come."""
+        return self._signal is not None
+
     def stop_listening(self) -> None:
         """Give the signals back to whom they belonged."""
         for number, handler in self._handlers.items():
@@ -128,7 +133,9 @@ class SaveCheckpoints(LightningCheckpoint):
             self._save(trainer, pl_module)
 
     def _due(self, trainer: pl.Trainer) -> bool:
-        return _is_due(trainer, self._record.checkpoint_every)
+        evaluated_every = self._record.evaluation.every_n_steps
+        is_evaluated = evaluated_every is not None and trainer.global_step % evaluated_every == 0
+        return is_evaluated or _is_due(trainer, self._record.checkpoint_every)
 
     def validation_due(self, trainer: pl.Trainer) -> bool:
         """Whether the step that just ended is validated: at intervals, and the last."""

@@ -160,8 +160,8 @@ class RecordMetrics(pl.Callback):
         finally:
             self._throughput.unpause()
 
-    def record(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-        """Send metrics to every logger, but for those that are not finite."""
+    def record(self, trainer: pl.Trainer, metrics: dict[str, float], step: int | None = None) -> None:
+        """Send metrics to every logger, but for those that are not finite; they are of the last step unless given."""
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         for logger in trainer.loggers:
-            logger.log_metrics(finite, step=trainer.global_step)
+            logger.log_metrics(finite, step=trainer.global_step if step is None else step)

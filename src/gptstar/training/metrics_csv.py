@@ -10,7 +10,7 @@ METRICS_FILE = "metrics.csv"
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's CSV, each with the values it has; a last line that was cut short is left out."""
+    """The rows of a run's CSV by step, each with the values it has; a last line that was cut short is left out."""
     return [{key: float(value) for key, value in row.items()} for row in read_rows(folder / METRICS_FILE)]
 
 
@@ -30,7 +30,8 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if not lines or lines[0][:1] != ["step"]:
         raise DataError(f"{path} is damaged or not the record of a run: move it away, and a new one is begun")
     whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0] and all(map(_is_number, line)))
-    return [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
+    rows = [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
+    return sorted(rows, key=lambda row: float(row["step"]))  # the evaluation of a step arrives after later ones
 
 
 def _values(line: str) -> list[str]:

@@ -15,15 +15,15 @@ from gptstar.checkpoint.kept import LAST
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.shards import ShardFolder
-from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import Refusal, TrainingError
 from gptstar.model import GPT
 from gptstar.ranks import Ranks, joined, started_processes
 from gptstar.terminal import Terminal
-from gptstar.training.benchmarks import EvaluateTasks
 from gptstar.training.callbacks import UserCallbacks
 from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.compiling import NotCompiledError
+from gptstar.training.evaluations import EvaluateCheckpoints
+from gptstar.training.evaluator import evaluator_of
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import describe_run, tracked
 from gptstar.training.memory import keep_freed_memory, stay_within_own_part
@@ -66,6 +66,8 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         workload = Workload.planned(recipe, hardware, on_gpu=device_type == "cuda")
         ranks.together(lambda: check_fits(workload, free_device(hardware)))
         callbacks = ranks.together(lambda: UserCallbacks(record.trainer))
+        recorder = RecordMetrics(recipe, log_every=record.log_every, peak_flops=hardware.peak_flops())
+        evaluator = until_the_end.enter_context(evaluator_of(recipe, hardware, record, needed=ranks.first))
         shards = ranks.in_turn(lambda: ensure_prepared(recipe.data, recipe.model.n_vocab, console))
         read = partial(read_for, record=record, ranks=ranks, sharded=hardware.sharded)
         warn = partial(say, style="yellow")
@@ -87,17 +89,25 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             about = {"settings": settings, "data": _data_read(step, recipe, data, shards) | initial}
             return about | {"machine": batches.as_dict(ranks.world_size)}
 
-        writer = BackgroundWriter(record.output, keep=record.checkpoint_keep, ranks=ranks, sharded=hardware.sharded)
+        writer = BackgroundWriter(
+            record.output,
+            keep=record.checkpoint_keep,
+            evaluated_every=record.evaluation.every_n_steps,
+            ranks=ranks,
+            sharded=hardware.sharded,
+        )
         tokenizer = shards.tokenizer
         saver = SaveCheckpoints(writer, record, tokenizer.json_text, describe, callbacks, beginning.state)
-        observers = _observers(recipe, hardware, record, tokenizer, callbacks, console)
+        evaluations = EvaluateCheckpoints(evaluator, record, recorder, console)
+        ranks.together(evaluations.check)
+        observers = _observers(recorder, recipe, hardware, record, console)
         trainer = build_trainer(
             recipe,
             hardware,
             record,
             accumulate=batches.accumulate,
             loggers=ranks.together(lambda: until_the_end.enter_context(tracked(record, step, console))),
-            callbacks=[*observers, *callbacks.callbacks, saver],
+            callbacks=[*observers, evaluations, *callbacks.callbacks, saver],
         )
         module = LanguageModelling(beginning, recipe, hardware, record.tracker, tokenizer, list(data.validation))
         _choose_forms(beginning.model, hardware, batches)
@@ -111,12 +121,13 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         try:
             fit(trainer, module, data, saver, trains=ended is None)
             writer.wait()
+            ended = ended or callbacks.ending(trainer).get("reason")
+            evaluations.finish(trainer, ended, lambda: saver.is_asked_to_stop)
         except (TrainingError, torch.OutOfMemoryError) as error:
             raise _what_stands(error, batches, writer, record, ranks) from error
         finally:
             saver.stop_listening()
         saver.leave_if_asked(trainer)
-        ended = ended or callbacks.ending(trainer).get("reason")
         if ranks.first and not is_trial(trainer):
             run = Ended(trainer.global_step, shards, recipe, hardware, record)
             line = _conclusion(trainer, run, ended, console)
@@ -193,29 +204,12 @@ def _data_read(step: int, recipe: Recipe, data: WindowsDataModule, shards: Shard
 
 
 def _observers(
-    recipe: Recipe,
-    hardware: Hardware,
-    record: Record,
-    tokenizer: Tokenizer,
-    callbacks: UserCallbacks,
-    console: Console,
+    recorder: RecordMetrics, recipe: Recipe, hardware: Hardware, record: Record, console: Console
 ) -> list[pl.Callback]:
     """Our own callbacks that look on, in the order in which they have to look."""
-    recorder = RecordMetrics(recipe, log_every=record.log_every, peak_flops=hardware.peak_flops())
     observers = [recorder, StepProgress(console, recipe.total_steps, recorder, compiles=hardware.compiles())]
     if record.trainer.get("profiler") == TRACE:
         observers.append(ProfileSteps(console, recorder))
-    if record.evaluation.every_n_steps:
-        observers.append(
-            EvaluateTasks(
-                record.evaluation,
-                tokenizer,
-                name=record.name,
-                callbacks=callbacks,
-                recorder=recorder,
-                console=console,
-            )
-        )
     return observers
 
 

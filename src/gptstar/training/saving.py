@@ -22,10 +22,14 @@ class BackgroundWriter:
     Args:
         folder: the run directory.
         keep: how many of the newest checkpoints are kept, beside the best.
+        evaluated_every: steps between checkpoints that are kept until they are evaluated.
     """
 
-    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, sharded: bool) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int, evaluated_every: int | None = None, ranks: Ranks, sharded: bool
+    ) -> None:
         self._folder, self._keep, self.ranks, self._sharded = folder, keep, ranks, sharded
+        self._evaluated_every = evaluated_every
         self._apart = ranks.apart()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -89,7 +93,7 @@ class BackgroundWriter:
             if best:
                 link(path, BEST)
             link(path, LAST)
-            prune(self._folder, self._keep)
+            prune(self._folder, self._keep, self._evaluated_every)
 
 
 def _with(

@@ -1,8 +1,11 @@
 """What to evaluate on, and how."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
+
+import torch
 
 from gptstar.errors import ConfigError
 from gptstar.fields import Before, Count, NotNegative, Seed32, check_ranges
@@ -39,7 +42,9 @@ class TasksConfig:
         seed: of the choice of few-shot examples, and of texts that are drawn.
         cache: a folder that keeps scores, so that what was interrupted goes on.
         overlap: what `gptstar data overlap --json` wrote: scores also for the items that the training text lacks.
-        every_n_steps: of a training run, between evaluations; train.py only.
+        every_n_steps: of a training run, between the checkpoints that are evaluated, and the last one; train.py only.
+        device: where a training run's checkpoints are evaluated, such as `cpu` or `cuda:1`; unless given, on a GPU that
+            the run leaves free, or else on the CPU. train.py only.
     """
 
     study: Literal["harness"] = "harness"
@@ -60,6 +65,7 @@ class TasksConfig:
     cache: Path | None = None
     overlap: Path | None = None
     every_n_steps: Count | None = None
+    device: str | None = None
 
     def __post_init__(self) -> None:
         check_ranges(self, "evaluation.")
@@ -86,6 +92,15 @@ class TasksConfig:
                 raise ConfigError(f"evaluation.{key}={path} is not a folder")
         if self.overlap is not None and not self.overlap.is_file():
             raise ConfigError(f"evaluation.overlap={self.overlap} is not a file")
+        if self.device is not None:
+            self._check_device(self.device)
+
+    def _check_device(self, name: str) -> None:
+        match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+        if not match:
+            raise ConfigError(f"evaluation.device={name} is neither cpu nor a GPU such as cuda:1")
+        if name != "cpu" and int(match[1] or 0) >= (there := torch.cuda.device_count()):
+            raise ConfigError(f"evaluation.device={name} is not here: PyTorch sees {there or 'no'} GPUs")
 
     def length_for(self, task: str, n_ctx: int | None) -> int:
         """Tokens read at most in a task, by a model whose learned positions, if it has them, hold `n_ctx`.

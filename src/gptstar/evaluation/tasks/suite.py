@@ -63,10 +63,15 @@ def evaluate_and_report(
     device: torch.device,
     output: Path,
     console: Console,
+    *,
+    tasks: Loaded | None = None,
 ) -> None:
     """Score a checkpoint with identity `who`, print a table, and write `results.json`, `.md` and `.png`.
 
     Beside them stand the harness's own files, `results_TIME.json` and `samples_TASK_TIME.jsonl`.
+
+    Args:
+        tasks: as `prepared_tasks` gave them, where they are already there.
 
     Raises:
         Refusal: as `score`; or the results can't be written, after they were printed.
@@ -74,7 +79,7 @@ def evaluate_and_report(
     began = time.time()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     model = checkpoint.build().to(device)
-    scored = score(model, tokenizer, config, checkpoint=who, console=console)
+    scored = score(model, tokenizer, config, checkpoint=who, console=console, tasks=tasks)
     if scored is None:
         return
     console.print(task_table(scored.results))

@@ -210,7 +210,7 @@ class Attention(nn.Module):
 
 
 @contextlib.contextmanager
-def scaled_rotary(model: nn.Module, scaling: Scaling) -> Iterator[None]:
+def scaled_positions(model: nn.Module, scaling: Scaling) -> Iterator[None]:
     """Stretch a model's positions within the context. The scaling is not part of the model, nor saved with it.
 
     Raises:

@@ -19,7 +19,7 @@ from gptstar.terminal import plain
 from gptstar.training.status import read_config
 
 LENGTH_FIGURES = (
-    *("study", "run", "checkpoint", "targets", "trained_at", "rotary_scaling", "context_length", "multiple"),
+    *("study", "run", "checkpoint", "targets", "trained_at", "scaling", "context_length", "multiple"),
     *("loss", "low", "high", "change", "change_low", "change_high", "reference"),
     *("perplexity", "bits_per_byte", "n_targets"),
 )
@@ -58,13 +58,13 @@ def lengths(*sources: Source) -> pd.DataFrame:
         comparable within a study where `targets`, a fingerprint of the tokens scored, is the same ("" if it is not
         known); changes are, whatever the targets. Where several targets were scored at one training context, or several
         checkpoints of a run were read, `study` names these too, so that a run has one curve in each study and for each
-        `rotary_scaling`. `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in tokens, and
-        `multiple` is of `trained_at`. `loss`, with its 95 % interval over the text from `low` to `high`, is in nats per
-        token. `change` is that of the loss against the context length `reference` on the same targets, paired, with its
-        95 % interval from `change_low` to `change_high`; NaN at the reference. `bits_per_byte` is NaN if the tokenizer
-        does not tell. `n_targets` is how many tokens were scored. There is no line where a model is undefined. Of two
-        evaluations of a checkpoint by the same study on the same targets the later one counts. If there is none, a
-        `MissingResultsWarning` says how to get one.
+        `scaling` of its positions. `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in
+        tokens, and `multiple` is of `trained_at`. `loss`, with its 95 % interval over the text from `low` to `high`, is
+        in nats per token. `change` is that of the loss against the context length `reference` on the same targets,
+        paired, with its 95 % interval from `change_low` to `change_high`; NaN at the reference. `bits_per_byte` is NaN
+        if the tokenizer does not tell. `n_targets` is how many tokens were scored. There is no line where a model is
+        undefined. Of two evaluations of a checkpoint by the same study on the same targets the later one counts. If
+        there is none, a `MissingResultsWarning` says how to get one.
 
     Raises:
         ConfigError: a source does not exist.
@@ -77,7 +77,7 @@ def lengths_of(found: Loaded) -> pd.DataFrame:
     """Make the frame of `lengths`."""
     frame = pd.DataFrame(_lines(found, "length", _length_lines), columns=[*LENGTH_FIGURES, "curve"])
     if not frame.empty:
-        key = ["study", "run", "checkpoint", "targets", "rotary_scaling"]
+        key = ["study", "run", "checkpoint", "targets", "scaling"]
         frame = frame[frame["curve"] == frame.groupby(key)["curve"].transform("last")]
         frame = _told_apart(frame, "trained_at", "targets", lambda targets: targets[:8] or "unknown")
         frame = _told_apart(frame, "run", "checkpoint", lambda name: name.rpartition("/")[2])
@@ -137,12 +137,17 @@ def _length_lines(evaluation: Evaluation) -> Lines:
         length, loss, bits = _number(point["context_length"]), point["loss"], point["bits_per_byte"]
         change = point.get("change") or {}
         yield (
-            *(*names, targets, trained_at, str(curve["rotary_scaling"]), length, length / trained_at),
+            *(*names, targets, trained_at, scaling_of(curve), length, length / trained_at),
             *(_number(loss["value"]), _number(loss["low"]), _number(loss["high"])),
             *(_number(change.get("difference")), _number(change.get("low")), _number(change.get("high")), reference),
             *(_number(point["perplexity"]["value"]), _number(bits["value"]) if bits else math.nan),
             *(_number(point["tokens"]), id(curve)),
         )
+
+
+def scaling_of(curve: Mapping[str, Any]) -> str:
+    """How a curve's positions were scaled; earlier files had a key for rotary ones only. KeyError: it does not say."""
+    return str(curve["scaling"] if "scaling" in curve else curve["rotary_scaling"])
 
 
 def study_of(tree: Mapping[str, Any], curve: Mapping[str, Any]) -> str:

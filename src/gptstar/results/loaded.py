@@ -107,7 +107,7 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
         return None
     if file.name != REPORT:
         return tree
-    plain = {"checkpoint": {"name": f"{file.parent.name}/best"}, "rotary_scaling": "none"}
+    plain = {"checkpoint": {"name": f"{file.parent.name}/best"}, "scaling": "none"}
     if isinstance(curve := tree.get("curve"), dict):
         head = {key: tree.get(key) or curve[key] for key in ("protocol", "text")}
         return {"kind": "length", **head, "curves": [plain | curve | {"checkpoint": plain["checkpoint"]}]}

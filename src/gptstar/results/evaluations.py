@@ -70,12 +70,12 @@ def lengths(*sources: Source) -> pd.DataFrame:
         ConfigError: a source does not exist.
     """
     advice = "run `python evaluate.py evaluation=length checkpoint=RUN`, or train with reading.multiples=[1,2,4,8]"
-    return _frame_of(sources, lengths_of, "reading at several context lengths", advice)
+    return frame_of(sources, lengths_of, "reading at several context lengths", advice)
 
 
 def lengths_of(found: Loaded) -> pd.DataFrame:
     """Make the frame of `lengths`."""
-    frame = pd.DataFrame(_lines(found, "length", _length_lines), columns=[*LENGTH_FIGURES, "curve"])
+    frame = pd.DataFrame(lines_of_kind(found, "length", _length_lines), columns=[*LENGTH_FIGURES, "curve"])
     if not frame.empty:
         key = ["study", "run", "checkpoint", "targets", "scaling"]
         frame = frame[frame["curve"] == frame.groupby(key)["curve"].transform("last")]
@@ -107,17 +107,15 @@ def tasks(*sources: Source) -> pd.DataFrame:
         ConfigError: a source does not exist.
     """
     advice = "run `python evaluate.py checkpoint=RUN output=results/NAME`, and give results/NAME as well"
-    return _frame_of(sources, tasks_of, "score on a task", advice)
+    return frame_of(sources, tasks_of, "score on a task", advice)
 
 
 def tasks_of(found: Loaded) -> pd.DataFrame:
     """Make the frame of `tasks`."""
-    return pd.DataFrame(_lines(found, "tasks", _task_lines), columns=list(TASK_FIGURES))
+    return pd.DataFrame(lines_of_kind(found, "tasks", _task_lines), columns=list(TASK_FIGURES))
 
 
-def _frame_of(
-    sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame], what: str, advice: str
-) -> pd.DataFrame:
+def frame_of(sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame], what: str, advice: str) -> pd.DataFrame:
     """Make a frame; warn of what is damaged and, if there is nothing, how to get it."""
     found = Loaded(sources)
     frame, n = make(found), len(found.runs)
@@ -131,17 +129,17 @@ def _length_lines(evaluation: Evaluation) -> Lines:
     curve = evaluation.part
     names = (study_of(evaluation.tree, curve), evaluation.run, str(curve["checkpoint"].get("name")))
     targets = str(curve.get("targets") or "")
-    trained_at = _number(curve["trained_at"] or evaluation.trained_at)
-    reference = _number(curve.get("reference"))
+    trained_at = number(curve["trained_at"] or evaluation.trained_at)
+    reference = number(curve.get("reference"))
     for point in (each for each in curve["lengths"] if each["loss"] is not None):
-        length, loss, bits = _number(point["context_length"]), point["loss"], point["bits_per_byte"]
+        length, loss, bits = number(point["context_length"]), point["loss"], point["bits_per_byte"]
         change = point.get("change") or {}
         yield (
             *(*names, targets, trained_at, scaling_of(curve), length, length / trained_at),
-            *(_number(loss["value"]), _number(loss["low"]), _number(loss["high"])),
-            *(_number(change.get("difference")), _number(change.get("low")), _number(change.get("high")), reference),
-            *(_number(point["perplexity"]["value"]), _number(bits["value"]) if bits else math.nan),
-            *(_number(point["tokens"]), id(curve)),
+            *(number(loss["value"]), number(loss["low"]), number(loss["high"])),
+            *(number(change.get("difference")), number(change.get("low")), number(change.get("high")), reference),
+            *(number(point["perplexity"]["value"]), number(bits["value"]) if bits else math.nan),
+            *(number(point["tokens"]), id(curve)),
         )
 
 
@@ -174,10 +172,10 @@ def _task_lines(evaluation: Evaluation) -> Lines:
     for task in tree["tasks"]:
         for metric in task["metrics"]:
             names = (tree["checkpoint"]["name"], task["task"], metric["name"], metric["subset"] or "all")
-            yield evaluation.run, *map(str, names), *(_number(metric[key]) for key in ("value", "low", "high", "items"))
+            yield evaluation.run, *map(str, names), *(number(metric[key]) for key in ("value", "low", "high", "items"))
 
 
-def _lines(found: Loaded, kind: str, lines_of: Callable[[Evaluation], Lines]) -> list[tuple[Any, ...]]:
+def lines_of_kind(found: Loaded, kind: str, lines_of: Callable[[Evaluation], Lines]) -> list[tuple[Any, ...]]:
     """Make the lines of every evaluation of a kind, in the order of their dates, but for those that are damaged."""
     places = _places(found)
 
@@ -215,7 +213,7 @@ def _parts(file: Path, tree: dict[str, Any], runs: Mapping[str, Run], place: str
             of_which = plain(names[str(checkpoint.get("sha256"))])
             name = f"{folders.get(own, place)}: {of_which}" if several or own in folders else place
             name += " (results)" if name in runs else ""
-        yield Evaluation(name, tree, part, _number(flatten(config).get("data.context_length")))
+        yield Evaluation(name, tree, part, number(flatten(config).get("data.context_length")))
 
 
 def _is_other_run(home: Path, own: Path) -> bool:
@@ -232,7 +230,7 @@ def _config(home: Path) -> dict[str, Any]:
         return {}
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
     """A figure; NaN where there is none."""
     if value is None:
         return math.nan

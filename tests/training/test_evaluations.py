@@ -115,6 +115,7 @@ def test_the_api_finds_them(evaluating: Overrides, tmp_path: Path) -> None:
     assert "![Benchmarks]" in benchmarks
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_started_again(evaluating: Overrides, dying, tmp_path: Path) -> None:
     killed = dying(1)
     run_here(evaluating())

@@ -74,6 +74,19 @@ def test_weights_are_those_of_the_paper(kind: str, at_once: int, monkeypatch: py
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_mixes_values_by_these_weights(kind: str) -> None:
+    """The fast form that a layer takes has no weights to look at: its output tells that they are the same."""
+    layer, x = layers_of(model_of(kind))[0], torch.randn(2, 41, SIZES["d_model"])
+    weights = torch.zeros(2, N_HEADS, 41, 41)
+    for pairs, block in layer.weights(x):
+        weights[:, :, pairs.queries[0], : block.shape[3]] = block
+    value = layer.qkv(x).chunk(3, dim=-1)[2].unflatten(2, (N_HEADS, D_HEAD)).transpose(1, 2)
+    mixed = (weights @ value).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(layer.out(mixed), layer(x), atol=2e-6, rtol=1e-5)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["alibi", "rotary", "fire"])
 def test_sums_are_those_of_exact_weights(kind: str) -> None:
     model, tokens = model_of(kind), torch.randint(31, (5, 41))

@@ -54,7 +54,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
     def kill(times: int) -> list[int]:
         killed: list[int] = []
-        tell = evaluator._tell
+        tell = evaluator._send
 
         def tell_and_kill(process: subprocess.Popen[str], line: str) -> None:
             tell(process, line)
@@ -62,7 +62,7 @@ def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
                 os.kill(process.pid, signal.SIGKILL)
                 killed.append(process.pid)
 
-        monkeypatch.setattr(evaluator, "_tell", tell_and_kill)
+        monkeypatch.setattr(evaluator, "_send", tell_and_kill)
         return killed
 
     return kill
@@ -99,7 +99,7 @@ def test_averaged_weights_are_scored_beside_the_last(evaluating: Overrides, tmp_
                       ("evaluation", "averaged"))  # fmt: skip
     assert last.keys() == averaged.keys() == {10, 20, 24}
     assert all(averaged[step] != last[step] for step in last)
-    names = {read_tasks(each).checkpoint["name"] for each in (tmp_path / "run/evaluations").iterdir()}
+    names = {read_tasks(each).checkpoint["name"] for each in (tmp_path / "run/evaluations").glob("step-*")}
     assert names == {f"run/step-0000{step}{after}" for step in last for after in ("", ":averaged")}
 
 
@@ -150,6 +150,42 @@ def test_a_killed_trainer_loses_no_evaluation(evaluating: Overrides, tmp_path: P
 
 
 @pytest.mark.slow
+def test_what_failed_is_tried_again_and_settings_stay(
+    evaluating: Overrides, dying, refusal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dying(2 * evaluator.ATTEMPTS)  # of the first two steps
+    run_here(evaluating("checkpoint_keep=9"))
+    assert sorted(scores(tmp_path / "run")) == [24]
+    assert "evaluation.limit=3, and earlier steps" in refusal(run_here, evaluating("evaluation.limit=3"))
+    (evaluation_of(tmp_path / "run", 10) / "error.txt").unlink()  # as if a full disk had kept it from being written
+    run_here(evaluating("checkpoint_keep=9"))
+    assert sorted(scores(tmp_path / "run")) == [10, 20, 24]
+
+
+@pytest.mark.slow
+def test_a_folder_that_can_not_be_written_ends_no_run(
+    evaluating: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here(evaluating("total_steps=5", "schedule.decay_until=24", "evaluation.every_n_steps=null"))
+    (tmp_path / "run/evaluations").write_text("in the way")
+    run_here(evaluating())
+    assert "step 10 is not evaluated" in capsys.readouterr().out
+    assert sorted(recorded(tmp_path / "run"))[-1] == 24
+
+
+@pytest.mark.slow
+def test_older_checkpoints_of_later_steps_are_not_evaluated(evaluating: Overrides, tmp_path: Path) -> None:
+    """A run goes on from an earlier checkpoint where the newest is damaged, and writes later ones again."""
+    run_here(evaluating(output="whole"))
+    run_here(evaluating("checkpoint_keep=9", "evaluation.every_n_steps=null"))
+    for step in (20, 24):
+        damaged = of_step(tmp_path / "run", step)
+        damaged.write_bytes(damaged.read_bytes()[:5000])
+    run_here(evaluating("checkpoint_keep=9", "report=true"))
+    assert scores(tmp_path / "run") == scores(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_results_of_steps_that_are_trained_again_are_made_again(evaluating: Overrides, tmp_path: Path) -> None:
     run_here(evaluating())
     before = scores(tmp_path / "run")
@@ -166,6 +202,8 @@ def test_what_waits_is_kept(tmp_path: Path) -> None:
     for step in range(5, 45, 5):
         of_step(tmp_path, step).touch()
     evaluation_of(tmp_path, 10).mkdir(parents=True)
+    assert waiting(tmp_path, 10) == [10, 20, 30, 40]  # an empty folder is no evaluation
+    (evaluation_of(tmp_path, 10) / "results.json").touch()
     assert waiting(tmp_path, 10) == [20, 30, 40]
     prune(tmp_path, 2, 10)
     assert {each.name for each in tmp_path.glob("*.ckpt")} == {f"step-0000{step}.ckpt" for step in (20, 30, 35, 40)}

@@ -14,6 +14,9 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 EVALUATIONS = "evaluations"
 """The folder in a run directory that holds the evaluations of its checkpoints."""
 
+ERROR_FILE = "error.txt"
+"""In the folder of an evaluation: why there are no results."""
+
 
 def of_step(folder: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
@@ -46,14 +49,25 @@ def link(path: Path, name: str) -> None:
 
 
 def evaluation_of(folder: Path, step: int) -> Path:
-    """Where the evaluation of a step is, once it is complete."""
+    """Return the folder for the evaluation of a step; `is_evaluated` says whether it is complete."""
     return folder / EVALUATIONS / f"step-{step:06d}"
 
 
+def is_evaluated(evaluation: Path) -> bool:
+    """Whether an evaluation has ended, with results or with an error."""
+    return any((evaluation / name).exists() for name in ("results.json", ERROR_FILE))
+
+
+def evaluated_steps(folder: Path) -> dict[Path, int]:
+    """The evaluations in a run directory, complete or not, by their step; those of averaged weights too."""
+    found = ((path, re.fullmatch(r"step-(\d+)(-averaged)?", path.name)) for path in (folder / EVALUATIONS).glob("*"))
+    return {path: int(match[1]) for path, match in found if match}
+
+
 def waiting(folder: Path, every: int | None) -> list[int]:
-    """The steps, one of so many, whose checkpoints are there and were not evaluated yet; the earliest first."""
+    """Steps due for evaluation whose checkpoints are there, the earliest first; none where `every` is None."""
     steps = [] if every is None else [step for step in steps_in(folder).values() if step % every == 0]
-    return sorted(step for step in steps if not evaluation_of(folder, step).exists())
+    return sorted(step for step in steps if not is_evaluated(evaluation_of(folder, step)))
 
 
 def prune(folder: Path, keep: int, evaluated_every: int | None = None) -> None:

@@ -94,7 +94,7 @@ def evaluation_files(paths: Sequence[Path]) -> list[Path]:
     """List the files of evaluations among some paths and below them, the oldest first."""
     files = {path.resolve() for path in paths if not path.is_dir()}
     for path in (path for path in paths if path.is_dir()):
-        files |= {file.resolve() for file in path.rglob(FILE_NAME)}
+        files |= {file.resolve() for file in path.rglob(FILE_NAME) if not file.parent.name.endswith(".partial")}
         files |= {file.resolve() for file in path.rglob(REPORT) if (file.parent / DESCRIPTION).exists()}
     return sorted(files, key=lambda file: (file.stat().st_mtime if file.exists() else 0, file))
 

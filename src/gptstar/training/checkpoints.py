@@ -67,18 +67,19 @@ class SaveCheckpoints(LightningCheckpoint):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, a signal is answered at the end of a batch. A second SIGINT is Python's own."""
-        self._listen()
+        self.listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Again, in place of Lightning's own handler, which talks to the other ranks out of turn."""
-        self._listen()
+        self.listen()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Answer a signal in a validation outside of training, too."""
         if not trainer.training:
-            self._listen()
+            self.listen()
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
+        """Answer signals from here on."""
         for number in (signal.SIGINT, signal.SIGTERM, PREEMPTED):
             before = signal.signal(number, self._receive)
             self._handlers.setdefault(number, before)

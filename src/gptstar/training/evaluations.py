@@ -1,8 +1,8 @@
 """Tasks of the harness on a run's checkpoints: another process scores them while the run trains."""
 
+import contextlib
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,32 @@ import lightning.pytorch as pl
 from rich.console import Console
 from torch import Tensor
 
-from gptstar.checkpoint.kept import EVALUATIONS, evaluation_of, of_step, waiting
-from gptstar.errors import ConfigError, Refusal
+from gptstar.checkpoint.kept import (
+    ERROR_FILE,
+    EVALUATIONS,
+    evaluated_steps,
+    evaluation_of,
+    is_evaluated,
+    of_step,
+    prune,
+    steps_in,
+    waiting,
+)
+from gptstar.errors import ConfigError, Refusal, TrainingError
 from gptstar.evaluation.results import Metric, grouped_by, read_tasks
-from gptstar.evaluation.tasks.background import ERROR_FILE, Job, averaged_of
+from gptstar.evaluation.tasks.background import Job, averaged_of
+from gptstar.files import read_json, write_json
+from gptstar.training.checkpoints import SaveCheckpoints
 from gptstar.training.evaluator import Evaluator
 from gptstar.training.metrics import RecordMetrics
 from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.record import Record
+
+GROUPS = ("evaluation/", "averaged/")
+"""How the names of scores begin: those of the last weights, and those of averaged weights."""
+
+SETTINGS_FILE = "settings.json"
+"""In the folder of evaluations: what all of them have in common."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -42,82 +60,112 @@ class EvaluateCheckpoints(pl.Callback):
 
     def __init__(self, evaluator: Evaluator | None, record: Record, recorder: RecordMetrics, console: Console) -> None:
         self._evaluator, self._recorder, self._console = evaluator, recorder, console
-        self._folder, self._every = record.output, record.evaluation.every_n_steps
-        self._looked, self._said_behind = 0.0, False
-        self._recorded: set[int] | None = None
+        self._folder, self._every, self._keep = record.output, record.evaluation.every_n_steps, record.checkpoint_keep
+        self._polled, self._said_behind = 0.0, False
+        self._recorded: set[int] = set()
+        self._given_up: set[int] = set()
+        self._stale: dict[Path, int] = {}
+        self._step: int | None = None
         self._last: int | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go on where an earlier part of the run ended."""
-        if self._evaluator is not None:
-            self._look(trainer)
+    def check(self, start_step: int) -> None:
+        """Wait until the process has read the tasks, and take up what an earlier part of the run has left.
 
-    def _take_up(self, step: int) -> set[int]:
-        """The steps that an earlier part of the run has recorded; what this part trains again is forgotten."""
-        for folder in (self._folder / EVALUATIONS).glob("step-*"):
-            if int(folder.name.split("-")[1]) > step:
-                shutil.rmtree(folder, ignore_errors=True)
+        What this part trains again is evaluated again, and so is what failed, if its checkpoint is there.
+
+        Raises:
+            ConfigError: the tasks can't be scored, or an earlier part of the run was scored with other settings.
+            TrainingError: the process died.
+        """
+        if self._evaluator is None:
+            return
+        tasks = ", ".join(self._evaluator.order.config.tasks)
+        device = self._evaluator.order.device.replace("cpu", "the CPU")
+        self._say(f"evaluates its checkpoints on {tasks} in a process of its own, on {device}")
+        self._evaluator.check()
+        self._check_settings()
+        for path, step in evaluated_steps(self._folder).items():
+            retried = (path / ERROR_FILE).exists() and of_step(self._folder, step).exists()
+            if step > start_step or retried or not is_evaluated(path):
+                shutil.rmtree(path, ignore_errors=True)
+        for partial in (self._folder / EVALUATIONS).glob(".step-*.partial"):
+            shutil.rmtree(partial, ignore_errors=True)
+        later = (path for path, step in steps_in(self._folder).items() if step > start_step)
+        self._stale = {path: path.stat().st_mtime_ns for path in later}
         rows = read_metrics(self._folder)
-        return {int(row["step"]) for row in rows if any(key.startswith("evaluation/") for key in row)}
+        self._recorded = {int(row["step"]) for row in rows if any(key.startswith(GROUPS) for key in row)}
+        self._recorded -= {step for step in self._recorded if step > start_step}
+
+    def _check_settings(self) -> None:
+        assert self._evaluator is not None
+        settings, path = self._evaluator.order.measured, self._folder / EVALUATIONS / SETTINGS_FILE
+        try:
+            before = read_json(path)
+        except (OSError, ValueError):
+            return  # nothing was evaluated yet
+        for key, value in settings.items():
+            if isinstance(before, dict) and before.get(key, value) != value:
+                raise ConfigError(
+                    f"evaluation.{key}={value}, and earlier steps of this run were evaluated with {before[key]}: give "
+                    f"that, or evaluate its checkpoints with evaluate.py"
+                )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin with what an earlier part of the run has left."""
+        if self._evaluator is not None:
+            self._poll(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
         """Look now and then for what has arrived, and for what is to be scored next."""
-        if self._evaluator is not None and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
-            self._look(trainer)
+        if self._evaluator is not None and time.monotonic() - self._polled > SECONDS_BETWEEN_LOOKS:
+            self._poll(trainer)
 
-    def check(self) -> None:
-        """Wait until the process has read the tasks.
-
-        Raises:
-            Refusal: as `Evaluator.check`.
-        """
-        if self._evaluator is not None:
-            tasks = ", ".join(self._evaluator.order.config.tasks)
-            device = self._evaluator.order.device.replace("cpu", "the CPU")
-            self._say(f"evaluates its checkpoints on {tasks} in a process of its own, on {device}")
-            self._evaluator.check()
-
-    def finish(self, trainer: pl.Trainer, ended: str | None, is_asked_to_stop: Callable[[], bool]) -> None:
+    def finish(self, trainer: pl.Trainer, ended: str | None, saver: SaveCheckpoints) -> None:
         """Where the run is at its end, wait for what is still to be scored, unless a signal asks to stop.
 
         Args:
             ended: by which callback, at a step that is scored whatever its number.
+            saver: answers signals.
         """
-        if self._evaluator is None:
+        if self._evaluator is None or (ended is None and trainer.global_step < trainer.max_steps):
             return
-        if ended is None and trainer.global_step < trainer.max_steps:
-            self._look(trainer)
-            return
+        saver.listen()
         self._last = trainer.global_step
-        if steps := self._steps(self._last):
-            listed = ", ".join(f"{step:,}" for step in steps)
-            self._say(f"still to be evaluated: step{'s' * (len(steps) > 1)} {listed}")
-        while not (self._look(trainer) or is_asked_to_stop()):
+        while not self._poll(trainer):
+            if saver.is_asked_to_stop:
+                return
             time.sleep(0.2)
+        prune(self._folder, self._keep, self._every)
 
-    def _steps(self, done: int) -> list[int]:
-        """The steps up to `done` that wait to be scored: those that are due, and a run's last one."""
+    def _due(self, done: int) -> list[int]:
+        """The steps up to `done` that wait to be scored, and the run's last one."""
         steps = {step for step in waiting(self._folder, self._every) if step <= done}
-        if self._last is not None and not evaluation_of(self._folder, self._last).exists():
+        if self._last is not None and not is_evaluated(evaluation_of(self._folder, self._last)):
             steps.add(self._last)
-        return sorted(steps)
+        return sorted(step for step in steps - self._given_up if not self._is_stale(of_step(self._folder, step)))
 
-    def _look(self, trainer: pl.Trainer) -> bool:
+    def _is_stale(self, path: Path) -> bool:
+        """Whether a checkpoint is one that this part of the run has yet to write again."""
+        return path in self._stale and path.exists() and path.stat().st_mtime_ns == self._stale[path]
+
+    def _poll(self, trainer: pl.Trainer) -> bool:
         """Record what has arrived, and begin the next; whether nothing is left."""
         assert self._evaluator is not None
-        self._looked = time.monotonic()
-        if self._recorded is None:
-            self._recorded = self._take_up(trainer.global_step)
-        if not self._evaluator.is_idle():
+        self._polled = time.monotonic()
+        is_idle, given_up = self._evaluator.poll()
+        if not is_idle:
             return False
-        for folder in sorted((self._folder / EVALUATIONS).glob("step-*")):
-            number = folder.name.removeprefix("step-")
-            if number.isdecimal() and int(number) not in self._recorded:
-                self._recorded.add(int(number))
-                self._record(trainer, folder, int(number))
-        steps = self._steps(trainer.global_step)
+        if given_up and self._step is not None:
+            self._given_up.add(self._step)
+            self._recorded.add(self._step)
+            self._say(f"step {self._step:,} is not evaluated: {given_up}")
+        for step in sorted({*evaluated_steps(self._folder).values()} - self._recorded):
+            if is_evaluated(evaluation_of(self._folder, step)):
+                self._recorded.add(step)
+                self._record(trainer, evaluation_of(self._folder, step), step)
+        steps = self._due(trainer.global_step)
         if not steps:
             return True
         if len(steps) > FAR_BEHIND and not self._said_behind:
@@ -127,13 +175,28 @@ class EvaluateCheckpoints(pl.Callback):
                 "evaluation.every_n_steps or another evaluation.device would make it faster",
                 style="yellow",
             )
-        self._evaluator.begin(Job(of_step(self._folder, steps[0]), evaluation_of(self._folder, steps[0])))
+        if self._last is not None:
+            self._say(
+                f"evaluating step {steps[0]:,}, {len(steps)} left"
+                if len(steps) > 1
+                else f"evaluating step {steps[0]:,}"
+            )
+        self._begin(steps[0])
         return False
+
+    def _begin(self, step: int) -> None:
+        assert self._evaluator is not None
+        self._step, settings = step, self._folder / EVALUATIONS / SETTINGS_FILE
+        with contextlib.suppress(OSError):  # it will be noticed when the results can't be written
+            if not settings.exists():
+                settings.parent.mkdir(exist_ok=True)
+                write_json(settings, self._evaluator.order.measured)
+        self._evaluator.begin(Job(of_step(self._folder, step), evaluation_of(self._folder, step)))
 
     def _record(self, trainer: pl.Trainer, folder: Path, step: int) -> None:
         """Send a step's scores to the trackers and show the first of each task; or say why there are none."""
         scores: dict[str, float] = {}
-        for group, results in (("evaluation", folder), ("averaged", averaged_of(folder))):
+        for group, results in zip(GROUPS, (folder, averaged_of(folder)), strict=True):
             if not results.exists():
                 continue
             try:
@@ -144,13 +207,19 @@ class EvaluateCheckpoints(pl.Callback):
                 self._say(f"step {step:,} is not evaluated: {error}")
                 continue
             scores |= {
-                f"{group}/{task.task}/{name_of(metric)}": metric.value for task in tasks for metric in task.metrics
+                f"{group}{task.task}/{name_of(metric)}": metric.value for task in tasks for metric in task.metrics
             }
             shown = [task for task in tasks if task.metrics and task.task not in grouped_by(tasks)][:MOST_SHOWN]
             figures = (f"{task.task} {task.metrics[0].name} {task.metrics[0].value:.4g}" for task in shown)
-            self._say(f"{group} of step {step:,}: {', '.join(figures)}")
-        if scores:
+            self._say(
+                f"{'averaged weights' if group == GROUPS[1] else 'evaluation'} of step {step:,}: {', '.join(figures)}"
+            )
+        if not scores:
+            return
+        try:
             self._recorder.record(trainer, scores, step)
+        except TrainingError as error:  # of one rank alone, while the others train: the next start records it
+            self._say(f"evaluation of step {step:,} is not recorded: {error}")
 
     def _say(self, line: str, **style: Any) -> None:
         self._console.print(line, soft_wrap=True, highlight=False, **style)

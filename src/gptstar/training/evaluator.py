@@ -11,8 +11,10 @@ from typing import IO, Self
 
 import torch
 
+from gptstar.checkpoint.kept import ERROR_FILE, is_evaluated
+from gptstar.data.preparation.prepare import usable_cores
 from gptstar.errors import ConfigError, TrainingError, in_one_line
-from gptstar.evaluation.tasks.background import ERROR_FILE, READY, Job, Order
+from gptstar.evaluation.tasks.background import READY, Job, Order
 from gptstar.files import write_text
 from gptstar.ranks import LAUNCHER, RENDEZVOUS
 from gptstar.training.hardware import Hardware
@@ -20,7 +22,7 @@ from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
 
 LOG_FILE = "log.txt"
-"""In the folder of an evaluation that was given up: what its process said."""
+"""In the folder of an evaluation that was given up: the process's output."""
 
 ATTEMPTS = 2
 """At a checkpoint, before its evaluation is given up: one that runs out of memory does so again."""
@@ -38,43 +40,51 @@ class Evaluator:
         self.order, self._log = order, log
         self._job: Job | None = None
         self._attempts = 0
-        self._process = self._started()
+        self._process = self._start()
 
     def __enter__(self) -> Self:
-        """It has begun already; `check` says whether it can do its work."""
+        """Return the running evaluator."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, whatever it does."""
+        """End the process, whatever it does."""
         self._end()
 
-    def _started(self) -> subprocess.Popen[str]:
-        kept = {key: value for key, value in os.environ.items() if key not in RENDEZVOUS and "TORCHELASTIC" not in key}
+    def _start(self) -> subprocess.Popen[str]:
+        environment = {
+            key: value for key, value in os.environ.items() if key not in RENDEZVOUS and "TORCHELASTIC" not in key
+        }
+        self._log.seek(0)
+        self._log.truncate()
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "gptstar.evaluation.tasks.background"],
-            env=kept | {LAUNCHER: str(os.getpid())},
+            env=environment | {LAUNCHER: str(os.getpid())},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
             start_new_session=True,
         )
-        _tell(process, self.order.line)
+        _send(process, self.order.line)
         return process
 
     def _end(self) -> str:
-        """End the process, if it has not ended; how it did, and what it said last."""
-        self._process.kill()
+        """End the process with its children, and return how it ended and why, as far as it said so."""
+        if self._process.poll() is None:  # later its number may be another's
+            os.killpg(self._process.pid, signal.SIGKILL)
+        code = self._process.wait()
+        answers: list[str] = []
+        if self._process.stdout is not None and not self._process.stdout.closed:
+            answers = self._process.stdout.read().splitlines()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-        code = self._process.wait()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        lines = self._said().strip().splitlines()
-        return f"{how}: {in_one_line(lines[-1])}" if lines else how
+        said = [line for line in (*self._output().splitlines(), *answers) if line.strip() and line != READY]
+        return f"{how}: {in_one_line(said[-1])}" if said else how
 
-    def _said(self) -> str:
+    def _output(self) -> str:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
@@ -93,36 +103,36 @@ class Evaluator:
 
     def begin(self, job: Job) -> None:
         """Score a checkpoint."""
-        self._job, self._attempts = job, 1
-        _tell(self._process, job.line)
-
-    def is_idle(self) -> bool:
-        """Look after the job in hand: whether it is done, or given up."""
-        job = self._job
-        if job is None or job.folder.exists():
-            self._job = None
-            return True
         if self._process.poll() is not None:
-            how = self._end()
-            self._process = self._started()
-            if self._attempts == ATTEMPTS:
-                self._give_up(job, f"its process died {ATTEMPTS} times, at last by {how}")
-                return True
+            self._end()
+            self._process = self._start()
+        self._job, self._attempts = job, 1
+        _send(self._process, job.line)
+
+    def poll(self) -> tuple[bool, str]:
+        """Return whether the process has nothing to do, and why it has just given up its job, if it has."""
+        job = self._job
+        has_died = self._process.poll() is not None  # before looking for results, which it may leave as it dies
+        if job is None or is_evaluated(job.folder):
+            self._job = None
+            return True, ""
+        if not has_died:
+            return False, ""
+        how, output = self._end(), self._output()
+        if self._attempts < ATTEMPTS:
+            self._process = self._start()
             self._attempts += 1
-            _tell(self._process, job.line)
-        return False
-
-    def _give_up(self, job: Job, reason: str) -> None:
-        self._job = None
-        try:
-            job.folder.mkdir(parents=True)
-            write_text(job.folder / LOG_FILE, self._said())
+            _send(self._process, job.line)
+            return False, ""
+        self._job, reason = None, f"its process died {ATTEMPTS} times, at last by {how}"
+        with contextlib.suppress(OSError):  # a full disk must not end the training
+            job.folder.mkdir(parents=True, exist_ok=True)
+            write_text(job.folder / LOG_FILE, output)
             write_text(job.folder / ERROR_FILE, f"{reason}\n")
-        except OSError as error:
-            raise TrainingError(f"can't write into {job.folder}: {error.strerror}") from error
+        return True, reason
 
 
-def _tell(process: subprocess.Popen[str], line: str) -> None:
+def _send(process: subprocess.Popen[str], line: str) -> None:
     if process.stdin is not None:
         with contextlib.suppress(BrokenPipeError):  # it died, which is noticed at the next look
             process.stdin.write(f"{line}\n")
@@ -143,7 +153,7 @@ def evaluator_of(recipe: Recipe, hardware: Hardware, record: Record, *, needed: 
     if device is None:
         is_free = trains_on == "cuda" and torch.cuda.device_count() > hardware.n_devices
         device = f"cuda:{hardware.n_devices}" if is_free else "cpu"
-    threads = 1 if trains_on == "cpu" else max(1, (os.cpu_count() or 1) // 2)
+    threads = 1 if trains_on == "cpu" else max(1, usable_cores() // 2)
     order = Order(record.evaluation, device, recipe.model.n_ctx, threads, record.plugins)
     with tempfile.TemporaryFile() as log, Evaluator(order, log) as evaluator:
         yield evaluator

@@ -40,7 +40,7 @@ from gptstar.training.report import Ended, conclude
 from gptstar.training.resume import begin, initial_weights, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter
-from gptstar.training.settings import is_finished, settings_of
+from gptstar.training.settings import has_nothing_left, settings_of
 from gptstar.training.trainer import build_trainer, fast_forward, fit
 
 
@@ -60,7 +60,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         console = Terminal(quiet=not ranks.first)
         say = partial(console.print, soft_wrap=True, highlight=False)
         record, recipe = replace(record, output=directory.path), recipe.resolved(hardware.resolved_precision())
-        if record.resume == "auto" and ranks.agreed(lambda: is_finished(record.output, config_yaml)):
+        if record.resume == "auto" and ranks.agreed(lambda: has_nothing_left(record, config_yaml)):
             say(f"{record.output} is finished already")
             return
         workload = Workload.planned(recipe, hardware, on_gpu=device_type == "cuda")
@@ -99,7 +99,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         tokenizer = shards.tokenizer
         saver = SaveCheckpoints(writer, record, tokenizer.json_text, describe, callbacks, beginning.state)
         evaluations = EvaluateCheckpoints(evaluator, record, recorder, console)
-        ranks.together(evaluations.check)
+        ranks.together(lambda: evaluations.check(step))
         observers = _observers(recorder, recipe, hardware, record, console)
         trainer = build_trainer(
             recipe,
@@ -122,7 +122,7 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             fit(trainer, module, data, saver, trains=ended is None)
             writer.wait()
             ended = ended or callbacks.ending(trainer).get("reason")
-            evaluations.finish(trainer, ended, lambda: saver.is_asked_to_stop)
+            evaluations.finish(trainer, ended, saver)
         except (TrainingError, torch.OutOfMemoryError) as error:
             raise _what_stands(error, batches, writer, record, ranks) from error
         finally:

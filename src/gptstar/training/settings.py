@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gptstar.checkpoint.kept import LAST
+from gptstar.checkpoint.kept import LAST, waiting
 from gptstar.fields import Role
 from gptstar.keys import UNSTATED, Declared, about, declared, flatten
 from gptstar.training.averaging import AVERAGING
@@ -81,6 +81,13 @@ def reopened_by(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
         missing = None if it.before is UNSTATED else it.before
         if it.role.reopens and old.get(key, missing) != new.get(key, missing):
             yield key
+
+
+def has_nothing_left(record: Record, config_yaml: str) -> bool:
+    """Whether a run is finished, and so are the evaluations of its checkpoints."""
+    if not is_finished(record.output, config_yaml):
+        return False
+    return not waiting(record.output, record.evaluation.every_n_steps)
 
 
 def is_finished(folder: Path, config_yaml: str) -> bool:

@@ -243,6 +243,11 @@ def _workers(config: DataConfig, corpora: Sequence[Corpus]) -> int:
     size = total_size(corpora)
     if size is not None and size < WORTH_PROCESSES_BYTES:
         return 1
+    return usable_cores()
+
+
+def usable_cores() -> int:
+    """Count the cores that this process may use: a scheduler may leave it few of the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

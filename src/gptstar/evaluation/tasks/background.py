@@ -9,14 +9,17 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from gptstar.checkpoint.identity import read_with_identity
+from gptstar.checkpoint.format import Checkpoint
+from gptstar.checkpoint.identity import identity, read_with_identity
+from gptstar.checkpoint.kept import ERROR_FILE
 from gptstar.checkpoint.read import AVERAGED
 from gptstar.choices import import_plugins
 from gptstar.errors import PREEMPTED, Refusal, in_one_line
@@ -24,11 +27,12 @@ from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.ranks import end_with_the_launcher
 
 READY = "ready"
-ERROR_FILE = "error.txt"
-"""In a job's folder: why the checkpoint could not be scored."""
-
 NICENESS = 10
-"""Of evaluations on a CPU that trains too: training goes first."""
+"""Evaluations on the CPU give way to training."""
+
+
+INDIFFERENT = ("study", "every_n_steps", "device", "batch_tokens", "batch_size", "cache")
+"""Settings that may differ between the evaluations of a run."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ class Order:
     def line(self) -> str:
         """The line that says it."""
         return TypeAdapter(Order).dump_json(self).decode()
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The settings that scores depend on, as plain values: those of one run have to agree."""
+        tree: dict[str, Any] = TypeAdapter(TasksConfig).dump_python(self.config, mode="json")
+        return {key: value for key, value in tree.items() if key not in INDIFFERENT}
 
 
 @dataclass(frozen=True)
@@ -90,29 +100,42 @@ def main() -> None:
         return
     print(READY, file=answer, flush=True)
 
-    def score(checkpoint: Path, partial: Path) -> bool:
-        """Write results, or why there are none; whether the checkpoint has averaged weights as well."""
-        shutil.rmtree(partial, ignore_errors=True)
+    def score(known: dict[str, Any], checkpoint: Checkpoint, folder: Path) -> None:
         try:
-            who, read = read_with_identity(checkpoint)
+            evaluate_and_report(known, checkpoint, order.config, device, folder, Console(), tasks=tasks)
         except Refusal as error:
-            _explain(error, partial)
-            return False
-        try:
-            evaluate_and_report(who, read, order.config, device, partial, Console(), tasks=tasks)
-        except Refusal as error:
-            _explain(error, partial)
-        return bool(read.averaged)
+            _explain(error, folder)
 
     for line in sys.stdin:
         job = TypeAdapter(Job).validate_json(line)
-        job.folder.parent.mkdir(exist_ok=True)
-        partial, averaged = job.folder.with_name(f".{job.folder.name}.partial"), averaged_of(job.folder)
-        if score(job.checkpoint, partial) and not averaged.exists():
-            of_average = averaged.with_name(f".{averaged.name}.partial")
-            score(job.checkpoint.with_name(f"{job.checkpoint.name}{AVERAGED}"), of_average)
-            of_average.rename(averaged)
-        partial.rename(job.folder)
+        partial = _partial(job.folder)
+        try:
+            identity_of_last, checkpoint = read_with_identity(job.checkpoint)
+            checkpoint = replace(checkpoint, training=None)  # its optimizer state may be twice the model
+        except Refusal as error:
+            _explain(error, partial)
+        else:
+            if checkpoint.averaged:
+                path = job.checkpoint.with_name(f"{job.checkpoint.name}{AVERAGED}")
+                average = replace(checkpoint, weights=checkpoint.averaged, averaged={}, is_average=True)
+                name = {key: identity_of_last[key] for key in ("step", "tokens", "context_length")}
+                of_average = _partial(averaged_of(job.folder))
+                score(identity(path, average) | name, average, of_average)
+                _publish(of_average, averaged_of(job.folder))
+            score(identity_of_last, checkpoint, partial)
+        _publish(partial, job.folder)
+
+
+def _partial(folder: Path) -> Path:
+    """An empty place for results that are not complete."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _explain(error: Refusal, folder: Path) -> None:

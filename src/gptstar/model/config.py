@@ -100,6 +100,14 @@ class GPTConfig:
         return Mask(self.attention_window, self.attention_sinks)
 
     @property
+    def modifiers(self) -> tuple[str, ...]:
+        """What changes attention beside the positions, in words such as `a window of 512`; empty where nothing does."""
+        window, sinks = self.attention_window, self.attention_sinks
+        scale = SOFTMAX_SCALES.name_of(self.softmax_scale)
+        in_words = {f"a window of {window}": window, f"{sinks} sinks": sinks, scale: self.softmax_scale.counts_keys}
+        return tuple(word for word, is_on in in_words.items() if is_on)
+
+    @property
     def head_width(self) -> int:
         """Width of a head, given or derived."""
         return self.d_head or self.d_model // self.n_heads

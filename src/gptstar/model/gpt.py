@@ -184,7 +184,7 @@ class GPT(nn.Module):
         scope = last = first.shared_scope(x, scope)
         if selected is not None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
-            last = (view or View(positions, positions, within=self.mask)).select(selected)
+            last = (view or View(positions, positions).under(self.mask)).select(selected)
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, last if number == len(self.blocks) else scope)
         return self.norm(x)

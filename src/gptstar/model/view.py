@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
-from gptstar.model.mask import FULL, Mask
+from gptstar.model.mask import Mask
 from gptstar.model.positions.base import Bias, Pairs, Positions
 
 
@@ -74,7 +74,7 @@ class View:
         cache: keys and values of the tokens read before; the layers add those read now.
         length: positions that the queries need, if the caller knows it: to read it off a GPU is to wait for it.
         selected: `(batch, selected)`, int64: the tokens read now whose output is needed; None means all.
-        within: what further hides keys, by their positions.
+        within: what further hides keys, by their positions; None means nothing.
     """
 
     queries: Tensor
@@ -83,12 +83,12 @@ class View:
     cache: Cache | None = None
     length: int | None = None
     selected: Tensor | None = None
-    within: Mask = FULL
+    within: Mask | None = None
     _masks: dict[Positions | str, Tensor] = field(default_factory=dict)
 
     def under(self, mask: Mask) -> "View":
         """Return the same view with the keys hidden that a mask hides."""
-        return self if mask == self.within else replace(self, within=mask, _masks={})
+        return self if mask.window is None or mask == self.within else replace(self, within=mask, _masks={})
 
     def select(self, selected: Tensor) -> "View":
         """Return the same view for a block that computes the output of some tokens only: `(batch, selected)`, int64."""
@@ -125,7 +125,7 @@ class View:
     def attention_mask(self) -> Tensor | None:
         """Return the attention mask, `(batch or 1, query, key)`, bool; None if each query attends to all keys."""
         mask = self.text_mask()
-        if self.within.window is None:
+        if self.within is None:
             return mask
         if "within" not in self._masks:
             visible = self.within.visible(self.selected_positions, self.keys)

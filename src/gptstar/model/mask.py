@@ -54,7 +54,7 @@ class Mask:
         """
         if self.window is None:
             return torch.ones(1, queries.shape[1], keys.shape[1], dtype=torch.bool, device=keys.device)
-        near = queries[:, :, None] - keys[:, None] < self.window
+        near = keys[:, None] > (queries - self.window)[:, :, None]  # without a tensor of all distances
         return near if not self.sinks else near | ((keys if places is None else places)[:, None] < self.sinks)
 
     def n_visible(self, places: Tensor) -> Tensor:

@@ -151,6 +151,18 @@ def assert_read_one_by_one(kind: str, modifiers: dict[str, object], n_heads: int
     torch.testing.assert_close(torch.cat(found[1:]).double(), expected, atol=WITHIN, rtol=0)
 
 
+@by_kind
+@by_two
+def test_measured_weights_are_those_that_mix_values(kind: str, modifiers: dict[str, object]) -> None:
+    attention, x = layer_of(kind, 7, **modifiers), inputs_of(7, 41)[0]
+    with torch.no_grad():
+        query, key, value = attention._projections(x, None)
+        weights = torch.cat([block for _, block in attention.weights(x)], dim=2)
+        found = (weights @ attention._by_head(value)).transpose(1, 2).flatten(2)
+        expected = attention.mixed(x, query, key, value, None)
+    torch.testing.assert_close(found, expected, atol=WITHIN, rtol=0)
+
+
 def model_of(kind: str, **changes: object) -> GPT:
     return build(POSITIONS.parse(kind), **changes)
 

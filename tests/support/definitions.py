@@ -14,7 +14,12 @@ getcontext().prec = 60
 
 
 def attention(
-    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias: np.ndarray, rows: np.ndarray, seen: np.ndarray
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    bias: np.ndarray,
+    rows: np.ndarray,
+    seen: np.ndarray | None = None,
 ) -> np.ndarray:
     """Vaswani et al., 2017, equation 1, with a bias, for some queries: `(head, row, d_head)`.
 
@@ -22,10 +27,10 @@ def attention(
         query: `(head, position, d_head)`; the others likewise.
         bias: `(head, row, position)`.
         rows: `(row,)`, positions of the queries.
-        seen: `(row, position)`, what `visible` returned.
+        seen: `(row, position)`, what `visible` returned; by default all keys up to the query's.
     """
     scores = query[:, rows] @ key.transpose(0, 2, 1) / math.sqrt(query.shape[2]) + bias
-    scores[:, ~seen] = -np.inf
+    scores[:, ~(visible(rows, key.shape[1]) if seen is None else seen)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ value
 

@@ -64,7 +64,10 @@ def run(checkpoint: Named, output: Path, shards: str | None = None, **settings: 
     return printed.getvalue(), found
 
 
-@pytest.mark.parametrize("kind", POSITIONS.names())
+@pytest.mark.parametrize(
+    "kind",
+    [each if each in ("alibi", "rotary") else pytest.param(each, marks=pytest.mark.slow) for each in POSITIONS.names()],
+)
 def test_every_kind_leaves_a_table_a_picture_and_results(
     kind: str, tokenizer: Tokenizer, book: str, tmp_path: Path
 ) -> None:
@@ -147,6 +150,7 @@ def test_the_text_and_the_windows_are_those_of_a_study_of_length(text: str, tmp_
     assert {each.category for each in caught} == {results.MissingResultsWarning}
 
 
+@pytest.mark.slow
 def test_a_report_of_runs_does_not_fail_on_a_study_of_heads(trained_once, tmp_path: Path) -> None:
     shutil.copytree(trained_once(), tmp_path / "run")
     output = tmp_path / "run/heads"

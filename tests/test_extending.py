@@ -30,6 +30,7 @@ from gptstar.training.run import train
 from gptstar.training.schedules import SCHEDULES
 from gptstar.training.status import Status
 from support import ROOT
+from support.positions import EVERY_FOLDER
 from support.runs import SMALL, recorded
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
@@ -173,7 +174,7 @@ def test_positions(folder: Path, small: list[str], capsys: pytest.CaptureFixture
     run(generating)
     assert capsys.readouterr().out.startswith("The")
     run(exporting)
-    assert {path.name for path in Path("exported").glob("*.py")} == {"base.py", "power.py", "modeling_gptstar.py"}
+    assert {path.name for path in Path("exported").glob("*.py")} == {"base.py", "power.py", *EVERY_FOLDER}
     run(["gptstar", "import", "exported", "back.ckpt", "--plugins", "power"])
     assert torch.equal(
         read(Path("back.ckpt")).weights["token_embedding.weight"],

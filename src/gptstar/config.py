@@ -19,6 +19,7 @@ from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.fields import Role, in_words
 from gptstar.keys import Inline, flatten, is_valid, nested, unknown_key, valid_keys
+from gptstar.model.config import SOFTMAX_SCALES
 from gptstar.model.positions import POSITIONS
 from gptstar.training.hardware import Hardware
 from gptstar.training.micro_batch import MicroBatches, micro_batches
@@ -52,9 +53,14 @@ class TrainConfig:
         model, data = (each if isinstance(each, dict) else {} for each in (tree.get("model"), tree.get("data")))
         positions, length = POSITIONS.parse(model.get("positions", "alibi")), data.get("context_length")
         if model.get("n_ctx") is None and positions.needs_capacity:
-            tree["model"] = model | {"n_ctx": length}
+            model = model | {"n_ctx": length}
+        scale = SOFTMAX_SCALES.parse(model.get("softmax_scale", "none"))
         if isinstance(length, int) and (told := positions.trained_with(length)) != positions:
-            tree["model"] = model | {"positions": POSITIONS.describe(told)}
+            model = model | {"positions": POSITIONS.describe(told)}
+        if isinstance(length, int) and (scaled := scale.trained_with(length)) != scale:
+            model = model | {"softmax_scale": SOFTMAX_SCALES.describe(scaled)}
+        if model:
+            tree["model"] = model
         return _parse(cls, tree)
 
     def __post_init__(self) -> None:

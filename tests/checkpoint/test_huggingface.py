@@ -22,6 +22,7 @@ from gptstar.errors import CheckpointError
 from gptstar.inference.generate import generate
 from gptstar.inference.sampling import GREEDY, USUAL, Sampling
 from gptstar.model import GPT, GPTConfig
+from support.positions import EVERY_FOLDER
 from support.text import sentences
 
 pytestmark = pytest.mark.usefixtures("transformers_offline")
@@ -340,7 +341,8 @@ def test_the_code_of_a_folder_stands_alone(kind, tmp_path):
                 name = str(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0]
                 assert name in {"torch", "transformers"} | sys.stdlib_module_names
     own = KINDS[kind].get("positions", "alibi")
-    assert set(files) == (set() if kind.startswith("gpt2") else {"base", own, "modeling_gptstar"})
+    code = {"base", own, *(name.removesuffix(".py") for name in EVERY_FOLDER)}
+    assert set(files) == (set() if kind.startswith("gpt2") else code)
     assert beside == set(files) - {"modeling_gptstar"}
 
 

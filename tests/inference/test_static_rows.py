@@ -117,10 +117,14 @@ def test_rows_are_dropped_when_half_have_ended(static, monkeypatch):
     assert n_rows == [5] * 4 + [2] * 4
 
 
+CUT = {"attention_window": 6, "attention_sinks": 2, "softmax_scale": "ssmax"}
+
+
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
         *(pytest.param(kind, lambda model: model, id=f"{kind['positions']}-plain") for kind in KINDS),
+        pytest.param(KINDS[0] | CUT, lambda model: model, id="alibi-cut"),
         pytest.param(KINDS[1], packed, id="learned-packed"),
         pytest.param(KINDS[0], lambda model: PackedGPT(model, JoinedLinear), id="alibi-joined"),
     ],

@@ -13,18 +13,43 @@ Arrays = Mapping[str, np.ndarray]
 getcontext().prec = 60
 
 
-def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def attention(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    bias: np.ndarray,
+    rows: np.ndarray,
+    seen: np.ndarray | None = None,
+) -> np.ndarray:
     """Vaswani et al., 2017, equation 1, with a bias, for some queries: `(head, row, d_head)`.
 
     Args:
         query: `(head, position, d_head)`; the others likewise.
         bias: `(head, row, position)`.
         rows: `(row,)`, positions of the queries.
+        seen: `(row, position)`, what `visible` returned; by default all keys up to the query's.
     """
     scores = query[:, rows] @ key.transpose(0, 2, 1) / math.sqrt(query.shape[2]) + bias
-    scores[:, rows[:, None] < np.arange(key.shape[1])] = -np.inf
+    scores[:, ~(visible(rows, key.shape[1]) if seen is None else seen)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ value
+
+
+def visible(rows: np.ndarray, n_positions: int, window: int | None = None, n_sinks: int = 0) -> np.ndarray:
+    """Whether a query attends to a key: the last `window` up to its own, and the first `n_sinks`: `(row, position)`."""
+    seen = np.zeros((len(rows), n_positions), dtype=bool)
+    for number, row in enumerate(rows):
+        seen[number, max(0, row + 1 - (window or n_positions)) : row + 1] = True
+        seen[number, : min(n_sinks, row + 1)] = True
+    return seen
+
+
+def ssmax(query: np.ndarray, s: np.ndarray, rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Nakanishi, 2025: queries `(head, position, d_head)` times `s ln n`, for those of some rows."""
+    scaled = query.copy()
+    for row, n_keys in zip(rows, seen.sum(1), strict=True):
+        scaled[:, row] *= s[:, None] * math.log(n_keys)
+    return scaled
 
 
 def alibi_slopes(n_heads: int) -> list[float]:

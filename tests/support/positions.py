@@ -9,6 +9,9 @@ from gptstar.checkpoint.read import read
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.positions import Positions
 
+EVERY_FOLDER = {"modeling_gptstar.py", "reading.py", "mask.py", "softmax_scale.py"}
+"""Files of code that every exported folder has but GPT-2's."""
+
 SIZES = {"n_layers": 2, "d_model": 30, "n_heads": 3, "n_vocab": 31, "d_head": 14, "d_ff": 62}
 
 

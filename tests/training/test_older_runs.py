@@ -30,6 +30,9 @@ NOW = (*WORDS, "experiment=quickstart")
 
 RUNS = ("adamw", "muon")
 
+LATER = {"attention_window": None, "attention_sinks": 0, "softmax_scale": "none"}
+"""What they mean by keys that came after them."""
+
 
 def digest(tensor: Any) -> str:
     return hashlib.sha256(torch.as_tensor(tensor).contiguous().numpy().tobytes()).hexdigest()[:16]
@@ -42,7 +45,7 @@ def test_tensors_and_settings_are_read_as_they_were_written(optimizer: str) -> N
     expected = json.loads((folder / "expected.json").read_text())
     checkpoint = read(folder / "last.ckpt")
     assert checkpoint.training is not None
-    assert checkpoint.model.as_dict() == expected["model"]
+    assert checkpoint.model.as_dict() == expected["model"] | LATER
     assert checkpoint.training.settings == expected["settings"]
     assert {name: digest(weight) for name, weight in checkpoint.weights.items()} == expected["weights"]
     states = checkpoint.training.optimizer

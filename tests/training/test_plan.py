@@ -7,6 +7,7 @@ import torch
 
 from gptstar.cli import main
 from gptstar.model import GPT, GPTConfig
+from gptstar.model.softmax_scale import SSMax
 from gptstar.training.optimizers import OPTIMIZERS
 from gptstar.training.plan import Device, Workload, step_seconds
 
@@ -39,8 +40,17 @@ def bytes_saved(config: GPTConfig, *, bf16: bool, attention: str, again: bool) -
 @pytest.mark.parametrize("residual", ["parallel", "sequential"])
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(("attention", "on_gpu"), [("products", False), ("columns", True), ("bias", True)])
-def test_activations_are_those_that_autograd_keeps(residual: str, bf16: bool, attention: str, on_gpu: bool) -> None:
-    config = replace(CONFIG, residual=residual)
+@pytest.mark.parametrize(
+    "modifier",
+    [{}, {"softmax_scale": SSMax(LENGTH)}, {"attention_window": 16, "attention_sinks": 2}],
+    ids=["plain", "ssmax", "window"],
+)
+def test_activations_are_those_that_autograd_keeps(
+    residual: str, bf16: bool, attention: str, on_gpu: bool, modifier: dict[str, object]
+) -> None:
+    if "softmax_scale" in modifier and (attention, bf16) == ("columns", False):
+        pytest.skip("no device takes columns for float32")
+    config = replace(CONFIG, residual=residual, **modifier)
     planned = Workload(config, LENGTH, "bf16" if bf16 else "float32", on_gpu=on_gpu).memory(BATCH)
     casts = 2 * (config.n_params - config.n_vocab * config.d_model) if bf16 else 0  # of blocks: the loss makes its own
     measured = bytes_saved(config, bf16=bf16, attention=attention, again=False)

@@ -94,7 +94,8 @@ def _import_to(source: Path, out: Path, *, n_heads: int | None, tokenizer: Path 
     model, training = checkpoint.model, checkpoint.training
     print(
         f"{out}: {model.n_params:,} parameters, {model.n_layers} layers of {model.d_model}, "
-        f"{model.n_heads} heads, {model.residual}, {POSITIONS.name_of(model.positions)}, vocabulary {model.n_vocab:,}; "
+        f"{model.n_heads} heads, {model.residual}, "
+        f"{', '.join((POSITIONS.name_of(model.positions), *model.modifiers))}, vocabulary {model.n_vocab:,}; "
         + (f"training goes on at step {training.step:,}" if training else "weights only")
         + ("" if checkpoint.tokenizer else "; no tokenizer, so it can't generate: import it with --tokenizer FILE")
     )

@@ -73,8 +73,8 @@ class PackedBlock(nn.Module):
 class PackedGPT(GPT):
     """A model in eval mode that shares embeddings and norms with the one that it was made from, and packs the rest.
 
-    Its weights can't be trained, saved or cast. It keeps the form of attention and the scaling of positions that the
-    model has when it is packed.
+    Its weights can't be trained, saved or cast. It keeps the form of attention, its mask and the scaling of positions
+    that the model has when it is packed.
 
     Args:
         pack: replaces each linear layer; the output head, which is tied to the embedding, gets a layer of its own.
@@ -86,10 +86,13 @@ class PackedGPT(GPT):
         self.tokenizer = model.tokenizer
         self.requires_grad_(False).eval()
         self.load_state_dict(model.state_dict(), assign=True)
-        self.positions = model.positions  # neither configuration nor state has what is chosen later
+        self.positions, self.mask = (
+            model.positions,
+            model.mask,
+        )  # neither configuration nor state has what is chosen later
         own, its = ([part for part in each.modules() if isinstance(part, Attention)] for each in (self, model))
         for layer, original in zip(own, its, strict=True):
-            layer.form, layer.positions = original.form, original.positions
+            layer.form, layer.positions, layer.mask = original.form, original.positions, original.mask
         # Not the last one: to read a prompt, its MLP is needed for one token only.
         for number, block in enumerate(self.blocks[:-1]):
             if type(block) is ParallelBlock:  # what derives from it may compute otherwise

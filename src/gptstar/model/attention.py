@@ -17,8 +17,9 @@ from gptstar.model.kernels.columns import LONGEST, columns_attention
 from gptstar.model.kernels.documents import attention_within_documents
 from gptstar.model.kernels.flex import block_mask, masked_attention
 from gptstar.model.kernels.products import products_attention
-from gptstar.model.positions.base import Bias, Pairs, Positions, Scaling
-from gptstar.model.view import Scope, View, select_queries
+from gptstar.model.kernels.windowed import Restriction, windowed_attention
+from gptstar.model.positions.base import Bias, Pairs, Positions, Scaling, places_in_documents
+from gptstar.model.view import Scope, SharedMask, View, select_queries
 
 if TYPE_CHECKING:
     from gptstar.model.config import GPTConfig
@@ -104,7 +105,7 @@ class Attention(nn.Module):
     def __init__(self, config: "GPTConfig", shared: nn.Module | None) -> None:
         super().__init__()
         self.n_heads, self.d_head, self.dropout = config.n_heads, config.head_width, config.dropout
-        self.positions = config.positions
+        self.positions, self.mask, self.scale = config.positions, config.mask, config.softmax_scale
         self.form: AttentionForm = "auto"
         self.qkv = nn.Linear(config.d_model, 3 * self.n_heads * self.d_head)
         self.out = nn.Linear(self.n_heads * self.d_head, config.d_model)
@@ -112,6 +113,7 @@ class Attention(nn.Module):
         self._of_positions = (parameters,)  # in a tuple, so that it is not registered as each layer's
         if self.positions.per_layer:
             self.add_module(self.positions.name_in_model, parameters)
+        self.softmax_scale = self.scale.parameters(self.n_heads)
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
         """`(batch, position, d_model)` → the same shape, or that of the tokens that a view selects."""
@@ -126,6 +128,7 @@ class Attention(nn.Module):
             query: `(batch, query, head * d_head)`, of the tokens whose output is needed.
             key: `(batch, position, head * d_head)`; `value` likewise.
         """
+        scope = scope.under(self.mask) if isinstance(scope, View) else scope
         per_token = self.positions.per_token(x, self._of_positions[0])
         query, key, value = map(self._by_head, (query, key, value))
         if isinstance(scope, View):
@@ -133,6 +136,8 @@ class Attention(nn.Module):
         else:
             query_at = key_at = torch.arange(key.shape[2], device=key.device)[None]
         query, key = self.positions.rotate(query, key, query_at, key_at)
+        if self.scale.counts_keys:
+            query = self.scale.scaled(query, self._n_visible(scope, key_at), self.softmax_scale)
         return self._attended(query, key, value, scope, per_token).transpose(1, 2).flatten(2)
 
     def weights(self, x: Tensor, first: int = 0) -> Iterator[tuple[Pairs, Tensor]]:
@@ -149,6 +154,7 @@ class Attention(nn.Module):
         query, key, _ = map(self._by_head, self._projections(x, None))
         at = torch.arange(x.shape[1], device=x.device)[None]
         query, key = self.positions.rotate(query, key, at, at)
+        query = self.scale.scaled(query, self.mask.n_visible(at), self.softmax_scale)
         per_token = self.positions.per_token(x, self._of_positions[0])
         start = first
         while start < x.shape[1]:
@@ -158,7 +164,7 @@ class Attention(nn.Module):
             scores = query[:, :, start:stop] @ key[:, :, :stop].transpose(2, 3) / math.sqrt(self.d_head)
             if self.positions.adds_bias:
                 scores = scores + self._bias_of_pairs(per_token, pairs)
-            hidden = ~pairs.mask[:, None]
+            hidden = ~(pairs.mask & self.mask.visible(queries, keys))[:, None]
             yield pairs, torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
             start = stop
 
@@ -178,7 +184,25 @@ class Attention(nn.Module):
                 mask = self._view_mask(scope, None if per_token is None else known[2])
                 return viewed_attention(query, known[0], known[1], mask)
             scope = None
-        return causal_attention(query, key, value, self._bias(query, per_token), self._dropout, self.form, scope)
+        bias, n_positions = self._bias(query, per_token), query.shape[2]
+        scope = scope.blocks if isinstance(scope, SharedMask) else scope
+        if self.mask.hides(n_positions) and not isinstance(scope, BlockMask):
+            if not self._is_flex(query.device, query.dtype):
+                restriction = Restriction.within(scope, self.mask)
+                return windowed_attention(query, key, value, bias, restriction, self._dropout)
+            scope = block_mask(n_positions, scope, query.device, self.mask)
+        return causal_attention(query, key, value, bias, self._dropout, self.form, scope)
+
+    def _n_visible(self, scope: Scope | None, places: Tensor) -> Tensor:
+        """Count the keys that each query attends to: `(batch or 1, query)`, int64.
+
+        Args:
+            places: `(1, position)`, int64: positions in a text without documents.
+        """
+        if isinstance(scope, View) and not scope.is_causal:
+            return scope.n_visible()
+        documents = scope.documents if isinstance(scope, SharedMask) else scope
+        return self.mask.n_visible(places_in_documents(documents) if isinstance(documents, Tensor) else places)
 
     def _bias(self, query: Tensor, per_token: Tensor | None) -> Tensor | Bias | None:
         """Return the bias that `causal_attention` takes."""
@@ -208,11 +232,15 @@ class Attention(nn.Module):
 
     def shared_scope(self, x: Tensor, scope: Scope | None) -> Scope | None:
         """Return what the layers of a compiled graph share: FlexAttention's mask, where they take that form."""
-        if isinstance(scope, View | BlockMask) or not torch.compiler.is_compiling():
+        if isinstance(scope, View | BlockMask | SharedMask) or not torch.compiler.is_compiling():
             return scope
-        if scope is None and not self.positions.adds_bias:  # PyTorch's own causal kernel needs no mask
+        needs_mask = self.positions.adds_bias or self.mask.hides(x.shape[1])
+        if scope is None and not needs_mask:  # PyTorch's own causal kernel needs none
             return scope
-        return block_mask(x.shape[1], scope, x.device) if self._is_flex(x.device, compute_dtype(x)) else scope
+        if not self._is_flex(x.device, compute_dtype(x)):
+            return scope
+        blocks = block_mask(x.shape[1], scope, x.device, self.mask)
+        return SharedMask(blocks, scope) if scope is not None and self.scale.counts_keys else blocks
 
     def _is_flex(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether FlexAttention computes causal attention."""

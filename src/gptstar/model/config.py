@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
 
-from gptstar.choices import parse_fields
+from gptstar.choices import Choices, parse_fields
 from gptstar.errors import ConfigError
-from gptstar.fields import BelowOne, Count, Role, Shown, check_ranges
+from gptstar.fields import Before, BelowOne, Count, NotNegative, Role, Shown, check_ranges
 from gptstar.model.blocks import BLOCKS
+from gptstar.model.mask import Mask
 from gptstar.model.positions import POSITIONS, Alibi, Positions
+from gptstar.model.softmax_scale import SoftmaxScale, SSMax
+
+SOFTMAX_SCALES: Choices[SoftmaxScale] = Choices("model.softmax_scale", tag="kind", is_word=True)
+SOFTMAX_SCALES.register("none")(SoftmaxScale)  # not as decorators: their file goes into exported folders
+SOFTMAX_SCALES.register("ssmax")(SSMax)
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class GPTConfig:
             module that defines it (`plugin`) becomes the name.
         positions: an object. A name, or a mapping of its keys with the name as `kind`, becomes one.
         n_ctx: capacity of positions that have one, as learned ones do.
+        attention_window, attention_sinks: what `mask` is made of; None means no window.
+        softmax_scale: an object. A name, or a mapping of its keys with the name as `kind`, becomes one.
         gelu: `exact` (erf) or `tanh`, GPT-2's approximation.
         dropout: on embeddings, attention weights and both branches of a block.
         residual_init: std of the residual projections: 0.02 / sqrt(2 n_layers) as in GPT-2, or 0.02 / sqrt(n_layers)
@@ -37,6 +45,9 @@ class GPTConfig:
     residual: str = "parallel"
     positions: Annotated[Positions, POSITIONS] = field(default_factory=Alibi)
     n_ctx: Count | None = None
+    attention_window: Annotated[Count | None, Before(None)] = None
+    attention_sinks: Annotated[NotNegative, Before(0)] = 0
+    softmax_scale: Annotated[SoftmaxScale, SOFTMAX_SCALES, Before("none")] = field(default_factory=SoftmaxScale)
     gelu: Literal["exact", "tanh"] = "exact"
     dropout: BelowOne = 0.0
     residual_init: Annotated[Literal["gpt2", "legacy"], Role.CHANGEABLE] = "gpt2"
@@ -57,6 +68,9 @@ class GPTConfig:
                 f"model.n_ctx={self.n_ctx} does not fit model.positions={POSITIONS.name_of(positions)}, with which the "
                 f"model has {capacity}: drop model.n_ctx (the training length is data.context_length)"
             )
+        scale = self.softmax_scale
+        scale = scale if isinstance(scale, SoftmaxScale) else SOFTMAX_SCALES.parse(scale)
+        object.__setattr__(self, "softmax_scale", scale)
         object.__setattr__(self, "residual", _block_name(self.residual))
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "n_ctx", positions.capacity)
@@ -64,6 +78,10 @@ class GPTConfig:
             positions.check(self)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        try:
+            _ = self.mask
+        except ValueError as error:
+            raise ConfigError(f"model.{error}") from error
 
     @classmethod
     def parse(cls, tree: Any) -> Self:
@@ -75,6 +93,19 @@ class GPTConfig:
         if not isinstance(tree, dict):
             raise ConfigError(f"model={tree} is not a mapping of keys")
         return parse_fields(cls, tree | {"residual": _block_name(tree.get("residual", "parallel"))}, "model")
+
+    @property
+    def mask(self) -> Mask:
+        """Which of the keys up to its own a query attends to."""
+        return Mask(self.attention_window, self.attention_sinks)
+
+    @property
+    def modifiers(self) -> tuple[str, ...]:
+        """What changes attention beside the positions, in words such as `a window of 512`; empty where nothing does."""
+        window, sinks = self.attention_window, self.attention_sinks
+        scale = SOFTMAX_SCALES.name_of(self.softmax_scale)
+        in_words = {f"a window of {window}": window, f"{sinks} sinks": sinks, scale: self.softmax_scale.counts_keys}
+        return tuple(word for word, is_on in in_words.items() if is_on)
 
     @property
     def head_width(self) -> int:
@@ -95,14 +126,16 @@ class GPTConfig:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every field, with derived widths; positions and block are names, or mappings if they have keys."""
+        """Return every field, with derived widths; choices are names, or mappings if they have keys."""
         resolved = replace(self, d_head=self.head_width, d_ff=self.mlp_width)
         positions = POSITIONS.describe(self.positions)
+        scale = SOFTMAX_SCALES.describe(self.softmax_scale)
         is_name = positions.keys() <= {POSITIONS.tag, "n_ctx"}  # the capacity stands beside the positions
         plugin = BLOCKS.plugin_of(BLOCKS.find(self.residual))
         return asdict(resolved) | {
             "residual": {BLOCKS.tag: self.residual, "plugin": plugin} if plugin else self.residual,
             "positions": positions[POSITIONS.tag] if is_name else positions,
+            "softmax_scale": scale[SOFTMAX_SCALES.tag] if scale.keys() == {SOFTMAX_SCALES.tag} else scale,
         }
 
     @property
@@ -111,16 +144,25 @@ class GPTConfig:
         D, F, A = self.d_model, self.mlp_width, self.n_heads * self.head_width
         attention = (D + 1) * 3 * A + (A + 1) * D
         mlp = (D + 1) * F + (F + 1) * D
-        blocks = self.n_layers * (attention + mlp + BLOCKS.find(self.residual).n_own_params(D))
+        blocks = self.n_layers * (attention + mlp + BLOCKS.find(self.residual).n_own_params(D)) + self._n_scale_params
         return self.n_vocab * D + self.positions.n_params(self) + blocks + 2 * D
 
     def training_flops(self, context_length: int) -> int:
-        """Return floating-point operations per training token: `6 N + 12 L H K T`, N without parameters of positions.
+        """Return floating-point operations per training token: `6 N + 12 L H K T`.
+
+        N leaves out parameters of positions and of the softmax's scale. T is the context length, or what a window shows
+        of it.
 
         Source: Chowdhery et al., "PaLM", 2022, appendix B.
         """
-        matmul_params = self.n_params - self.positions.n_params(self)
+        matmul_params = self.n_params - self.positions.n_params(self) - self._n_scale_params
+        if self.attention_window is not None:
+            context_length = min(context_length, self.attention_window + self.attention_sinks)
         return 6 * matmul_params + 12 * self.n_layers * self.n_heads * self.head_width * context_length
+
+    @property
+    def _n_scale_params(self) -> int:
+        return self.n_layers * self.softmax_scale.n_params(self.n_heads)
 
 
 def _block_name(given: Any) -> str:

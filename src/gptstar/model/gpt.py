@@ -18,6 +18,7 @@ from gptstar.model.config import GPTConfig
 from gptstar.model.kernels.choice import AttentionForm, writes_own_gradient
 from gptstar.model.kernels.summed_loss import TiedGradient, summed_loss
 from gptstar.model.loss import LOGITS_AT_ONCE, token_losses
+from gptstar.model.mask import Mask
 from gptstar.model.positions import POSITIONS
 from gptstar.model.positions.base import places_in_documents
 from gptstar.model.view import Scope, View
@@ -30,12 +31,13 @@ class GPT(nn.Module):
 
     Attributes:
         positions: the configuration's, or scaled ones within `scaled_positions`.
+        mask: the configuration's, or what `use` was given.
         tokenizer: `tokenizers` JSON of what its tokens mean, where it came with the weights; carried along, never used.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config, self.positions = config, config.positions
+        self.config, self.positions, self.mask = config, config.positions, config.mask
         self.tokenizer: str | None = None
         self.logits_at_once = LOGITS_AT_ONCE
         device = torch.get_default_device()
@@ -62,19 +64,31 @@ class GPT(nn.Module):
         attention: AttentionForm = "auto",
         activation_checkpointing: bool = False,
         logits_at_once: int = LOGITS_AT_ONCE,
+        attention_window: int | None = None,
+        attention_sinks: int = 0,
     ) -> None:
-        """Choose how to compute; the results stay the same but for rounding.
+        """Choose how to compute; the results stay the same but for rounding, unless a window is given.
 
         Args:
             attention: the form of causal attention.
             activation_checkpointing: in training keep only the input of each block, and compute the block again in the
                 backward pass: a third more work for a fraction of the memory.
             logits_at_once: logits that the loss holds; a batch with more is computed in pieces.
+            attention_window, attention_sinks: read with attention cut, as `Mask` says, whatever the configuration has;
+                it stays as it is. None means the configuration's. A window as long as the text cuts nothing.
+
+        Raises:
+            ConfigError: a window below 1, or sinks below 0 or without a window.
         """
+        try:
+            given = Mask(attention_window, attention_sinks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self.mask = self.config.mask if attention_window is None else given
         self.logits_at_once = logits_at_once
         for module in self.modules():
             if isinstance(module, Attention):
-                module.form = attention
+                module.form, module.mask = attention, self.mask
             elif isinstance(module, Block):
                 module.activation_checkpointing = activation_checkpointing
 
@@ -91,6 +105,8 @@ class GPT(nn.Module):
             name_in_positions = name.partition(f"{self.positions.name_in_model}.")[2]
             if name_in_positions:
                 drawn = self.positions.initial(name_in_positions, shape)
+            elif ".attention.softmax_scale." in name:
+                drawn = self.config.softmax_scale.initial(shape)
             elif name.startswith("blocks."):
                 drawn = block.initial(name.split(".", 2)[2], shape)
             if drawn is not None:
@@ -156,7 +172,8 @@ class GPT(nn.Module):
 
     def trunk(self, x: Tensor, scope: Scope | None = None, selected: Tensor | None = None) -> Tensor:
         """Embedded tokens `(batch, position, d_model)` → what `hidden` returns."""
-        view = scope if isinstance(scope, View) else None
+        view = scope.under(self.mask) if isinstance(scope, View) else None
+        scope = view or scope
         self._check_capacity(x.shape[1], view)
         at = None if view is None else view.queries
         if isinstance(scope, Tensor) and self.positions.restarts:
@@ -167,7 +184,7 @@ class GPT(nn.Module):
         scope = last = first.shared_scope(x, scope)
         if selected is not None:
             positions = torch.arange(x.shape[1], device=x.device)[None]
-            last = (view or View(positions, positions)).select(selected)
+            last = (view or View(positions, positions).under(self.mask)).select(selected)
         for number, block in enumerate(self.blocks, start=1):
             x = block(x, last if number == len(self.blocks) else scope)
         return self.norm(x)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from gptstar.model.mask import Mask
 from gptstar.model.positions.base import Bias, Pairs, Positions
 
 
@@ -73,6 +74,7 @@ class View:
         cache: keys and values of the tokens read before; the layers add those read now.
         length: positions that the queries need, if the caller knows it: to read it off a GPU is to wait for it.
         selected: `(batch, selected)`, int64: the tokens read now whose output is needed; None means all.
+        within: what further hides keys, by their positions; None means nothing.
     """
 
     queries: Tensor
@@ -81,7 +83,12 @@ class View:
     cache: Cache | None = None
     length: int | None = None
     selected: Tensor | None = None
-    _masks: dict[Positions | None, Tensor] = field(default_factory=dict)
+    within: Mask | None = None
+    _masks: dict[Positions | str, Tensor] = field(default_factory=dict)
+
+    def under(self, mask: Mask) -> "View":
+        """Return the same view with the keys hidden that a mask hides."""
+        return self if mask.window is None or mask == self.within else replace(self, within=mask, _masks={})
 
     def select(self, selected: Tensor) -> "View":
         """Return the same view for a block that computes the output of some tokens only: `(batch, selected)`, int64."""
@@ -107,13 +114,30 @@ class View:
         """Whether these are sequences read from their beginnings, and all of their output is needed."""
         return self.mask is None and self.selected is None and self.queries.shape == self.keys.shape
 
-    def attention_mask(self) -> Tensor | None:
-        """Return the attention mask, `(batch or 1, query, key)`, bool; None if each query attends to all keys."""
+    def text_mask(self) -> Tensor | None:
+        """Return which keys belong to the text of a query, and do not stand after it, as `attention_mask` does."""
         if self.mask is not None or (self.selected is None and self.queries.shape[1] == 1):
             return self.mask  # a token that is read by itself stands after all others
-        if None not in self._masks:
-            self._masks[None] = self.selected_positions[:, :, None] >= self.keys[:, None]
-        return self._masks[None]
+        if "text" not in self._masks:
+            self._masks["text"] = self.selected_positions[:, :, None] >= self.keys[:, None]
+        return self._masks["text"]
+
+    def attention_mask(self) -> Tensor | None:
+        """Return the attention mask, `(batch or 1, query, key)`, bool; None if each query attends to all keys."""
+        mask = self.text_mask()
+        if self.within is None:
+            return mask
+        if "within" not in self._masks:
+            visible = self.within.visible(self.selected_positions, self.keys)
+            self._masks["within"] = visible if mask is None else visible & mask
+        return self._masks["within"]
+
+    def n_visible(self) -> Tensor:
+        """Count the keys that each query attends to: `(batch or 1, query)`, int64."""
+        if "count" not in self._masks:
+            mask = self.attention_mask()
+            self._masks["count"] = self.keys.new_full((1, 1), self.keys.shape[1]) if mask is None else mask.sum(-1)
+        return self._masks["count"]
 
     def biased_mask(self, bias: Bias, shared_by: Positions | None) -> Tensor:
         """Return bias and attention mask together: `(batch or 1, head, query, key)`, float32, `-inf` at hidden keys.
@@ -125,7 +149,7 @@ class View:
         if shared_by is not None and shared_by in self._masks:
             return self._masks[shared_by]
         mask = self.attention_mask()
-        biased = bias(Pairs(self.selected_positions, self.keys, mask))
+        biased = bias(Pairs(self.selected_positions, self.keys, self.text_mask()))
         if mask is not None:
             biased = biased.masked_fill(~mask[:, None], -torch.inf)
         if shared_by is not None:
@@ -133,7 +157,15 @@ class View:
         return biased
 
 
-Scope = Tensor | BlockMask | View
+@dataclass(frozen=True, eq=False)
+class SharedMask:
+    """FlexAttention's mask, with the documents `(batch, position)` that it was made of."""
+
+    blocks: BlockMask
+    documents: Tensor
+
+
+Scope = Tensor | BlockMask | SharedMask | View
 """A restriction of attention: the documents `(batch, position)` that positions belong to, or a view."""
 
 

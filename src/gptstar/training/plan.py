@@ -163,7 +163,8 @@ class Workload:
         """What autograd keeps of a token in a block.
 
         It is the residual stream, the norm as each branch reads it, queries, keys and values, the heads' outputs (a
-        kernel keeps its own, the projection a copy), the MLP before and after its GELU.
+        kernel keeps its own, the projection a copy), the MLP before and after its GELU. A softmax's scale that is
+        learned keeps queries in float32; on a CPU in float32 these are a part of the projection, which stays whole.
         """
         model, width = self.model, self._width
         D, F, A = model.d_model, model.mlp_width, model.n_heads * model.head_width
@@ -173,6 +174,8 @@ class Workload:
         normed = 2 * D * width if self.precision == "bf16" else norms * D * width
         outputs = 2 if self.on_gpu else 1
         kept = norms * D * residual + normed + width * ((3 + outputs) * A + 2 * F + scores)
+        if model.softmax_scale.counts_keys:
+            kept += 12 * A if self.precision == "float32" and not self.on_gpu else 4 * A
         again = residual * D * model.n_layers + kept
         return tokens * (again if self.activation_checkpointing else kept * model.n_layers) + tokens * 8 * D
 

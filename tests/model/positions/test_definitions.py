@@ -3,19 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gptstar.model import GPT, GPTConfig
-from gptstar.model.attention import Attention
 from gptstar.model.kernels import bias as bias_kernel
 from gptstar.model.kernels import products
 from gptstar.model.kernels.choice import AttentionForm
-from gptstar.model.positions import Fire, Positions, Sinusoidal
+from gptstar.model.positions import Positions, Sinusoidal
 from gptstar.model.view import Cache, View
 from support import definitions
+from support.layers import D_HEAD, D_MODEL, expected_of, inputs_of, layer_of
 
 KINDS = ["alibi", "rotary", "none", "t5", "kerple", "fire", "log_alibi", "p_rope", "fox"]
-D_MODEL, D_HEAD, THRESHOLD, P = 30, 8, 37, 0.75
 WITHIN = 1e-5
 COLUMNS = 5e-4
 """ALiBi's columns round by about 2^-24 of slope times position (`columns_attention` says so); no CPU takes this form
@@ -23,43 +22,6 @@ for float32 unless it is told to."""
 
 by_kind = pytest.mark.parametrize("kind", KINDS)
 by_heads = pytest.mark.parametrize("n_heads", [12, 7])
-
-
-def layer_of(kind: str, n_heads: int) -> Attention:
-    """The first layer's attention of a model whose parameters of positions are far from their initial values."""
-    torch.manual_seed(n_heads)
-    given = {"fire": Fire(THRESHOLD)}.get(kind, kind)
-    model = GPT(GPTConfig(1, D_MODEL, n_heads, 31, d_head=D_HEAD, positions=given)).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "position_parameters" in name:
-                parameter.add_(torch.randn_like(parameter), alpha=0.5)
-    return model.blocks[0].attention
-
-
-def inputs_of(n_heads: int, n_positions: int) -> list[Tensor]:
-    """The layer's input `(1, position, d_model)`, and queries, keys and values `(1, position, head * d_head)`."""
-    torch.manual_seed(n_positions)
-    widths = (D_MODEL, *3 * (n_heads * D_HEAD,))
-    return [torch.randn(1, n_positions, width) for width in widths]
-
-
-def parameters_of(attention: Attention) -> dict[str, np.ndarray]:
-    (module,) = attention._of_positions
-    named = {} if module is None else dict(module.named_parameters())
-    return {name: each.detach().double().numpy() for name, each in named.items()}
-
-
-def expected_of(kind: str, attention: Attention, inputs: list[Tensor], rows: np.ndarray) -> Tensor:
-    """What the paper defines for some queries: `(row, head * d_head)`, float64."""
-    n_positions, n_heads = inputs[0].shape[1], attention.n_heads
-    x, *rest = (each[0].double().numpy() for each in inputs)
-    query, key, value = (each.reshape(n_positions, n_heads, D_HEAD).transpose(1, 0, 2) for each in rest)
-    query, key = (definitions.turned(kind, each, P) for each in (query, key))
-    given = parameters_of(attention) | {"x": x, "threshold": np.float64(THRESHOLD)}
-    bias = definitions.bias(kind, n_heads, rows, n_positions, given)
-    mixed = definitions.attention(query, key, value, bias, rows)
-    return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(len(rows), -1))
 
 
 def deviation(kind: str, form: AttentionForm, n_heads: int, n_positions: int) -> float:

@@ -19,7 +19,7 @@ from gptstar.model.view import Cache, View
 from gptstar.training.optimizers.base import decays
 from own_positions import ForgetfulPositions, TablePositions
 from support.graph import assert_alike, batch, trained
-from support.positions import SIZES, build, greedily, trained_and_read_again
+from support.positions import EVERY_FOLDER, SIZES, build, greedily, trained_and_read_again
 
 BUILT_IN: list[Positions] = [Sinusoidal(), T5(), Kerple(), Fire(7), LogAlibi(), PRope(0.5), Fox()]
 KINDS: list[Positions] = [*BUILT_IN, TablePositions(5, scale=0.5), ForgetfulPositions()]
@@ -131,7 +131,7 @@ def test_an_exported_folder_carries_the_kinds_file(kind, tmp_path):
     code = {path.name: path.read_text() for path in (tmp_path / "x").glob("*.py")}
     file = type(kind).__module__.rpartition(".")[2]
     beside = {"log_alibi": {"alibi.py"}, "p_rope": {"rotary.py"}, "sinusoidal": {"rotary.py"}}.get(file, set())
-    assert set(code) == {"base.py", "modeling_gptstar.py", f"{file}.py"} | beside
+    assert set(code) == {"base.py", f"{file}.py", *EVERY_FOLDER} | beside
     assert not [name for name, text in code.items() if "import gptstar" in text or "from gptstar" in text]
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "x", trust_remote_code=True).eval()
     tokens, mask = torch.randint(1, 31, (2, 17)), torch.ones(2, 17, dtype=torch.int64)

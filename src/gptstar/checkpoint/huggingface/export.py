@@ -15,6 +15,7 @@ from gptstar.data.tokenizer import END_OF_TEXT, Tokenizer
 from gptstar.errors import CheckpointError, in_one_line
 from gptstar.files import partial_path, remove, write_json, write_text
 from gptstar.model.blocks import BLOCKS
+from gptstar.model.config import SOFTMAX_SCALES
 
 MODELLING = "modeling_gptstar.py"
 DRAWING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
@@ -45,7 +46,7 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
 
     Raises:
         CheckpointError: the folder exists and is not empty, can't be written, the positions' capacity is below
-            `context_length`, their file can't stand alone, or the blocks are a user's.
+            `context_length`, their file can't stand alone, or the blocks or the softmax's scale are a user's.
     """
     model, folder = checkpoint.model, folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -58,6 +59,11 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
         raise CheckpointError(
             f"model.residual={model.residual} is a block of your own, in {plugin}, and an exported folder carries "
             "parallel and sequential ones only: give the checkpoint itself, with that file"
+        )
+    if plugin := SOFTMAX_SCALES.plugin_of(model.softmax_scale):
+        raise CheckpointError(
+            f"model.softmax_scale={SOFTMAX_SCALES.name_of(model.softmax_scale)} is your own, in {plugin}, and an "
+            "exported folder carries ssmax only: give the checkpoint itself, with that file"
         )
     if model.n_ctx is not None and context_length > model.n_ctx:
         raise CheckpointError(f"a context length of {context_length} exceeds the positions' n_ctx={model.n_ctx}")

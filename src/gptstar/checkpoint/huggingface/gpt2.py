@@ -31,7 +31,8 @@ ACTIVATIONS: dict[str, Literal["tanh", "exact"]] = {"gelu_new": "tanh", "gelu_py
 def is_gpt2(model: GPTConfig) -> bool:
     """Whether Hugging Face's own code computes this model."""
     same_width = model.n_heads * model.head_width == model.d_model
-    return model.residual == "sequential" and isinstance(model.positions, Learned) and same_width
+    is_plain = model.attention_window is None and not model.softmax_scale.counts_keys
+    return model.residual == "sequential" and isinstance(model.positions, Learned) and same_width and is_plain
 
 
 def gpt2_config(model: GPTConfig) -> dict[str, Any]:

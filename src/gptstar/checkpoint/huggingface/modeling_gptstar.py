@@ -3,16 +3,18 @@
 It is copied into exported folders, for `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
-from transformers import Cache, DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from gptstar.checkpoint.huggingface.reading import reading_of
+from gptstar.model.mask import Mask
 from gptstar.model.positions.alibi import Alibi as Kind
-from gptstar.model.positions.base import Pairs
+from gptstar.model.softmax_scale import SoftmaxScale, SSMax
 
 
 class GPTStarConfig(PretrainedConfig):
@@ -42,12 +44,17 @@ class GPTStarConfig(PretrainedConfig):
         positions="alibi",
         n_ctx=None,
         gelu="exact",
+        attention_window=None,
+        attention_sinks=0,
+        softmax_scale="none",
         context_length=1024,
         **kwargs,
     ):
         self.n_layers, self.d_model, self.n_heads, self.n_vocab = n_layers, d_model, n_heads, n_vocab
         self.d_head, self.d_ff, self.residual, self.positions = d_head, d_ff, residual, positions
         self.n_ctx, self.gelu, self.context_length = n_ctx, gelu, context_length
+        self.attention_window, self.attention_sinks = attention_window, attention_sinks
+        self.softmax_scale = softmax_scale
         super().__init__(**kwargs)
 
     @property
@@ -61,25 +68,13 @@ class GPTStarConfig(PretrainedConfig):
         values = {"n_ctx": self.n_ctx} | own
         return Kind(**{each.name: values[each.name] for each in fields(Kind) if each.name in values})
 
+    def mask(self):
+        """Which of the keys up to its own a query attends to."""
+        return Mask(self.attention_window, self.attention_sinks)
 
-@dataclass(eq=False)
-class Reading:
-    """What layers share in a forward pass.
-
-    Attributes:
-        at: `(batch or 1, query)`, int64: positions of the tokens that are read.
-        pairs: queries and keys.
-        is_causal: whether PyTorch's own causal mask will do; `pairs` has none then.
-        bias: `(batch or 1, head, query, key)`, float32: what the positions add to scores, if all layers share it.
-        parameters: of the positions, that layers share.
-    """
-
-    at: torch.Tensor
-    pairs: Pairs
-    is_causal: bool
-    bias: torch.Tensor | None
-    parameters: nn.Module | None
-    cache: Cache | None
+    def scale(self):
+        """What multiplies queries; only the start of training depends on more than its name."""
+        return SoftmaxScale() if self.softmax_scale == "none" else SSMax()
 
 
 class Attention(nn.Module):
@@ -92,12 +87,15 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.n_heads * config.d_head, config.d_model)
         if self.positions.per_layer:
             self.add_module(self.positions.name_in_model, self.positions.parameters(config))
+        self.scale = config.scale()
+        self.softmax_scale = self.scale.parameters(config.n_heads)
 
     def forward(self, x, reading):
         """`(batch, position, d_model)` to the same."""
         B, T, _ = x.shape
         query, key, value = self.qkv(x).view(B, T, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
         query, key = self.positions.rotate(query, key, reading.at, reading.at)
+        query = self.scale.scaled(query, reading.n_keys, self.softmax_scale)
         parameters = self._modules.get(self.positions.name_in_model, reading.parameters)
         per_token = self.positions.per_token(x, parameters)
         if reading.cache is not None:
@@ -107,7 +105,7 @@ class Attention(nn.Module):
             key, value = (each[:, :, :n_read] for each in reading.cache.update(key, value, self.layer))
             if per_token is not None:
                 key, per_token = key[..., : self.d_head].to(query.dtype), key[..., self.d_head :]
-        mask = reading.pairs.allowed
+        mask = reading.visible
         if not self.positions.adds_bias:
             mask = None if mask is None else mask[:, None]
             mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=reading.is_causal)
@@ -231,7 +229,7 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is None and use_cache and not recomputes:
             cache = DynamicCache()
         past = 0 if cache is None else int(cache.get_seq_length())
-        reading = self._reading(x, past, attention_mask, position_ids, cache)
+        reading = reading_of(self, x, past, attention_mask, position_ids, cache)
         x = self.positions.embed(x, reading.at, reading.parameters)
         states = []
         for block in self.blocks:
@@ -250,50 +248,3 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         output = CausalLMOutputWithPast(loss, logits, cache if use_cache else None, states)
         as_object = getattr(config, "return_dict", True) if return_dict is None else return_dict
         return output if as_object else output.to_tuple()
-
-    def _reading(self, x, past, mask, position_ids, cache):
-        """Prepare what layers share."""
-        kind, n_keys = self.positions, past + x.shape[1]
-        parameters = None if kind.per_layer else self._modules.get(kind.name_in_model)
-        slots = torch.arange(n_keys, device=x.device)
-        allowed, positions = None, slots[None]  # (batch or 1, query or 1, key); (batch or 1, key)
-        if mask is not None and mask.ndim == 4:
-            allowed = _allowed(mask)[:, :, :n_keys]
-        elif mask is not None and not bool(mask.all()):
-            padding = mask[:, :n_keys].bool()
-            allowed, positions = padding[:, None], (padding.cumsum(1) - 1).clamp(min=0)
-        if position_ids is not None and not bool((position_ids == positions[:, past:]).all()):
-            before = positions[:, :past]
-            if mask is None or mask.ndim == 4:  # what the cache holds was counted on
-                before = position_ids[:, :1] - past + slots[:past]
-            rows = max(len(before), len(position_ids))
-            positions = torch.cat((before.expand(rows, -1), position_ids.expand(rows, -1)), dim=1)
-            if mask is None and past == 0:
-                sequence = (position_ids.diff(dim=1) != 1).cumsum(1)
-                sequence = torch.nn.functional.pad(sequence, (1, 0))
-                allowed = sequence[:, :, None] == sequence[:, None, :] if bool(sequence.any()) else None
-        at, n_queries = positions[:, past:], n_keys - past
-        if not kind.adds_bias and allowed is None and (past == 0 or n_queries == 1):
-            return Reading(at, Pairs(at, positions), past == 0 and n_queries > 1, None, parameters, cache)
-        visible = (slots[past:, None] >= slots[None, :])[None]  # (1, query, key)
-        if allowed is not None:
-            itself = slots[past:, None] == slots[None, :]  # so that no row of scores is empty
-            is_whole = mask is not None and mask.ndim == 4  # as it is, causal or not
-            visible = allowed | itself & ~allowed.any(-1, keepdim=True) if is_whole else visible & allowed | itself
-        pairs, bias = Pairs(at, positions, visible), None
-        if kind.adds_bias and not kind.per_layer and not kind.reads_input:
-            bias = kind.bias(pairs, self.config.n_heads, parameters, None)
-            bias = bias.masked_fill(~visible[:, None], -torch.inf)
-        return Reading(at, pairs, False, bias, parameters, cache)
-
-
-def _allowed(mask):
-    """Which keys queries attend to, `(batch, query, key)`, bool, by a mask `(batch, 1, query, key)`."""
-    if mask.shape[1] != 1:
-        raise ValueError(f"an attention_mask of shape {tuple(mask.shape)} has a mask for each head: give one for all")
-    if mask.dtype == torch.bool:
-        return mask[:, 0]
-    hides = mask <= -1e4
-    if not mask.is_floating_point() or not bool((hides | (mask == 0)).all()):
-        raise ValueError("an attention_mask of four axes holds True and False, or 0 and a type's lowest number")
-    return ~hides[:, 0]

@@ -1,4 +1,4 @@
-"""A kind of positions as files that an exported folder carries: each stands alone, or imports from beside it."""
+"""The files of code that an exported folder carries: each stands alone, or imports from beside it."""
 
 import ast
 import inspect
@@ -14,6 +14,9 @@ from gptstar.model.positions import Positions
 
 OWN = "modeling_gptstar"
 """The modelling file, which may import transformers."""
+
+BESIDE = ("gptstar.checkpoint.huggingface.reading", "gptstar.model.mask", "gptstar.model.softmax_scale")
+"""Other files of this package that the modelling file imports."""
 
 KIND = "Kind"
 """The name that the modelling file has for the class of its positions."""
@@ -83,7 +86,7 @@ def _beside(node: ast.ImportFrom, cls: type[Positions]) -> tuple[str, list[Modul
         elif node.module == package.__name__:
             named = getattr(package, alias.name)
             module, what = import_module(named.__module__), f"{named.__name__} as {alias.asname or alias.name}"
-        elif (node.module or "").startswith(f"{package.__name__}."):
+        elif node.module in BESIDE or (node.module or "").startswith(f"{package.__name__}."):
             module, what = import_module(str(node.module)), ast.unparse(alias)
         else:
             raise CheckpointError(_refused(cls.__module__, ast.unparse(node)))

@@ -7,13 +7,28 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from gptstar.model.mask import FULL, Mask
+from gptstar.model.positions.base import places_in_documents
 
-def block_mask(n_positions: int, documents: Tensor | None, device: torch.device) -> BlockMask:
-    """Mask keys that stand after a query, and with documents `(batch, position)`, int64, those of other documents."""
+
+def block_mask(n_positions: int, documents: Tensor | None, device: torch.device, mask: Mask = FULL) -> BlockMask:
+    """Mask keys that stand after a query, and with documents `(batch, position)`, int64, those of other documents.
+
+    Args:
+        mask: what else it masks, within each document.
+    """
+    places = None if documents is None or not mask.sinks else places_in_documents(documents)
 
     def attends(batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        is_causal = query >= key
-        return is_causal if documents is None else is_causal & (documents[batch, query] == documents[batch, key])
+        allowed = query >= key
+        if documents is not None:
+            allowed = allowed & (documents[batch, query] == documents[batch, key])
+        if mask.window is None:
+            return allowed
+        near = query - key < mask.window
+        if mask.sinks:
+            near = near | ((key if places is None else places[batch, key]) < mask.sinks)
+        return allowed & near
 
     n_rows = None if documents is None else len(documents)
     return create_block_mask(attends, n_rows, None, n_positions, n_positions, device=device)

@@ -1,0 +1,54 @@
+"""A layer's attention, its inputs at random, and what the definitions say of them."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptstar.model import GPT, GPTConfig
+from gptstar.model.attention import Attention
+from gptstar.model.positions import Fire
+from support import definitions
+
+D_MODEL, D_HEAD, THRESHOLD, P = 30, 8, 37, 0.75
+
+
+def layer_of(kind: str, n_heads: int, **modifiers: object) -> Attention:
+    """The first layer's attention of a model whose parameters of positions are far from their initial values."""
+    torch.manual_seed(n_heads)
+    given = {"fire": Fire(THRESHOLD)}.get(kind, kind)
+    model = GPT(GPTConfig(1, D_MODEL, n_heads, 31, d_head=D_HEAD, positions=given, **modifiers)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "position_parameters" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.5)
+            elif "softmax_scale" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.blocks[0].attention
+
+
+def inputs_of(n_heads: int, n_positions: int) -> list[Tensor]:
+    """The layer's input `(1, position, d_model)`, and queries, keys and values `(1, position, head * d_head)`."""
+    torch.manual_seed(n_positions)
+    widths = (D_MODEL, *3 * (n_heads * D_HEAD,))
+    return [torch.randn(1, n_positions, width) for width in widths]
+
+
+def parameters_of(attention: Attention) -> dict[str, np.ndarray]:
+    (module,) = attention._of_positions
+    named = {} if module is None else dict(module.named_parameters())
+    return {name: each.detach().double().numpy() for name, each in named.items()}
+
+
+def expected_of(kind: str, attention: Attention, inputs: list[Tensor], rows: np.ndarray) -> Tensor:
+    """What the papers define for some queries: `(row, head * d_head)`, float64."""
+    n_positions, n_heads = inputs[0].shape[1], attention.n_heads
+    x, *rest = (each[0].double().numpy() for each in inputs)
+    query, key, value = (each.reshape(n_positions, n_heads, D_HEAD).transpose(1, 0, 2) for each in rest)
+    query, key = (definitions.turned(kind, each, P) for each in (query, key))
+    given = parameters_of(attention) | {"x": x, "threshold": np.float64(THRESHOLD)}
+    bias = definitions.bias(kind, n_heads, rows, n_positions, given)
+    seen = definitions.visible(rows, n_positions, attention.mask.window, attention.mask.sinks)
+    if attention.softmax_scale is not None:
+        query = definitions.ssmax(query, attention.softmax_scale.s.detach().double().numpy(), rows, seen)
+    mixed = definitions.attention(query, key, value, bias, rows, seen)
+    return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(len(rows), -1))

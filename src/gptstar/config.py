@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from gptstar.choices import import_plugins
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import LengthConfig
+from gptstar.evaluation.recall.config import RecallConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.fields import Role, in_words
 from gptstar.keys import Inline, flatten, is_valid, nested, unknown_key, valid_keys
@@ -132,7 +133,7 @@ class EvaluateConfig:
     tokenizer: Path | None
     shards: str | None
     hardware: Hardware
-    evaluation: Annotated[TasksConfig | LengthConfig, Field(discriminator="study")]
+    evaluation: Annotated[TasksConfig | LengthConfig | RecallConfig, Field(discriminator="study")]
     plugins: tuple[str, ...] = ()
 
     @classmethod

@@ -96,8 +96,8 @@ class DataConfig:
         windows: cut from the `stream` of all documents, or starting at `documents`, the rest of whose last block is
             left empty.
         attention: `across` all that a window holds, or `within` each of its documents.
-        targets_after: text of one token, such as the mark before an answer: only tokens that follow it are targets, in
-            training and in validation. None: all are.
+        query_mark: text of one token that stands before a query of one token: only the token after the query, its
+            answer, is a target, in training and in validation. None: all tokens are targets.
         mixture_tokens: tokens of one pass through the mixture where corpora have weights.
         shuffle_tokens: order is random within groups of this many tokens, drawn from all over; None: one group.
         cache_bytes: room on this machine for shards that are read from afar.
@@ -109,7 +109,7 @@ class DataConfig:
     block_tokens: Annotated[Count, Role.RESULT] = 1024
     windows: Annotated[Literal["stream", "documents"], Role.RESULT, Before("stream")] = "stream"
     attention: Annotated[Literal["across", "within"], Role.RESULT, Before("across")] = "across"
-    targets_after: Annotated[str | None, Role.RESULT, Before(None)] = None
+    query_mark: Annotated[str | None, Role.RESULT, Before(None)] = None
     files: str | tuple[str, ...] | None = None
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     tokenizer: Path | None = None
@@ -147,7 +147,7 @@ class DataConfig:
     @property
     def has_gaps(self) -> bool:
         """Whether windows may hold positions without a target."""
-        return self.windows == "documents" or self.targets_after is not None
+        return self.windows == "documents" or self.query_mark is not None
 
     @property
     def own_tokenizer(self) -> Tokenizer | None:

@@ -34,6 +34,7 @@ def run(config: "EvaluateConfig") -> None:
     from gptstar.checkpoint.read import find
     from gptstar.data.tokenizer import Tokenizer
     from gptstar.evaluation.length.config import LengthConfig
+    from gptstar.evaluation.recall.config import RecallConfig
     from gptstar.ranks import joined
 
     if (config.output / "results.json").exists():
@@ -53,6 +54,11 @@ def run(config: "EvaluateConfig") -> None:
 
             if ranks.first:
                 study(named, evaluation, shards=config.shards, device=device, console=console, output=output)
+        elif isinstance(evaluation, RecallConfig):
+            from gptstar.evaluation.recall.study import study as study_recall
+
+            if ranks.first:
+                study_recall(named, evaluation, device=device, console=console, output=output)
         else:
             from gptstar.evaluation.tasks.suite import evaluate_and_report
 

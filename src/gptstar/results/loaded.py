@@ -74,7 +74,7 @@ class Loaded:
 
     def task_results(self) -> dict[Path, TaskResults]:
         """The evaluations on tasks that can be read, the oldest first."""
-        trees = {file: tree for file, tree in self.evaluations.items() if tree.get("kind") != "length"}
+        trees = {file: tree for file, tree in self.evaluations.items() if tree.get("kind") not in ("length", "recall")}
         found = {file: self.of_file(file, lambda file: parse_tasks(trees[file])) for file in trees}
         return {file: results for file, results in found.items() if results is not None}
 

@@ -21,17 +21,17 @@ def read(words: list[str], lexicon: Lexicon) -> tuple[dict[str, str], list[tuple
     """The pairs of a text, and its queries with their answers, by a reader that knows the form alone."""
     pairs, queries, place = {}, [], 0
     while place < len(words):
-        if words[place] not in lexicon.keys:
-            assert words[place] in lexicon.filler
-            place += 1
-        elif words[place + 1] == lexicon.mark:
-            queries.append((words[place], words[place + 2]))
+        if words[place] == lexicon.mark:
+            queries.append((words[place + 1], words[place + 2]))
             place += 3
-        else:
+        elif words[place] in lexicon.keys:
             assert not queries, "a pair after a query"
             assert words[place] not in pairs
             pairs[words[place]] = words[place + 1]
             place += 2
+        else:
+            assert words[place] in lexicon.filler
+            place += 1
     return pairs, queries
 
 
@@ -84,7 +84,7 @@ def configured(tmp_path: Path, name: str = "shards", **changes: object) -> DataC
     corpora = {"recall": CorpusConfig(source=Recall(length=47, n_documents=211))}
     sizes = {"context_length": 47, "block_tokens": 47, "validation_tokens": 999, "workers": 1, "clean": "none"}
     shards = str(tmp_path / name)
-    given = {"source": "corpora", "corpora": corpora, "windows": "documents", "targets_after": "?", "shards": shards}
+    given = {"source": "corpora", "corpora": corpora, "windows": "documents", "query_mark": "?", "shards": shards}
     return DataConfig(**{**given, **sizes, **changes})
 
 
@@ -111,15 +111,15 @@ def test_a_document_is_a_window_and_its_answers_are_the_targets(tmp_path: Path) 
             assert answers == [value for _, value in queries]
     assert seen <= texts
     assert len(seen) == 209
-    plain = training_data(folder, configured(tmp_path, targets_after=None))[0]
+    plain = training_data(folder, configured(tmp_path, query_mark=None))[0]
     everything = plain.__getitems__(range(len(plain)))
     torch.testing.assert_close(inputs_of(windows.__getitems__(range(len(windows)))), everything.clamp(min=0))
 
 
 def test_a_mark_of_several_tokens_is_refused(tmp_path: Path) -> None:
     folder = ensure_prepared(configured(tmp_path), 257, QUIET)
-    with pytest.raises(ConfigError, match="targets_after='ab' is 2 tokens"):
-        training_data(folder, configured(tmp_path, targets_after="ab"))
+    with pytest.raises(ConfigError, match="query_mark='ab' is 2 tokens"):
+        training_data(folder, configured(tmp_path, query_mark="ab"))
 
 
 def test_an_interrupted_preparation_goes_on_to_the_same_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_a_run_that_stops_and_goes_on_is_the_one_that_did_not(tmp_path: Path) ->
         return [*small, "data=recall", *sizes, f"data.shards={tmp_path}/text", f"output={tmp_path / output}", *more]
 
     checkpoint = assert_goes_on_bitwise(overrides, tmp_path)
-    assert checkpoint.training.settings["data.targets_after"] == "?"
+    assert checkpoint.training.settings["data.query_mark"] == "?"
 
 
 def test_english_is_mixed_into_text_of_which_it_trains_the_tokenizer(text: str, tmp_path: Path) -> None:

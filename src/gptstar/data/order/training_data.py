@@ -89,8 +89,8 @@ def windows_of(
     aligned = config.windows == "documents"
     documents = document_blocks(folder, split, streams, config.block_tokens) if aligned else None
     tokens = [folder.stream(split, corpus, stratum) for corpus, stratum in streams]
-    after = None if config.targets_after is None else _token(folder, config.targets_after)
-    return Windows(tokens, config.context_length, config.block_tokens, documents, after)
+    mark = None if config.query_mark is None else _token(folder, config.query_mark)
+    return Windows(tokens, config.context_length, config.block_tokens, documents, mark)
 
 
 def _token(folder: ShardFolder, text: str) -> int:
@@ -98,7 +98,7 @@ def _token(folder: ShardFolder, text: str) -> int:
     (tokens,) = folder.tokenizer.encode([text])
     if len(tokens) != 1:
         raise ConfigError(
-            f"data.targets_after={text!r} is {len(tokens)} tokens of the text's tokenizer: give a text that is one"
+            f"data.query_mark={text!r} is {len(tokens)} tokens of the text's tokenizer: give a text that is one"
         )
     return int(tokens[0])
 

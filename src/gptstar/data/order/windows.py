@@ -87,7 +87,7 @@ class Windows(Dataset[Tensor]):
             once, save an end-of-text that opens a document and the first token of a stream: nothing is read before
             them. What a window has beyond its document is `NO_TARGET`; one that holds no target at all is computed for
             nothing, so documents should be long and blocks short.
-        targets_after: a token; all but those that follow it are `ONLY_INPUT`. What precedes a window is not looked at.
+        query_mark: a token; all tokens but the second after it are `ONLY_INPUT`. What precedes a window is not seen.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class Windows(Dataset[Tensor]):
         context_length: int,
         block_tokens: int,
         documents: DocumentBlocks | None = None,
-        targets_after: int | None = None,
+        query_mark: int | None = None,
     ) -> None:
         self.context_length, self.block_tokens, self._documents = context_length, block_tokens, documents
-        self._targets_after = targets_after
+        self._query_mark = query_mark
         arrays = [array for stream in streams for array in stream.arrays]
         if documents is not None:
             arrays.append(np.zeros(context_length, dtype=np.int64))  # a window of the last document reaches beyond it
@@ -137,9 +137,9 @@ class Windows(Dataset[Tensor]):
         present = np.maximum(np.asarray(numbers, dtype=np.int64), 0)
         starts, left = self._starts_and_targets(present)
         windows = self.tokens.gather(starts, self.context_length + 1)
-        if self._targets_after is not None:
-            is_target = np.roll(windows == self._targets_after, 1, axis=1)
-            is_target[:, 0] = False
+        if self._query_mark is not None:
+            is_target = np.roll(windows == self._query_mark, 2, axis=1)
+            is_target[:, :2] = False
             windows = np.where(is_target, windows, ONLY_INPUT - windows)
         if left is not None:
             windows[np.arange(self.context_length + 1) > left[:, None]] = NO_TARGET

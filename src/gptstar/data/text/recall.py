@@ -1,10 +1,10 @@
 """Text for associative recall: pairs of a key and a value, filler, and queries whose answers are the values.
 
-A document is `k v … k v … k ? v …`: key-value pairs in any order among filler, and after all of them a query for each
+A document is `k v … k v … ? k v …`: key-value pairs in any order among filler, and after all of them a query for each
 pair, in another order. Nothing but the pairs tells the answer, so a model has to look it up in its context.
 
 Source: Arora et al., "Zoology: measuring and improving recall in efficient language models", 2023 (2312.04927), section
-3. Theirs has no mark before an answer; ours has one, so that the loss can be restricted to answers.
+3. Theirs has no mark before a query; ours has one, so that the loss can be restricted to answers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Lexicon:
     Attributes:
         keys, values: as many as differ.
         filler: what stands between.
-        mark: comes after the key of a query, and before its answer.
+        mark: stands before the key of a query.
     """
 
     keys: tuple[str, ...]
@@ -123,7 +123,7 @@ class Recall(Source):
 
 
 WORDS_PER_PAIR = 5
-"""A pair has two words; its query has a key, a mark and the value."""
+"""A pair has two words; its query has a mark, the key and the value."""
 
 
 def recall_document(random: np.random.Generator, lexicon: Lexicon, n_pairs: int, n_words: int) -> list[str]:
@@ -131,7 +131,7 @@ def recall_document(random: np.random.Generator, lexicon: Lexicon, n_pairs: int,
     keys, values = draw_pairs(random, lexicon, n_pairs)
     asked = random.permutation(n_pairs)
     parts = [[key, value] for key, value in zip(keys, values, strict=True)]
-    parts += [[keys[each], lexicon.mark, values[each]] for each in asked]
+    parts += [[lexicon.mark, keys[each], values[each]] for each in asked]
     return among_filler(random, lexicon, parts, n_words)
 
 

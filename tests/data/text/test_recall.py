@@ -37,7 +37,7 @@ def read(words: list[str], lexicon: Lexicon) -> tuple[dict[str, str], list[tuple
 
 @pytest.mark.parametrize(("lexicon", "length"), [(SYMBOLS, 43), (SYMBOLS, 61), (ENGLISH, 301)])
 def test_every_query_has_the_value_of_its_key(lexicon: Lexicon, length: int) -> None:
-    source = Recall(length, 97, 4, 8, "symbols" if lexicon is SYMBOLS else "english", seed=5)
+    source = Recall(length, 97, words="symbols" if lexicon is SYMBOLS else "english", seed=5)
     n_pairs = set()
     for text in source.documents(0):
         words = list(text) if lexicon is SYMBOLS else [f" {word}" for word in text.split()]
@@ -50,6 +50,16 @@ def test_every_query_has_the_value_of_its_key(lexicon: Lexicon, length: int) -> 
         assert len(queries) == len(pairs)
         n_pairs.add(len(pairs))
     assert n_pairs == {4, 5, 6, 7, 8}
+
+
+def test_so_many_queries_as_asked_for_are_for_pairs_at_random() -> None:
+    times = set()
+    for text in Recall(length=61, n_documents=31, queries=12).documents(0):
+        pairs, queries = read(list(text), SYMBOLS)
+        assert len(queries) == 12
+        assert all(pairs[key] == value for key, value in queries)
+        times |= {len(set(queries)) for _ in pairs}
+    assert len(times) > 2
 
 
 def test_words_are_all_different_and_32_are_keys_and_32_values() -> None:

@@ -1,7 +1,7 @@
 """Text for associative recall: pairs of a key and a value, filler, and queries whose answers are the values.
 
-A document is `k v … k v … ? k v …`: key-value pairs in any order among filler, and after all of them a query for each
-pair, in another order. Nothing but the pairs tells the answer, so a model has to look it up in its context.
+A document is `k v … k v … ? k v …`: key-value pairs in any order among filler, and after all of them queries, in
+another order. Nothing but the pairs tells the answer, so a model has to look it up in its context.
 
 Source: Arora et al., "Zoology: measuring and improving recall in efficient language models", 2023 (2312.04927), section
 3. Theirs has no mark before a query; ours has one, so that the loss can be restricted to answers.
@@ -21,6 +21,7 @@ from gptstar.errors import ConfigError
 from gptstar.fields import Count, NotNegative, check_ranges
 
 N_KEYS = 32
+WORDS_PER_PAIR, WORDS_PER_QUERY = 2, 3
 BYTE_TOKENS = 257
 """Size of the tokenizer that has the 256 bytes and end-of-text alone."""
 
@@ -72,7 +73,8 @@ class Recall(Source):
     Attributes:
         length: words and marks of a document, and the end-of-text after it.
         n_documents: how many there are.
-        fewest_pairs, most_pairs: pairs of a document; each is asked for once.
+        fewest_pairs, most_pairs: pairs of a document.
+        queries: how many, each for a pair at random; more of them teach more in a step. None: one for each pair.
         words: `symbols`, single characters with a tokenizer of their own, or `english`, common words to mix into
             English text.
     """
@@ -81,6 +83,7 @@ class Recall(Source):
     n_documents: Count = 65_536
     fewest_pairs: Count = 4
     most_pairs: Count = 8
+    queries: Count | None = None
     words: Literal["symbols", "english"] = "symbols"
     seed: NotNegative = 0
 
@@ -92,10 +95,11 @@ class Recall(Source):
                 f"{key}most_pairs={self.most_pairs} is not between {key}fewest_pairs={self.fewest_pairs} and the "
                 f"{N_KEYS} keys there are"
             )
-        if self.length <= (least := WORDS_PER_PAIR * self.most_pairs):
+        least = WORDS_PER_PAIR * self.most_pairs + WORDS_PER_QUERY * (self.queries or self.most_pairs)
+        if self.length <= least:
             raise ConfigError(
                 f"{key}length={self.length} has no room for {key}most_pairs={self.most_pairs}, whose pairs and queries "
-                f"are {least} words, and the end-of-text: give {least + 1} or more, or fewer pairs"
+                f"are {least} words, and the end-of-text: give {least + 1} or more, or fewer pairs or queries"
             )
 
     @property
@@ -119,20 +123,11 @@ class Recall(Source):
         for number in range(self.n_documents):
             random = np.random.default_rng((self.seed, number))
             n_pairs = int(random.integers(self.fewest_pairs, self.most_pairs + 1))
-            yield "".join(recall_document(random, self.lexicon, n_pairs, self.length - 1))
-
-
-WORDS_PER_PAIR = 5
-"""A pair has two words; its query has a mark, the key and the value."""
-
-
-def recall_document(random: np.random.Generator, lexicon: Lexicon, n_pairs: int, n_words: int) -> list[str]:
-    """Compose a document of `n_words` words: pairs, and a query for each of them, with filler at random between."""
-    keys, values = draw_pairs(random, lexicon, n_pairs)
-    asked = random.permutation(n_pairs)
-    parts = [[key, value] for key, value in zip(keys, values, strict=True)]
-    parts += [[lexicon.mark, keys[each], values[each]] for each in asked]
-    return among_filler(random, lexicon, parts, n_words)
+            keys, values = draw_pairs(random, self.lexicon, n_pairs)
+            asked = random.integers(n_pairs, size=self.queries) if self.queries else random.permutation(n_pairs)
+            parts = [[key, value] for key, value in zip(keys, values, strict=True)]
+            parts += [[self.lexicon.mark, keys[each], values[each]] for each in asked]
+            yield "".join(among_filler(random, self.lexicon, parts, self.length - 1))
 
 
 def draw_pairs(random: np.random.Generator, lexicon: Lexicon, n_pairs: int) -> tuple[list[str], list[str]]:

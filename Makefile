@@ -36,8 +36,8 @@ bench: $(VENV)/.bench        ## speed beside peers, into benchmarks/RESULTS.md: 
 bench-check: $(VENV)/.bench  ## has anything become slower than the committed ratios? minutes
 	$(BIN)/python benchmarks/check.py
 
-notebooks: $(VENV)/.dev      ## run them on RUNS and EVALUATIONS, folders as seen from here, into docs/notebooks
-	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --output-dir docs/notebooks notebooks/*.ipynb
+notebooks: $(VENV)/.dev      ## run them on RUNS and EVALUATIONS, folders as seen from here, into runs/notebooks
+	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --output-dir runs/notebooks notebooks/*.ipynb
 
 clean:                       ## remove the virtual environment
 	rm -rf $(VENV)

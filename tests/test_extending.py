@@ -259,6 +259,7 @@ def test_a_schedule(folder: Path, small: list[str], capsys: pytest.CaptureFixtur
     assert "give it as +schedule.every=VALUE" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_dataset(folder: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     preparing, training = commands("3. A dataset")[:2]
     run(preparing, *SHORT, "data.shards=shards")
@@ -300,6 +301,7 @@ def test_a_task(folder: Path, small: list[str]) -> None:
     assert after["sha256"] != before["sha256"]
 
 
+@pytest.mark.slow
 def test_a_callback(folder: Path, small: list[str]) -> None:
     training, stopping = commands("5. A Lightning callback")
     assert_goes_on_exactly(training, small, "runs/smooth")

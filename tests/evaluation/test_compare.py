@@ -240,8 +240,9 @@ def test_a_row_a_task_fits_into_80_columns() -> None:
     rows = [line for line in shown if line.startswith(names)]
     assert len(rows) == 4
     for line, row in zip(rows, (row for row in found.rows[0] if row.primary), strict=True):
-        assert (f"{row.difference:+.4f}" if row.ratio is None else f"× {row.ratio:.3f}") in line
-        assert (f"{row.low:+.4f} to {row.high:+.4f}" if row.ratio is None else f"{row.low:.3f} to") in line
+        typed = line.replace("−", "-")
+        assert (f"{row.difference:+.4f}" if row.ratio is None else f"× {row.ratio:.3f}") in typed
+        assert (f"{row.low:+.4f} to {row.high:+.4f}" if row.ratio is None else f"{row.low:.3f} to") in typed
         assert line.rstrip().endswith(row.verdict)
     assert (
         len(printed(found, 80, all_metrics=True).splitlines()) == len(shown) + len(found.rows[0]) - 4 + 1

@@ -11,12 +11,13 @@ from gptstar.plots.budgets import BudgetLine, draw_budgets
 from gptstar.plots.effects import EffectPoint, draw_effects
 from gptstar.plots.factor import FactorLine, draw_factor
 from gptstar.plots.lengths import LengthLine, draw_lengths
-from gptstar.plots.lines import Point
+from gptstar.plots.lines import Line, Point
 from gptstar.plots.loss import LossCurve, draw_losses, draw_run, plot_loss
 from gptstar.plots.positions import PositionLine, draw_positions
+from gptstar.plots.score_curves import ScoreCurves, draw_score_curves
 from gptstar.plots.scores import Score, ScorePanel, draw_scores
 from gptstar.plots.speed import Speeds, draw_speeds
-from gptstar.plots.style import COLOURS, GREY, Figure
+from gptstar.plots.style import BLUE, COLOURS, GREY, Figure
 
 
 def only(figure: Figure | None) -> Axes:
@@ -279,6 +280,19 @@ def test_speeds_begin_at_zero() -> None:
     assert draw_speeds([Speeds("none", [])]) is None
 
 
+def test_scores_while_runs_trained_have_a_panel_for_each_task_and_a_line_for_each_run() -> None:
+    ours = Line("alibi", [Point(1e6, 0.52, 0.5, 0.54), Point(2e6, 0.6, 0.58, 0.62)])
+    panels = [ScoreCurves("piqa", "acc", [ours, Line("rotary", [Point(2e6, 0.55)])]), ScoreCurves("none", "acc", [])]
+    figure = draw_score_curves([*panels, ScoreCurves("winogrande", "acc", [ours])])
+    assert figure is not None
+    first, second = figure.axes
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["piqa: acc", "winogrande: acc"]
+    assert [len(axes.containers) for axes in (first, second)] == [2, 1]
+    assert [each[0].get_color() for each in (first.containers[0], second.containers[0])] == [BLUE, BLUE]
+    assert legend_of(figure) == ["alibi", "rotary"]
+    assert draw_score_curves(panels[1:]) is None
+
+
 LONG = "recipe-without_everything_that_was_ever_added_to_it"
 
 
@@ -298,11 +312,14 @@ def samples() -> list[Figure | None]:
         draw_effects(effects, "validation bits per byte"),
         draw_scores([scores, scores], f"{LONG}, float32, context 1,024, only the first 30 items of each task"),
         draw_speeds([Speeds(name, [1000.0, 1200.0]) for name in names]),
+        draw_score_curves(
+            [ScoreCurves("piqa", "acc", [Line(name, [Point(1e9, 0.5, 0.4, 0.6)]) for name in names])] * 3
+        ),
         draw_budgets([BudgetLine(name, [Point(1e6, 5.0), Point(2e6, 4.0)]) for name in names]),
     ]
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", range(10))
 def test_nothing_is_cut_off_and_the_plot_keeps_its_width(number: int) -> None:
     figure = samples()[number]
     assert figure is not None

@@ -208,6 +208,7 @@ def test_readings_of_other_sizes_are_compared_without_intervals(folder: Path, tm
     assert any("other tokens were scored" in note for note in frame.attrs["notes"])
 
 
+@pytest.mark.slow
 def test_the_package_shows_its_names_and_waits_with_pandas() -> None:
     assert set(results.__all__) <= set(dir(results))
     assert all(hasattr(results, name) for name in results.__all__)

@@ -295,6 +295,7 @@ def write_reading(run: Path, losses: dict[float, float]) -> None:
     (run / "reading" / "results.json").write_text(json.dumps(tree))
 
 
+@pytest.mark.slow
 def test_losses_beyond_the_training_context_are_compared_by_seed(study: Path) -> None:
     for name, losses in zip(("reference", "recipe"), READ, strict=True):
         for at, seed in enumerate(SEEDS):

@@ -214,6 +214,7 @@ def test_the_command_selects_and_sorts(
     assert names() == ["a"]
 
 
+@pytest.mark.slow
 def test_a_watched_table_is_redrawn_until_ctrl_c(saved: Path) -> None:
     terminal, inside = pty.openpty()
     command = [sys.executable, "-m", "gptstar", "runs", str(saved), "--watch"]

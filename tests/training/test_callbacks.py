@@ -104,6 +104,7 @@ def test_a_run_that_a_callback_ended_is_only_concluded_again(overrides: Override
     assert Status.read(tmp_path / "run").reason == ended.reason
 
 
+@pytest.mark.slow
 def test_the_arguments_of_a_callback_win_over_its_state(overrides: Overrides, tmp_path: Path) -> None:
     run_here(overrides(*NO_PROGRESS, stopping(2)))
     run_here(overrides(*NO_PROGRESS, stopping(4)))
@@ -118,6 +119,7 @@ def test_a_state_is_restored_after_setup(overrides: Overrides, tmp_path: Path) -
     assert read(tmp_path / "run/last.ckpt").training.callbacks == {"SetsUp": {"count": 8 * 2}}
 
 
+@pytest.mark.slow
 def test_a_state_of_an_argument_that_did_not_change_is_kept(overrides: Overrides, tmp_path: Path) -> None:
     for steps, left, expected in ((2, 50, 46), (4, 50, 42), (6, 9, 5)):
         callbacks = f"trainer.callbacks=[{other('CountsDown', left=left)}]"

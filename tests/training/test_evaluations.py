@@ -12,6 +12,7 @@ import pytest
 
 from gptstar import results
 from gptstar.checkpoint.kept import evaluation_of, of_step, prune, waiting
+from gptstar.cli import main
 from gptstar.evaluation.results import read_tasks
 from gptstar.training import evaluator
 from gptstar.training.metrics_csv import read_metrics
@@ -108,8 +109,13 @@ def test_the_api_finds_them(evaluating: Overrides, tmp_path: Path) -> None:
     frame = results.tasks(tmp_path / "run")
     assert set(frame["checkpoint"]) == {f"run/step-0000{step}" for step in (10, 20, 24)}
     assert set(frame["run"]) == {"run"}
+    assert set(frame["tokens"]) == {256 * step for step in (10, 20, 24)}
+    main(["report", str(tmp_path / "run")])
+    benchmarks = (tmp_path / "run/report/report.md").read_text().partition("## Benchmarks")[2]
+    assert "![Benchmarks]" in benchmarks
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_started_again(evaluating: Overrides, dying, tmp_path: Path) -> None:
     killed = dying(1)
     run_here(evaluating())

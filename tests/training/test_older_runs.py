@@ -69,6 +69,7 @@ def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) 
     assert keys("data.attention=within", "log_every=3", "total_steps=4") == {"data.attention"}
 
 
+@pytest.mark.slow
 def test_a_run_with_the_quickstarts_settings_beside_other_text_says_how_to_go_on(
     overrides: Callable[..., list[str]], tmp_path: Path, refusal: Callable[..., str]
 ) -> None:

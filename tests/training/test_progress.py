@@ -55,6 +55,7 @@ def test_first_steps_at_each_length_count_in_no_rate(monkeypatch: pytest.MonkeyP
     assert steps.end_interval() == pytest.approx({"tokens_per_second": 1000, "data_wait": 0, "mfu": 3e5 / 7 / 1e6})
 
 
+@pytest.mark.slow
 def test_rows_without_a_rate_leave_it_out(overrides: Overrides, tmp_path: Path) -> None:
     """Also after a resume, whose process compiles again; readers of the record cope with such rows."""
     lengths = ("curriculum.first_length=8", "curriculum.steps=8", "schedule.decay_until=16", "log_every=3")

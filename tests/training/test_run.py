@@ -143,9 +143,9 @@ def test_a_run_goes_on_though_its_versions_are_damaged(overrides, tmp_path, hold
     ("hook", "step", "number"),
     [
         ("on_train_batch_start", 3, signal.SIGTERM),  # within accumulation
-        ("on_train_batch_end", 7, signal.SIGINT),
+        pytest.param("on_train_batch_end", 7, signal.SIGINT, marks=pytest.mark.slow),
         ("on_validation_batch_start", 10, signal.SIGTERM),
-        ("on_validation_batch_start", 24, signal.SIGINT),  # the one after the last step
+        pytest.param("on_validation_batch_start", 24, signal.SIGINT, marks=pytest.mark.slow),  # after the last step
     ],
 )
 def test_a_signal_saves_and_the_run_goes_on_as_if_never_stopped(
@@ -172,6 +172,7 @@ def test_a_finished_run_goes_no_further(overrides: Overrides, trained_once: Trai
     assert (tmp_path / "run/metrics.csv").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_can_be_lengthened_where_its_schedule_allows(
     overrides: Overrides, trained_once: Trained, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_what_can_not_be_is_refused(given: dict[str, object], said: str) -> None
 DECAY_TWICE = ("schedule=wsd", "schedule.warmup_steps=3", "schedule.decay_steps=6")
 
 
+@pytest.mark.slow
 def test_one_long_run_ends_at_many_lengths(
     overrides: Overrides, refusal: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

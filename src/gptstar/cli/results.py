@@ -49,7 +49,7 @@ def add_results_commands(commands: Commands) -> None:
     text = "list runs: how far, how good, how fast"
     add = add_command(commands, "runs", _runs, text, description, epilog).add_argument
     add("folders", nargs="*", default=["runs"], metavar="FOLDER", help="or a pattern (default: runs)")
-    help_text = "order by a figure (loss, time, tokens/s, step …), a setting or run; --sort=-COLUMN: highest first"
+    help_text = "order by a figure (loss, time, tok/s, step …), a setting or run; --sort=-COLUMN: highest first"
     add("--sort", metavar="COLUMN", help=help_text)
     help_text = "keep runs for which a condition on a figure, a setting or tags holds, such as 'loss < 4'"
     add("--where", action="append", default=[], metavar="'KEY OP VALUE'", help=help_text)

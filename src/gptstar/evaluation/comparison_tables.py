@@ -10,7 +10,7 @@ from rich.text import Text
 
 from gptstar.evaluation.compare import PRELIMINARY, Comparisons, Row, letter
 from gptstar.evaluation.statistics.effects import LEVEL
-from gptstar.evaluation.tables import markdown_table
+from gptstar.evaluation.tables import markdown_table, signed
 from gptstar.terminal import in_markdown, shortened
 
 COLUMNS = ("task", "metric", "A", "B", "B − A or B / A", "95 % interval", "p", "Holm", "items", "verdict")
@@ -107,9 +107,9 @@ def records(found: Comparisons) -> Iterator[dict[str, Any]]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     digits = 4 if row.kind in ("mean", "bits_per_byte") else 2
-    change = f"{row.difference:+.{digits}f}" if row.ratio is None else f"× {_ratio(row.ratio)}"
+    change = signed(row.difference, digits, "+") if row.ratio is None else f"× {_ratio(row.ratio)}"
     ends = () if row.low is None or row.high is None else (row.low, row.high)
-    interval = " to ".join(f"{end:+.{digits}f}" if row.ratio is None else _ratio(end) for end in ends)
+    interval = " to ".join(signed(end, digits, "+") if row.ratio is None else _ratio(end) for end in ends)
     better = "↑" if row.higher_is_better else "↓"
     p, adjusted = ("" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" for p in (row.p, row.p_holm))
     figures = (f"{row.a:.{digits}f}", f"{row.b:.{digits}f}", change, interval)

@@ -103,7 +103,7 @@ def _half(interval: Interval | None, sign: str = "") -> str:
     """A figure with half the width of its interval."""
     if interval is None:
         return UNDEFINED
-    value, half = _signed(interval.value, 3, sign), (interval.high - interval.low) / 2
+    value, half = signed(interval.value, 3, sign), (interval.high - interval.low) / 2
     return f"{value} ± {half:.3f}" if math.isfinite(half) else value
 
 
@@ -129,10 +129,10 @@ def _whole(interval: Interval, digits: int, sign: str = "") -> str:
     width = interval.high - interval.low
     if width > 0 and math.isfinite(width):
         digits = min(MOST_DIGITS, max(digits, 1 - math.floor(math.log10(width))))
-    value, low, high = (_signed(each, digits, sign) for each in (interval.value, interval.low, interval.high))
+    value, low, high = (signed(each, digits, sign) for each in (interval.value, interval.low, interval.high))
     return f"{value} [{low}, {high}]" if math.isfinite(width) else value
 
 
-def _signed(value: float, digits: int, sign: str) -> str:
+def signed(value: float, digits: int, sign: str) -> str:
     """A figure with the sign that sentences have, and none for a negative zero but what `sign` asks for."""
     return f"{value:{sign}z.{digits}f}".replace("-", "−")

@@ -24,7 +24,7 @@ LENGTH_FIGURES = (
     *("perplexity", "bits_per_byte", "n_targets"),
 )
 
-TASK_FIGURES = ("run", "checkpoint", "task", "metric", "subset", "value", "low", "high", "items")
+TASK_FIGURES = ("run", "checkpoint", "tokens", "task", "metric", "subset", "value", "low", "high", "items")
 
 Lines = Iterator[tuple[Any, ...]]
 
@@ -99,9 +99,10 @@ def tasks(*sources: Source) -> pd.DataFrame:
         sources: as for `lengths`, with a `results.json` of `evaluate.py` on tasks.
 
     Returns:
-        The columns of `TASK_FIGURES`: `value` with its 95 % interval over items from `low` to `high` (NaN without one)
-        in the metric's own unit, such as a share of items from 0 to 1 for `acc`; `subset` is `all` or `clean`, those
-        that training never saw. If there is none, a `MissingResultsWarning` says how to get one.
+        The columns of `TASK_FIGURES`. `tokens` is how many the checkpoint had read in training; NaN if it is not known.
+        `value`, with its 95 % interval over items from `low` to `high` (NaN without one), is in the metric's own unit,
+        such as a share of items from 0 to 1 for `acc`; `subset` is `all` or `clean`, the items that training never saw.
+        If there is none, a `MissingResultsWarning` says how to get one.
 
     Raises:
         ConfigError: a source does not exist.
@@ -166,10 +167,12 @@ def _fingerprint(text: Mapping[str, Any]) -> str:
 
 def _task_lines(evaluation: Evaluation) -> Lines:
     tree = evaluation.tree
+    name, tokens = tree["checkpoint"]["name"], tree["checkpoint"].get("tokens")
     for task in tree["tasks"]:
         for metric in task["metrics"]:
-            names = (tree["checkpoint"]["name"], task["task"], metric["name"], metric["subset"] or "all")
-            yield evaluation.run, *map(str, names), *(_number(metric[key]) for key in ("value", "low", "high", "items"))
+            names = (task["task"], metric["name"], metric["subset"] or "all")
+            values = (_number(metric[key]) for key in ("value", "low", "high", "items"))
+            yield evaluation.run, str(name), _number(tokens), *map(str, names), *values
 
 
 def _lines(found: Loaded, kind: str, lines_of: Callable[[Evaluation], Lines]) -> list[tuple[Any, ...]]:

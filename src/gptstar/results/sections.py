@@ -21,6 +21,7 @@ from gptstar.results.loaded import Loaded
 from gptstar.results.section import Section
 from gptstar.results.speeds import n_at_a_time, speed_section
 from gptstar.results.table import duration
+from gptstar.results.task_sections import task_sections
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
 from gptstar.training.settings import shown_keys
 
@@ -30,9 +31,6 @@ EXPLAINED = (
 )
 
 TURNS = "Times can be compared where the arms took turns, `seed=` before the arms in the sweep, and nothing else ran."
-
-LONG = 12
-"""Lines of a table that is shown only when a reader opens it."""
 
 
 def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
@@ -59,7 +57,7 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     yield from _costs(finished, curves, factors, against)
     if (speed := speed_section(finished, curves, factors, against)) is not None:
         yield speed
-    yield from _tasks(tasks)
+    yield from task_sections(tasks)
     yield _overview(runs, factors)
     yield _all_runs(runs, factors)
     yield _repeat(found)
@@ -206,17 +204,6 @@ def _costs(
     table = cost_table(costs(candidates, reference, curves))
     heading = f"Tokens and hours to the loss of {factor}={level}"
     yield Section(heading, text, table=table, picture=budgets_figure(candidates))
-
-
-def _tasks(tasks: pd.DataFrame) -> Iterator[Section]:
-    if tasks.empty:
-        return
-    scores = [
-        f"{line['value']:.4f}" + ("" if pd.isna(line["low"]) else f" [{line['low']:.4f}, {line['high']:.4f}]")
-        for line in tasks.to_dict("records")
-    ]
-    table = tasks.assign(score=scores)[["run", "checkpoint", "task", "metric", "subset", "score", "items"]]
-    yield Section("Benchmarks", "With 95 % intervals over items.", table=table, is_long=len(table) > LONG)
 
 
 def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:

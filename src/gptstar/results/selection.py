@@ -23,6 +23,7 @@ FIGURES: dict[str, Callable[[Run], Any]] = {
     "validation_bits_per_byte": lambda run: run.validation_bits_per_byte,
     "train_loss": lambda run: run.train_loss,
     "tokens_per_second": lambda run: run.tokens_per_second,
+    "tok/s": lambda run: run.tokens_per_second,
     "tokens/s": lambda run: run.tokens_per_second,
     "hours": lambda run: run.hours,
     "time": lambda run: run.hours,

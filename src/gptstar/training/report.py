@@ -198,9 +198,10 @@ def _sample(model: GPT, ended: Ended, console: Console) -> list[str]:
         with console.status(f"sampling {number} of {len(PROMPTS)}"):
             (sample,) = generate(model, prompt, n_new, sampling=Sampling(top_k=50, seed=number), tokenizer=tokenizer)
         samples.append(prompt + sample.text)
-        console.rule(f"sample {number}, {n_new} new tokens")
-        console.print(Text.assemble((prompt, "bold"), sample.text))
-    console.rule()
+        if number == 1:
+            console.rule(f"sample 1, {n_new} new tokens; {len(PROMPTS) - 1} more in samples.txt")
+            console.print(Text.assemble((prompt, "bold"), sample.text))
+            console.rule()
     return samples
 
 

@@ -144,7 +144,11 @@ def test_shards_far_away_are_refused(tmp_path: Path) -> None:
         training_data(far, config)
 
 
-@pytest.mark.parametrize("options", [BOTH_OPTIONS, BOTH_OPTIONS[:1], BOTH_OPTIONS[1:]], ids=["both", "within", "fill"])
+@pytest.mark.parametrize(
+    "options",
+    [BOTH_OPTIONS, *(pytest.param(each, marks=pytest.mark.slow) for each in (BOTH_OPTIONS[:1], BOTH_OPTIONS[1:]))],
+    ids=["both", "within", "fill"],
+)
 def test_a_run_learns_and_goes_on_as_if_never_stopped(
     options: tuple[str, ...], overrides: Overrides, tmp_path: Path
 ) -> None:

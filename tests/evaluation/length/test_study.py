@@ -96,6 +96,7 @@ def test_each_protocol_leaves_a_table_a_picture_and_results(
     assert "| 256 |" in (tmp_path / "out/results.md").read_text()
 
 
+@pytest.mark.slow
 def test_several_models_are_in_one_picture_and_rotary_is_no_straw_man(
     tokenizer: Tokenizer, book: str, tmp_path: Path
 ) -> None:

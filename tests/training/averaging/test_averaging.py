@@ -155,6 +155,7 @@ def test_averaged_weights_alone_become_a_checkpoint_and_begin_a_run(
     assert "is neither auto, never, nor a checkpoint" in refusal(run_here, overrides(f"resume={folder}:averaged"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_an_average_says_so(trained_once: Trained, refusal: Callable[..., str]) -> None:
     folder = trained_once()
     assert "averaged" not in torch.load(find(folder), weights_only=True)  # as those of earlier versions
@@ -170,6 +171,7 @@ def test_an_average_of_another_shape_is_refused(trained_once: Trained, tmp_path:
         read(tmp_path / "a.ckpt")
 
 
+@pytest.mark.slow
 def test_what_an_average_needs_from_before_is_asked_for(
     trained_once: Trained, overrides: Overrides, refusal: Callable[..., str], tmp_path: Path
 ) -> None:

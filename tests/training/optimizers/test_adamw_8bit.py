@@ -45,6 +45,7 @@ def test_losses_stay_near_adamws(overrides: Overrides, tmp_path: Path) -> None:
     assert ours[24] == pytest.approx(theirs[24], abs=0.05)
 
 
+@pytest.mark.slow
 def test_it_goes_on_bitwise(overrides: Overrides, tmp_path: Path) -> None:
     first = assert_goes_on_bitwise(overrides, tmp_path, *IN_8_BITS)
     kept = first.training.optimizer["blocks.0.mlp.up.weight"]

@@ -116,9 +116,11 @@ def find_items(
     if not paths:
         purpose = "" if evaluated else ", which its few-shot examples are from"
         examples = "" if evaluated else f" --num-fewshot {num_fewshot or 1}"
+        here = sorted({path.name.partition(".")[0] for path in folder.iterdir() if path.name.endswith(ENDINGS)})
+        offer = f", or evaluate what is there: evaluation.tasks=[{','.join(here)}]" if here and evaluated else ""
         raise DataError(
             f"{option}={folder} lacks {stems[-1]}.jsonl: the {split} split of {dataset_of(config)}{purpose}; on a "
-            f"machine with network `gptstar evaluation bundle DIR --tasks {task}{examples}` fetches it"
+            f"machine with network `gptstar evaluation bundle DIR --tasks {task}{examples}` fetches it{offer}"
         )
     if len(paths) > 1:
         raise DataError(f"{paths[0]} and {paths[1]} both claim to be the {split} split of {task}: keep one")

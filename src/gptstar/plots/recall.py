@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from gptstar.plots.style import BLUE, GREY, INK, PAPER, new_figure, styled
 
 PER_ROW = 2
-DARK = 0.6
+DARK = 0.8
 """The share of right answers from which a cell is dark enough for light text."""
 
 

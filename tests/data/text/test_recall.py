@@ -155,7 +155,7 @@ def test_an_interrupted_preparation_goes_on_to_the_same_shards(tmp_path: Path, m
 def test_a_run_that_stops_and_goes_on_is_the_one_that_did_not(tmp_path: Path) -> None:
     def overrides(*more: str, output: str = "run") -> list[str]:
         small = [word for word in SMALL if not word.startswith(("model.n_vocab", "data."))]
-        sizes = ("data.context_length=64", "data.corpora.recall.source.n_documents=97", "model.n_vocab=257")
+        sizes = ("data.corpora.recall.source.n_documents=97", "model.n_vocab=257")
         return [*small, "data=recall", *sizes, f"data.shards={tmp_path}/text", f"output={tmp_path / output}", *more]
 
     checkpoint = assert_goes_on_bitwise(overrides, tmp_path)

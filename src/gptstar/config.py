@@ -14,8 +14,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gptstar.choices import import_plugins
 from gptstar.errors import ConfigError
-from gptstar.evaluation.length.config import LengthConfig
-from gptstar.evaluation.recall.config import RecallConfig
+from gptstar.evaluation.heads import HeadsConfig
+from gptstar.evaluation.length import LengthConfig
+from gptstar.evaluation.recall import RecallConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.fields import Role, in_words
 from gptstar.keys import Inline, flatten, is_valid, nested, unknown_key, valid_keys
@@ -133,7 +134,7 @@ class EvaluateConfig:
     tokenizer: Path | None
     shards: str | None
     hardware: Hardware
-    evaluation: Annotated[TasksConfig | LengthConfig | RecallConfig, Field(discriminator="study")]
+    evaluation: Annotated[TasksConfig | LengthConfig | HeadsConfig | RecallConfig, Field(discriminator="study")]
     plugins: tuple[str, ...] = ()
 
     @classmethod
@@ -148,6 +149,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.checkpoints:
             raise ConfigError("checkpoint=[] names none")
+        if len(self.checkpoints) > 1 and isinstance(self.evaluation, HeadsConfig):
+            raise ConfigError("checkpoint names several: evaluation=heads takes one (-m checkpoint=A,B runs each)")
         if isinstance(self.evaluation, TasksConfig):
             if len(self.checkpoints) > 1:
                 raise ConfigError(

@@ -13,7 +13,7 @@ from gptstar.inference.decode import decode
 from gptstar.inference.int8 import Int8Linear, quantised
 from gptstar.inference.packed import JoinedLinear, PackedGPT, PackedLinear, packed
 from gptstar.model import GPT, GPTConfig, attention
-from gptstar.model.attention import scaled_rotary
+from gptstar.model.attention import scaled_positions
 from gptstar.model.positions import Scaling
 
 has_int8 = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no VNNI")
@@ -238,7 +238,7 @@ def test_scaled_rotary_positions_are_packed_too(packing, residual):
     plain = packing(model)
     with torch.inference_mode():
         unscaled = plain(tokens)
-        with scaled_rotary(model, Scaling("yarn", 4.0, 10)):
+        with scaled_positions(model, Scaling("yarn", 4.0, 10)):
             exact, found = model(tokens), packing(model)(tokens)
             assert torch.equal(plain(tokens), unscaled)  # what was packed before stays as it was
     scale = exact.std()

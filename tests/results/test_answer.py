@@ -140,7 +140,7 @@ def test_what_makes_losses_incomparable_is_said() -> None:
 def read_at(runs: pd.DataFrame, changes: list[float], **more: Any) -> pd.DataFrame:
     """Readings of runs that were trained at 64, with half of a change at 2 × and all of it at 8 ×."""
     lines = [
-        {"study": "s", "run": run, "trained_at": 64.0, "rotary_scaling": "none", "multiple": float(multiple)}
+        {"study": "s", "run": run, "trained_at": 64.0, "scaling": "none", "multiple": float(multiple)}
         | {"context_length": 64 * multiple, "loss": 4.0 + share * change, "reference": 64.0, "targets": "abc"}
         | {"change_low": change - 0.02, "change_high": change + 0.03, **more}
         for run, change in zip(runs["run"], changes, strict=True)

@@ -12,7 +12,7 @@ def sections_on(study: str, targets: dict[int, str]) -> tuple[list[str], str]:
     runs = pd.DataFrame(arms, columns=["model.positions", "data.context_length", "seed"])
     runs = runs.assign(run=runs.index, began=runs.index, state="finished", validation_loss=4.0)
     lengths = [
-        {"study": study, "run": run, "trained_at": context, "rotary_scaling": "none", "multiple": float(multiple)}
+        {"study": study, "run": run, "trained_at": context, "scaling": "none", "multiple": float(multiple)}
         | {"context_length": context * multiple, "loss": 4.0 + multiple, "reference": 64, "targets": targets[context]}
         for run, (_, context, _) in enumerate(arms)
         for multiple in (1, 2)

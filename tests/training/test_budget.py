@@ -54,6 +54,9 @@ def test_a_study_whose_size_is_left_open_has_what_the_run_can_afford(keys: dict,
     assert budget.study_targets(ReadingConfig(**keys)) == pytest.approx(30_000 / per_target, abs=1)
     rotary = replace(budget, model=replace(TINY, positions={"kind": "rotary"}))
     assert rotary.study_targets(ReadingConfig(**keys)) == pytest.approx(10_000 / per_target, abs=1)
+    scaled = ReadingConfig(**keys, rotary_scaling=("yarn",), alibi_scaling=("none", "ntk"))
+    assert budget.study_targets(scaled) == pytest.approx(15_000 / per_target, abs=1)
+    assert rotary.study_targets(scaled) == pytest.approx(30_000 / per_target, abs=1)
 
 
 def test_a_study_is_what_the_user_says_and_neither_empty_nor_larger_than_by_itself() -> None:

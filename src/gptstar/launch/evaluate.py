@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="evaluate")
 def evaluate(composed: DictConfig) -> None:
-    """On tasks of lm-evaluation-harness, or loss against context length: tables, pictures and `results.json`."""
+    """On tasks of lm-evaluation-harness, loss against context length, or attention heads: tables, `results.json`."""
     from gptstar.config import EvaluateConfig  # here, as `--help` need not wait for PyTorch
 
     with job(composed):
@@ -33,6 +33,7 @@ def run(config: "EvaluateConfig") -> None:
     from gptstar.checkpoint.identity import read_with_identity
     from gptstar.checkpoint.read import find
     from gptstar.data.tokenizer import Tokenizer
+    from gptstar.evaluation.heads import HeadsConfig
     from gptstar.evaluation.length.config import LengthConfig
     from gptstar.evaluation.recall.config import RecallConfig
     from gptstar.ranks import joined
@@ -54,6 +55,11 @@ def run(config: "EvaluateConfig") -> None:
 
             if ranks.first:
                 study(named, evaluation, shards=config.shards, device=device, console=console, output=output)
+        elif isinstance(evaluation, HeadsConfig):
+            from gptstar.evaluation.heads.study import study as study_heads
+
+            if ranks.first:
+                study_heads(named[0], evaluation, shards=config.shards, device=device, console=console, output=output)
         elif isinstance(evaluation, RecallConfig):
             from gptstar.evaluation.recall.study import study as study_recall
 

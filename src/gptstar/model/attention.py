@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from gptstar.model.view import Scope, View, select_queries
 
 if TYPE_CHECKING:
     from gptstar.model.config import GPTConfig
+
+WEIGHTS_AT_ONCE = 2**22
+"""Weights that `Attention.weights` makes at once: 16 MiB in float32, in one query at least."""
 
 
 def causal_attention(
@@ -123,15 +127,44 @@ class Attention(nn.Module):
             key: `(batch, position, head * d_head)`; `value` likewise.
         """
         per_token = self.positions.per_token(x, self._of_positions[0])
-        query, key, value = (
-            part.view(*part.shape[:2], self.n_heads, self.d_head).transpose(1, 2) for part in (query, key, value)
-        )  # (batch, head, position, d_head) each
+        query, key, value = map(self._by_head, (query, key, value))
         if isinstance(scope, View):
             query_at, key_at = scope.selected_positions, scope.queries
         else:
             query_at = key_at = torch.arange(key.shape[2], device=key.device)[None]
         query, key = self.positions.rotate(query, key, query_at, key_at)
         return self._attended(query, key, value, scope, per_token).transpose(1, 2).flatten(2)
+
+    def weights(self, x: Tensor, first: int = 0) -> Iterator[tuple[Pairs, Tensor]]:
+        """Yield the weights of attention by blocks of queries, so that memory grows with the length. For measurements.
+
+        Args:
+            x: `(batch, position, d_model)`, the normed input of texts from their beginnings.
+            first: the first query; the queries are all from there on.
+
+        Yields:
+            A block's queries with their keys, which are all tokens up to the block's last, and `(batch, head, query,
+            key)`, 0 where a query does not attend.
+        """
+        query, key, _ = map(self._by_head, self._projections(x, None))
+        at = torch.arange(x.shape[1], device=x.device)[None]
+        query, key = self.positions.rotate(query, key, at, at)
+        per_token = self.positions.per_token(x, self._of_positions[0])
+        start = first
+        while start < x.shape[1]:
+            stop = min(x.shape[1], start + max(1, WEIGHTS_AT_ONCE // (query.shape[0] * self.n_heads * x.shape[1])))
+            queries, keys = at[:, start:stop], at[:, :stop]
+            pairs = Pairs(queries, keys, queries[:, :, None] >= keys[:, None], is_run=True)
+            scores = query[:, :, start:stop] @ key[:, :, :stop].transpose(2, 3) / math.sqrt(self.d_head)
+            if self.positions.adds_bias:
+                scores = scores + self._bias_of_pairs(per_token, pairs)
+            hidden = ~pairs.mask[:, None]
+            yield pairs, torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
+            start = stop
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """`(batch, position, head * d_head)` → `(batch, head, position, d_head)`."""
+        return x.view(*x.shape[:2], self.n_heads, self.d_head).transpose(1, 2)
 
     def _attended(
         self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None, per_token: Tensor | None
@@ -210,7 +243,7 @@ class Attention(nn.Module):
 
 
 @contextlib.contextmanager
-def scaled_rotary(model: nn.Module, scaling: Scaling) -> Iterator[None]:
+def scaled_positions(model: nn.Module, scaling: Scaling) -> Iterator[None]:
     """Stretch a model's positions within the context. The scaling is not part of the model, nor saved with it.
 
     Raises:

@@ -29,7 +29,7 @@ class GPT(nn.Module):
     """A decoder-only transformer with tied embeddings.
 
     Attributes:
-        positions: the configuration's, or scaled ones within `scaled_rotary`.
+        positions: the configuration's, or scaled ones within `scaled_positions`.
         tokenizer: `tokenizers` JSON of what its tokens mean, where it came with the weights; carried along, never used.
     """
 

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gptstar.results.attention_heads import heads as heads
     from gptstar.results.comparison import compare as compare
     from gptstar.results.evaluations import lengths as lengths
     from gptstar.results.evaluations import tasks as tasks
@@ -34,6 +35,7 @@ _ROOMS = {
     "compare": "comparison",
     "curves": "frames",
     "effects": "factors",
+    "heads": "attention_heads",
     "lengths": "evaluations",
     "runs": "frames",
     "tasks": "evaluations",

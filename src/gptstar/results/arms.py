@@ -68,7 +68,7 @@ def arms_of(frame: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.
 
     Args:
         frame: runs, or what was read of them, with columns for the keys.
-        keys: all that tells arms apart. Rotary positions that are not scaled go without saying.
+        keys: all that tells arms apart. Positions that are not scaled go without saying.
     """
     if not keys:
         yield "all runs", frame
@@ -78,6 +78,6 @@ def arms_of(frame: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.
         levels = levels_of(frame, key)
         texts[key] = dict(zip(levels, level_texts(levels), strict=True))
     for levels, rows in by_levels(frame, keys).groupby(list(keys), sort=False, dropna=False):
-        named = [each for each in zip(keys, levels, strict=True) if each != ("rotary_scaling", "none")]
+        named = [each for each in zip(keys, levels, strict=True) if each != ("scaling", "none")]
         shown = [texts[key].get(level, str(level)) for key, level in named]
         yield ", ".join(shown) or "all runs", rows

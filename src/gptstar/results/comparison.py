@@ -13,7 +13,7 @@ from gptstar.evaluation.compare import Comparisons, by_checkpoint, compare_tasks
 from gptstar.evaluation.comparison_tables import records
 from gptstar.evaluation.length.compare import Reading, compare_curves
 from gptstar.evaluation.results import FILE_NAME, TaskResults
-from gptstar.results.evaluations import study_of
+from gptstar.results.evaluations import scaling_of, study_of
 from gptstar.results.loaded import Loaded, home_of
 from gptstar.results.sources import Source, natural_key
 
@@ -160,8 +160,8 @@ def _readings(loaded: Loaded) -> dict[Path, list[Reading]]:
         tree, readings = loaded.evaluations[file], []
         for curve in tree["curves"]:
             checkpoint = {"name": home_of(file).name} | curve["checkpoint"]
-            if curve["rotary_scaling"] != "none":
-                checkpoint["name"] = f"{checkpoint['name']}, {curve['rotary_scaling']}"
+            if (scaling := scaling_of(curve)) != "none":
+                checkpoint["name"] = f"{checkpoint['name']}, {scaling}"
             study = study_of(tree, curve)
             readings.append(Reading.parse(tree["protocol"]["protocol"], study, curve, checkpoint))
         return readings

@@ -19,7 +19,7 @@ from gptstar.terminal import plain
 from gptstar.training.status import read_config
 
 LENGTH_FIGURES = (
-    *("study", "run", "checkpoint", "targets", "trained_at", "rotary_scaling", "context_length", "multiple"),
+    *("study", "run", "checkpoint", "targets", "trained_at", "scaling", "context_length", "multiple"),
     *("loss", "low", "high", "change", "change_low", "change_high", "reference"),
     *("perplexity", "bits_per_byte", "n_targets"),
 )
@@ -58,26 +58,26 @@ def lengths(*sources: Source) -> pd.DataFrame:
         comparable within a study where `targets`, a fingerprint of the tokens scored, is the same ("" if it is not
         known); changes are, whatever the targets. Where several targets were scored at one training context, or several
         checkpoints of a run were read, `study` names these too, so that a run has one curve in each study and for each
-        `rotary_scaling`. `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in tokens, and
-        `multiple` is of `trained_at`. `loss`, with its 95 % interval over the text from `low` to `high`, is in nats per
-        token. `change` is that of the loss against the context length `reference` on the same targets, paired, with its
-        95 % interval from `change_low` to `change_high`; NaN at the reference. `bits_per_byte` is NaN if the tokenizer
-        does not tell. `n_targets` is how many tokens were scored. There is no line where a model is undefined. Of two
-        evaluations of a checkpoint by the same study on the same targets the later one counts. If there is none, a
-        `MissingResultsWarning` says how to get one.
+        `scaling` of its positions. `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in
+        tokens, and `multiple` is of `trained_at`. `loss`, with its 95 % interval over the text from `low` to `high`, is
+        in nats per token. `change` is that of the loss against the context length `reference` on the same targets,
+        paired, with its 95 % interval from `change_low` to `change_high`; NaN at the reference. `bits_per_byte` is NaN
+        if the tokenizer does not tell. `n_targets` is how many tokens were scored. There is no line where a model is
+        undefined. Of two evaluations of a checkpoint by the same study on the same targets the later one counts. If
+        there is none, a `MissingResultsWarning` says how to get one.
 
     Raises:
         ConfigError: a source does not exist.
     """
     advice = "run `python evaluate.py evaluation=length checkpoint=RUN`, or train with reading.multiples=[1,2,4,8]"
-    return _frame_of(sources, lengths_of, "reading at several context lengths", advice)
+    return frame_of(sources, lengths_of, "reading at several context lengths", advice)
 
 
 def lengths_of(found: Loaded) -> pd.DataFrame:
     """Make the frame of `lengths`."""
-    frame = pd.DataFrame(_lines(found, "length", _length_lines), columns=[*LENGTH_FIGURES, "curve"])
+    frame = pd.DataFrame(lines_of_kind(found, "length", _length_lines), columns=[*LENGTH_FIGURES, "curve"])
     if not frame.empty:
-        key = ["study", "run", "checkpoint", "targets", "rotary_scaling"]
+        key = ["study", "run", "checkpoint", "targets", "scaling"]
         frame = frame[frame["curve"] == frame.groupby(key)["curve"].transform("last")]
         frame = _told_apart(frame, "trained_at", "targets", lambda targets: targets[:8] or "unknown")
         frame = _told_apart(frame, "run", "checkpoint", lambda name: name.rpartition("/")[2])
@@ -108,17 +108,15 @@ def tasks(*sources: Source) -> pd.DataFrame:
         ConfigError: a source does not exist.
     """
     advice = "run `python evaluate.py checkpoint=RUN output=results/NAME`, and give results/NAME as well"
-    return _frame_of(sources, tasks_of, "score on a task", advice)
+    return frame_of(sources, tasks_of, "score on a task", advice)
 
 
 def tasks_of(found: Loaded) -> pd.DataFrame:
     """Make the frame of `tasks`."""
-    return pd.DataFrame(_lines(found, "tasks", _task_lines), columns=list(TASK_FIGURES))
+    return pd.DataFrame(lines_of_kind(found, "tasks", _task_lines), columns=list(TASK_FIGURES))
 
 
-def _frame_of(
-    sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame], what: str, advice: str
-) -> pd.DataFrame:
+def frame_of(sources: Sequence[Source], make: Callable[[Loaded], pd.DataFrame], what: str, advice: str) -> pd.DataFrame:
     """Make a frame; warn of what is damaged and, if there is nothing, how to get it."""
     found = Loaded(sources)
     frame, n = make(found), len(found.runs)
@@ -132,18 +130,23 @@ def _length_lines(evaluation: Evaluation) -> Lines:
     curve = evaluation.part
     names = (study_of(evaluation.tree, curve), evaluation.run, str(curve["checkpoint"].get("name")))
     targets = str(curve.get("targets") or "")
-    trained_at = _number(curve["trained_at"] or evaluation.trained_at)
-    reference = _number(curve.get("reference"))
+    trained_at = number(curve["trained_at"] or evaluation.trained_at)
+    reference = number(curve.get("reference"))
     for point in (each for each in curve["lengths"] if each["loss"] is not None):
-        length, loss, bits = _number(point["context_length"]), point["loss"], point["bits_per_byte"]
+        length, loss, bits = number(point["context_length"]), point["loss"], point["bits_per_byte"]
         change = point.get("change") or {}
         yield (
-            *(*names, targets, trained_at, str(curve["rotary_scaling"]), length, length / trained_at),
-            *(_number(loss["value"]), _number(loss["low"]), _number(loss["high"])),
-            *(_number(change.get("difference")), _number(change.get("low")), _number(change.get("high")), reference),
-            *(_number(point["perplexity"]["value"]), _number(bits["value"]) if bits else math.nan),
-            *(_number(point["tokens"]), id(curve)),
+            *(*names, targets, trained_at, scaling_of(curve), length, length / trained_at),
+            *(number(loss["value"]), number(loss["low"]), number(loss["high"])),
+            *(number(change.get("difference")), number(change.get("low")), number(change.get("high")), reference),
+            *(number(point["perplexity"]["value"]), number(bits["value"]) if bits else math.nan),
+            *(number(point["tokens"]), id(curve)),
         )
+
+
+def scaling_of(curve: Mapping[str, Any]) -> str:
+    """How a curve's positions were scaled; earlier files had a key for rotary ones only. KeyError: it does not say."""
+    return str(curve["scaling"] if "scaling" in curve else curve["rotary_scaling"])
 
 
 def study_of(tree: Mapping[str, Any], curve: Mapping[str, Any]) -> str:
@@ -171,11 +174,11 @@ def _task_lines(evaluation: Evaluation) -> Lines:
     for task in tree["tasks"]:
         for metric in task["metrics"]:
             names = (task["task"], metric["name"], metric["subset"] or "all")
-            values = (_number(metric[key]) for key in ("value", "low", "high", "items"))
-            yield evaluation.run, str(name), _number(tokens), *map(str, names), *values
+            values = (number(metric[key]) for key in ("value", "low", "high", "items"))
+            yield evaluation.run, str(name), number(tokens), *map(str, names), *values
 
 
-def _lines(found: Loaded, kind: str, lines_of: Callable[[Evaluation], Lines]) -> list[tuple[Any, ...]]:
+def lines_of_kind(found: Loaded, kind: str, lines_of: Callable[[Evaluation], Lines]) -> list[tuple[Any, ...]]:
     """Make the lines of every evaluation of a kind, in the order of their dates, but for those that are damaged."""
     places = _places(found)
 
@@ -213,7 +216,7 @@ def _parts(file: Path, tree: dict[str, Any], runs: Mapping[str, Run], place: str
             of_which = plain(names[str(checkpoint.get("sha256"))])
             name = f"{folders.get(own, place)}: {of_which}" if several or own in folders else place
             name += " (results)" if name in runs else ""
-        yield Evaluation(name, tree, part, _number(flatten(config).get("data.context_length")))
+        yield Evaluation(name, tree, part, number(flatten(config).get("data.context_length")))
 
 
 def _is_other_run(home: Path, own: Path) -> bool:
@@ -230,7 +233,7 @@ def _config(home: Path) -> dict[str, Any]:
         return {}
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
     """A figure; NaN where there is none."""
     if value is None:
         return math.nan

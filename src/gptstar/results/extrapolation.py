@@ -20,12 +20,12 @@ def readings(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) 
 
 def reading_keys(factors: Sequence[str]) -> list[str]:
     """What tells arms apart that were read at several lengths, but for their training context."""
-    return [*(each for each in without_seed(factors) if each != CONTEXT), "rotary_scaling"]
+    return [*(each for each in without_seed(factors) if each != CONTEXT), "scaling"]
 
 
 def without_plain_reading(table: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the column `rotary_scaling` of a table in which nothing was scaled."""
-    return table.drop(columns="rotary_scaling") if {*table.get("rotary_scaling", ())} == {"none"} else table
+    """Leave out the column `scaling` of a table in which nothing was scaled."""
+    return table.drop(columns="scaling") if {*table.get("scaling", ())} == {"none"} else table
 
 
 def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") -> dict[float, Effect]:
@@ -79,8 +79,8 @@ def between_arms(
     """
     tables = []
     for multiple, here in readings(runs, lengths, factors).groupby("multiple"):
-        found = level_effects(here, [*factors, "rotary_scaling"], "loss", against=against)
-        if arms := [each for each in found if each.factor not in (CONTEXT, "rotary_scaling")]:
+        found = level_effects(here, [*factors, "scaling"], "loss", against=against)
+        if arms := [each for each in found if each.factor not in (CONTEXT, "scaling")]:
             tables.append(effect_table(arms).assign(context=f"{multiple:g} ×"))
     if not tables:
         return pd.DataFrame()

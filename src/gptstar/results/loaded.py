@@ -27,6 +27,10 @@ class DamagedWarning(UserWarning):
     """A run or an evaluation that can't be read, and is left out."""
 
 
+OTHER_KINDS = ("length", "heads", "recall")
+"""Kinds of evaluations that are not scores on tasks."""
+
+
 class Loaded:
     """Runs and evaluations below some paths, read when they are first asked for.
 
@@ -74,7 +78,7 @@ class Loaded:
 
     def task_results(self) -> dict[Path, TaskResults]:
         """The evaluations on tasks that can be read, the oldest first."""
-        trees = {file: tree for file, tree in self.evaluations.items() if tree.get("kind") not in ("length", "recall")}
+        trees = {file: tree for file, tree in self.evaluations.items() if tree.get("kind") not in OTHER_KINDS}
         found = {file: self.of_file(file, lambda file: parse_tasks(trees[file])) for file in trees}
         return {file: results for file, results in found.items() if results is not None}
 
@@ -107,7 +111,7 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
         return None
     if file.name != REPORT:
         return tree
-    plain = {"checkpoint": {"name": f"{file.parent.name}/best"}, "rotary_scaling": "none"}
+    plain = {"checkpoint": {"name": f"{file.parent.name}/best"}, "scaling": "none"}
     if isinstance(curve := tree.get("curve"), dict):
         head = {key: tree.get(key) or curve[key] for key in ("protocol", "text")}
         return {"kind": "length", **head, "curves": [plain | curve | {"checkpoint": plain["checkpoint"]}]}

@@ -63,8 +63,7 @@ class Budget:
             return config.max_tokens
         lengths = config.with_control(config.lengths(self.trained_at))
         block = config.targets or max(1, min(lengths) // 2)
-        known = ("none", *self.model.positions.scalings)
-        n_readings = sum(scaling in known for scaling in config.rotary_scaling)
+        n_readings = len(config.scalings_of(self.model.positions))
         each = n_readings * sum(
             self._forward(length)
             * {

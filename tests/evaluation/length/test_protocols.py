@@ -301,6 +301,8 @@ def test_growth_is_the_power() -> None:
         ({"text": ()}, "evaluation.text is empty"),
         ({"rotary_scaling": ()}, "evaluation.rotary_scaling"),
         ({"rotary_scaling": ("ntk", "ntk")}, "evaluation.rotary_scaling"),
+        ({"alibi_scaling": ()}, "evaluation.alibi_scaling"),
+        ({"alibi_scaling": ("ntk", "ntk")}, "evaluation.alibi_scaling"),
         ({"seed": -1}, "evaluation.seed=-1"),
     ],
 )

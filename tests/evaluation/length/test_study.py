@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from gptstar import results
 from gptstar.checkpoint.format import Checkpoint, TrainingState
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.tokenizer import Tokenizer
@@ -109,7 +110,7 @@ def test_several_models_are_in_one_picture_and_rotary_is_no_straw_man(
     models = [named(checkpoint_of(tokenizer, **variant), name) for name, variant in variants]
     printed, curves = run(models, tmp_path, text=book)
     assert [curve.name for curve in curves] == ["alibi", "learned", "rotary", "rotary, NTK", "rotary, YaRN", "none"]
-    assert [curve.rotary_scaling for curve in curves] == ["none", "none", "none", "ntk", "yarn", "none"]
+    assert [curve.scaling for curve in curves] == ["none", "none", "none", "ntk", "yarn", "none"]
     learned = results_in(tmp_path)["curves"][1]
     assert [each["loss"] is None for each in learned["lengths"]] == [False, False, True, True]
     assert learned["lengths"][3]["bits_per_byte"] is None
@@ -121,6 +122,25 @@ def test_several_models_are_in_one_picture_and_rotary_is_no_straw_man(
         assert len({plain[longer], ntk[longer], yarn[longer]}) == 3
     _, (only,) = run([models[2]], tmp_path / "one", text=book, rotary_scaling=("yarn",))
     assert [result.loss.value for result in only.lengths] == pytest.approx(yarn, abs=1e-6)
+
+
+def test_alibi_is_read_with_smaller_slopes_beyond_its_training_context(
+    tokenizer: Tokenizer, book: str, tmp_path: Path
+) -> None:
+    alibi, rotary = named(checkpoint_of(tokenizer), "a"), named(checkpoint_of(tokenizer, positions="rotary"), "r")
+    settings = {"text": book, "alibi_scaling": ("none", "interpolated", "ntk"), "rotary_scaling": ("none", "yarn")}
+    _, curves = run([alibi, rotary], tmp_path, **settings)
+    assert [curve.name for curve in curves] == ["a", "a, interpolated", "a, NTK", "r", "r, YaRN"]
+    assert [each["scaling"] for each in results_in(tmp_path)["curves"]] == [each.scaling for each in curves]
+    plain, interpolated, ntk = ([result.loss.value for result in curve.lengths] for curve in curves[:3])
+    assert plain[0] == interpolated[0] == ntk[0]  # at the training context there is nothing to scale
+    for longer in range(1, 4):
+        assert len({plain[longer], interpolated[longer], ntk[longer]}) == 3
+    assert (tmp_path / "results.md").read_text().count("## a, interpolated") == 1
+    frame = results.lengths(tmp_path)
+    assert list(frame.groupby(["checkpoint", "scaling"], sort=False).size()) == [4] * 5
+    _, (only,) = run([alibi], tmp_path / "one", text=book, alibi_scaling=("ntk",))
+    assert [result.loss.value for result in only.lengths] == pytest.approx(ntk, abs=1e-6)
 
 
 def test_models_of_several_training_contexts_are_read_at_multiples_of_the_shortest(
@@ -199,6 +219,12 @@ def test_what_can_not_be_read_is_refused_before_anything_is(tokenizer: Tokenizer
     rotary = checkpoint_of(tokenizer, trained_at=None, positions="rotary")
     assert "runs/x has rotary positions and does not know its training context" in refused(
         rotary, text=book, context_lengths=(8, 16)
+    )
+    assert refused(rotary, text=book, alibi_scaling=("none", "ntk"), trained_at=16) == (
+        "evaluation.alibi_scaling=[none,ntk] is for alibi positions, and there are rotary only: leave it out"
+    )
+    assert "runs/x has alibi positions and does not know its training context" in refused(
+        unknown, text=book, context_lengths=(8, 16), alibi_scaling=("interpolated",)
     )
     assert "the longest here has" in refused(good, text=book, protocol="fixed_targets", context_lengths=(8, 2**14))
     assert "can't be filled" in refused(good, text=book, context_lengths=(8, 2**14))

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from gptstar.model import GPT, GPTConfig
-from gptstar.model.attention import causal_attention, scaled_rotary
+from gptstar.model.attention import causal_attention, scaled_positions
 from gptstar.model.kernels import bias, products
 from gptstar.model.kernels.bias import BIAS_ELEMENTS, QUERY_BLOCK, query_blocks
 from gptstar.model.positions import Scaling, alibi_slopes
@@ -88,10 +88,10 @@ def test_scaling_is_set_on_a_model_for_a_while_and_not_saved() -> None:
     model = GPT(GPTConfig(2, 30, 3, 31, d_head=14, positions="rotary")).eval()
     tokens, before = torch.randint(31, (2, 40)), dict(model.state_dict())
     plain = model(tokens)
-    with scaled_rotary(model, Scaling("yarn", 4.0, 10)):
+    with scaled_positions(model, Scaling("yarn", 4.0, 10)):
         scaled = model(tokens)
         assert model.state_dict().keys() == before.keys()
-        with contextlib.suppress(ZeroDivisionError), scaled_rotary(model, Scaling("ntk", 4.0, 10)):
+        with contextlib.suppress(ZeroDivisionError), scaled_positions(model, Scaling("ntk", 4.0, 10)):
             assert not torch.allclose(model(tokens), scaled)
             _ = 1 / 0
         torch.testing.assert_close(model(tokens), scaled)

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gptstar.errors import ConfigError
 from gptstar.fields import Count, Seed32, check_ranges
+
+if TYPE_CHECKING:  # it imports torch, which `gptstar compare` need not wait for
+    from gptstar.model.positions import Positions
 
 CONTROL = 512
 """With `fixed_targets`, the context length that longer ones are compared with."""
@@ -14,7 +17,8 @@ MAX_FIXED_TARGETS = 2**16
 """The default with `fixed_targets`, where each target costs a share of a whole context."""
 
 Protocol = Literal["disjoint", "sliding", "fixed_targets", "legacy"]
-Scaling = Literal["none", "ntk", "yarn"]
+RotaryScaling = Literal["none", "ntk", "yarn"]
+AlibiScaling = Literal["none", "interpolated", "ntk"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class LengthConfig:
         legacy_metric: for `legacy`: `perplexity` as it was measured on WikiText-2, `bits_per_byte` as on enwik8.
         max_tokens: targets at most, spread over the text; by default 2^20, for `fixed_targets` 2^16, for `legacy` all.
         trained_at: the training context of a checkpoint that does not know it.
-        rotary_scaling: methods to read rotary positions beyond the training context.
+        rotary_scaling, alibi_scaling: methods to read such positions beyond the training context.
         dtype: what matrix products are computed in.
         batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
         seed: for resampling.
@@ -60,17 +64,18 @@ class LengthConfig:
     legacy_metric: Literal["perplexity", "bits_per_byte"] = "perplexity"
     max_tokens: Count | None = None
     trained_at: Count | None = None
-    rotary_scaling: tuple[Scaling, ...] = ("none", "ntk", "yarn")
+    rotary_scaling: tuple[RotaryScaling, ...] = ("none", "ntk", "yarn")
+    alibi_scaling: tuple[AlibiScaling, ...] = ("none",)
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_tokens: Count | None = None
     seed: Seed32 = 1234
 
     def __post_init__(self) -> None:
         check_ranges(self, f"{self.KEY}.")
-        for name in ("text", "rotary_scaling", "context_lengths"):
+        for name in ("text", "rotary_scaling", "alibi_scaling", "context_lengths"):
             if getattr(self, name) in ("", ()):
                 raise ConfigError(f"{self.KEY}.{name} is empty: name some, or leave it out")
-        for name in ("rotary_scaling", "context_lengths", "multiples"):
+        for name in ("rotary_scaling", "alibi_scaling", "context_lengths", "multiples"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ConfigError(f"{self.KEY}.{name}={list(values)} names one twice: name each once")
@@ -134,6 +139,11 @@ class LengthConfig:
         """Return the lengths, ascending, and with `fixed_targets` the control if all of them are longer."""
         has_control = self.protocol == "fixed_targets" and min(lengths) > CONTROL
         return tuple(sorted([CONTROL, *lengths] if has_control else lengths))
+
+    def scalings_of(self, positions: "Positions") -> tuple[str, ...]:
+        """Return the ways to read a kind of positions: those chosen that it knows, or plain."""
+        chosen: tuple[str, ...] = getattr(self, positions.scaling_key, ())
+        return tuple(each for each in chosen if each == "none" or each in positions.scalings) or ("none",)
 
     @property
     def reads(self) -> bool:

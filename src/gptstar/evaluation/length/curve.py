@@ -28,11 +28,12 @@ Read = tuple[np.ndarray, Cost]
 
 @dataclass(frozen=True)
 class Curve:
-    """One model, or one way to scale its rotary positions, at each context length.
+    """One model, or one way to scale its positions, at each context length.
 
     Attributes:
         reference: the length that changes are against; None with `legacy`.
         units: of the intervals: `documents` or `stretches`, and how many.
+        scaling: of its positions beyond the training context; files of earlier versions call it `rotary_scaling`.
         positions: at the longest length where the model is defined; empty with `fixed_targets` and `legacy`.
         time_growth, memory_growth: a window's time and memory grow as the length to these powers.
         targets: a fingerprint of the tokens scored, the same at every length; "" with `legacy`.
@@ -47,7 +48,7 @@ class Curve:
     positions: tuple[PositionResult, ...] = ()
     time_growth: float = float("nan")
     memory_growth: float = float("nan")
-    rotary_scaling: str = "none"
+    scaling: str = "none"
     checkpoint: dict[str, Any] = field(default_factory=dict)
     targets: str = ""
     counts: tuple[int, ...] = ()

@@ -10,7 +10,7 @@ from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
-from gptstar.evaluation.length.config import LengthConfig, Scaling
+from gptstar.evaluation.length.config import LengthConfig
 from gptstar.evaluation.length.curve import Plan
 from gptstar.evaluation.length.legacy import LegacyPlan, legacy_text
 from gptstar.evaluation.length.text import text_of_files, text_of_shards
@@ -37,7 +37,7 @@ class Part:
     trained_at: int | None
     tokenizer: str
     plan: Plan | LegacyPlan
-    scalings: tuple[Scaling, ...]
+    scalings: tuple[str, ...]
 
 
 def lengths_of(checkpoints: Sequence[Named], config: LengthConfig) -> tuple[int, ...]:
@@ -57,8 +57,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
         ConfigError: text, lengths, training context or scaling that don't fit.
         DataError: the text can't be read, or does not fit a checkpoint.
     """
-    if shards is not None and config.text is not None:
-        raise ConfigError(f"shards={shards} and {config.KEY}.text name two texts: leave one out")
+    _check_alibi_scaling(checkpoints, config)
     lengths = lengths_of(checkpoints, config)
     plans: dict[str, Plan | LegacyPlan] = {}
     parts = []
@@ -70,25 +69,40 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
             name = f"{name} ({names[name]})"
         trained_at = checkpoint.trained_at or config.trained_at
         scalings = _scalings(name, checkpoint, config, trained_at)
-        folder = None
-        if config.text is None:
-            folder = _held_out_shards(checkpoint, config, shards)
-            tokenizer, key = folder.tokenizer, folder.manifest.fingerprint
-            if plans and key not in plans:
-                raise ConfigError(
-                    f"the checkpoints were trained with different text: give one for all, {config.KEY}.text=[…] or "
-                    "shards=DIR"
-                )
-        elif checkpoint.tokenizer is None:
-            raise ConfigError(f"{name} holds no tokenizer: give tokenizer=FILE, a `tokenizers` JSON")
-        else:
-            tokenizer = Tokenizer(checkpoint.tokenizer)
-            key = tokenizer.fingerprint
-        tokenizer.check_vocabulary(checkpoint.model.n_vocab, f"{name}: the tokenizer")
+        tokenizer, folder = tokenizer_of(name, checkpoint, config, shards)
+        key = tokenizer.fingerprint if folder is None else folder.manifest.fingerprint
+        if folder is not None and plans and key not in plans:
+            raise ConfigError(
+                f"the checkpoints were trained with different text: give one for all, {config.KEY}.text=[…] or "
+                "shards=DIR"
+            )
         if key not in plans:
             plans[key] = _plan(tokenizer, folder, config, lengths)
         parts.append(Part(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings))
     return parts
+
+
+def tokenizer_of(
+    name: str, checkpoint: Checkpoint, config: LengthConfig, shards: str | None
+) -> tuple[Tokenizer, ShardFolder | None]:
+    """Find the tokenizer that a checkpoint reads with, and the shards that it reads where no files are named.
+
+    Raises:
+        ConfigError: two texts are named, or none is known; or there is no tokenizer.
+        DataError: the text is gone, has changed, or does not fit the checkpoint.
+    """
+    if shards is not None and config.text is not None:
+        raise ConfigError(f"shards={shards} and {config.KEY}.text name two texts: leave one out")
+    folder = None
+    if config.text is None:
+        folder = _held_out_shards(checkpoint, config, shards)
+        tokenizer = folder.tokenizer
+    elif checkpoint.tokenizer is None:
+        raise ConfigError(f"{name} holds no tokenizer: give tokenizer=FILE, a `tokenizers` JSON")
+    else:
+        tokenizer = Tokenizer(checkpoint.tokenizer)
+    tokenizer.check_vocabulary(checkpoint.model.n_vocab, f"{name}: the tokenizer")
+    return tokenizer, folder
 
 
 def _held_out_shards(checkpoint: Checkpoint, config: LengthConfig, shards: str | None) -> ShardFolder:
@@ -130,13 +144,25 @@ def _plan(
     return Plan(text_of_shards(folder, joined=joined), config, lengths)
 
 
-def _scalings(name: str, checkpoint: Checkpoint, config: LengthConfig, trained_at: int | None) -> tuple[Scaling, ...]:
+def _check_alibi_scaling(checkpoints: Sequence[Named], config: LengthConfig) -> None:
+    """Refuse a scaling that was asked for and that no checkpoint knows; runs of a sweep share theirs."""
+    kinds = [each.model.positions for _, each in checkpoints]
+    if config.alibi_scaling == ("none",) or config.KEY != "evaluation":
+        return
+    if all(kind.scaling_key != "alibi_scaling" for kind in kinds):
+        names = ", ".join(dict.fromkeys(map(POSITIONS.name_of, kinds)))
+        given = ",".join(config.alibi_scaling)
+        raise ConfigError(
+            f"evaluation.alibi_scaling=[{given}] is for alibi positions, and there are {names} only: leave it out"
+        )
+
+
+def _scalings(name: str, checkpoint: Checkpoint, config: LengthConfig, trained_at: int | None) -> tuple[str, ...]:
     positions = checkpoint.model.positions
-    if not positions.scalings:
-        return ("none",)
-    if trained_at is None and config.rotary_scaling != ("none",):
+    scalings = config.scalings_of(positions)
+    if trained_at is None and scalings != ("none",):
         raise ConfigError(
             f"{name} has {POSITIONS.name_of(positions)} positions and does not know its training context, which their "
-            f"scaling starts from: give {config.KEY}.trained_at, or {config.KEY}.rotary_scaling=[none]"
+            f"scaling starts from: give {config.KEY}.trained_at, or {config.KEY}.{positions.scaling_key}=[none]"
         )
-    return tuple(each for each in config.rotary_scaling if each == "none" or each in positions.scalings)
+    return scalings

@@ -18,9 +18,12 @@ from gptstar.evaluation.length.source import Named, Part, lengths_of, parts_of
 from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
 from gptstar.evaluation.tables import comparison_table, cost_line, length_markdown, length_table
 from gptstar.files import write_text
-from gptstar.model.attention import scaled_rotary
+from gptstar.model.attention import scaled_positions
 from gptstar.model.positions import Scaling as PositionScaling
 from gptstar.terminal import Tenths
+
+IN_NAMES = {"none": "", "ntk": ", NTK", "yarn": ", YaRN"}
+"""How a curve's name ends, by the scaling of its positions; another method's with its own name."""
 
 DIFFERENT_TOKENIZERS = "The tokenizers differ: compare bits per byte, not loss or perplexity."
 
@@ -43,7 +46,7 @@ def study(
         shards: a folder of text; by default `config.text`, or what a checkpoint was trained with.
 
     Returns:
-        A curve for each checkpoint, and for each way to scale its rotary positions.
+        A curve for each checkpoint, and for each way to scale its positions.
 
     Raises:
         ConfigError, DataError, CheckpointError: text, lengths or scaling that don't fit, before anything is read.
@@ -97,17 +100,17 @@ def _curves(part: Part, config: LengthConfig, device: torch.device, advance: Cal
         def within(length: int, scaling: str = scaling) -> contextlib.AbstractContextManager[object]:
             if scaling == "none" or trained_at is None:
                 return contextlib.nullcontext()
-            return scaled_rotary(model, PositionScaling(scaling, max(1.0, length / trained_at), trained_at))
+            return scaled_positions(model, PositionScaling(scaling, max(1.0, length / trained_at), trained_at))
 
         within_training = {length: read for length, read in plain.items() if length <= (trained_at or 0)}
         curve = read_curve(
             replace(reader, within=within),
             part.plan,
-            name=part.name + {"none": "", "ntk": ", NTK", "yarn": ", YaRN"}[scaling],
+            name=part.name + IN_NAMES.get(scaling, f", {scaling}"),
             trained_at=trained_at,
             known=plain if scaling == "none" else within_training,  # up to there, there is nothing to scale
         )
-        curves.append(replace(curve, rotary_scaling=scaling, checkpoint=dict(part.identity)))
+        curves.append(replace(curve, scaling=scaling, checkpoint=dict(part.identity)))
     return curves
 
 

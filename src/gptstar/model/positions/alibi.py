@@ -3,11 +3,12 @@
 import functools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from gptstar.model.positions.base import Positions
+from gptstar.model.positions.base import Positions, Scaling
 
 
 @dataclass(frozen=True)
@@ -17,19 +18,59 @@ class Alibi(Positions):
     Source: Press, Smith and Lewis, "Train Short, Test Long", 2022.
     """
 
+    scalings: ClassVar[tuple[str, ...]] = ("interpolated", "ntk")
+    scaling_key: ClassVar[str] = "alibi_scaling"
+
     def slopes(self, n_heads: int, device: torch.device) -> Tensor:
         """The slopes of `alibi_slopes`, `(head,)`, float32."""
         return head_slopes(n_heads, device)
 
+    def scaled(self, scaling: Scaling) -> "ScaledAlibi":
+        """Return ALiBi with smaller slopes."""
+        if scaling.method not in self.scalings:
+            super().scaled(scaling)
+        return ScaledAlibi(scaling)
 
-def head_slopes(n_heads: int, device: torch.device) -> Tensor:
-    """The slopes of `alibi_slopes` on a device, `(head,)`, float32.
+
+@dataclass(frozen=True)
+class ScaledAlibi(Alibi):
+    """ALiBi whose slopes are made smaller to read further than in training: `slope_factors`."""
+
+    scaling: Scaling
+
+    def slopes(self, n_heads: int, device: torch.device) -> Tensor:
+        """The slopes of `alibi_slopes` times their factors, `(head,)`, float32."""
+        return head_slopes(n_heads, device, self.scaling)
+
+
+def slope_factors(ranks: Tensor, scaling: Scaling) -> Tensor:
+    """What slopes are multiplied with to read `a = scaling.factor` times further than in training.
+
+    `interpolated`: 1 / a for every head. `ntk`: `a^(-rank / (heads - 1))`, so that the steepest slope stays and the
+    flattest is divided by a. A single head is the steepest: `ntk` does not change it.
+
+    Args:
+        ranks: `(head,)`, 0 at the steepest slope. In the source, the number of the head; it leaves heads open whose
+            number is not a power of two, and whose slopes do not fall with their numbers.
+
+    Returns:
+        `(head,)`, float64.
+
+    Source: Al-Khateeb et al., "Position Interpolation Improves ALiBi Extrapolation", 2023 (`interpolated`); the public
+    repository keezen/ntk_alibi (`ntk`).
+    """
+    share = ranks.double() / max(1, len(ranks) - 1) if scaling.method == "ntk" else torch.ones_like(ranks).double()
+    return scaling.factor**-share
+
+
+def head_slopes(n_heads: int, device: torch.device, scaling: Scaling | None = None) -> Tensor:
+    """The slopes of `alibi_slopes` on a device, scaled or as they are, `(head,)`, float32.
 
     A CPU keeps them. Elsewhere they are computed on the device: a graph holds neither a constant nor a copy from the
     host.
     """
     keeps = device.type == "cpu" and not torch.compiler.is_compiling()
-    return _cpu_slopes(n_heads) if keeps else _slopes(n_heads, device)
+    return _cpu_slopes(n_heads, scaling) if keeps else _slopes(n_heads, device, scaling)
 
 
 def alibi_slopes(n_heads: int) -> tuple[float, ...]:
@@ -43,14 +84,17 @@ def alibi_slopes(n_heads: int) -> tuple[float, ...]:
     return tuple(_slopes(n_heads, torch.device("cpu")).tolist())
 
 
-def _slopes(n_heads: int, device: torch.device) -> Tensor:
+def _slopes(n_heads: int, device: torch.device, scaling: Scaling | None = None) -> Tensor:
     lower = 2 ** math.floor(math.log2(n_heads))
     head = torch.arange(n_heads, device=device, dtype=torch.float64)
     exponents = torch.where(head < lower, 8 * (head + 1) / lower, 4 * (2 * (head - lower) + 1) / lower)
-    return torch.exp2(-exponents).float()
+    slopes = torch.exp2(-exponents)
+    if scaling is not None:
+        slopes = slopes * slope_factors((exponents[:, None] > exponents).sum(1), scaling)
+    return slopes.float()
 
 
 @functools.lru_cache(maxsize=64)
-def _cpu_slopes(n_heads: int) -> Tensor:
+def _cpu_slopes(n_heads: int, scaling: Scaling | None) -> Tensor:
     with torch.inference_mode(False):  # a tensor made in inference mode can't be used in training
-        return _slopes(n_heads, torch.device("cpu"))
+        return _slopes(n_heads, torch.device("cpu"), scaling)

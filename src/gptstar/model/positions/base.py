@@ -117,6 +117,7 @@ class Positions:
         per_layer: whether each layer has parameters of its own.
         restarts: whether `embed` counts anew in each document of a window that holds several.
         scalings: methods of `Scaling` that the kind knows.
+        scaling_key: the key of a study of context length that chooses among them.
         adds_bias, reads_input: whether the class overrides one that adds to scores, and `per_token`.
         is_of_distance: whether the class overrides `by_distance`.
     """
@@ -125,6 +126,7 @@ class Positions:
     per_layer: ClassVar[bool] = False
     restarts: ClassVar[bool] = False
     scalings: ClassVar[tuple[str, ...]] = ()
+    scaling_key: ClassVar[str] = ""
     adds_bias: ClassVar[bool] = False
     reads_input: ClassVar[bool] = False
     is_of_distance: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class Rotary(Positions):
     """
 
     scalings: ClassVar[tuple[str, ...]] = ("ntk", "yarn")
+    scaling_key: ClassVar[str] = "rotary_scaling"
 
     def check(self, sizes: Sizes) -> None:
         """Refuse an odd head width."""

@@ -1,0 +1,85 @@
+"""The picture of a study of heads, from its figures."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptstar.plots.heads import MOST_LABELS, Columns, HeadMap, TailLine, draw_heads
+from gptstar.plots.lines import Point
+from gptstar.plots.style import COLOURS, save
+
+if TYPE_CHECKING:
+    from gptstar.evaluation.heads.figures import HeadResult, HeadsResult
+    from gptstar.evaluation.heads.study import HeadsStudy
+
+MOST_MAPS = 3
+"""Fewer where there are many heads."""
+
+
+def plot_heads(found: "HeadsStudy", path: Path, text: str) -> None:
+    """Save a picture: maps of the longest contexts, and how weight falls with distance at the longest.
+
+    With slopes, columns are heads from the steepest slope on, and lines are means over layers; without, columns are
+    heads by number, and lines are means over the heads of a layer.
+    """
+    read = [each for each in found.lengths if each.heads]
+    if not read:
+        return
+    order, names, label, blind = _columns(found, n_heads=max(each.head for each in read[0].heads))
+    maps = [_map(each, order, found.trained_at) for each in read if each.context_length > found.trained_at]
+    notes = ["×: all of it is zero"] if any(any(map(any, each.blind)) for each in maps) else []
+    notes += ["orange bar: predicted to be zero"] if any(blind) else []
+    title = f"{found.name}: % of the weight beyond the training context ({found.trained_at:,})\n{text}"
+    figure = draw_heads(
+        maps[-min(MOST_MAPS, max(1, MOST_LABELS // len(order))) :],
+        Columns(names, "\n".join([label, *(["; ".join(notes)] if notes else [])]), blind),
+        list(_tails(read[-1], found, order)),
+        found.trained_at,
+        title=title,
+        longest=read[-1].context_length,
+    )
+    save(figure, path)
+
+
+def slope_text(slope: float) -> str:
+    """A slope as a fraction, such as 1/64."""
+    return f"1/{1 / slope:.3g}" if slope < 1 else f"{slope:.3g}"
+
+
+def _columns(found: "HeadsStudy", n_heads: int) -> tuple[list[int], list[str], str, list[bool]]:
+    """Heads from 1 on in the order of the columns, their names, what these are, and which are predicted to be blind."""
+    if found.reaches is None:
+        heads = list(range(1, n_heads + 1))
+        return heads, [str(head) for head in heads], "head", [False] * n_heads
+    slopes = [each.slope for each in found.reaches]
+    order = sorted(range(1, n_heads + 1), key=lambda head: -slopes[head - 1])
+    blind = [found.reaches[head - 1].zero < found.trained_at for head in order]
+    return order, [slope_text(slopes[head - 1]) for head in order], "slope of the head", blind
+
+
+def _map(result: "HeadsResult", order: Sequence[int], trained_at: int) -> HeadMap:
+    layers = sorted({each.layer for each in result.heads})
+    by_place = {(each.layer, each.head): each for each in result.heads}
+    rows = [[by_place[layer, head] for head in order] for layer in layers]
+    shares = [[each.beyond.value if each.beyond else 0.0 for each in row] for row in rows]
+    title = f"{result.context_length:,} tokens ({result.context_length / trained_at:.3g} ×)"
+    return HeadMap(title, shares, [[bool(each.is_blind) for each in row] for row in rows])
+
+
+def _tails(result: "HeadsResult", found: "HeadsStudy", order: Sequence[int]) -> Iterator[TailLine]:
+    """As many lines as there are colours, evenly chosen."""
+    has_slopes = found.reaches is not None
+    groups = list(order) if has_slopes else sorted({each.layer for each in result.heads})
+    n_lines = min(len(groups), len(COLOURS))
+    chosen = [groups[round(n * (len(groups) - 1) / max(1, n_lines - 1))] for n in range(n_lines)]
+    for group in chosen:
+        members = [each for each in result.heads if (each.head if has_slopes else each.layer) == group]
+        points = [Point(edge, _mean_tail(members, n)) for n, edge in enumerate(result.edges)]
+        reach = found.reaches[group - 1] if found.reaches is not None else None
+        name = f"slope {slope_text(reach.slope)}" if reach is not None else f"layer {group}"
+        ends = (reach.changes_nothing, reach.zero) if reach is not None else (None, None)
+        yield TailLine(name, points, *ends)
+
+
+def _mean_tail(members: Sequence["HeadResult"], number: int) -> float:
+    return sum(each.tails[number] for each in members) / len(members)

@@ -1,0 +1,175 @@
+"""A study of attention heads, from a checkpoint to tables, a picture and `results.json`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from gptstar.checkpoint.format import Checkpoint
+from gptstar.errors import ConfigError, DataError
+from gptstar.evaluation.batch_size import batch_size_for
+from gptstar.evaluation.heads.config import HeadsConfig
+from gptstar.evaluation.heads.figures import HeadsResult, head_results
+from gptstar.evaluation.heads.pictures import plot_heads
+from gptstar.evaluation.heads.prediction import Reach, keeps_subnormals, reach_of
+from gptstar.evaluation.heads.sums import Sums, summing
+from gptstar.evaluation.heads.tables import heads_markdown, heads_table
+from gptstar.evaluation.length.figures import Units
+from gptstar.evaluation.length.protocols import Window, last_blocks
+from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, batches, measured
+from gptstar.evaluation.length.source import Named, lengths_of, tokenizer_of
+from gptstar.evaluation.length.text import Text, text_of_files, text_of_shards
+from gptstar.evaluation.precision import computing_in
+from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
+from gptstar.files import write_text
+from gptstar.model import GPT
+from gptstar.model.positions import POSITIONS
+
+
+@dataclass(frozen=True)
+class HeadsStudy:
+    """All of a study.
+
+    Attributes:
+        positions: the kind's name.
+        reaches: by head, how far it sees for equal content; None for a kind whose scores do not fall by a slope.
+        units: of the intervals: `documents` or `stretches`, and how many.
+    """
+
+    name: str
+    trained_at: int
+    positions: str
+    reaches: tuple[Reach, ...] | None
+    units: str
+    lengths: tuple[HeadsResult, ...]
+
+
+class Windows:
+    """The windows that a study reads: they end with the same tokens at every length."""
+
+    def __init__(self, text: Text, lengths: Sequence[int], n_queries: int, limit: int) -> None:
+        """Choose the tokens whose weights are measured.
+
+        Raises:
+            DataError: no document is as long as the longest context.
+        """
+        longest, most = max(lengths), int(text.sizes.max(initial=0))
+        if most <= longest:
+            raise DataError(
+                f"no document is longer than {longest:,} tokens, the longest context, but at most {most:,}: read "
+                "shorter contexts, other text, or give documents=joined"
+            )
+        self._spans = last_blocks(text.sizes, longest, n_queries, limit)
+        units = Units(self._spans, longest)
+        self.text, self.n_queries = text, n_queries
+        self.units = f"{units.count:,} {units.name}"
+        self.unit_of = units.numbers[[span.at for span in self._spans]]
+
+    def of(self, length: int) -> list[Window]:
+        """Windows of so many tokens, numbered by `at`."""
+        return [
+            Window(span.document, span.stop - length, span.stop, self.n_queries, number)
+            for number, span in enumerate(self._spans)
+        ]
+
+
+def study(
+    named: Named,
+    config: HeadsConfig,
+    *,
+    shards: str | None,
+    device: torch.device,
+    console: Console,
+    output: Path,
+) -> HeadsStudy:
+    """Measure where the weight of each head goes, print a table, and write `heads.png`, `results.md`, `results.json`.
+
+    Args:
+        named: the identity of a checkpoint, and the checkpoint.
+        shards: a folder of text; by default `config.text`, or what the checkpoint was trained with.
+
+    Raises:
+        ConfigError, DataError: text, lengths or training context that don't fit, before anything is read.
+    """
+    identity, checkpoint = named
+    name, trained_at = str(identity["name"]), checkpoint.trained_at or config.trained_at
+    if trained_at is None:
+        raise ConfigError(f"{name} does not know its training context: give {config.KEY}.trained_at")
+    lengths = lengths_of([named], config.reading)
+    windows = Windows(_text(name, checkpoint, config, shards), lengths, config.queries_of(lengths), config.max_queries)
+    model = checkpoint.build().to(device)
+    found = HeadsStudy(
+        name=name,
+        trained_at=trained_at,
+        positions=POSITIONS.name_of(checkpoint.model.positions),
+        reaches=_reaches(model, device),
+        units=windows.units,
+        lengths=(),
+    )
+    results = [
+        _read(model, windows, found, length, config)
+        for length in track(lengths, "reading", console=console, transient=True, disable=not console.is_terminal)
+    ]
+    found = HeadsStudy(**{**vars(found), "lengths": tuple(results)})
+    console.print(heads_table(found))
+    _write(found, windows.text, config, identity=dict(identity), output=output)
+    console.print(f"in {output}: heads.png, results.md, {FILE_NAME}", soft_wrap=True, highlight=False)
+    return found
+
+
+def _text(name: str, checkpoint: Checkpoint, config: HeadsConfig, shards: str | None) -> Text:
+    """The text of a study of context length: held-out shards as one stream, files apart."""
+    tokenizer, folder = tokenizer_of(name, checkpoint, config.reading, shards)
+    if folder is None:
+        return text_of_files(tokenizer, config.reading)
+    return text_of_shards(folder, joined=config.documents != "apart")
+
+
+def _reaches(model: GPT, device: torch.device) -> tuple[Reach, ...] | None:
+    slopes = model.positions.slopes(model.config.n_heads, torch.device("cpu"))
+    if slopes is None:
+        return None
+    kept = keeps_subnormals(device)
+    return tuple(reach_of(slope, keeps_subnormals=kept) for slope in slopes.tolist())
+
+
+@torch.inference_mode()
+def _read(model: GPT, windows: Windows, known: HeadsStudy, length: int, config: HeadsConfig) -> HeadsResult:
+    """Read all windows at a length."""
+    device = model.token_embedding.weight.device
+    read, n_queries = windows.of(length), windows.n_queries
+    edges = tuple(sorted({round(2 ** (half / 2)) for half in range(2 * length.bit_length())} & {*range(length)}))
+    result = HeadsResult(length, len(read) * n_queries, edges)
+    if (capacity := model.positions.capacity) is not None and length > capacity:
+        return result
+    sums = Sums(len(read), n_queries, model, known.trained_at, edges)
+    batch_tokens = config.batch_tokens or batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens
+    with measured(device) as cost, computing_in(torch.float32, device):
+        for batch in batches(read, batch_tokens):
+            tokens = np.stack([windows.text.documents[each.document].read(each.start, length) for each in batch])
+            with summing(model, sums, slice(batch[0].at, batch[-1].at + 1)):
+                model.hidden(torch.from_numpy(tokens.astype(np.int64)).to(device))
+    heads = head_results(sums, windows.unit_of, known.reaches, known.trained_at, length, config.seed)
+    return HeadsResult(length, result.queries, edges, cost.seconds, cost.memory, heads)
+
+
+def _write(found: HeadsStudy, text: Text, config: HeadsConfig, *, identity: dict[str, object], output: Path) -> None:
+    """Write the picture, `results.md`, and last and whole `results.json`."""
+    output.mkdir(parents=True, exist_ok=True)
+    plot_heads(found, output / "heads.png", text.name)
+    (output / "results.md").write_text(heads_markdown(found, text.name), encoding="utf-8")
+    tree = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": "heads",
+        "protocol": asdict(config),
+        "text": text.source,
+        "versions": versions_of("torch", "numpy", "tokenizers"),
+        "checkpoint": identity,
+        **asdict(found),
+    }
+    write_text(output / FILE_NAME, to_json(tree))

@@ -26,7 +26,7 @@ def parse(*overrides: str) -> TrainConfig:
     [*((each, "none") for each in EXPERIMENTS), *(("gpt127", each) for each in ("fast", "overfit", "profile"))],
 )
 def test_every_experiment_composes(experiment: str, debug: str) -> None:
-    text = {"quickstart": [], "none": ["data=local", "data.files=x"]}.get(experiment, ["data.files=x"])
+    text = {"quickstart": [], "recall": [], "none": ["data=local", "data.files=x"]}.get(experiment, ["data.files=x"])
     name = "x" if experiment in ("none", "ablation/small") else experiment.replace("/", "-")  # those two name none
     assert parse(f"experiment={experiment}", f"debug={debug}", *text).record.name == name
 

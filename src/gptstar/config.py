@@ -16,6 +16,7 @@ from gptstar.choices import import_plugins
 from gptstar.errors import ConfigError
 from gptstar.evaluation.heads import HeadsConfig
 from gptstar.evaluation.length import LengthConfig
+from gptstar.evaluation.recall import RecallConfig
 from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.fields import Role, in_words
 from gptstar.keys import Inline, flatten, is_valid, nested, unknown_key, valid_keys
@@ -139,7 +140,7 @@ class EvaluateConfig:
     tokenizer: Path | None
     shards: str | None
     hardware: Hardware
-    evaluation: Annotated[TasksConfig | LengthConfig | HeadsConfig, Field(discriminator="study")]
+    evaluation: Annotated[TasksConfig | LengthConfig | HeadsConfig | RecallConfig, Field(discriminator="study")]
     plugins: tuple[str, ...] = ()
 
     @classmethod

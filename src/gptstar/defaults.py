@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from gptstar.errors import DataError
+from gptstar.errors import ConfigError, DataError
 
 NEUTRAL = "experiment=none"
 """Chosen in place of the quickstart's settings, which fit its own model and text alone."""
@@ -109,6 +110,8 @@ def is_given(key: str, words: Sequence[str]) -> bool:
 
 def _vocabulary(data: DictConfig) -> int | None:
     """Return the size of the tokenizer that is given, or that prepared the shards; None if it is not there yet."""
+    from gptstar.choices import parse_fields
+    from gptstar.data.config import DataConfig
     from gptstar.data.storage.manifest import read_manifest
     from gptstar.data.storage.shards import ShardFolder
     from gptstar.data.tokenizer import Tokenizer
@@ -116,11 +119,15 @@ def _vocabulary(data: DictConfig) -> int | None:
     try:
         if isinstance(file := data.get("tokenizer"), str):
             return Tokenizer.from_file(Path(file)).n_vocab
+        if data.get("corpora"):
+            tree: Any = OmegaConf.to_container(data, resolve=True)
+            if (own := parse_fields(DataConfig, tree, "data").own_tokenizer) is not None:
+                return own.n_vocab
         reads_shards = data.get("source") == "local" and data.get("files") is None and not data.get("corpora")
         if reads_shards and isinstance(shards := data.get("shards"), str):
             if "://" in shards:
                 return ShardFolder(shards, int(data.cache_bytes)).manifest.n_vocab
             return read_manifest(Path(shards) / "manifest.json").n_vocab  # without the hashes of the shards
-    except (DataError, TypeError, ValueError):  # which is reported where the text is read; `gptstar plan` needs no text
-        return None
+    except (ConfigError, DataError, OmegaConfBaseException, TypeError, ValueError):
+        return None  # the error is reported where the text is read; `gptstar plan` needs no text
     return None

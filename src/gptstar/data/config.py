@@ -7,7 +7,9 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
+from gptstar.data.text.recall import Recall as Recall  # which registers it
 from gptstar.data.text.sources import SOURCES, Source
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError
 from gptstar.fields import Before, Count, NotNegative, Role, Shown, Within, check_ranges
 
@@ -94,6 +96,8 @@ class DataConfig:
         windows: cut from the `stream` of all documents, or starting at `documents`, the rest of whose last block is
             left empty.
         attention: `across` all that a window holds, or `within` each of its documents.
+        query_mark: text of one token that stands before a query of one token: only the token after the query, its
+            answer, is a target, in training and in validation. None: all tokens are targets.
         mixture_tokens: tokens of one pass through the mixture where corpora have weights.
         shuffle_tokens: order is random within groups of this many tokens, drawn from all over; None: one group.
         cache_bytes: room on this machine for shards that are read from afar.
@@ -105,6 +109,7 @@ class DataConfig:
     block_tokens: Annotated[Count, Role.RESULT] = 1024
     windows: Annotated[Literal["stream", "documents"], Role.RESULT, Before("stream")] = "stream"
     attention: Annotated[Literal["across", "within"], Role.RESULT, Before("across")] = "across"
+    query_mark: Annotated[str | None, Role.RESULT, Before(None)] = None
     files: str | tuple[str, ...] | None = None
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
     tokenizer: Path | None = None
@@ -138,6 +143,19 @@ class DataConfig:
                     f"data.{key}={value} is less than a block (data.block_tokens={self.block_tokens}): nothing would "
                     f"be {done}"
                 )
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether windows may hold positions without a target."""
+        return self.windows == "documents" or self.query_mark is not None
+
+    @property
+    def own_tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that the source of the only corpus brings, if it does and no other is given."""
+        sources = [corpus.source for corpus in self.corpora.values()]
+        if self.tokenizer or self.files or len(sources) != 1 or sources[0] is None:
+            return None
+        return sources[0].tokenizer
 
     def _check_text(self) -> None:
         if self.source == "local" and self.files is None and self.shards is None and not self.corpora:

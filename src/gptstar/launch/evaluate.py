@@ -35,6 +35,7 @@ def run(config: "EvaluateConfig") -> None:
     from gptstar.data.tokenizer import Tokenizer
     from gptstar.evaluation.heads import HeadsConfig
     from gptstar.evaluation.length.config import LengthConfig
+    from gptstar.evaluation.recall.config import RecallConfig
     from gptstar.ranks import joined
 
     if (config.output / "results.json").exists():
@@ -59,6 +60,11 @@ def run(config: "EvaluateConfig") -> None:
 
             if ranks.first:
                 study_heads(named[0], evaluation, shards=config.shards, device=device, console=console, output=output)
+        elif isinstance(evaluation, RecallConfig):
+            from gptstar.evaluation.recall.study import study as study_recall
+
+            if ranks.first:
+                study_recall(named, evaluation, device=device, console=console, output=output)
         else:
             from gptstar.evaluation.tasks.suite import evaluate_and_report
 

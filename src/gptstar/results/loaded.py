@@ -27,7 +27,7 @@ class DamagedWarning(UserWarning):
     """A run or an evaluation that can't be read, and is left out."""
 
 
-OTHER_KINDS = ("length", "heads")
+OTHER_KINDS = ("length", "heads", "recall")
 """Kinds of evaluations that are not scores on tasks."""
 
 

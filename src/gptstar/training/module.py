@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
+from gptstar.data.order.windows import inputs_of
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import TrainingError
 from gptstar.model import GPT
@@ -42,9 +43,8 @@ class LanguageModelling(pl.LightningModule):
     Args:
         beginning: the model, and the state of its optimizer and of its average.
         recipe: resolved. With `data.attention` within documents, a position belongs to the document whose number is
-            that of the end-of-text tokens before it. With `data.windows` that start at documents, windows may hold -1
-            where there is no token: no loss is counted there, and a step's loss and gradient are the means over the
-            targets that all its micro-batches on all ranks hold together.
+            that of the end-of-text tokens before it. Where `data.has_gaps`, negative targets count for nothing, and a
+            step's loss and gradient are means over the targets that all its micro-batches on all ranks hold together.
         hardware: whether to compile, what to compute in, and whether each rank has a part of the model.
         tracker: whether to measure a gradient norm for each block as well.
         tokenizer: the text's: end-of-text, and the bytes of text behind each token.
@@ -75,7 +75,7 @@ class LanguageModelling(pl.LightningModule):
         self._saved_average = beginning.averaged
         self._materialise = beginning.materialise
         self._end_of_text = tokenizer.end_of_text if recipe.data.attention == "within" else None
-        self._fill = recipe.data.windows == "documents"
+        self._fill = recipe.data.has_gaps
         self._bf16_weights = hardware.resolved_precision() == "bf16_weights"
         lengths = recipe.curriculum.n_lengths(recipe.data.context_length)
         self._n_graphs = lengths + 1 if hardware.compiles() else 0  # one for each length, and one for validation
@@ -171,7 +171,7 @@ class LanguageModelling(pl.LightningModule):
 
     def _loss(self, windows: Tensor, reduction: Literal["none", "sum"]) -> Tensor:
         """`(sequence, context_length + 1)` → the loss of each target, nats, 0 where there is none; or their sum."""
-        inputs, targets = windows[:, :-1].clamp(min=0), windows[:, 1:]
+        inputs, targets = inputs_of(windows[:, :-1]), windows[:, 1:]
         documents = self._documents(inputs)
         with self._compiled_call():
             return self._computing(inputs, targets, documents=documents, reduction=reduction)

@@ -89,7 +89,18 @@ def windows_of(
     aligned = config.windows == "documents"
     documents = document_blocks(folder, split, streams, config.block_tokens) if aligned else None
     tokens = [folder.stream(split, corpus, stratum) for corpus, stratum in streams]
-    return Windows(tokens, config.context_length, config.block_tokens, documents)
+    mark = None if config.query_mark is None else _token(folder, config.query_mark)
+    return Windows(tokens, config.context_length, config.block_tokens, documents, mark)
+
+
+def _token(folder: ShardFolder, text: str) -> int:
+    """Return the token that a text is. Raises ConfigError if it is several, or none."""
+    (tokens,) = folder.tokenizer.encode([text])
+    if len(tokens) != 1:
+        raise ConfigError(
+            f"data.query_mark={text!r} is {len(tokens)} tokens of the text's tokenizer: give a text that is one"
+        )
+    return int(tokens[0])
 
 
 def document_blocks(

@@ -18,8 +18,16 @@ from gptstar.errors import ConfigError
 NO_TARGET = -1
 """Stands where a window reaches beyond its document."""
 
+ONLY_INPUT = -2
+"""A token that is read and is no target stands as this less the token."""
+
 BLANK = -1
 """The number of a window that holds no target."""
+
+
+def inputs_of(windows: Tensor) -> Tensor:
+    """Return the tokens of windows, targets or not; 0 where there is none."""
+    return torch.where(windows < NO_TARGET, ONLY_INPUT - windows, windows).clamp(min=0)
 
 
 class DocumentBlocks:
@@ -79,6 +87,7 @@ class Windows(Dataset[Tensor]):
             once, save an end-of-text that opens a document and the first token of a stream: nothing is read before
             them. What a window has beyond its document is `NO_TARGET`; one that holds no target at all is computed for
             nothing, so documents should be long and blocks short.
+        query_mark: a token; all tokens but the second after it are `ONLY_INPUT`. What precedes a window is not seen.
     """
 
     def __init__(
@@ -87,8 +96,10 @@ class Windows(Dataset[Tensor]):
         context_length: int,
         block_tokens: int,
         documents: DocumentBlocks | None = None,
+        query_mark: int | None = None,
     ) -> None:
         self.context_length, self.block_tokens, self._documents = context_length, block_tokens, documents
+        self._query_mark = query_mark
         arrays = [array for stream in streams for array in stream.arrays]
         if documents is not None:
             arrays.append(np.zeros(context_length, dtype=np.int64))  # a window of the last document reaches beyond it
@@ -119,10 +130,17 @@ class Windows(Dataset[Tensor]):
         return self._starts_and_targets(numbers)[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
-        """Read `(window, context_length + 1)`, int64; the last target of a window is the first input of the next."""
+        """Read `(window, context_length + 1)`, int64; the last target of a window is the first input of the next.
+
+        `inputs_of` returns their tokens.
+        """
         present = np.maximum(np.asarray(numbers, dtype=np.int64), 0)
         starts, left = self._starts_and_targets(present)
         windows = self.tokens.gather(starts, self.context_length + 1)
+        if self._query_mark is not None:
+            is_target = np.roll(windows == self._query_mark, 2, axis=1)
+            is_target[:, :2] = False
+            windows = np.where(is_target, windows, ONLY_INPUT - windows)
         if left is not None:
             windows[np.arange(self.context_length + 1) > left[:, None]] = NO_TARGET
         windows[np.asarray(numbers) == BLANK] = NO_TARGET

@@ -50,7 +50,7 @@ def ensure_prepared(
     Raises:
         DataError: text, tokenizer or shards are missing, damaged or don't belong together.
     """
-    given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
+    given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else config.own_tokenizer
     if config.source == "local" and config.files is None and not any(map(_has_source, config.corpora.values())):
         assert config.shards is not None  # DataConfig refuses anything else
         if verify:
@@ -59,7 +59,7 @@ def ensure_prepared(
         _check_tokenizer(folder, given, n_vocab)
         return folder
     if given and given.n_vocab > n_vocab:
-        raise DataError(_other_size(f"{config.tokenizer} has", given.n_vocab, n_vocab))
+        raise DataError(_other_size(f"{config.tokenizer or 'the tokenizer of the text'} has", given.n_vocab, n_vocab))
     if config.shards and "://" in config.shards:
         raise DataError(
             f"data.shards={config.shards} is far away: shards are written to a folder here; copy them there "

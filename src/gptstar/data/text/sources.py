@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 from gptstar.choices import Choices
 from gptstar.data.text.records import Record, Skipped, Unit, document
+from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError, Refusal, with_type
 
 
@@ -38,6 +39,11 @@ class Source:
     def stamp(self) -> str:
         """What the text depends on beside the keys and the class's file, such as a hash of the files it reads."""
         return ""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer for text of this source alone; None: as for any text."""
+        return None
 
     def documents(self, part: int) -> Iterator[str]:
         """Yield the text of each document of a part, from 0 to `n_parts - 1`."""

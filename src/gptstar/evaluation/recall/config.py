@@ -1,0 +1,68 @@
+"""The settings of a study of recall."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gptstar.data.text.recall import N_KEYS
+from gptstar.errors import ConfigError
+from gptstar.fields import Count, Seed32, Share, check_ranges
+
+LEARNED = 0.95
+"""Accuracy at the training context from which a model has learned to recall."""
+
+
+def least_length(n_pairs: int) -> int:
+    """Return the tokens of a text of so many pairs without filler: end-of-text, pairs, and a query."""
+    return 1 + 2 * n_pairs + 2
+
+
+@dataclass(frozen=True)
+class RecallConfig:
+    """Settings of a study of recall.
+
+    Attributes:
+        multiples: of the training context: how long the texts are. The training context itself is always read.
+        depths: where the pair that is asked for stands: 0 at the beginning of a text, 1 just before the query.
+        items: texts at each length and depth.
+        pairs: of a text, the same at every length, so that lengths differ in distance alone.
+        loads: pairs of texts of one length, the shortest that holds the most of them; so loads differ in pairs alone.
+            Those that no length holds, or the tokenizer's words don't suffice for, are left out.
+        trained_at: the training context of a checkpoint that does not know it.
+        dtype: what matrix products are computed in.
+        batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
+        seed: of the texts.
+    """
+
+    study: Literal["recall"] = "recall"
+    multiples: tuple[Count, ...] = (1, 2, 4, 8, 16)
+    depths: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    items: Count = 200
+    pairs: Count = 4
+    loads: tuple[Count, ...] = (4, 8, 16, 32)
+    trained_at: Count | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    batch_tokens: Count | None = None
+    seed: Seed32 = 1234
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "evaluation.")
+        for name in ("multiples", "depths", "loads"):
+            values = getattr(self, name)
+            if not values and name != "loads":
+                raise ConfigError(f"evaluation.{name} is empty: name some")
+            if len(set(values)) < len(values):
+                raise ConfigError(f"evaluation.{name}={list(values)} names one twice: name each once")
+        for name, most in (("pairs", self.pairs), ("loads", max(self.loads, default=1))):
+            if most > N_KEYS:
+                raise ConfigError(f"evaluation.{name}: {most} pairs are more than the {N_KEYS} keys there are")
+
+    def fitting_loads(self, trained_at: int, most: int) -> tuple[tuple[int, ...], int]:
+        """Return the loads of `most` pairs at most that fit a length, ascending, and the shortest length for all."""
+        lengths = self.lengths(trained_at)
+        loads = sorted(each for each in self.loads if each <= most and least_length(each) <= lengths[-1])
+        needed = least_length(max(loads, default=1))
+        return tuple(loads), next((each for each in lengths if each >= needed), lengths[-1])
+
+    def lengths(self, trained_at: int) -> tuple[int, ...]:
+        """Return the lengths of texts, ascending, the training context among them."""
+        return tuple(trained_at * multiple for multiple in sorted({1, *self.multiples}))

@@ -305,7 +305,6 @@ def test_one_bad_run_hides_no_other(
         ("config.yaml", "config.yaml: not a regular file"),
         ("metrics.csv", "not a regular file"),
         pytest.param("versions.json", "versions.json: not a regular file", marks=pytest.mark.slow),
-        pytest.param("status.json", "status.json is damaged", marks=pytest.mark.slow),
     ],
 )
 def test_a_report_says_what_it_left_out(

@@ -1,4 +1,4 @@
-"""What it costs a run that another process evaluates its checkpoints (`evaluation.every_n_steps`).
+"""Measure how much background evaluation (`evaluation.every_n_steps`) slows a training run.
 
     python benchmarks/background_evaluation.py --data_dir DIR     # made by `gptstar evaluation bundle DIR --tasks piqa`
 

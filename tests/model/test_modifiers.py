@@ -20,7 +20,14 @@ from gptstar.model.softmax_scale import SSMax
 from gptstar.model.view import Cache, View
 from gptstar.training.optimizers.base import decays
 from support.graph import assert_alike, batch, trained
-from support.layers import expected_of, inputs_of, layer_of
+from support.layers import (
+    WITHIN,
+    assert_branches_are_whole_sequences,
+    assert_documents_read_alone,
+    expected_of,
+    inputs_of,
+    layer_of,
+)
 from support.positions import SIZES, build, greedily
 
 KINDS = ["alibi", "rotary", "none", "t5", "kerple", "fire", "log_alibi", "p_rope", "fox"]
@@ -30,7 +37,6 @@ WINDOW = {"attention_window": 11}
 SINKS = {"attention_window": 11, "attention_sinks": 3}
 SSMAX = {"softmax_scale": "ssmax"}
 LONG = {"attention_window": 300, "attention_sinks": 4}
-WITHIN = 1e-5
 COLUMNS = 5e-4
 """Of ALiBi in the form `columns`, which rounds (`columns_attention`)."""
 
@@ -112,13 +118,7 @@ def test_flex_attention_agrees_with_the_definition(kind: str, n_positions: int) 
 def test_documents_are_read_as_if_alone(kind: str, modifiers: dict[str, object], form: AttentionForm) -> None:
     attention, inputs = layer_of(kind, 7, **modifiers), inputs_of(7, 61)
     attention.form = form
-    documents = torch.repeat_interleave(torch.tensor([30, 1, 30]))[None]
-    with torch.no_grad():
-        found = attention.mixed(*inputs, documents)[0]
-    for start, stop in ((0, 30), (30, 31), (31, 61)):
-        own = [each[:, start:stop] for each in inputs]
-        expected = expected_of(kind, attention, own, np.arange(stop - start))
-        torch.testing.assert_close(found[start:stop].double(), expected, atol=2 * WITHIN, rtol=0)
+    assert_documents_read_alone(kind, attention, inputs, [30, 1, 30])
 
 
 @by_kind
@@ -172,18 +172,9 @@ def model_of(kind: str, **changes: object) -> GPT:
 def test_branches_that_share_a_beginning_have_the_logits_of_whole_sequences(
     kind: str, modifiers: dict[str, object]
 ) -> None:
-    model, nodes = model_of(kind, **modifiers | {"attention_window": 4}), torch.randint(31, (16,))
-    at = torch.tensor([*range(5), *range(5, 9), *range(5, 12)])
-    branch = torch.tensor([0] * 5 + [1] * 4 + [2] * 7)
-    mask = (at[:, None] >= at) & ((branch == 0) | (branch[:, None] == branch))
+    model = model_of(kind, **modifiers | {"attention_window": 4})
+    nodes, together = assert_branches_are_whole_sequences(model)
     with torch.inference_mode():
-        together = model.logits(model.hidden(nodes[None], View(at[None], at[None], mask[None])))[0]
-        second = model(torch.cat((nodes[:5], nodes[9:]))[None])[0]
-        torch.testing.assert_close(together[:9], model(nodes[None, :9])[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(torch.cat((together[:5], together[9:])), second, atol=1e-5, rtol=1e-5)
-        few = torch.tensor([[15, 3]])
-        found = model.hidden(nodes[None], View(at[None], at[None], mask[None]), few)
-        torch.testing.assert_close(model.logits(found)[0], together[few[0]], atol=1e-5, rtol=1e-5)
         last = model.hidden(nodes[None, :9], None, torch.tensor([[8, 2]]))  # of a text without a view
         torch.testing.assert_close(model.logits(last)[0], together[[8, 2]], atol=1e-5, rtol=1e-5)
 

@@ -7,9 +7,11 @@ from torch import Tensor
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.attention import Attention
 from gptstar.model.positions import Fire
+from gptstar.model.view import View
 from support import definitions
 
 D_MODEL, D_HEAD, THRESHOLD, P = 30, 8, 37, 0.75
+WITHIN = 1e-5
 
 
 def layer_of(kind: str, n_heads: int, **modifiers: object) -> Attention:
@@ -52,3 +54,36 @@ def expected_of(kind: str, attention: Attention, inputs: list[Tensor], rows: np.
         query = definitions.ssmax(query, attention.softmax_scale.s.detach().double().numpy(), rows, seen)
     mixed = definitions.attention(query, key, value, bias, rows, seen)
     return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(len(rows), -1))
+
+
+def assert_documents_read_alone(kind: str, attention: Attention, inputs: list[Tensor], sizes: list[int]) -> None:
+    """Documents that share a window are each mixed as the definition says of it by itself."""
+    documents = torch.repeat_interleave(torch.tensor(sizes))[None]
+    with torch.no_grad():
+        found = attention.mixed(*inputs, documents)[0]
+    ends = np.cumsum(sizes).tolist()
+    for start, stop in zip([0, *ends], ends, strict=False):
+        own = [each[:, start:stop] for each in inputs]
+        expected = expected_of(kind, attention, own, np.arange(stop - start))
+        torch.testing.assert_close(found[start:stop].double(), expected, atol=2 * WITHIN, rtol=0)
+
+
+def assert_branches_are_whole_sequences(model: GPT) -> tuple[Tensor, Tensor]:
+    """Two sequences that share a beginning have the logits of each alone, in a view of 16 tokens.
+
+    Returns:
+        The tokens `(16,)`, the first nine of which are the first sequence, and their logits `(16, n_vocab)`.
+    """
+    nodes = torch.randint(31, (16,))
+    at = torch.tensor([*range(5), *range(5, 9), *range(5, 12)])
+    branch = torch.tensor([0] * 5 + [1] * 4 + [2] * 7)
+    mask = (at[:, None] >= at) & ((branch == 0) | (branch[:, None] == branch))
+    with torch.inference_mode():
+        together = model.logits(model.hidden(nodes[None], View(at[None], at[None], mask[None])))[0]
+        second = model(torch.cat((nodes[:5], nodes[9:]))[None])[0]
+        torch.testing.assert_close(together[:9], model(nodes[None, :9])[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat((together[:5], together[9:])), second, atol=1e-5, rtol=1e-5)
+        few = torch.tensor([[15, 3]])
+        found = model.hidden(nodes[None], View(at[None], at[None], mask[None]), few)
+        torch.testing.assert_close(model.logits(found)[0], together[few[0]], atol=1e-5, rtol=1e-5)
+    return nodes, together

@@ -10,7 +10,6 @@ from gptstar.files import remove, whole_file
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Links to the newest checkpoint, and to that with the lowest validation loss."""
 
-
 EVALUATIONS = "evaluations"
 """The folder in a run directory that holds the evaluations of its checkpoints."""
 
@@ -54,7 +53,7 @@ def evaluation_of(folder: Path, step: int) -> Path:
 
 
 def is_evaluated(evaluation: Path) -> bool:
-    """Whether an evaluation has ended, with results or with an error."""
+    """Tell whether an evaluation has ended, with results or with an error."""
     return any((evaluation / name).exists() for name in ("results.json", ERROR_FILE))
 
 

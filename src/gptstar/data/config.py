@@ -146,7 +146,7 @@ class DataConfig:
 
     @property
     def has_gaps(self) -> bool:
-        """Whether windows may hold positions without a target."""
+        """Tell whether windows may hold positions without a target."""
         return self.windows == "documents" or self.query_mark is not None
 
     @property

@@ -161,6 +161,16 @@ def write_tasks(results: TaskResults, folder: Path) -> Path:
     return path
 
 
+def write_study(folder: Path, kind: str, config: Any, **found: Any) -> None:
+    """Write `results.json` of a study into its folder, whole or not at all; `config` is the study's dataclass.
+
+    Raises:
+        OSError: it can't be written; an older one stands.
+    """
+    about = {"kind": kind, "protocol": asdict(config), "versions": versions_of("torch", "numpy", "tokenizers")}
+    write_text(folder / FILE_NAME, to_json(HEADER | about | found))
+
+
 def read_tasks(path: Path) -> TaskResults:
     """Read the results of an evaluation on tasks: a `results.json`, or the folder that holds it.
 

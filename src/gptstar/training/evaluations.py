@@ -93,8 +93,8 @@ class EvaluateCheckpoints(pl.Callback):
         later = (path for path, step in steps_in(self._folder).items() if step > start_step)
         self._stale = {path: path.stat().st_mtime_ns for path in later}
         rows = read_metrics(self._folder)
-        self._recorded = {int(row["step"]) for row in rows if any(key.startswith(GROUPS) for key in row)}
-        self._recorded -= {step for step in self._recorded if step > start_step}
+        scored = (int(row["step"]) for row in rows if any(key.startswith(GROUPS) for key in row))
+        self._recorded = {step for step in scored if step <= start_step}
 
     def _check_settings(self) -> None:
         assert self._evaluator is not None

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from gptstar import results
-from gptstar.checkpoint.format import Checkpoint, TrainingState
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
@@ -22,38 +22,14 @@ from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.source import Named
 from gptstar.evaluation.length.study import study as length_study
 from gptstar.evaluation.length.text import text_of_files
-from gptstar.model import GPT, GPTConfig
 from gptstar.model.positions import POSITIONS
 from gptstar.results.loaded import Loaded
 from gptstar.results.report import write_report
 from support.runs import evaluate_here
-from support.text import QUIET, config, sentences
+from support.studies import checkpoint_of, named
+from support.text import QUIET, config
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(sentences(9, 200, 5), 300)
-
-
-@pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("books") / "books.jsonl"
-    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in sentences(12, 400, 7)))
-    return str(path)
-
-
-def checkpoint_of(tokenizer: Tokenizer | None, *, trained_at: int | None = 32, **variant: object) -> Checkpoint:
-    torch.manual_seed(0)
-    sizes = {"n_layers": 2, "d_model": 24, "n_heads": 3, "n_vocab": 300} | variant
-    model = GPTConfig(**sizes)
-    training = TrainingState(5, 5, None, {"data.context_length": trained_at}, {}, {}) if trained_at else None
-    return Checkpoint(model, GPT(model).state_dict(), tokenizer and tokenizer.json_text, training)
-
-
-def named(checkpoint: Checkpoint, name: str = "m") -> Named:
-    return {"name": name, "sha256": "0" * 64}, checkpoint
 
 
 def run(checkpoint: Named, output: Path, shards: str | None = None, **settings: object) -> tuple[str, HeadsStudy]:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from gptstar import results
-from gptstar.checkpoint.format import Checkpoint, TrainingState
+from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
@@ -20,34 +20,10 @@ from gptstar.evaluation.length.curve import Curve
 from gptstar.evaluation.length.source import Named, parts_of
 from gptstar.evaluation.length.study import study
 from gptstar.model import GPT, GPTConfig
+from support.studies import checkpoint_of, named
 from support.text import QUIET, config, sentences
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(sentences(9, 200, 5), 300)
-
-
-@pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("books") / "books.jsonl"
-    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in sentences(12, 400, 7)))
-    return str(path)
-
-
-def checkpoint_of(
-    tokenizer: Tokenizer | None, *, trained_at: int | None = 32, n_vocab: int = 300, seed: int = 0, **variant: object
-) -> Checkpoint:
-    torch.manual_seed(seed)
-    model = GPTConfig(n_layers=2, d_model=24, n_heads=3, n_vocab=n_vocab, **variant)
-    training = TrainingState(5, 5, None, {"data.context_length": trained_at}, {}, {}) if trained_at else None
-    return Checkpoint(model, GPT(model).state_dict(), tokenizer and tokenizer.json_text, training)
-
-
-def named(checkpoint: Checkpoint, name: str = "m") -> Named:
-    return {"name": name, "sha256": "0" * 64}, checkpoint
 
 
 def run(

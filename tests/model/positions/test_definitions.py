@@ -12,10 +12,9 @@ from gptstar.model.kernels.choice import AttentionForm
 from gptstar.model.positions import Positions, Sinusoidal
 from gptstar.model.view import Cache, View
 from support import definitions
-from support.layers import D_HEAD, D_MODEL, expected_of, inputs_of, layer_of
+from support.layers import D_HEAD, D_MODEL, WITHIN, assert_documents_read_alone, expected_of, inputs_of, layer_of
 
 KINDS = ["alibi", "rotary", "none", "t5", "kerple", "fire", "log_alibi", "p_rope", "fox"]
-WITHIN = 1e-5
 COLUMNS = 5e-4
 """ALiBi's columns round by about 2^-24 of slope times position (`columns_attention` says so); no CPU takes this form
 for float32 unless it is told to."""
@@ -76,13 +75,7 @@ def test_flex_attention_agrees_with_every_paper(kind: str, n_heads: int, n_posit
 @by_heads
 def test_documents_are_read_as_if_alone(kind: str, n_heads: int) -> None:
     attention, inputs = layer_of(kind, n_heads), inputs_of(n_heads, 301)
-    documents = torch.repeat_interleave(torch.tensor([130, 1, 170]))[None]
-    with torch.no_grad():
-        found = attention.mixed(*inputs, documents)[0]
-    for start, stop in ((0, 130), (130, 131), (131, 301)):
-        own = [each[:, start:stop] for each in inputs]
-        expected = expected_of(kind, attention, own, np.arange(stop - start))
-        torch.testing.assert_close(found[start:stop].double(), expected, atol=2 * WITHIN, rtol=0)
+    assert_documents_read_alone(kind, attention, inputs, [130, 1, 170])
 
 
 @by_kind

@@ -19,6 +19,7 @@ from gptstar.model.view import Cache, View
 from gptstar.training.optimizers.base import decays
 from own_positions import ForgetfulPositions, TablePositions
 from support.graph import assert_alike, batch, trained
+from support.layers import assert_branches_are_whole_sequences
 from support.positions import EVERY_FOLDER, SIZES, build, greedily, trained_and_read_again
 
 BUILT_IN: list[Positions] = [Sinusoidal(), T5(), Kerple(), Fire(7), LogAlibi(), PRope(0.5), Fox()]
@@ -70,19 +71,7 @@ def test_the_graph_learns_what_the_hand_written_forms_learn(kind, trains_flex_at
 
 @by_kind
 def test_branches_that_share_a_beginning_have_the_logits_of_whole_sequences(kind):
-    model = build(kind)
-    nodes = torch.randint(31, (16,))
-    at = torch.tensor([*range(5), *range(5, 9), *range(5, 12)])
-    branch = torch.tensor([0] * 5 + [1] * 4 + [2] * 7)
-    mask = (at[:, None] >= at) & ((branch == 0) | (branch[:, None] == branch))
-    with torch.inference_mode():
-        together = model.logits(model.hidden(nodes[None], View(at[None], at[None], mask[None])))[0]
-        second = model(torch.cat((nodes[:5], nodes[9:]))[None])[0]
-        torch.testing.assert_close(together[:9], model(nodes[None, :9])[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(torch.cat((together[:5], together[9:])), second, atol=1e-5, rtol=1e-5)
-        few = torch.tensor([[15, 3]])
-        found = model.hidden(nodes[None], View(at[None], at[None], mask[None]), few)
-        torch.testing.assert_close(model.logits(found)[0], together[few[0]], atol=1e-5, rtol=1e-5)
+    assert_branches_are_whole_sequences(build(kind))
 
 
 @by_kind

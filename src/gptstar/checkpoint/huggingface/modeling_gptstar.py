@@ -73,7 +73,7 @@ class GPTStarConfig(PretrainedConfig):
         return Mask(self.attention_window, self.attention_sinks)
 
     def scale(self):
-        """What multiplies queries; only the start of training depends on more than its name."""
+        """Return the softmax scale by its name; its other keys matter at the start of training only."""
         return SoftmaxScale() if self.softmax_scale == "none" else SSMax()
 
 

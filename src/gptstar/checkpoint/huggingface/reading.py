@@ -15,7 +15,7 @@ from gptstar.model.positions.base import Pairs
 
 @dataclass(eq=False)
 class Reading:
-    """What layers share in a forward pass.
+    """Values that all layers share in a forward pass.
 
     Attributes:
         at: `(batch or 1, query)`, int64: positions of the tokens that are read.

@@ -19,7 +19,7 @@ NO_TARGET = -1
 """Stands where a window reaches beyond its document."""
 
 ONLY_INPUT = -2
-"""A token that is read and is no target stands as this less the token."""
+"""Windows hold a token that is read but is not a target as `ONLY_INPUT - token`."""
 
 BLANK = -1
 """The number of a window that holds no target."""

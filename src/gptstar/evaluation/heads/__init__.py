@@ -1,4 +1,4 @@
-"""Where attention's weight goes: how far each head sees, and whether it is blind beyond the training context."""
+"""The distribution of attention over distance: how far each head sees, and whether it is blind beyond training."""
 
 from gptstar.evaluation.heads.config import HeadsConfig
 

@@ -10,7 +10,7 @@ from gptstar.evaluation.heads.sums import Sums
 from gptstar.evaluation.statistics.intervals import Interval, ratio_interval
 
 RESAMPLES = 1_999
-"""Of an interval: fewer than elsewhere, as there are two for each head and length."""
+"""Bootstrap resamples of an interval: fewer than elsewhere, as there are two intervals for each head and length."""
 
 
 @dataclass(frozen=True)

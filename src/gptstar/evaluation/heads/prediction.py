@@ -49,7 +49,7 @@ def reach_of(slope: float, *, keeps_subnormals: bool) -> Reach:
 
 
 def keeps_subnormals(device: torch.device) -> bool:
-    """Whether a softmax on a device returns weights below float32's normal numbers."""
+    """Tell whether a softmax on a device returns subnormal float32 weights."""
     scores = torch.full((1, 256), -(NORMAL + SUBNORMAL) / 2, device=device)
     scores[0, 0] = 0.0
     return bool((torch.softmax(scores, dim=-1) > 0).all())

@@ -1,7 +1,7 @@
 """A study of attention heads, from a checkpoint to tables, a picture and `results.json`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,7 @@ from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, batches, measure
 from gptstar.evaluation.length.source import Named, lengths_of, tokenizer_of
 from gptstar.evaluation.length.text import Text, text_of_files, text_of_shards
 from gptstar.evaluation.precision import computing_in
-from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
-from gptstar.files import write_text
+from gptstar.evaluation.results import FILE_NAME, write_study
 from gptstar.model import GPT
 from gptstar.model.positions import POSITIONS
 
@@ -114,7 +113,7 @@ def study(
         _read(model, windows, found, length, config)
         for length in track(lengths, "reading", console=console, transient=True, disable=not console.is_terminal)
     ]
-    found = HeadsStudy(**{**vars(found), "lengths": tuple(results)})
+    found = replace(found, lengths=tuple(results))
     console.print(heads_table(found))
     _write(found, windows.text, config, identity=dict(identity), output=output)
     console.print(f"in {output}: heads.png, results.md, {FILE_NAME}", soft_wrap=True, highlight=False)
@@ -162,14 +161,4 @@ def _write(found: HeadsStudy, text: Text, config: HeadsConfig, *, identity: dict
     output.mkdir(parents=True, exist_ok=True)
     plot_heads(found, output / "heads.png", text.name)
     (output / "results.md").write_text(heads_markdown(found, text.name), encoding="utf-8")
-    tree = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "kind": "heads",
-        "protocol": asdict(config),
-        "text": text.source,
-        "versions": versions_of("torch", "numpy", "tokenizers"),
-        "checkpoint": identity,
-        **asdict(found),
-    }
-    write_text(output / FILE_NAME, to_json(tree))
+    write_study(output, "heads", config, text=text.source, checkpoint=identity, **asdict(found))

@@ -18,7 +18,7 @@ LEAST_FELT = float(np.exp(-ROUNDING))
 
 
 class Sums:
-    """What the weights of the measured queries come to, at one context length.
+    """The attention weights of the measured queries, summed, at one context length.
 
     Attributes:
         edges: distances, in tokens.

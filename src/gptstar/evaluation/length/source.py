@@ -1,6 +1,5 @@
 """What each checkpoint of a study reads: its text, the lengths, and the ways to scale its positions."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,12 +60,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
     lengths = lengths_of(checkpoints, config)
     plans: dict[str, Plan | LegacyPlan] = {}
     parts = []
-    names: Counter[str] = Counter()
-    for identity, checkpoint in checkpoints:
-        name = str(identity["name"])
-        names[name] += 1
-        if names[name] > 1:
-            name = f"{name} ({names[name]})"
+    for name, (identity, checkpoint) in zip(unique_names(checkpoints), checkpoints, strict=True):
         trained_at = checkpoint.trained_at or config.trained_at
         scalings = _scalings(name, checkpoint, config, trained_at)
         tokenizer, folder = tokenizer_of(name, checkpoint, config, shards)
@@ -80,6 +74,13 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
             plans[key] = _plan(tokenizer, folder, config, lengths)
         parts.append(Part(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings))
     return parts
+
+
+def unique_names(checkpoints: Sequence[Named]) -> list[str]:
+    """Return the name of each checkpoint, with a number where an earlier one has the same."""
+    names = [str(identity["name"]) for identity, _ in checkpoints]
+    counts = [names[: at + 1].count(name) for at, name in enumerate(names)]
+    return [f"{name} ({count})" if count > 1 else name for name, count in zip(names, counts, strict=True)]
 
 
 def tokenizer_of(

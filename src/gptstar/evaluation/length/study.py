@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from gptstar.evaluation.batch_size import batch_size_for
 from gptstar.evaluation.length.config import LengthConfig
@@ -15,12 +14,11 @@ from gptstar.evaluation.length.curve import Curve, Read, read_curve
 from gptstar.evaluation.length.pictures import plot_context_length, plot_positions
 from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.source import Named, Part, lengths_of, parts_of
-from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
+from gptstar.evaluation.progress import study_progress
+from gptstar.evaluation.results import FILE_NAME, write_study
 from gptstar.evaluation.tables import comparison_table, cost_line, length_markdown, length_table
-from gptstar.files import write_text
 from gptstar.model.attention import scaled_positions
 from gptstar.model.positions import Scaling as PositionScaling
-from gptstar.terminal import Tenths
 
 IN_NAMES = {"none": "", "ntk": ", NTK", "yarn": ", YaRN"}
 """How a curve's name ends, by the scaling of its positions; another method's with its own name."""
@@ -54,17 +52,10 @@ def study(
     config = replace(config, context_lengths=lengths_of(checkpoints, config))
     parts = parts_of(checkpoints, config, shards)
     curves: list[Curve] = []
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        n_tokens = sum(_tokens_to_read(part) for part in parts)
-        task, tenths = progress.add_task("reading", total=n_tokens), Tenths(console, "reading", n_tokens)
-
-        def advance(tokens: int) -> None:
-            progress.advance(task, tokens)
-            tenths.advance(tokens)
-
+    with study_progress(console, "reading", sum(map(_tokens_to_read, parts))) as progress:
         for part in parts:
-            progress.update(task, description=f"reading {part.name}")
-            curves += _curves(part, config, device, advance)
+            progress.turn_to(part.name)
+            curves += _curves(part, config, device, progress.advance)
     bits = len({part.tokenizer for part in parts}) > 1
     written = _write(curves, parts, config, output, bits)
     if len(curves) == 1:
@@ -128,14 +119,5 @@ def _write(curves: Sequence[Curve], parts: Sequence[Part], config: LengthConfig,
     if bits:
         head += ["", DIFFERENT_TOKENIZERS]
     (output / "results.md").write_text(length_markdown(curves, head), encoding="utf-8")
-    tree = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "kind": "length",
-        "protocol": asdict(config),
-        "text": plan.text.source,
-        "versions": versions_of("torch", "numpy", "tokenizers"),
-        "curves": [asdict(curve) for curve in curves],
-    }
-    write_text(output / FILE_NAME, to_json(tree))
+    write_study(output, "length", config, text=plan.text.source, curves=[asdict(curve) for curve in curves])
     return [*written, "results.md", FILE_NAME]

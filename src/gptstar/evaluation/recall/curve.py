@@ -1,6 +1,6 @@
 """One model asked at every length, depth and load: how many answers are right."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -157,11 +157,6 @@ def _cell(
         return Cell(length, depth, n_pairs, 0, chance, None)
     clusters = np.tile(np.arange(len(right) // n_depths), n_depths)  # the same pairs at every depth
     return Cell(length, depth, n_pairs, len(right), chance, accuracy_interval(right, clusters))
-
-
-def tests_of(words: str) -> Sequence[Test]:
-    """Return the tests for models of these words: the passkey is for English."""
-    return ("pairs",) if words == "symbols" else ("pairs", "passkey")
 
 
 def cells_of(curve: RecallCurve, length: int) -> Iterator[Cell]:

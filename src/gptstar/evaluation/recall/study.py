@@ -1,6 +1,5 @@
 """A study of recall, from checkpoints to tables, a picture and `results.json`."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,28 +7,24 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.text.recall import SYMBOLS, Lexicon
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError
 from gptstar.evaluation.batch_size import batch_size_for
+from gptstar.evaluation.length.source import Named, unique_names
+from gptstar.evaluation.progress import study_progress
 from gptstar.evaluation.recall.config import RecallConfig
 from gptstar.evaluation.recall.curve import Asker, RecallCurve, answers_of, cells_of
 from gptstar.evaluation.recall.questions import PairQuestions, PasskeyQuestions, check_words, lexicon_for
 from gptstar.evaluation.recall.tables import TESTS, depth_table, load_table, recall_markdown, verdict
-from gptstar.evaluation.results import FILE_NAME, FORMAT, FORMAT_VERSION, to_json, versions_of
-from gptstar.files import write_text
+from gptstar.evaluation.results import FILE_NAME, write_study
 from gptstar.plots.recall import RecallPanel, draw_recall
 from gptstar.plots.style import save
-from gptstar.terminal import Tenths
 
 CPU_BATCH_TOKENS = 2**13
 PICTURE = "recall.png"
-
-Named = tuple[Mapping[str, Any], Checkpoint]
-"""The identity of a checkpoint, as `gptstar.checkpoint.identity` gives it, and the checkpoint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +52,14 @@ def study(
     """
     parts = _parts(checkpoints, config)
     curves: list[RecallCurve] = []
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        n_tokens = sum(_tokens_to_read(part, config) for part in parts)
-        task, tenths = progress.add_task("asking", total=n_tokens), Tenths(console, "asking", n_tokens)
-
-        def advance(tokens: int) -> None:
-            progress.advance(task, tokens)
-            tenths.advance(tokens)
-
+    with study_progress(console, "asking", sum(_tokens_to_read(part, config) for part in parts)) as progress:
         for part in parts:
-            progress.update(task, description=f"asking {part.name}")
+            progress.turn_to(part.name)
             model = part.checkpoint.build().to(device).eval()
             at_once = config.batch_tokens or batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens
             answer = answers_of(model, device, getattr(torch, config.dtype), at_once)
             capacity = part.checkpoint.model.positions.capacity
-            curves += _curves(part, Asker(answer, config, part.trained_at, capacity, advance))
+            curves += _curves(part, Asker(answer, config, part.trained_at, capacity, progress.advance))
     _write(curves, config, output)
     for curve in curves:
         console.print(depth_table(curve))
@@ -84,12 +72,7 @@ def study(
 
 def _parts(checkpoints: Sequence[Named], config: RecallConfig) -> list[Part]:
     parts = []
-    names: Counter[str] = Counter()
-    for identity, checkpoint in checkpoints:
-        name = str(identity["name"])
-        names[name] += 1
-        if names[name] > 1:
-            name = f"{name} ({names[name]})"
+    for name, (identity, checkpoint) in zip(unique_names(checkpoints), checkpoints, strict=True):
         if checkpoint.tokenizer is None:
             raise ConfigError(f"{name} holds no tokenizer: give tokenizer=FILE, a `tokenizers` JSON")
         trained_at = checkpoint.trained_at or config.trained_at
@@ -134,15 +117,7 @@ def _write(curves: Sequence[RecallCurve], config: RecallConfig, output: Path) ->
         f"answer is the candidate with the highest log-likelihood. Products in {config.dtype}."
     ]
     (output / "results.md").write_text(recall_markdown(curves, head), encoding="utf-8")
-    tree = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "kind": "recall",
-        "protocol": asdict(config),
-        "versions": versions_of("torch", "numpy", "tokenizers"),
-        "curves": [asdict(curve) for curve in curves],
-    }
-    write_text(output / FILE_NAME, to_json(tree))
+    write_study(output, "recall", config, curves=[asdict(curve) for curve in curves])
 
 
 def _panel(curve: RecallCurve) -> RecallPanel:

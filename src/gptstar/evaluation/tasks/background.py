@@ -27,9 +27,10 @@ from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.ranks import end_with_the_launcher
 
 READY = "ready"
+"""The answer to an order that can be carried out."""
+
 NICENESS = 10
 """Evaluations on the CPU give way to training."""
-
 
 INDIFFERENT = ("study", "every_n_steps", "device", "batch_tokens", "batch_size", "cache")
 """Settings that may differ between the evaluations of a run."""
@@ -100,30 +101,36 @@ def main() -> None:
         return
     print(READY, file=answer, flush=True)
 
-    def score(known: dict[str, Any], checkpoint: Checkpoint, folder: Path) -> None:
-        try:
-            evaluate_and_report(known, checkpoint, order.config, device, folder, Console(), tasks=tasks)
-        except Refusal as error:
-            _explain(error, folder)
-
     for line in sys.stdin:
         job = TypeAdapter(Job).validate_json(line)
-        partial = _partial(job.folder)
         try:
-            identity_of_last, checkpoint = read_with_identity(job.checkpoint)
-            checkpoint = replace(checkpoint, training=None)  # its optimizer state may be twice the model
+            parts = _parts(job)
         except Refusal as error:
+            partial = _partial(job.folder)
             _explain(error, partial)
-        else:
-            if checkpoint.averaged:
-                path = job.checkpoint.with_name(f"{job.checkpoint.name}{AVERAGED}")
-                average = replace(checkpoint, weights=checkpoint.averaged, averaged={}, is_average=True)
-                name = {key: identity_of_last[key] for key in ("step", "tokens", "context_length")}
-                of_average = _partial(averaged_of(job.folder))
-                score(identity(path, average) | name, average, of_average)
-                _publish(of_average, averaged_of(job.folder))
-            score(identity_of_last, checkpoint, partial)
-        _publish(partial, job.folder)
+            _publish(partial, job.folder)
+            continue
+        for identity_of_part, checkpoint, folder in parts:
+            partial = _partial(folder)
+            try:
+                evaluate_and_report(identity_of_part, checkpoint, order.config, device, partial, Console(), tasks=tasks)
+            except Refusal as error:
+                _explain(error, partial)
+            _publish(partial, folder)
+
+
+def _parts(job: Job) -> list[tuple[dict[str, Any], Checkpoint, Path]]:
+    """Read what is scored: averaged weights, if there are some, and at last the last weights, which complete the job.
+
+    They come without the training state, as that of the optimizer may be twice the model.
+    """
+    identity_of_last, read = read_with_identity(job.checkpoint)
+    parts = [(identity_of_last, replace(read, training=None), job.folder)]
+    if read.averaged:
+        average = replace(read, weights=read.averaged, averaged={}, is_average=True)
+        known = identity(job.checkpoint.with_name(f"{job.checkpoint.name}{AVERAGED}"), average)
+        parts.insert(0, (known, replace(average, training=None), averaged_of(job.folder)))
+    return parts
 
 
 def _partial(folder: Path) -> Path:

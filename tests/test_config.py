@@ -92,18 +92,18 @@ def test_a_number_is_written_once() -> None:
         (["model.n_layer=3"], "did you mean model.n_layers?"),
         (["modle=gpt127"], "modle is not a key of the configuration: did you mean model?"),
         (["+model.n_layer=3"], "model.n_layer is not a key of the configuration: did you mean model.n_layers?"),
-        (["data.files=a (1).txt"], "'data.files=a (1).txt' is not KEY=VALUE as Hydra reads it: quote"),
+        (["data.files=a (1).txt"], "'data.files=a (1).txt' is not a valid KEY=VALUE for Hydra: put two pairs of quotes"),
         (["experiment=gpt12"], "experiment=gpt12 does not exist: did you mean experiment=gpt127?"),
-        (["model=xyz"], "model=xyz does not exist: there are gpt127, gpt2_medium, gpt2_small, gpt303, gpt_1b3, tiny"),
+        (["model=xyz"], "model=xyz does not exist: choose from gpt127, gpt2_medium, gpt2_small, gpt303, gpt_1b3, tiny"),
         (["model.residual=paralel"], "model.residual=paralel is not known: did you mean parallel?"),
         (["total_steps=lr=3"], "total_steps=lr=3: input should be a valid integer"),
-        (["init_from=[-1]"], "init_from=[-1] is not the path of a checkpoint"),
+        (["init_from=[-1]"], "init_from=[-1] is not a path: give the path of a checkpoint"),
         (["total_steps=many"], "total_steps=many: input should be a valid integer"),
         (["seed=1.5"], "seed=1.5: input should be a valid integer"),
         (["total_steps=0"], "total_steps=0 is below 1"),
         (["total_steps=true"], "total_steps=True: input should be a number"),
         (["seed=-1"], "seed=-1 is not 0 or above"),
-        (["experiment=303"], "a group is chosen by the name of one of its files"),
+        (["experiment=303"], "choose a group by the name of one of its files, as in model=tiny"),
         (["total_steps"], "'total_steps' is not KEY=VALUE"),
         (
             ["model=gpt2_small", "data.block_tokens=2048", "data.context_length=2048"],
@@ -187,7 +187,7 @@ def test_a_key_of_another_choice_is_named_with_it(refusal: Callable[..., str]) -
         with one_line_errors():
             compose("evaluate", ["checkpoint=x", "evaluation.protocol=sliding"])
 
-    assert "evaluation.protocol is a key of evaluation=length: choose that too" in refusal(run)
+    assert "evaluation.protocol is a key of evaluation=length: choose that, too" in refusal(run)
 
 
 def test_yaml_holds_values_only() -> None:
@@ -217,7 +217,7 @@ def test_config_prints_what_follows(capsys: pytest.CaptureFixture[str]) -> None:
     main(["config", "experiment=gpt127", "data.files=x", "hardware.precision=bf16"])
     printed = capsys.readouterr().out
     assert (
-        "127,030,272 parameters; 26,738,688,000 tokens in all; a step is 1024 sequences; "
+        "127,030,272 parameters; 26,738,688,000 tokens in total; a step is 1024 sequences; "
         "a device computes 8 sequences at once, 128 times a step" in printed
     )
     assert "batch_tokens: 524288" in printed

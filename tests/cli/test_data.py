@@ -47,7 +47,7 @@ def test_parts_are_prepared_and_merged(
     (tmp_path / "s/manifest.json").unlink()
     main(["data", "merge", f"{tmp_path}/s"])
     main(["data", "verify", f"{tmp_path}/s"])
-    assert "12 files of 4 shards are as their manifest says" in capsys.readouterr().out
+    assert "12 files of 4 shards match their manifest" in capsys.readouterr().out
 
 
 def test_verify_names_what_is_damaged(

@@ -208,7 +208,7 @@ def test_the_command_selects_and_sorts(
     assert names("--where", "loss < 4", "--where", "seed == 0") == []
     assert names("--tag", "t0") == ["a"]
     main(["runs", str(saved / "*"), "--tag", "none"])
-    assert capsys.readouterr().out == "no run is left by --where and --tag\n"
+    assert capsys.readouterr().out == "no run matches --where and --tag\n"
     assert "no run has los" in refusal(main, ["runs", str(saved), "--sort", "los"])
     shutil.rmtree(saved / "b")
     assert names() == ["a"]

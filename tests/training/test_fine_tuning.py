@@ -94,7 +94,7 @@ def test_a_run_that_began_otherwise_is_not_continued(fine_tuning, trained_once, 
 @pytest.mark.parametrize("word", ["model.d_model=32", "model=gpt127", "+model.d_ff=3"])
 def test_a_word_that_sets_the_model_is_refused(word: str, fine_tuning, trained_once, refusal) -> None:
     line = refusal(run_here, fine_tuning(trained_once(), word))
-    assert f"brings its model, and {word} sets it: leave one of them out" in line
+    assert f"sets the model, and so does {word}: drop one of them" in line
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused_before_text_is_read(
@@ -102,7 +102,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_before_text_is_read(
 ) -> None:
     bare = tmp_path / "bare.ckpt"
     write(bare, replace(read(trained_once() / "best.ckpt"), tokenizer=None))
-    assert "holds no tokenizer: give data.tokenizer=FILE" in refusal(run_here, fine_tuning(bare))
+    assert "has no tokenizer: give data.tokenizer=FILE" in refusal(run_here, fine_tuning(bare))
     assert not (tmp_path / "tuned").exists()
 
 

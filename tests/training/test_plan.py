@@ -114,11 +114,11 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert "25,500 steps of 1,048,576 tokens" in said
     main(["plan", "experiment=gpt_1b3", "hardware.micro_batch_size=32", "--device", "3090", "--share", "0.3"])
     said = capsys.readouterr().out
-    assert "does not fit: give more devices with hardware=fsdp" in said
+    assert "does not fit: use more devices with hardware=fsdp" in said
     assert "at 30% of the peak" in said
     in_8_bits = ["optimizer=adamw_8bit", "hardware=ddp", "hardware.devices=8", "hardware.accelerator=cpu"]
     main(["plan", "experiment=gpt_1b3", *in_8_bits, "model.n_layers=99", "--device", "3090"])
-    assert "does not fit: give more devices with hardware=fsdp and optimizer=adamw" in capsys.readouterr().out
+    assert "does not fit: use more devices with hardware=fsdp and optimizer=adamw" in capsys.readouterr().out
     main(["plan", "experiment=gpt303", "hardware.micro_batch_size=128", "--device", "3090"])
     assert "does not fit: give hardware.micro_batch_size=" in capsys.readouterr().out
 
@@ -126,8 +126,8 @@ def test_the_command_says_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_machines_gpu_is_planned_by_its_own_rules(capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", "experiment=gpt127", "hardware.attention=flex", "hardware=ddp", "--device", "NVIDIA H100 PCIe"])
     said = capsys.readouterr().out
-    assert "micro-batches of 64 x 512 tokens, 16 a step (hardware.micro_batch_size=auto)" in said
-    assert "on 1 device (hardware.devices=auto: give how many there are)" in said
+    assert "micro-batches of 64 x 512 tokens, 16 per step (hardware.micro_batch_size=auto)" in said
+    assert "on 1 device (hardware.devices=auto: give the number of devices)" in said
     assert "at 40% of the peak (assumed), so" in said
     assert "program (assumed)" in said
 

@@ -14,30 +14,30 @@ from gptstar.cli.run import add_run_commands
 from gptstar.entry import one_line_errors
 
 SCRIPTS = {
-    "train": "train a language model: what train.py does",
-    "evaluate": "evaluate a checkpoint: what evaluate.py does",
-    "lm_eval": "the command of lm-evaluation-harness, with --model gptstar --model_args path=CHECKPOINT",
+    "train": "train a language model, as train.py does",
+    "evaluate": "evaluate a checkpoint, as evaluate.py does",
+    "lm_eval": "run lm-evaluation-harness with --model gptstar --model_args path=CHECKPOINT",
 }
-"""Commands whose words Hydra reads, or the harness."""
+"""Commands whose arguments Hydra or the harness parses."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `gptstar` command."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words and words[0] in SCRIPTS:
-        name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # where they read their words
+        name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # they parse sys.argv
         import_module(f"gptstar.launch.{name}").main()
         return
     parser = _parser()
     _, rest = parser.parse_known_args(words)
     if rest and words[-len(rest) :] == rest and not any(word.startswith("-") for word in rest):
-        # An optional argument behind options, which argparse looks for before them.
+        # argparse looks for an optional positional argument before the options; move it there.
         options_begin = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
         words = [*words[:options_begin], *rest, *words[options_begin : -len(rest)]]
     options = parser.parse_args(words)
     with one_line_errors():
         if getattr(options, "plugins", None):
-            from gptstar.choices import import_plugins  # imports pydantic, which --help need not wait for
+            from gptstar.choices import import_plugins  # imports pydantic, which would slow --help down
 
             import_plugins(tuple(options.plugins))
         options.run(options)
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gptstar",
         description="Train, evaluate, study and use GPT* language models.",
-        epilog="gptstar COMMAND --help explains each.",
+        epilog="gptstar COMMAND --help explains a command.",
     )
     parser.add_argument("--version", action="version", version=f"gptstar {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -1,4 +1,4 @@
-"""`gptstar data …`: look at prepared text, verify it, merge its parts, and adopt the tokens of other projects."""
+"""`gptstar data …`: inspect and verify prepared text, merge its parts, and adopt tokens of other projects."""
 
 import argparse
 from pathlib import Path
@@ -9,38 +9,46 @@ from gptstar.terminal import Terminal
 
 
 def add_data_commands(commands: Commands) -> None:
-    """Add `data` and what it can do to the `gptstar` command."""
-    data = commands.add_parser("data", help="look at prepared text: inspect, verify, overlap, merge, adopt")
+    """Add `data` and its subcommands to the `gptstar` command."""
+    data = commands.add_parser("data", help="work with prepared text: inspect, verify, overlap, merge, adopt")
     parts = data.add_subparsers(metavar="COMMAND", required=True)
 
-    text = "show tokens, documents, lengths, what was left out, and samples"
+    text = "show token and document counts, document lengths, skipped text, and samples"
     add = _shards_command(parts, "inspect", _inspect, text).add_argument
-    add("--samples", type=int, default=1, metavar="N", help="documents shown of each corpus")
-    add("--picture", type=Path, metavar="PNG", help="where to draw the lengths of documents")
-    add("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
+    add("--samples", type=int, default=1, metavar="N", help="sample documents per corpus (default: %(default)s)")
+    add("--picture", type=Path, metavar="PNG", help="file for a histogram of document lengths")
+    add("--seed", type=int, default=0, help="seed for choosing the samples (default: %(default)s)")
 
-    _shards_command(parts, "verify", _verify, "hash every file and compare it with the manifest")
+    _shards_command(parts, "verify", _verify, "check the hash of every file against the manifest")
 
-    text = "find benchmark items that share 13 words in a row with the text"
+    text = "find benchmark items that share 13 consecutive words with the text"
     add = _shards_command(parts, "overlap", _overlap, text).add_argument
-    add("benchmarks", nargs="+", type=Path, metavar="FILE", help=".jsonl in the Hub's columns")
-    add("--json", type=Path, metavar="FILE", help="where to write the items found, by their row")
+    add("benchmarks", nargs="+", type=Path, metavar="FILE", help=".jsonl file with the columns of the Hub's dataset")
+    add("--json", type=Path, metavar="FILE", help="file for the row numbers of the items found")
 
-    text = "make one folder of the parts that `gptstar prepare part=I/N` wrote into it"
+    text = "merge the parts that `gptstar prepare part=I/N` wrote into a folder"
     _shards_command(parts, "merge", _merge, text)
 
-    text = "read the tokens of other projects where they are: llm.c's .bin, flat .npy of uint16 or uint32"
+    text = "use token files of other projects in place: llm.c's .bin, flat .npy of uint16 or uint32"
     description = (
-        "Look through FILES once, and write to FOLDER a manifest, the tokenizer, and where documents begin: a folder "
-        "for data.shards=FOLDER, without a copy of the tokens. Files with `val` in their name are validated on."
+        "Read each FILE once and write FOLDER, which holds a manifest, the tokenizer, and the document starts. Train "
+        "on it with data.shards=FOLDER. The tokens are not copied. Files with `val` in their name are held out for "
+        "validation."
     )
     add = add_command(parts, "adopt", _adopt, text, description).add_argument
-    add("files", nargs="+", type=Path, metavar="FILE", help=".bin with llm.c's header, or .npy")
-    add("--tokenizer", type=Path, required=True, metavar="FILE", help="`tokenizers` JSON that the tokens are of")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="for the manifest; must not exist")
-    add("--validation", type=Path, nargs="+", default=[], metavar="FILE", help="to validate on, beside `val`")
-    add("--corpus", metavar="NAME", help="of the text (default: the folder of the first file)")
-    add("--licence", default="not stated", help="of the text, for the manifest (default: %(default)s)")
+    add("files", nargs="+", type=Path, metavar="FILE", help=".bin file with llm.c's header, or .npy file")
+    add("--tokenizer", type=Path, required=True, metavar="FILE", help="`tokenizers` JSON that made the tokens")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="the folder to write; must not exist")
+    add(
+        "--validation",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further files to hold out for validation",
+    )
+    add("--corpus", metavar="NAME", help="name of the corpus (default: the folder of the first file)")
+    add("--licence", default="not stated", help="licence to record in the manifest (default: %(default)s)")
 
 
 def _shards_command(commands: Commands, name: str, run: Run, text: str) -> argparse.ArgumentParser:
@@ -75,7 +83,7 @@ def _verify(options: argparse.Namespace) -> None:
         )
     for shard in manifest.shards:
         check_tokens(folder, shard, check_arrays(folder, shard, manifest.n_vocab), manifest.n_vocab)
-    Terminal().print(f"{len(files):,} files of {len(manifest.shards):,} shards are as their manifest says")
+    Terminal().print(f"{len(files):,} files of {len(manifest.shards):,} shards match their manifest")
 
 
 def _overlap(options: argparse.Namespace) -> None:
@@ -98,7 +106,7 @@ def _adopt(options: argparse.Namespace) -> None:
 
     from gptstar.data.preparation.adopt import Adoption, adopt
 
-    asked = Adoption(
+    adoption = Adoption(
         files=tuple(options.files),
         validation=tuple(options.validation),
         tokenizer=options.tokenizer,
@@ -107,7 +115,7 @@ def _adopt(options: argparse.Namespace) -> None:
     )
     console = Terminal(stderr=True)
     quiet = not console.is_terminal
-    manifest = adopt(asked, options.output, lambda files: track(files, "reading", console=console, disable=quiet))
+    manifest = adopt(adoption, options.output, lambda files: track(files, "reading", console=console, disable=quiet))
     sizes = {split: manifest.total(split, "tokens") for split in ("train", "validation")}
     print(f"{options.output}: {sizes['train']:,} tokens to train on, {sizes['validation']:,} to validate on")
     print(f"next: gptstar train data=local data.shards={options.output}")

@@ -1,4 +1,4 @@
-"""`gptstar import`, `export`, `download` and `consolidate`: models on their way in and out."""
+"""`gptstar import`, `export`, `download` and `consolidate`: convert models from and to other formats."""
 
 import argparse
 from collections.abc import Callable
@@ -11,58 +11,61 @@ from gptstar.terminal import Terminal
 
 
 def add_model_commands(commands: Commands) -> None:
-    """Add them to the `gptstar` command."""
-    text = "turn a model of elsewhere into a checkpoint: Hugging Face folders, the original GPT* code's files"
+    """Add the four commands to the `gptstar` command."""
+    text = "convert a Hugging Face folder or a file of the original GPT* code into a checkpoint"
     description = (
-        "Read SOURCE and write OUT. SOURCE is a file of the original code, in either of its layouts: the shape is "
-        "inferred, and the optimizer's state comes along where it is there, so that training can go on: train.py "
-        "resume=OUT. Or it is a Hugging Face folder: one that gptstar exported, or a GPT-2."
+        "Read SOURCE and write OUT. SOURCE is either a Hugging Face folder (one that gptstar exported, or a GPT-2) or "
+        "a file of the original GPT* code, in either of its layouts. The model's shape is inferred from a file. If the "
+        "file holds the optimizer state, training can continue: train.py resume=OUT."
     )
     command = add_command(commands, "import", _import, text, description)
     add = command.add_argument
-    add("source", type=Path, metavar="SOURCE", help="a .pth.tar of the original code, or a folder")
+    add("source", type=Path, metavar="SOURCE", help="a .pth.tar file of the original code, or a Hugging Face folder")
     add("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
-    add("--heads", type=int, metavar="H", help="attention heads, where a file has no ALiBi slopes")
-    add("--tokenizer", type=Path, metavar="FILE", help="`tokenizers` JSON to store with the model")
+    add("--heads", type=int, metavar="H", help="number of attention heads, for a file without ALiBi slopes")
+    add("--tokenizer", type=Path, metavar="FILE", help="`tokenizers` JSON file to store with the model")
     add_plugins(command)
 
     description = (
-        "Write CHECKPOINT to FOLDER for `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`; a "
-        "GPT-2 in Hugging Face's own layout, which needs no trust. FOLDER is what `hf upload` takes."
+        "Write CHECKPOINT to FOLDER, which `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)` "
+        "loads and `hf upload` uploads. A model of GPT-2's shape is written in Hugging Face's own GPT-2 layout, which "
+        "doesn't need trust_remote_code."
     )
     text = "write a model as a Hugging Face folder, with a model card"
     command = add_command(commands, "export", _export, text, description)
     add_checkpoint(command)
     add = command.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="must not exist")
-    text = "tokens that its users may read at once (default: twice the training context, or what positions hold)"
+    add("folder", type=Path, metavar="FOLDER", help="the folder to write; must not exist")
+    text = "longest input of the export (default: twice the training context, or the capacity of learned positions)"
     add("--context-length", type=int, metavar="N", help=text)
-    add("--name", help="of the model, in its card (default: the folder's)")
-    add("--licence", metavar="ID", help="of the weights, as the Hub abbreviates it: apache-2.0, mit …")
-    text = (
-        "where results are, of which the card tells those of this checkpoint (default: beside it, and runs/evaluations)"
-    )
+    add("--name", help="name of the model in its card (default: the folder's name)")
+    add("--licence", metavar="ID", help="licence of the weights, by the Hub's identifier: apache-2.0, mit …")
+    text = "folders with evaluation results for the card (default: the checkpoint's folder, and runs/evaluations)"
     add("--evaluations", type=Path, nargs="*", metavar="DIR", help=text)
     add_plugins(command)
 
     names = "; ".join(f"{name}: {published.what}" for name, published in MODELS.items())
-    description = f"Download NAME, which goes on where it was cut, and import it. {names}"
-    text = "get the weights that the original authors published"
+    description = f"Download NAME and import it. An interrupted download continues. {names}"
+    text = "download the weights that the original authors published"
     add = add_command(commands, "download", _download, text, description).add_argument
     add("name", choices=MODELS, metavar="NAME", help=", ".join(MODELS))
     add("out", type=Path, nargs="?", metavar="OUT", help="the checkpoint to write (default: NAME.ckpt)")
-    add("--full-state", action="store_true", help="with the optimizer's state, to train on: three times")
-    add("--tokenizer", type=Path, metavar="FILE", help="GPT-2's tokenizer.json (default: from the Hub)")
-    add("--url", metavar="URL", help="another address of the same file")
-    add("--keep", action="store_true", help="keep the file that was downloaded, beside OUT")
+    add(
+        "--full-state",
+        action="store_true",
+        help="include the optimizer state, to continue training: three times the size",
+    )
+    add("--tokenizer", type=Path, metavar="FILE", help="GPT-2's tokenizer.json (default: downloaded from the Hub)")
+    add("--url", metavar="URL", help="download the same file from another address")
+    add("--keep", action="store_true", help="keep the downloaded file next to OUT")
 
-    description = "Read CHECKPOINT, verified, and write OUT: a file, with nothing lost."
-    text = "make one file of a checkpoint that several ranks wrote"
+    description = "Read and verify CHECKPOINT, and write everything in it to the single file OUT."
+    text = "convert a sharded checkpoint into one file"
     command = add_command(commands, "consolidate", _consolidate, text, description)
     add_checkpoint(command)
     add = command.add_argument
     add("out", type=Path, metavar="OUT", help="the checkpoint to write; must not exist")
-    add("--weights-only", action="store_true", help="leave out what only training needs: two thirds")
+    add("--weights-only", action="store_true", help="omit the training state, which is two thirds of the size")
     add_plugins(command)
 
 
@@ -83,7 +86,7 @@ def _import_to(source: Path, out: Path, *, n_heads: int | None, tokenizer: Path 
     given = Tokenizer.from_file(tokenizer) if tokenizer else None
     if source.is_dir():
         if n_heads is not None:
-            raise CheckpointError(f"{source} says itself how many heads it has: drop --heads")
+            raise CheckpointError(f"--heads {n_heads} is not needed: {source} states its number of heads; drop --heads")
         checkpoint = read_huggingface(source)
         if given is not None:
             given.check_vocabulary(checkpoint.model.n_vocab, str(tokenizer))
@@ -96,8 +99,8 @@ def _import_to(source: Path, out: Path, *, n_heads: int | None, tokenizer: Path 
         f"{out}: {model.n_params:,} parameters, {model.n_layers} layers of {model.d_model}, "
         f"{model.n_heads} heads, {model.residual}, "
         f"{', '.join((POSITIONS.name_of(model.positions), *model.modifiers))}, vocabulary {model.n_vocab:,}; "
-        + (f"training goes on at step {training.step:,}" if training else "weights only")
-        + ("" if checkpoint.tokenizer else "; no tokenizer, so it can't generate: import it with --tokenizer FILE")
+        + (f"training can continue at step {training.step:,}" if training else "weights only")
+        + ("" if checkpoint.tokenizer else "; no tokenizer, so it can't generate text: import it with --tokenizer FILE")
     )
 
 
@@ -131,10 +134,12 @@ def _download(options: argparse.Namespace) -> None:
     published = MODELS[options.name]
     file = published.full_state if options.full_state else published.weights
     if file is None:
-        raise CheckpointError(f"of {options.name} only the weights were published: drop --full-state")
+        raise CheckpointError(f"--full-state: only the weights of {options.name} were published; drop --full-state")
     if options.url:
         if not options.url.rpartition("/")[2].strip("."):
-            raise CheckpointError(f"--url {options.url} does not end in the name of a file")
+            raise CheckpointError(
+                f"--url {options.url} does not end with the name of a file: give the address of the file"
+            )
         file = File(options.url, file.size, file.sha256)
 
     def check_tokenizer(path: Path) -> None:
@@ -152,7 +157,8 @@ def _download(options: argparse.Namespace) -> None:
     is_ours = not fetched.exists()
     sha256 = _fetch(file, fetched, otherwise=OTHERWISE, check=lambda path: read_legacy(path, n_heads=published.n_heads))
     print(
-        f"{fetched}: {fetched.stat().st_size:,} bytes, sha256 {sha256}" + ("" if file.sha256 else ", never published")
+        f"{fetched}: {fetched.stat().st_size:,} bytes, sha256 {sha256}"
+        + ("" if file.sha256 else " (the authors published no hash)")
     )
     _import_to(fetched, out, n_heads=published.n_heads, tokenizer=tokenizer)
     if is_ours and not options.keep:
@@ -160,7 +166,7 @@ def _download(options: argparse.Namespace) -> None:
 
 
 def _fetch(file: File, path: Path, *, otherwise: str, check: Callable[[Path], object]) -> str:
-    """Download a file behind a progress bar, and return its SHA-256."""
+    """Download a file with a progress bar, and return its SHA-256."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     from gptstar.checkpoint.published.fetch import fetch
@@ -190,11 +196,11 @@ def _consolidate(options: argparse.Namespace) -> None:
     _refuse_existing(options.out)
     checkpoint = read(path := find(options.checkpoint))
     if checkpoint.is_average and not options.weights_only:
-        raise CheckpointError(f"{path}: averaged weights can't be trained on as a run's last: give --weights-only, too")
+        raise CheckpointError(f"{path} holds averaged weights, which a run can't resume from: add --weights-only")
     write(options.out, replace(checkpoint, training=None) if options.weights_only else checkpoint)
     print(f"{options.out}: {checkpoint.model.n_params:,} parameters of {path}, {options.out.stat().st_size:,} bytes")
 
 
 def _refuse_existing(path: Path) -> None:
     if path.exists():
-        raise CheckpointError(f"{path} exists: nothing is overwritten; choose another name or remove it")
+        raise CheckpointError(f"{path} exists and is not overwritten: choose another name or remove it")

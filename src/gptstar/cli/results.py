@@ -1,4 +1,4 @@
-"""`gptstar compare`, `evaluation bundle`, `runs` and `report`: what was run, and what came out of it."""
+"""`gptstar compare`, `evaluation bundle`, `runs` and `report`: list runs and compare their results."""
 
 import argparse
 from pathlib import Path
@@ -18,55 +18,59 @@ WATCH_SECONDS = 3
 
 
 def add_results_commands(commands: Commands) -> None:
-    """Add them to the `gptstar` command."""
-    text = "set the results of evaluations against the first of them"
+    """Add the four commands to the `gptstar` command."""
+    text = "compare evaluation results with the first of them"
     description = (
-        "Say for each task, item by item, and for each context length, document by document, how results differ from "
-        "the first, which is the reference: within which interval, and how likely chance alone is to do that."
+        "Compare each result with the first, the reference: tasks item by item, and losses at each context length "
+        "document by document. Print the differences with their 95 % intervals and p-values."
     )
     add = add_command(commands, "compare", _compare, text, description).add_argument
-    help_text = "a results.json of evaluate.py, its folder, a run directory, or a folder of runs; two or more in all"
+    help_text = (
+        "a results.json of evaluate.py, its folder, a run directory, or a folder of runs; at least two results in total"
+    )
     add("results", nargs="+", metavar="RESULTS", help=help_text)
     add("--all-metrics", action="store_true", help="show all metrics of a task (default: the first)")
     add("--markdown", action="store_true", help="print Markdown tables instead, with all metrics")
     add("--json", action="store_true", help="print JSON instead, with all metrics")
 
-    group = commands.add_parser("evaluation", help="what evaluation needs, gathered for machines without network")
-    text = "gather the items of tasks in a folder, with hashes and licences"
+    group = commands.add_parser("evaluation", help="prepare evaluations on machines without network")
+    text = "download the items of tasks into a folder, with hashes and licences"
     description = (
-        "Write each task's items to FOLDER, for `evaluate.py evaluation.data_dir=FOLDER`. The same command goes on "
-        "where an earlier one was interrupted."
+        "Write each task's items to FOLDER, for `evaluate.py evaluation.data_dir=FOLDER`. After an interruption, the "
+        "same command continues."
     )
     parts = group.add_subparsers(metavar="COMMAND", required=True)
     add = add_command(parts, "bundle", _bundle, text, description).add_argument
-    add("folder", type=Path, metavar="FOLDER")
-    add("--tasks", metavar="A,B", help="tasks of the harness (default: those that GPT* was published with)")
-    add("--num-fewshot", type=int, metavar="N", help="examples before each item, which are items of another split")
-    add("--from", type=Path, dest="source", metavar="DIR", help="a folder of files to take, not the Hub")
+    add("folder", type=Path, metavar="FOLDER", help="the folder to write or to continue")
+    add("--tasks", metavar="A,B", help="tasks of the harness (default: the five that GPT* was published with)")
+    add("--num-fewshot", type=int, metavar="N", help="also write the split that N few-shot examples come from")
+    add("--from", type=Path, dest="source", metavar="DIR", help="read the items from files in DIR instead of the Hub")
 
-    description = "A line for each run in the folders, at any depth. Conditions and tags are all required."
+    description = (
+        "Print a line for each run in the folders, at any depth. A run must meet all conditions and have all tags."
+    )
     epilog = "example: gptstar runs runs/search --where 'loss < 4' --where 'model.d_model == 128' --sort loss"
-    text = "list runs: how far, how good, how fast"
+    text = "list runs: progress, loss, speed"
     add = add_command(commands, "runs", _runs, text, description, epilog).add_argument
-    add("folders", nargs="*", default=["runs"], metavar="FOLDER", help="or a pattern (default: runs)")
-    help_text = "order by a figure (loss, time, tok/s, step …), a setting or run; --sort=-COLUMN: highest first"
+    add("folders", nargs="*", default=["runs"], metavar="FOLDER", help="a folder or a pattern (default: runs)")
+    help_text = "sort by a figure (loss, time, tok/s, step …), a setting or run; --sort=-COLUMN: highest first"
     add("--sort", metavar="COLUMN", help=help_text)
-    help_text = "keep runs for which a condition on a figure, a setting or tags holds, such as 'loss < 4'"
+    help_text = "show only runs that meet a condition on a figure, a setting or tags, such as 'loss < 4'"
     add("--where", action="append", default=[], metavar="'KEY OP VALUE'", help=help_text)
-    add("--tag", action="append", default=[], metavar="NAME", help="keep runs with this tag")
+    add("--tag", action="append", default=[], metavar="NAME", help="show only runs with this tag")
     add("--watch", action="store_true", help="redraw every few seconds, until Ctrl-C")
     add("--json", action="store_true", help="print JSON instead")
 
-    text = "write what a set of runs found: what was varied, losses, effects, pictures"
-    description = "Write report.html, which holds all it needs, and report.md, about any set of runs."
+    text = "write a report about a set of runs: varied settings, losses, effects, pictures"
+    description = "Write report.html, a single self-contained file, and report.md about any set of runs."
     add = add_command(commands, "report", _report, text, description).add_argument
-    add("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of such")
-    add("--output", type=Path, metavar="DIR", help="(default: report, in the first folder)")
-    add("--title", metavar="TEXT", help="(default: the folders' names)")
+    add("folders", nargs="+", type=Path, metavar="FOLDER", help="a run, a sweep, or a folder of runs")
+    add("--output", type=Path, metavar="DIR", help="folder of the report (default: `report` in the first folder)")
+    add("--title", metavar="TEXT", help="title of the report (default: the folders' names)")
     add(
         "--against",
         metavar="LEVEL",
-        help="compare arms with this one, such as an experiment's name (default: the first of each factor)",
+        help="the reference level, such as an experiment's name (default: the first level of each factor)",
     )
 
 
@@ -119,7 +123,7 @@ def _runs(options: argparse.Namespace) -> None:
         _watch(lambda: runs_table(selected()), console)
         return
     if not runs:
-        console.print("no run is left by --where and --tag")
+        console.print("no run matches --where and --tag")
         return
     console.print(runs_table(runs))
     for run in runs:
@@ -128,7 +132,7 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _watch(draw: "Callable[[], ConsoleRenderable]", console: Terminal) -> None:
-    """Redraw until Ctrl-C, which is not an error here."""
+    """Redraw until Ctrl-C, which ends the command without an error."""
     import contextlib
     import time
 

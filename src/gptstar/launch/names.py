@@ -1,4 +1,4 @@
-"""What the jobs of a sweep are called."""
+"""Names of the jobs of a sweep."""
 
 import hashlib
 import re
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from gptstar.errors import ConfigError
 
 UNSAFE = r"[^\w.+-]+"
-"""Characters that a folder's name does not hold, so that it can be pasted into an override."""
+"""Characters that are replaced in a folder's name, so that its path can be pasted into an override."""
 
 
 def job_name(
@@ -20,12 +20,12 @@ def job_name(
 ) -> str:
     """Name the folder of a job, such as `context_length-128_seed-0`, without `=`, `,`, `/` or space.
 
-    A run by itself that a scheduler is to start has no folder of its own in the output: `.`.
+    Return `.` for a single run that a scheduler starts: its folder is the output itself.
 
     Args:
         task_overrides: the overrides of this job, each with one value.
-        params: what the configuration itself sweeps over: `hydra.sweeper.params`.
-        command_line: the words of the sweep, some with several values; this process's own unless given.
+        params: the sweep that the configuration defines, `hydra.sweeper.params`.
+        command_line: the arguments of the sweep, some with several values; by default those of this process.
     """
     words = sys.argv[1:] if command_line is None else command_line
     swept, parts = swept_over(words, params), []
@@ -38,7 +38,7 @@ def job_name(
 
 
 def _value_name(override: Override, sweep: Override) -> str:
-    """Name a value within a folder's name, with a hash where another value of the sweep has the same name."""
+    """Name a value for a folder's name; add a hash if another value of the sweep would have the same name."""
     value = override.get_value_element_as_str()
     others = set(values_of(sweep)) - {value}
     name = re.sub(UNSAFE, "-", value)
@@ -48,12 +48,12 @@ def _value_name(override: Override, sweep: Override) -> str:
 
 
 def values_of(sweep: Override) -> list[str]:
-    """List the values of a sweep that names them; a glob or an interval does not."""
+    """List the values of a sweep. A glob or an interval has no listed values: return an empty list."""
     return list(sweep.sweep_string_iterator()) if sweep.is_choice_sweep() or sweep.is_range_sweep() else []
 
 
 def check_values_differ(swept: Mapping[str, Override]) -> None:
-    """Refuse a sweep that names a value twice, as two of its jobs would share a folder.
+    """Refuse a sweep with a repeated value, because two of its jobs would share a folder.
 
     Raises:
         ConfigError: names the key and the value.
@@ -67,7 +67,7 @@ def check_values_differ(swept: Mapping[str, Override]) -> None:
 
 
 def swept_over(command_line: Sequence[str], params: Mapping[str, object] | None) -> dict[str, Override]:
-    """Return what has several values, by key; the command line's own word on a key counts."""
+    """Return the overrides with several values, by key. The command line takes precedence over `params`."""
     words = [f"{key}={value}" for key, value in (params or {}).items()]
     words += [word for word in command_line if "=" in word and not word.startswith("-")]
     given = {override.key_or_group: override for override in OverridesParser.create().parse_overrides(words)}
@@ -76,7 +76,7 @@ def swept_over(command_line: Sequence[str], params: Mapping[str, object] | None)
 
 def register_job_names() -> None:
     """Let the configuration name a job's folder as `${job_name:${hydra.overrides.task},${hydra.sweeper.params}}`."""
-    words = sys.argv[1:]  # now: a job of a cluster, which gets this function by pickle, was not started by them
+    words = sys.argv[1:]  # read now: a cluster job receives this function by pickle, and its own sys.argv differs
     OmegaConf.register_new_resolver(
         "job_name", lambda overrides, params: job_name(overrides, params, words), replace=True
     )

@@ -146,7 +146,7 @@ def test_averaged_weights_alone_become_a_checkpoint_and_begin_a_run(
     trained_once: Trained, overrides: Overrides, refusal: Callable[..., str], tmp_path: Path
 ) -> None:
     folder, out = trained_once(*EMA), tmp_path / "averaged.ckpt"
-    assert "give --weights-only" in refusal(main, ["consolidate", f"{folder}:averaged", str(out)])
+    assert "add --weights-only" in refusal(main, ["consolidate", f"{folder}:averaged", str(out)])
     main(["consolidate", f"{folder}:averaged", str(out), "--weights-only"])
     torch.testing.assert_close(read(out).weights, read(folder / "last.ckpt").averaged, rtol=0, atol=0)
     own = [word for word in overrides("total_steps=4", *EMA) if not word.startswith("model.")]

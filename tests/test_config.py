@@ -92,7 +92,7 @@ def test_a_number_is_written_once() -> None:
         (["model.n_layer=3"], "did you mean model.n_layers?"),
         (["modle=gpt127"], "modle is not a key of the configuration: did you mean model?"),
         (["+model.n_layer=3"], "model.n_layer is not a key of the configuration: did you mean model.n_layers?"),
-        (["data.files=a (1).txt"], "'data.files=a (1).txt' is not a valid KEY=VALUE for Hydra: put two pairs of quotes"),
+        (["data.files=a (1).txt"], "'data.files=a (1).txt' is not a valid KEY=VALUE for Hydra: put two pairs of"),
         (["experiment=gpt12"], "experiment=gpt12 does not exist: did you mean experiment=gpt127?"),
         (["model=xyz"], "model=xyz does not exist: choose from gpt127, gpt2_medium, gpt2_small, gpt303, gpt_1b3, tiny"),
         (["model.residual=paralel"], "model.residual=paralel is not known: did you mean parallel?"),

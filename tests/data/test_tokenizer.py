@@ -62,9 +62,9 @@ def test_what_is_no_byte_level_tokenizer_is_refused(tokenizer: Tokenizer, tmp_pa
 
 
 def test_impossible_vocabularies_are_refused() -> None:
-    with pytest.raises(DataError, match="can't hold 256 bytes"):
+    with pytest.raises(DataError, match="too small for the 256 bytes"):
         Tokenizer.train(["a"], 200)
-    with pytest.raises(DataError, match=r"yields \d+ tokens, not model.n_vocab=5000"):
+    with pytest.raises(DataError, match=r"too short for model.n_vocab=5000; it yields \d+ tokens"):
         Tokenizer.train(["a b c"], 5000)
 
 

@@ -1,1 +1,1 @@
-"""From text to windows of tokens: corpora, tokenizer, shards, and an order that is a pure function."""
+"""Turn text into windows of tokens: corpora, tokenizer, shards, and a data order that is a pure function."""

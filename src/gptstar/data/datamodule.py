@@ -1,4 +1,4 @@
-"""Shards to batches, for Lightning."""
+"""A Lightning data module that turns shards into batches."""
 
 import time
 from collections.abc import Iterator
@@ -17,16 +17,16 @@ from gptstar.data.storage.shards import ShardFolder
 
 
 class WindowsDataModule(pl.LightningDataModule):
-    """Training windows in the order of the run, and validation windows of each corpus in the order of the text.
+    """Loads training windows in the order of the run, and each corpus's validation windows in the order of the text.
 
     Args:
-        sequences_per_step: windows of a global batch.
-        micro_batch_size: windows a rank reads at once.
+        sequences_per_step: number of windows in a global batch.
+        micro_batch_size: number of windows that a rank reads at once.
 
     Attributes:
-        whole_batches: fill the last batch of a validation up with blank windows: a compiled model knows one shape.
-        start_step: the step a run begins or goes on at; with the seed, the whole state of the data.
-        mixed_blocks: blocks of each corpus in one pass through the mixture.
+        whole_batches: fill the last validation batch with blank windows, because a compiled model takes one shape only.
+        start_step: the step at which a run starts or resumes; with the seed, this is the whole state of the data.
+        mixed_blocks: number of blocks of each corpus in one pass through the mixture.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class WindowsDataModule(pl.LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        """Load micro-batches `(sequence, context_length + 1)` of this rank, from the start step to the last."""
+        """Load this rank's micro-batches `(sequence, context_length + 1)`, from the start step to the last step."""
         rank, world_size = self._place()
         sampler = self._sampler(start_step=self.start_step, rank=rank, world_size=world_size)
         if self._cache is None:
@@ -65,14 +65,14 @@ class WindowsDataModule(pl.LightningDataModule):
         return self._loader(self.training, BatchesAhead(sampler, self._spans, self._cache, budget))
 
     def val_dataloader(self) -> list[DataLoader[Tensor]]:
-        """Make a loader for each corpus: the same tokens at every context length."""
+        """Make one loader per corpus, which reads the same tokens at every context length."""
         rank, world_size = self._place()
         loaders: list[DataLoader[Tensor]] = []
         for windows in self.validation.values():
             blocks = min(windows.n_blocks, self._config.validation_tokens // self._config.block_tokens)
             numbers = np.arange(blocks * windows.windows_per_block)
             size = self._micro_batch_size
-            # Every rank computes as often as the others, who may wait for it.
+            # All ranks compute the same number of batches, so that none waits for another forever.
             padding = -len(numbers) % (world_size * (size if self.whole_batches else 1))
             numbers = np.append(numbers, np.full(padding, BLANK))[rank::world_size].tolist()
             loaders.append(self._loader(windows, [numbers[i : i + size] for i in range(0, len(numbers), size)]))
@@ -90,17 +90,17 @@ class WindowsDataModule(pl.LightningDataModule):
         return TimedLoader(
             windows,
             batch_sampler=batches,
-            collate_fn=default_convert,  # the windows come as one tensor
+            collate_fn=default_convert,  # a batch of windows is one tensor already
             num_workers=self._config.loader_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
 
 class TimedLoader(DataLoader[Tensor]):
-    """A loader that measures how long its reader waits.
+    """A loader that measures how long its consumer waits for batches.
 
     Attributes:
-        waited: seconds from a request for a batch to its arrival, summed over all of them.
+        waited: seconds between requests for batches and their arrival, summed over all batches.
     """
 
     waited = 0.0

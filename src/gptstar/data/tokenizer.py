@@ -1,4 +1,4 @@
-"""Byte-level BPE: trained, loaded, fingerprinted, and the bytes behind each token."""
+"""Byte-level BPE tokenizers: training, loading, fingerprints, and the bytes of each token."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ ADDED = "id", "content", "special", "normalized", "single_word", "lstrip", "rstr
 
 
 def _byte_level_alphabet() -> dict[str, int]:
-    """Map each character that byte-level tokens are written in to its byte; Radford et al., "GPT-2", 2019.
+    """Map each character in which byte-level tokens are written to its byte (Radford et al., "GPT-2", 2019).
 
-    Those that can be seen stand for themselves, the others, in order, are moved up by 256.
+    Visible characters stand for themselves. The other bytes, in order, are the characters from 256 on.
     """
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     visible = {chr(byte): byte for byte in range(256) if chr(byte) in alphabet}
@@ -33,19 +33,19 @@ BYTES = _byte_level_alphabet()
 
 
 class Tokenizer:
-    """A byte-level BPE in the `tokenizers` JSON form, GPT-2's included."""
+    """A byte-level BPE tokenizer in the `tokenizers` JSON format, such as GPT-2's."""
 
     def __init__(self, json_text: str) -> None:
-        """Read JSON text. Raises DataError unless it is a byte-level BPE with an end-of-text token.
+        """Read JSON text; raise DataError unless it is a byte-level BPE with an end-of-text token.
 
-        Added tokens are matched as the library does, except where text would be lost: none absorbs the white space
-        beside it, none is matched under the number of a token of other bytes, and end-of-text is always special.
+        Added tokens are matched as in the library, except where text would be lost: they don't absorb the white space
+        next to them, they are not matched if their number belongs to other bytes, and end-of-text is always special.
         """
         try:
             if prefix := json.loads(json_text)["model"].get("continuing_subword_prefix"):
-                raise ValueError(f"continuing_subword_prefix={prefix}, where byte-level tokens have none")
+                raise ValueError(f"continuing_subword_prefix={prefix}, which byte-level tokens don't have")
             self._backend = tokenizers.Tokenizer.from_str(json_text)
-        except BaseException as error:  # bare Exception for whatever the library can't parse, or a panic
+        except BaseException as error:  # the library raises a bare Exception, or panics
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise DataError(f"not a `tokenizers` JSON ({in_one_line(error)})") from error
@@ -58,19 +58,21 @@ class Tokenizer:
         if (added := _lossless(tree.get("added_tokens", []), self._written)) != tree.get("added_tokens", []):
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(tree | {"added_tokens": added}))
         if self._backend.model.dropout:
-            raise DataError(f"the tokenizer drops merges at random (dropout={self._backend.model.dropout}): remove it")
-        self._backend.no_truncation()  # which many a published file asks for, for other ends
+            raise DataError(
+                f"the tokenizer drops merges at random (dropout={self._backend.model.dropout}): remove the dropout"
+            )
+        self._backend.no_truncation()  # many published files set it for other purposes
         self._backend.no_padding()
         if max(self._backend.get_vocab().values()) >= self._backend.get_vocab_size():
-            raise DataError("the tokenizer's numbers have gaps, so they can't be rows of an embedding")
-        if "ByteLevel" not in json.dumps(tree.get("decoder")):
             raise DataError(
-                "the tokenizer is not byte-level (its decoder is not ByteLevel), so its tokens have no bytes"
+                "the tokenizer's numbers have gaps, so they can't index the rows of an embedding: use another tokenizer"
             )
+        if "ByteLevel" not in json.dumps(tree.get("decoder")):
+            raise DataError("the tokenizer is not byte-level (its decoder is not ByteLevel): use a byte-level BPE")
 
     @classmethod
     def from_file(cls, path: Path) -> "Tokenizer":
-        """Read a `tokenizer.json`. Raises DataError, with its name, if it is missing or not such a tokenizer."""
+        """Read a `tokenizer.json`; raise DataError with its name if it is missing or not such a tokenizer."""
         try:
             return cls(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -80,13 +82,13 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], n_vocab: int) -> "Tokenizer":
-        """Learn a byte-level BPE of `n_vocab` tokens, end-of-text included.
+        """Train a byte-level BPE of `n_vocab` tokens, including end-of-text.
 
         Raises:
-            DataError: `n_vocab` can't hold the 256 bytes, or the text is too short to fill it.
+            DataError: `n_vocab` is too small for the 256 bytes, or the text is too short for `n_vocab` tokens.
         """
         if n_vocab < 257:
-            raise DataError(f"n_vocab={n_vocab} can't hold 256 bytes and {END_OF_TEXT}: use 257 or more")
+            raise DataError(f"n_vocab={n_vocab} is too small for the 256 bytes and {END_OF_TEXT}: use 257 or more")
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -99,19 +101,19 @@ class Tokenizer:
         backend.train_from_iterator(texts, trainer)
         if backend.get_vocab_size() != n_vocab:
             raise DataError(
-                f"the text yields {backend.get_vocab_size():,} tokens, not model.n_vocab={n_vocab}: give a lower one, "
-                "or more text"
+                f"the text is too short for model.n_vocab={n_vocab}; it yields {backend.get_vocab_size():,} tokens: "
+                "give a lower model.n_vocab, or more text"
             )
         return cls(backend.to_str())
 
     @property
     def json_text(self) -> str:
-        """The whole tokenizer as JSON, which `Tokenizer(...)` reads back."""
+        """The whole tokenizer as JSON text, which `Tokenizer(...)` reads back."""
         return self._backend.to_str()
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the tokens, independent of how a version of the library writes it down."""
+        """SHA-256 of everything that decides the tokens; the same for every version of the library."""
         tree = json.loads(self.json_text)
         merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in tree["model"]["merges"]]
         added = [[token[key] for key in ADDED] for token in tree["added_tokens"]]
@@ -120,37 +122,38 @@ class Tokenizer:
 
     @property
     def n_vocab(self) -> int:
-        """Number of tokens, special ones included."""
+        """Number of tokens, including special tokens."""
         return self._backend.get_vocab_size()
 
     @property
     def end_of_text(self) -> int:
-        """The token between documents."""
+        """Number of the end-of-text token, which separates documents."""
         number = self._backend.token_to_id(END_OF_TEXT)
-        assert number is not None  # checked when it was read
+        assert number is not None  # checked in __init__
         return number
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
-        """`(n_vocab,)`, int64: bytes of text behind each token; 0 for special tokens."""
+        """Number of text bytes of each token, `(n_vocab,)`, int64; 0 for special tokens."""
         return np.asarray([len(piece) for piece in self._pieces], dtype=np.int64)
 
     def check_vocabulary(self, n_vocab: int, name: str) -> None:
-        """Raise DataError, which calls the tokenizer `name`, if it has more tokens than a model has rows.
+        """Raise DataError if the tokenizer has more tokens than the model has embedding rows.
 
-        Fewer are those of a model padded to a round number.
+        Fewer tokens are fine: a model may be padded to a round number of rows. The error calls the tokenizer `name`.
         """
         if self.n_vocab > n_vocab:
             raise DataError(
-                f"{name} has {self.n_vocab:,} tokens, the model {n_vocab:,}: give the one it was trained with"
+                f"{name} has {self.n_vocab:,} tokens, the model {n_vocab:,}: give the tokenizer that the model was "
+                "trained with"
             )
 
     def text_of(self, token: int) -> str:
-        """Show a token: its text, other bytes as hexadecimal, special tokens by name."""
+        """Return a token as readable text: invalid UTF-8 as hexadecimal, special tokens by name."""
         return self.bytes_of(token).decode("utf-8", "backslashreplace") or str(self._backend.id_to_token(token))
 
     def bytes_of(self, token: int) -> bytes:
-        """Return the UTF-8 that a token stands for, which need not be whole characters; nothing for special tokens."""
+        """Return a token's UTF-8 bytes, which may be parts of characters; empty for special tokens."""
         return self._pieces[token]
 
     @cached_property
@@ -159,7 +162,7 @@ class Tokenizer:
 
     @cached_property
     def special_tokens(self) -> dict[int, str]:
-        """The names of the tokens that stand for no text."""
+        """The names of the special tokens, which stand for no text, by number."""
         special = [(number, token.content) for number, token in self._added.items() if token.special]
         names = {number: name for number, name in special if name not in self._written}
         return names | {self.end_of_text: END_OF_TEXT}
@@ -178,30 +181,30 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Tokenise each text, int64. Text that looks like a special token is encoded as text."""
-        # Asking for it where there is nothing to take as text would cost half as much time again.
+        # Set only if needed: encoding takes half as much time again with it.
         self._backend.encode_special_tokens = self._backend.normalizer is not None or any(
             token.content in text for token in self._added.values() for text in texts
         )
-        # UTF-8 can't hold halves of characters, which a command line may carry.
+        # A command line may contain lone surrogates, which UTF-8 can't represent.
         whole = [text if text.isascii() else text.encode("utf-8", "replace").decode() for text in texts]
         encodings = self._backend.encode_batch_fast(whole, add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     @cached_property
     def can_be_cut(self) -> bool:
-        """Whether text that is cut before white space, after a letter or digit, has the tokens of the whole."""
+        """Whether cutting a text before white space, after a letter or digit, leaves its tokens unchanged."""
         if any(re.search(r"[0-9A-Za-z][ \n]", token.content) for token in self._added.values()):
             return False
         whole, *parts = self.encode(["one two\n3 \nfour", "one", " two", "\n3 \nfour"])
         return whole.tolist() == np.concatenate(parts).tolist()
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Join the text of tokens; special tokens are dropped."""
+        """Return the text of tokens, without special tokens."""
         return b"".join(map(self._pieces.__getitem__, tokens)).decode("utf-8", "replace")
 
 
 def _bytes_behind(token: str) -> bytes:
-    """Decode a token of the vocabulary as the library does: one that is not all of the alphabet stands for itself."""
+    """Decode a token of the vocabulary; like the library, take a token with other characters literally."""
     try:
         return bytes(map(BYTES.__getitem__, token))
     except KeyError:
@@ -209,7 +212,7 @@ def _bytes_behind(token: str) -> bytes:
 
 
 def _written_by_text(tree: dict[str, Any]) -> set[str]:
-    """Select those of a tokenizer's added tokens that text becomes without a match: bytes, and what merges make."""
+    """Select the added tokens that also arise without matching: single bytes, and results of merges."""
     model, added = tree["model"], {token["content"] for token in tree.get("added_tokens", [])}
     known = {token for token in added if token in model["vocab"] and BYTES.keys() >= set(token)}
     merged = {"".join(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"] if known}
@@ -217,7 +220,7 @@ def _written_by_text(tree: dict[str, Any]) -> set[str]:
 
 
 def _lossless(added: list[dict[str, Any]], written: set[str]) -> list[dict[str, Any]]:
-    """Change added tokens so that they lose no text; `written` are those that text becomes without a match."""
+    """Change added tokens so that they lose no text; `written` are those that also arise without matching."""
     changed = []
     for token in added:
         content = token["content"]

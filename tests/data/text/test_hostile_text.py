@@ -25,7 +25,7 @@ BAD = {
     b'{"text": ""}\n': "empty",
     b'{"text": "\xff\xfe"}\n': "not UTF-8",
     b'{"body": 1}\n': 'no "text" field',
-    b'{"text": ["a"]}\n': '"text" is no string',
+    b'{"text": ["a"]}\n': '"text" is not a string',
     b"\n": "",
 }
 

@@ -93,7 +93,7 @@ BROKEN = [
     (b'{"text": ' + b"[" * 100_000 + b"\n", "not JSON"),
     (b'{"txt": 1}\n', 'no "text" field'),
     (b"[1, 2]\n", 'no "text" field'),
-    (b'{"text": 3}\n', '"text" is no string'),
+    (b'{"text": 3}\n', '"text" is not a string'),
     (b'{"text": ""}\n', "empty"),
     (b'{"text": "\xff"}\n', "not UTF-8"),
 ]
@@ -137,7 +137,7 @@ def test_text_that_is_not_utf8_is_left_out(tmp_path: Path) -> None:
 def test_parquet_without_text_is_left_out_row_by_row(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", ["one", None, ""])
     reasons = [record.reason for record in read(tmp_path / "a.parquet") if isinstance(record, Skipped)]
-    assert reasons == ['"text" is no string', "empty"]
+    assert reasons == ['"text" is not a string', "empty"]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,7 @@ def test_a_saved_dataset_is_read_by_its_folder(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": documents[1:]}).save_to_disk(tmp_path / "saved", num_shards=2)
     assert named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved"))).identity != before
     (tmp_path / "saved/data-00001-of-00002.arrow").unlink()
-    with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow is missing, named by .*state\.json"):
+    with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow is missing, although .*state\.json lists it"):
         named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved")))
     (tmp_path / "saved/state.json").write_text("[]")
     with pytest.raises(DataError, match=r"state\.json does not name the files"):

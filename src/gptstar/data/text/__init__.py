@@ -1,1 +1,1 @@
-"""Where text comes from: corpora, how their files are read, and how text is mended."""
+"""Sources of text: corpora, readers of their files, and cleaning."""

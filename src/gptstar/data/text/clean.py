@@ -1,4 +1,4 @@
-"""Mending broken Unicode as ftfy does, without its cost where there is nothing to mend."""
+"""Clean text as ftfy does, but skip the lines that need no cleaning."""
 
 import io
 import re
@@ -10,15 +10,15 @@ CLEANER = f"ftfy {ftfy.__version__}"
 AUTO, OFF = (ftfy.TextFixerConfig(unescape_html=html, explain=False) for html in ("auto", False))
 
 PLAIN = re.compile(r"[\t\n\x0c\x20-\x25\x27-\x7e]*")
-"""ASCII that ftfy leaves as it is: neither a control character, nor a carriage return, nor HTML's `&`."""
+"""Lines of ASCII that ftfy leaves unchanged: no control character, carriage return or `&` of an HTML entity."""
 
 
 def clean(text: str, unescape_html: bool = True) -> str:
-    """Return what `ftfy.fix_text` makes of a text. It works line by line, so plain lines need not be shown to it.
+    """Return the result of `ftfy.fix_text`. It works line by line, so plain lines are not passed to it.
 
     Args:
-        unescape_html: mend HTML's entities up to the first line with a `<`, as ftfy does; False for a later piece of
-            a document that had one before.
+        unescape_html: replace HTML entities up to the first line with a `<`, as ftfy does; False for a piece of a
+            document that had a `<` in an earlier piece.
     """
     if PLAIN.fullmatch(text):
         return text

@@ -1,4 +1,4 @@
-"""Reading compressed files, and noticing when they were cut short."""
+"""Read compressed files, and detect truncated ones."""
 
 import gzip
 import io
@@ -11,25 +11,25 @@ CHUNK_BYTES = 2**14
 
 
 class ZstdFile(io.RawIOBase):
-    """The content of a file of zstd frames. The library's own reader does not notice a file that was cut short."""
+    """The decompressed content of a zstd file. Unlike the library's own reader, it detects a truncated file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
         self._frame = self._decompressor.decompressobj()
-        self._between_frames = False  # not even an empty file is a whole one
-        self._left = memoryview(b"")  # decompressed and not read yet
+        self._between_frames = False  # an empty file is truncated, too
+        self._left = memoryview(b"")  # decompressed, but not read yet
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True: the file can be read."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill a buffer as far as is easy.
+        """Read up to a buffer's size.
 
         Raises:
-            EOFError: the file ends within a frame.
-            zstandard.ZstdError: it is damaged, or not zstd.
+            EOFError: the file is truncated: it ends within a frame.
+            zstandard.ZstdError: the file is damaged, or not zstd.
         """
         while not self._left:
             chunk = b""
@@ -49,13 +49,13 @@ class ZstdFile(io.RawIOBase):
         return size
 
     def close(self) -> None:
-        """Close the file too."""
+        """Close this object and the file."""
         self._file.close()
         super().close()
 
 
 def decompressed(file: BinaryIO, name: str) -> BinaryIO:
-    """Decompress a file, by the ending of its name; closing the content closes the file."""
+    """Open the decompressed content of a file, by its suffix. Closing the content closes the file."""
     content: Any = file
     name = name.lower()
     if name.endswith(".zst"):
@@ -65,5 +65,5 @@ def decompressed(file: BinaryIO, name: str) -> BinaryIO:
             raise EOFError("it is empty, which no compressed file is")
         file.seek(0)
         content = gzip.GzipFile(fileobj=file)
-        content.myfileobj = file  # which it closes
-    return cast(BinaryIO, io.BufferedReader(content, 2**20))  # not every store reads by lines
+        content.myfileobj = file  # the content closes it
+    return cast(BinaryIO, io.BufferedReader(content, 2**20))  # files of some stores can't be read by lines

@@ -1,4 +1,4 @@
-"""Where text comes from: the English that every Python carries, the user's own files, or datasets by name."""
+"""Corpora: the English text that ships with Python, the user's own files, and named datasets."""
 
 import ast
 import functools
@@ -32,10 +32,10 @@ class Corpus:
     """A named source of documents.
 
     Attributes:
-        source: what it is and where it came from, for the manifest.
-        identity: changes when the text does; cheap to compute.
-        units: what it is read from, in its order.
-        files: those of its files of which the identity holds samples only.
+        source: a description of the corpus and its origin, for the manifest.
+        identity: a text that changes when the corpus changes; cheap to compute.
+        units: the files or shards to read, in order.
+        files: the large files, of which the identity covers samples only.
     """
 
     name: str
@@ -47,11 +47,11 @@ class Corpus:
 
     @property
     def size(self) -> int | None:
-        """Bytes to read, where they are known."""
+        """Number of bytes to read; None if unknown."""
         return total_size(self.units)
 
     def documents(self) -> Iterator[str]:
-        """Yield the texts of its documents, whole, anew at every call."""
+        """Yield the complete text of each document; each call reads from the beginning."""
         pieces: list[str] = []
         for unit in self.units:
             for record in unit.read():
@@ -63,25 +63,25 @@ class Corpus:
 
 
 def total_size(parts: Iterable[Unit | Corpus]) -> int | None:
-    """Sum up bytes to read; None where they are not known."""
+    """Sum the bytes to read; None if a size is unknown."""
     sizes = [part.size for part in parts]
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 @dataclass(frozen=True)
 class Bundled(Unit):
-    """Documents that a function makes."""
+    """Documents that a function returns."""
 
     texts: Callable[[], Sequence[str]]
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Yield its documents, without the first `start`."""
+        """Yield the documents, without the first `start`."""
         for number, text in enumerate(self.texts()[start:], start=start + 1):
             yield from document(text, number, min(BUNDLED_BYTES, number * 4096))
 
 
 def bundled_corpora() -> list[Corpus]:
-    """Name the Python language reference and the standard library's docstrings: about 2 MB of English, no download."""
+    """Return two corpora that ship with Python, about 2 MB: its language reference and its library's docstrings."""
     version = platform.python_version()
     identity = hashlib.sha256(f"{sys.version} {sysconfig.get_paths()['stdlib']}".encode()).hexdigest()
     config = CorpusConfig(licence="PSF-2.0")
@@ -103,7 +103,7 @@ def _reference() -> list[str]:
 
 @functools.cache
 def _docstrings() -> tuple[str, ...]:
-    """Make a document of each module: its docstrings in the order of the source."""
+    """Make a document of each module: its docstrings in source order."""
     library = Path(sysconfig.get_paths()["stdlib"])
     not_the_library = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data", "__pycache__"}
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -112,7 +112,7 @@ def _docstrings() -> tuple[str, ...]:
         if not_the_library & set(path.relative_to(library).parts):
             continue
         try:
-            with warnings.catch_warnings(action="ignore"):  # of invalid escapes, in code that is not ours
+            with warnings.catch_warnings(action="ignore"):  # about invalid escapes in the standard library
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):  # some distributions ship templates that are not Python
             continue
@@ -124,15 +124,16 @@ def _docstrings() -> tuple[str, ...]:
 
 
 def local_corpora(patterns: str | Sequence[str], settings: Mapping[str, CorpusConfig] | None = None) -> list[Corpus]:
-    """Group files into corpora by the folder they lie in.
+    """Group files into corpora by folder.
 
     Args:
-        patterns: globs of `.jsonl` (one object a line), `.parquet`, `.arrow` or `.txt` (a document a file), plain or
-            compressed as `.gz` or `.zst`, here or at an address that fsspec knows.
-        settings: how much of a corpus is read, its licence and fields, by the name of its folder.
+        patterns: globs of `.jsonl` (one object per line), `.parquet`, `.arrow` or `.txt` (one document per file),
+            plain or compressed as `.gz` or `.zst`, local or at an address that fsspec knows.
+        settings: settings of a corpus, by the name of its folder.
 
     Raises:
-        DataError: a pattern matches nothing, a form is unknown, two folders share a name, or settings fit no folder.
+        DataError: a pattern matches nothing, a file format is unknown, two folders share a name, or settings
+            name a folder that doesn't exist.
     """
     settings = settings or {}
     by_folder: dict[str, list[str]] = {}
@@ -140,10 +141,14 @@ def local_corpora(patterns: str | Sequence[str], settings: Mapping[str, CorpusCo
         by_folder.setdefault(_folder(address), []).append(address)
     names = [folder.rpartition("/")[2] for folder in by_folder]
     if len(set(names)) < len(names):
-        raise DataError(f"two folders share a name and would be one corpus: {', '.join(by_folder)}; rename one")
+        raise DataError(
+            f"two folders share a name, so they would be one corpus: {', '.join(by_folder)}; rename one of them"
+        )
     unused = [name for name, config in settings.items() if name not in names and config.files is None]
     if unused:
-        raise DataError(f"data.corpora.{unused[0]} fits no folder of data.files; those are {', '.join(names)}")
+        raise DataError(
+            f"data.corpora.{unused[0]} doesn't match a folder of data.files: choose from {', '.join(names)}"
+        )
     return [
         _of_files(name, folder, files, settings.get(name, CorpusConfig()))
         for name, (folder, files) in zip(names, by_folder.items(), strict=True)
@@ -151,10 +156,10 @@ def local_corpora(patterns: str | Sequence[str], settings: Mapping[str, CorpusCo
 
 
 def named_corpus(name: str, config: CorpusConfig) -> Corpus:
-    """Open a corpus from the user's own code or files where those are given, else from the Hub.
+    """Open a corpus: from the user's own code or files if given, otherwise from the Hub.
 
     Raises:
-        DataError: files or dataset are not there; or there is neither, and the note that says why.
+        DataError: the files or the dataset don't exist, or the corpus names neither; then the message has its note.
     """
     if config.source is not None:
         source, units = config.source, source_parts(config.source)
@@ -170,7 +175,7 @@ def named_corpus(name: str, config: CorpusConfig) -> Corpus:
     fields = _fields(config)
     shards = hub_shards(config, fields)
     origin = f"{commit_of(config.hub, config.revision)}, {config.hub_config or 'default'}, {config.split}"
-    own = sorted(str(path) for path in Path(config.hub).rglob("*") if path.is_file())  # where it is a folder
+    own = sorted(str(path) for path in Path(config.hub).rglob("*") if path.is_file())  # if it is a local folder
     stamps = [_stamp(address) for address in own]
     identity = "\n".join([f"{origin} {fields}", *(stamp for _, stamp in stamps)])
     return Corpus(name, origin, identity, shards, config, _sampled(own, stamps))
@@ -185,7 +190,7 @@ def _of_files(name: str, source: str, files: Sequence[str], config: CorpusConfig
 
 
 def _sampled(files: Sequence[str], stamps: Sequence[tuple[int | None, str]]) -> tuple[str, ...]:
-    """Select the files on this machine of which a stamp does not hold the whole content."""
+    """Select the local files whose stamp covers samples of the content only."""
     sizes = [(address, size or 0) for address, (size, _) in zip(files, stamps, strict=True)]
     return tuple(address for address, size in sizes if "://" not in address and size > STAMPED_PARTS * STAMPED_BYTES)
 
@@ -195,23 +200,23 @@ def _fields(config: CorpusConfig) -> Fields:
 
 
 def find_files(patterns: str | Sequence[str]) -> list[str]:
-    """Find the files that globs match, in the order of the patterns and then of the names.
+    """Find the files that match globs, ordered by pattern and then by name.
 
     Raises:
-        DataError: a pattern matches nothing or can't be looked up, or a file's form is unknown.
+        DataError: a pattern matches nothing or can't be looked up, or a file format is unknown.
     """
-    files: dict[str, str] = {}  # by where they really are, so that no link counts twice
+    files: dict[str, str] = {}  # by real path, so that a file counts once even with links
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matches = _matches(pattern)
         if not matches:
             here = "" if "://" in pattern else f" (looked from {Path.cwd()})"
-            raise DataError(f"{pattern} matches no file{here}")
+            raise DataError(f"{pattern} doesn't match any file{here}: check the path")
         for name in matches:
             files.setdefault(name if "://" in name else os.path.realpath(name), name)
     for address in files.values():
         if form_of(address) is None:
             forms = f"{', '.join(FORMS)}, plain or compressed as {' or '.join(COMPRESSIONS)}"
-            raise DataError(f"{address}: unknown form; known are {forms}")
+            raise DataError(f"{address} has an unknown format: use {forms}")
     return list(files.values())
 
 
@@ -221,7 +226,7 @@ def _matches(pattern: str) -> list[str]:
         matches = [name for name in matches if not os.path.isdir(name)]
         for name in matches:
             if not os.path.isfile(name):
-                raise DataError(f"{name} is not a regular file")
+                raise DataError(f"{name} is not a regular file: give files that can be read again")
         return matches
     try:
         filesystem, path = fsspec.core.url_to_fs(pattern)
@@ -231,8 +236,8 @@ def _matches(pattern: str) -> list[str]:
         protocol = inner.partition("://")[0]
         names = (name if "://" in name else f"{protocol}://{name.lstrip('/')}" for name in filesystem.glob(path))
         return [f"{name}{chain}{outer}" for name in sorted(names)]
-    except Exception as error:  # each kind of store has its own
-        raise DataError(f"{pattern} can't be looked up ({in_one_line(error)})") from error
+    except Exception as error:  # each kind of store raises its own
+        raise DataError(f"{pattern} can't be looked up ({in_one_line(error)}): check the address") from error
 
 
 def _folder(address: str) -> str:
@@ -242,7 +247,10 @@ def _folder(address: str) -> str:
 
 
 def _stamp(address: str) -> tuple[int | None, str]:
-    """Return a file's size, and what changes with its content: a hash of 16 MiB spread over it, or a server's word."""
+    """Return a file's size, and a stamp that changes with its content.
+
+    The stamp is a hash of 16 MiB spread over the file, or for a remote file, what the server reports.
+    """
     if "://" in address:
         filesystem, path = fsspec.core.url_to_fs(address)
         return filesystem.size(path), f"{address} {filesystem.ukey(path)}"

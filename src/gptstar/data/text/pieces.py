@@ -1,4 +1,4 @@
-"""Cutting long documents where neither cleaning nor tokenising notices, so that memory stays bounded."""
+"""Cut long documents, to bound memory, at places that change neither cleaning nor tokens."""
 
 import codecs
 from collections.abc import Iterator
@@ -9,11 +9,11 @@ READ_BYTES = 2**20
 
 
 def cut(text: str, limit: int) -> int:
-    """Where to end the first piece of a text, at most `limit` characters into it.
+    """Return where to end the first piece of a text, after at most `limit` characters.
 
-    That is before a line break after an ASCII letter or digit, or else before such a space: a byte-level BPE as GPT-2's
-    begins a token at either, and ftfy works line by line. A stretch without either is cut at the limit: the text stays
-    the same, though the tokens beside that cut may differ.
+    The cut is before a line break that follows an ASCII letter or digit, otherwise before such a space. A byte-level
+    BPE like GPT-2's begins a token at either, and ftfy works line by line. Text without such a place is cut at the
+    limit. The text then stays the same, but the tokens next to the cut may differ.
     """
     for white in ("\n", " "):
         place = text.rfind(white, limit // 2, limit)
@@ -26,7 +26,7 @@ def cut(text: str, limit: int) -> int:
 
 
 def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """A text in pieces of at most `limit` characters; they join to the text."""
+    """Yield pieces of at most `limit` characters; joined, they are the text."""
     start = 0
     while len(text) - start > limit:
         end = start + cut(text[start : start + limit + 1], limit)
@@ -36,7 +36,7 @@ def pieces(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 def decoded_pieces(file: BinaryIO, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Yield the pieces of a file, read bit by bit. Raises UnicodeDecodeError if it is not UTF-8."""
+    """Yield the pieces of a file, read in small parts; raise UnicodeDecodeError if it is not UTF-8."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     text = ""
     while chunk := file.read(READ_BYTES):

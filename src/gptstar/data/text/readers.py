@@ -1,4 +1,4 @@
-"""Reading documents from files, wherever they are: JSON lines, Parquet and plain text, as they are or compressed."""
+"""Read documents from local or remote files: JSON lines, Parquet, Arrow and plain text, also compressed."""
 
 import hashlib
 import json
@@ -19,9 +19,9 @@ from gptstar.data.text.records import Fields, Piece, Record, Skipped, Unit, in_p
 from gptstar.errors import DataError, in_one_line
 
 LINE_BYTES = 2**28
-"""A longer line is not a document but a file of another form."""
+"""A longer line means that the file has another format, so it is skipped."""
 RETRY_SECONDS = (1, 2, 4, 8, 16)
-"""Waits before a file that is read from afar is tried again, from the record where the connection was lost."""
+"""Seconds to wait before a remote file is read again, from the record where the connection was lost."""
 FORMS = {
     ".jsonl": "jsonl",
     ".json": "jsonl",
@@ -33,25 +33,25 @@ FORMS = {
 
 
 def form_of(address: str) -> str | None:
-    """Tell `jsonl`, `txt`, `parquet` and `arrow` apart by the name of a file; None for other files."""
+    """Return the format of a file by its name: `jsonl`, `txt`, `parquet` or `arrow`; None for other files."""
     name = address.partition("::")[0].lower()
     plain = name.removesuffix(next((suffix for suffix in COMPRESSIONS if name.endswith(suffix)), ""))
     form = next((form for ending, form in FORMS.items() if plain.endswith(ending)), None)
-    # Tables are read here and there, and compress themselves.
+    # Tables are compressed inside, and are read in random order.
     return None if form in ("parquet", "arrow") and plain != name else form
 
 
 @dataclass(frozen=True)
 class File(Unit):
-    """A file of documents; its name is an address that fsspec knows, or a path on this machine."""
+    """A file of documents, named by a local path or an address that fsspec knows."""
 
     fields: Fields
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Yield its records, without the first `start`.
+        """Yield the records, without the first `start`.
 
         Raises:
-            DataError: the file is damaged, cut short, or can't be reached; names it.
+            DataError: the file is damaged, truncated, or can't be reached; the message names it.
         """
         forms = {"jsonl": _read_lines, "txt": _read_text, "parquet": _read_parquet, "arrow": _read_arrow}
         read = forms[form_of(self.name) or ""]
@@ -71,15 +71,20 @@ class File(Unit):
                 if isinstance(error, DataError):
                     raise
                 if wait is None or not between or isinstance(error, FileNotFoundError | PermissionError):
-                    raise DataError(f"{self.name}: can't be read ({error}): damaged, cut short or gone") from error
+                    raise DataError(
+                        f"{self.name} can't be read ({error}): it is damaged, truncated or gone; replace it"
+                    ) from error
                 time.sleep(wait)
 
     def open(self) -> tuple[BinaryIO, Callable[[], int]]:
-        """Open the decompressed content, and a function that says how many bytes of the file were read for it."""
+        """Open the decompressed content, and return a function that counts the bytes read from the file."""
         filesystem, path = fsspec.core.url_to_fs(self.name)
         raw = filesystem.open(path, "rb")
         content = decompressed(raw, self.name.partition("::")[0])
-        return content, lambda: raw.tell() if filesystem else 0  # an archive's filesystem closes it once forgotten
+        return (
+            content,
+            lambda: raw.tell() if filesystem else 0,
+        )  # keep a reference: an archive's filesystem closes when it is collected
 
 
 def _read_lines(file: File, start: int) -> Iterator[Record]:
@@ -113,7 +118,7 @@ def _parsed(line: bytes) -> Any:
 
 
 def _read_text(file: File, start: int) -> Iterator[Record]:
-    """Read a whole file as a document, and read it twice, as its hash decides where its first piece goes."""
+    """Yield a whole file as one document. It is read twice, because its hash decides where its first piece goes."""
     if start:
         return
     digest = hashlib.sha256()
@@ -153,11 +158,11 @@ def _read_parquet(file: File, start: int) -> Iterator[Record]:
                 yield from _rows(file, batch, number, start, offset)
                 number += len(batch)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{file.name}: not Parquet, or damaged ({in_one_line(error)})") from error
+        raise DataError(f"{file.name} is damaged or not a Parquet file ({in_one_line(error)}): replace it") from error
 
 
 def _read_arrow(file: File, start: int) -> Iterator[Record]:
-    """Read Arrow's stream, in which `datasets` saves, or its file."""
+    """Read Arrow's stream format, which `datasets` saves, or its file format."""
     import pyarrow
     import pyarrow.ipc
 
@@ -175,11 +180,11 @@ def _read_arrow(file: File, start: int) -> Iterator[Record]:
                 yield from _rows(file, batch.select(names), number, start, content.tell())
                 number += len(batch)
     except pyarrow.ArrowException as error:
-        raise DataError(f"{file.name}: not Arrow, or damaged ({in_one_line(error)})") from error
+        raise DataError(f"{file.name} is damaged or not an Arrow file ({in_one_line(error)}): replace it") from error
 
 
 def _rows(file: File, batch: Any, before: int, start: int, offset: int) -> Iterator[Record]:
-    """Yield the rows of a batch of a table, without the first `start` of the file, of which `before` came earlier."""
+    """Yield the rows of a batch, without the first `start` rows of the file; `before` rows precede the batch."""
     for index in range(max(0, start - before), len(batch)):
         number = before + index + 1
         place = f"{file.name}, row {number}"

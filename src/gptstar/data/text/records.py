@@ -1,6 +1,6 @@
-"""What reading yields: documents in pieces, and what is left out, each with its place; and counts of both.
+"""Records that readers yield: documents in pieces, and skipped records with their places; and counts of both.
 
-Nothing is lost silently: what is not a document comes as a `Skipped` with its reason.
+Nothing is lost silently: a record that is not a document becomes a `Skipped` with its reason.
 """
 
 import contextlib
@@ -25,16 +25,16 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Piece:
-    """A document, or a part of one that is too long to be held at once.
+    """A document, or a part of a document that is too long to hold at once.
 
     Attributes:
         digest: the first 16 bytes of SHA-256 of the whole document's UTF-8.
-        first, last: whether the document begins or ends here.
-        before: the end of the piece before, for words that run from one into the other.
-        plain: no `<` came before it in its document, so that HTML's entities in it are still mended.
-        unit, record: number of the unit, and of its records up to this one and with it: where to go on.
+        first, last: whether the document begins or ends with this piece.
+        before: the end of the previous piece, for words that run across the boundary.
+        plain: no `<` precedes the piece in its document, so HTML entities in it are still replaced.
+        unit, record: number of the unit, and number of its records up to and including this one: where to resume.
         offset: bytes of the unit read so far, for a progress bar.
-        repaired: halves of characters, which JSON can carry and UTF-8 can't, became U+FFFD.
+        repaired: lone surrogates, which JSON can carry and UTF-8 can't, were replaced by U+FFFD.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A record that is left out; `last` as in `Piece`."""
+    """A skipped record; `last` as in `Piece`."""
 
     reason: str
     place: str
@@ -66,19 +66,19 @@ Record = Piece | Skipped
 
 @dataclass
 class Counts:
-    """Counts by what became of documents, and the first places where each was met."""
+    """Numbers of documents by what happened to them, and the first places of each kind."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def count(self, what: str, place: str = "") -> None:
-        """Count a document, and remember where it was if it is one of the first."""
+        """Count a document, and remember its place if it is one of the first."""
         self.counts[what] = self.counts.get(what, 0) + 1
         if place and len(places := self.examples.setdefault(what, [])) < EXAMPLES:
             places.append(place)
 
     def refuse_if_all_are_broken(self, corpus: str) -> None:
-        """Raise DataError if a corpus holds nothing but what is broken: names what it holds, and where."""
+        """Raise DataError if all records of a corpus are broken; the message lists them with their places."""
         fine = {DOCUMENTS, DUPLICATES, NOT_THIS_SHARE, OVERLAPS}
         if not any(what in fine or what.startswith(NOT_NEWER) for what in self.counts):
             reasons = [f"{self.counts[what]:,} {what} ({places[0]})" for what, places in self.examples.items()]
@@ -87,23 +87,23 @@ class Counts:
 
 @dataclass(frozen=True)
 class Unit:
-    """What is read in one go, a file or a shard of a dataset: its name, and its size in bytes where it is known."""
+    """A file, or a shard of a dataset, that is read as a whole: its name, and its size in bytes if known."""
 
     name: str
     size: int | None
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Yield its records in their order, without the first `start`."""
+        """Yield the records in order, without the first `start`."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Fields:
-    """What to take from a record.
+    """The fields of a record to read.
 
     Attributes:
-        column: the field with the text; a dot is part of its name, or else looks inside a field.
-        date_column: the field with a date, where documents up to and including `newer_than` are left out.
+        column: the field with the text; `a.b` is a field of that name, or else `b` inside `a`.
+        date_column: the field with a date; documents up to and including `newer_than` are skipped.
     """
 
     column: str = "text"
@@ -111,18 +111,18 @@ class Fields:
     newer_than: date | None = None
 
     def may_be_in(self, name: str) -> bool:
-        """Whether a column of a table is looked at."""
+        """Return whether a column of a table is needed."""
         return any(f"{path}.".startswith(f"{name}.") for path in (self.column, self.date_column or self.column))
 
     def text(self, record: Any) -> str:
-        """Look up the text of a record.
+        """Return the text of a record.
 
         Raises:
-            ValueError: it has none, or is left out by its date; the message is the reason.
+            ValueError: the record has no text, or its date excludes it; the message is the reason.
         """
         text = _look_up(record, self.column)
         if not isinstance(text, str):
-            raise ValueError(f'"{self.column}" is no string')
+            raise ValueError(f'"{self.column}" is not a string')
         if not text or text.isspace():
             raise ValueError("empty")
         if self.newer_than and _as_date(_look_up(record, self.date_column or "")) <= self.newer_than:
@@ -131,7 +131,7 @@ class Fields:
 
 
 def _look_up(record: Any, path: str) -> Any:
-    """Find a field by its name, or inside the fields that the beginnings of the path name, the longest first."""
+    """Find a field by its whole name, or inside the fields that prefixes of the path name, longest prefix first."""
     names = path.split(".")
     for end in range(len(names), 0, -1):
         name, rest = ".".join(names[:end]), ".".join(names[end:])
@@ -153,7 +153,7 @@ def _as_date(value: Any) -> date:
 
 
 def document(text: str, record: int, offset: int = 0) -> Iterator[Piece]:
-    """Cut a document that is at hand into pieces."""
+    """Cut a document that is in memory into pieces."""
     repaired = False
     try:
         digest = hashlib.sha256(text.encode()).digest()[:16]
@@ -165,7 +165,7 @@ def document(text: str, record: int, offset: int = 0) -> Iterator[Piece]:
 
 
 def in_pieces(whole: Piece, texts: Iterator[str]) -> Iterator[Piece]:
-    """Yield a document's pieces, from what they have in common and the text of each."""
+    """Yield a document's pieces, given their common attributes (`whole`) and the text of each."""
     plain, first, text, before = True, True, next(texts), ""
     for following in texts:
         yield replace(whole, text=text, first=first, last=False, before=before, plain=plain)
@@ -174,7 +174,7 @@ def in_pieces(whole: Piece, texts: Iterator[str]) -> Iterator[Piece]:
 
 
 def row(content: Any, fields: Fields, place: str, number: int, offset: int = 0) -> Iterator[Record]:
-    """Yield what a record that was parsed holds: a document, or the reason why it is left out."""
+    """Yield the document in a parsed record, or the reason why the record is skipped."""
     try:
         text = fields.text(content)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Documents from a user's own code: a class that is registered under the name a corpus gives as its `source`.
+"""Documents from the user's own code: a class registered under the name that a corpus gives as its `source`.
 
 docs/extending.md has an example.
 """
@@ -16,33 +16,33 @@ from gptstar.errors import DataError, Refusal, with_type
 
 @dataclass(frozen=True)
 class Source:
-    """Where the documents of a corpus come from: a frozen dataclass whose fields are its keys in a configuration.
+    """A source of documents for a corpus: a frozen dataclass whose fields are its configuration keys.
 
-    The same keys have to give the same documents in the same order, on every machine and at every call: what was
-    interrupted reads the part that it was in again, and leaves out what it has.
+    The same keys must give the same documents in the same order, on every machine and at every call: an interrupted
+    preparation reads its part again and skips the documents it already has.
     """
 
     @property
     def n_parts(self) -> int:
-        """How many parts there are, such as files. Machines that share the work take whole parts."""
+        """Number of parts, such as files. Machines that share the work take whole parts."""
         return 1
 
     @property
     def size(self) -> int | None:
-        """Bytes of text in a part, roughly; None where unknown.
+        """Approximate bytes of text in a part; None if unknown.
 
-        A small corpus is read once more beforehand, so that at least one of its documents is held out.
+        A small corpus is read once in advance, so that at least one of its documents is held out.
         """
         return None
 
     @property
     def stamp(self) -> str:
-        """What the text depends on beside the keys and the class's file, such as a hash of the files it reads."""
+        """Everything else that the text depends on besides keys and code, such as a hash of the files it reads."""
         return ""
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer for text of this source alone; None: as for any text."""
+        """The tokenizer to use if this source is the only text; None: the same as for other text."""
         return None
 
     def documents(self, part: int) -> Iterator[str]:
@@ -55,13 +55,13 @@ SOURCES: Choices[Source] = Choices("data.corpora.*.source", tag="kind", is_word=
 
 @dataclass(frozen=True)
 class SourcePart(Unit):
-    """A part of a source, to be read as a file is."""
+    """A part of a source, read like a file."""
 
     source: Source
     part: int
 
     def read(self, start: int = 0) -> Iterator[Record]:
-        """Yield its documents, without the first `start`. Raises DataError, with the place, if the source fails."""
+        """Yield the documents, without the first `start`; raise DataError with the place if the source fails."""
         number, offset = 0, 0
         try:
             for number, text in enumerate(self.source.documents(self.part), start=1):
@@ -75,7 +75,7 @@ class SourcePart(Unit):
                     yield Skipped(reason, f"{self.name}, document {number}", number, offset)
         except Refusal:
             raise
-        except Exception as error:  # of the user's code
+        except Exception as error:  # the user's code may raise anything
             where = f"{self.name}, after document {number}"
             raise DataError(f"{where}: {with_type(error)}") from error
 
@@ -89,16 +89,16 @@ def source_parts(source: Source) -> tuple[SourcePart, ...]:
 
 
 def described(source: Source) -> str:
-    """Describe a source in one line for the manifest: `mine(path=…) of package.module`."""
+    """Describe a source in one line for the manifest, as in `mine(path=…) of package.module`."""
     keys = ", ".join(f"{field.name}={getattr(source, field.name)}" for field in fields(source))
     return f"{SOURCES.name_of(source)}({keys}) of {type(source).__module__}"
 
 
 def identity_of(source: Source) -> str:
-    """Hash the keys, the stamp, the number of parts and the file of the class: another hash means another text."""
+    """Hash the keys, the stamp, the number of parts and the class's file: a change of the hash means changed text."""
     try:
         code = inspect.getsource(inspect.getmodule(type(source)) or type(source))
-    except (OSError, TypeError):  # typed at a prompt
+    except (OSError, TypeError):  # the class was typed in a Python prompt
         code = ""
     words = [described(source), source.stamp, str(source.n_parts), code]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()

@@ -35,7 +35,7 @@ BOTH_OPTIONS = ("data.attention=within", "data.windows=documents")
 def test_blocks_of_documents_are_those_of_a_count_by_hand(opened: bool) -> None:
     random = np.random.default_rng(7)
     streams = [np.cumsum([0, *random.integers(1, 40, n)]) for n in (31, 0, 1, 17)]
-    blocks = DocumentBlocks(streams, 5, opened=opened)
+    blocks = DocumentBlocks(streams, 5, end_of_text_first=opened)
     expected, per_stream, before = [], [], 0
     for stream in streams:
         already = len(expected)
@@ -51,7 +51,7 @@ def test_blocks_of_documents_are_those_of_a_count_by_hand(opened: bool) -> None:
 
 def test_windows_end_with_their_document() -> None:
     tokens = TokenStream([np.arange(100, 111)])
-    documents = DocumentBlocks([np.asarray([0, 3, 11])], 6, opened=False)
+    documents = DocumentBlocks([np.asarray([0, 3, 11])], 6, end_of_text_first=False)
     windows = Windows([tokens], 3, 6, documents)
     assert windows.stream_blocks == (3,)
     assert windows.__getitems__(range(6)).tolist() == [

@@ -132,12 +132,15 @@ WELL = np.arange(1, 299)
         (lambda path: write_bin(path, WELL, magic=20240521), "does not begin with llm.c's header (its first number is"),
         (lambda path: path.write_bytes(b"\1\0" * 200), "does not begin with llm.c's header"),
         (lambda path: write_bin(path, WELL, version=7), "has version 7 of llm.c's header"),
-        (lambda path: write_bin(path, WELL, said=299), "has 596 bytes after its header, which says 299 tokens"),
+        (lambda path: write_bin(path, WELL, said=299), "has 596 bytes after its header, which states 299 tokens"),
         (
             lambda path: write_bin(path, WELL).write_bytes(path.read_bytes() + b"\0"),
-            "has 597 bytes after its header, which says 298 tokens",
+            "has 597 bytes after its header, which states 298 tokens",
         ),
-        (lambda path: write_bin(path, np.asarray([5, 300, 7])), "holds the token 300, beyond the 300 tokens of"),
+        (
+            lambda path: write_bin(path, np.asarray([5, 300, 7])),
+            "holds the token 300, but the tokenizer has 300 tokens",
+        ),
         (lambda path: path.write_bytes(b""), "x_train.bin can't be read as tokens|does not begin with llm.c's header"),
         (lambda path: None, "x_train.bin can't be read as tokens"),
     ],
@@ -160,7 +163,7 @@ def test_other_files_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("array", "said"),
     [
-        (WELL, "holds int64 of shape (298,), not a row of uint16 or uint32"),
+        (WELL, "holds int64 of shape (298,), not one row of uint16 or uint32"),
         (WELL.astype("<u2").reshape(2, -1), "holds uint16 of shape (2, 149)"),
         (WELL.astype(">u2"), "holds >u2 of shape (298,)"),
         (WELL[:0].astype("<u2"), "holds uint16 of shape (0,)"),
@@ -179,8 +182,10 @@ def test_both_splits_are_asked_for(tokenizer: Path, refusal: Refusal, tmp_path: 
     write_bin(tmp_path / "retrieval.bin", WELL)  # whose name holds `val` within a word
     write_bin(tmp_path / "x_val_0.bin", WELL)
     rest = ["--tokenizer", str(tokenizer), "--output", str(tmp_path / "shards")]
-    assert "give one by --validation FILE" in refusal(main, ["data", "adopt", str(tmp_path / "retrieval.bin"), *rest])
-    assert "no file is left to train on" in refusal(main, ["data", "adopt", str(tmp_path / "x_val_0.bin"), *rest])
+    assert "name one by --validation FILE" in refusal(main, ["data", "adopt", str(tmp_path / "retrieval.bin"), *rest])
+    assert "all files are held out for validation" in refusal(
+        main, ["data", "adopt", str(tmp_path / "x_val_0.bin"), *rest]
+    )
 
 
 def test_tokens_that_changed_are_named(tokenizer: Path, tmp_path: Path, refusal: Refusal) -> None:

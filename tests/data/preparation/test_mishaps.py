@@ -78,7 +78,7 @@ def test_what_was_written_and_is_lost_is_noticed(
 ) -> None:
     path = tmp_path / ".s.partial/train-c-00000.npy"
     os.truncate(path, 200) if damage == "shorten" else path.unlink()
-    with pytest.raises(DataError, match=r"train-c-00000\.npy has lost what .* delete .*\.s\.partial to begin anew"):
+    with pytest.raises(DataError, match=r"train-c-00000\.npy lacks data .* delete .*\.s\.partial to start again"):
         unfinished()
 
 
@@ -173,7 +173,7 @@ def test_a_part_that_was_copied_is_no_other(tmp_path: Path, tokenizer: Path) -> 
     asked = config(files=files, tokenizer=tokenizer, shards=str(tmp_path / "s"))
     ensure_prepared(asked, 300, QUIET, Part(1, 2))
     shutil.copytree(tmp_path / "s/part-00001-of-00002", tmp_path / "s/part-00002-of-00002")
-    with pytest.raises(DataError, match="part-00002-of-00002 is not a part of the same whole"):
+    with pytest.raises(DataError, match=r"part-00002-of-00002 and .* are parts of different preparations"):
         merge(tmp_path / "s")
 
 
@@ -352,7 +352,7 @@ def test_text_that_was_changed_in_place_is_prepared_again(
     assert local_corpora(str(path))[0].identity == identity
     second = ensure_prepared(asked, 300, Console(width=500))
     folder = Path(second.folder)
-    assert f"{path} has changed since the shards in {folder} were prepared" in capsys.readouterr().out
+    assert f"{path} changed after the shards in {folder} were prepared" in capsys.readouterr().out
     assert any("xxxxxx" in text for text in documents_of(second, "train", "c"))
     assert ShardFolder(folder.with_name("s.before-1")).manifest == first.manifest
     assert ensure_prepared(asked, 300, QUIET).manifest == second.manifest
@@ -385,7 +385,7 @@ def test_shards_of_an_earlier_version_are_used_and_doubts_are_told(
     assert "may have changed" not in capsys.readouterr().out
     os.utime(path, ns=2 * (time.time_ns() + 10**10,))
     ensure_prepared(asked, 300, console)
-    assert f"{path} may have changed since the shards in {folder} were prepared" in capsys.readouterr().out
+    assert f"{path} may have changed after the shards in {folder} were prepared" in capsys.readouterr().out
 
 
 def test_text_that_changes_while_it_is_prepared_is_refused(
@@ -397,14 +397,16 @@ def test_text_that_changes_while_it_is_prepared_is_refused(
         with pytest.raises(KeyboardInterrupt):
             ensure_prepared(asked, 300, QUIET)
     mask(path)
-    with pytest.raises(DataError, match=r"000\.jsonl has changed since .*\.s\.partial was begun: delete that folder"):
+    with pytest.raises(
+        DataError, match=r"000\.jsonl changed after the preparation in .*\.s\.partial began: delete that folder"
+    ):
         ensure_prepared(asked, 300, QUIET)
 
 
 def test_verify_is_true_or_false(large: tuple[Path, DataConfig], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["prepare", "verify=yes"])
-    assert "verify=yes is neither true" in capsys.readouterr().err
+    assert "verify=yes is not true or false" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"verify=true .* give data\.files"):
         ensure_prepared(config(shards=large[1].shards), 300, QUIET, verify=True)
 
@@ -420,7 +422,7 @@ def test_a_worker_that_dies_is_one_line_and_loses_nothing(tmp_path: Path, tokeni
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(EncodingPool, "_encode", dying)
-        with pytest.raises(DataError, match="a process that tokenises died"):
+        with pytest.raises(DataError, match="a worker process died"):
             ensure_prepared(config(**asked, workers=2), 300, QUIET)
     ensure_prepared(config(**asked, workers=2), 300, QUIET)
     assert np.load(tmp_path / "s/train-c-00000.npy").size > 10_000

@@ -116,7 +116,7 @@ def prepare_and_kill(overrides: list[str], folder: Path, kills: int, seed: int) 
         process.communicate()
         reached = written(folder)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.count("going on with")
+    return done.stdout.count("resuming")
 
 
 def written(folder: Path) -> int:
@@ -187,10 +187,10 @@ def test_parts_that_do_not_fit_are_refused(text: str, tmp_path: Path) -> None:
         merge(tmp_path)
     (tmp_path / "t.json").write_text(Tokenizer.train(sentences(50, 100, seed=1), 300).json_text)
     asked["tokenizer"] = tmp_path / "t.json"
-    with pytest.raises(ConfigError, match=r"data\.deduplicate can't be kept by a part"):
+    with pytest.raises(ConfigError, match=r"data\.deduplicate needs all of the text, and a part"):
         ensure_prepared(config(**asked, deduplicate=True), 300, QUIET, Part(1, 2))
     ensure_prepared(config(**asked), 300, QUIET, Part(1, 2))
-    with pytest.raises(DataError, match="is not a part of the same whole"):
+    with pytest.raises(DataError, match="are parts of different preparations"):
         ensure_prepared(config(**asked, validation_fraction=0.3), 300, QUIET, Part(2, 3))
 
 
@@ -356,7 +356,7 @@ def test_copies_of_a_single_document_are_named(tmp_path: Path) -> None:
     (trained,), (held_out,) = (documents_of(folder, split, "c") for split in ("train", "validation"))
     assert trained + held_out == text
     files = write_corpus(tmp_path / "tiny", ["x"])
-    with pytest.raises(DataError, match="corpus tiny has only 1 characters, so none can be held out"):
+    with pytest.raises(DataError, match="corpus tiny has only 1 characters, too few to hold some out"):
         ensure_prepared(config(files=files), 300, QUIET)
 
 

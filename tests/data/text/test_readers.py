@@ -194,10 +194,10 @@ def test_patterns_that_match_nothing_known_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="matches no file"):
         local_corpora(str(tmp_path / "*.jsonl"))
     (tmp_path / "a.pdf").touch()
-    with pytest.raises(DataError, match=r"a\.pdf: unknown form"):
+    with pytest.raises(DataError, match=r"a\.pdf has an unknown format"):
         local_corpora(str(tmp_path / "*"))
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"data\.corpora\.bokos fits no folder"):
+    with pytest.raises(DataError, match=r"data\.corpora\.bokos doesn't match a folder"):
         local_corpora(str(tmp_path / "*.txt"), {"bokos": CorpusConfig()})
     with pytest.raises(DataError, match=r"nosuch://a/\*.txt can't be looked up"):
         local_corpora("nosuch://a/*.txt")
@@ -371,7 +371,7 @@ def test_a_saved_dataset_is_read_by_its_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data-00001-of-00002\.arrow is missing, although .*state\.json lists it"):
         named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved")))
     (tmp_path / "saved/state.json").write_text("[]")
-    with pytest.raises(DataError, match=r"state\.json does not name the files"):
+    with pytest.raises(DataError, match=r"state\.json doesn't list the files"):
         named_corpus("x", CorpusConfig(hub=str(tmp_path / "saved")))
 
 

@@ -123,4 +123,6 @@ def document_blocks(
         *starts, end = accumulate((shard.tokens for shard in shards), initial=0)
         pieces = [bounds(folder, shard)[:-1] + start for shard, start in zip(shards, starts, strict=True)]
         joined.append(np.concatenate([*pieces, np.asarray([end], dtype=np.int64)]))
-    return DocumentBlocks(joined, block_tokens, opened=folder.manifest.options.get("end of text") in ("both", "before"))
+    return DocumentBlocks(
+        joined, block_tokens, end_of_text_first=folder.manifest.options.get("end of text") in ("both", "before")
+    )

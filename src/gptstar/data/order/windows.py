@@ -42,12 +42,12 @@ class DocumentBlocks:
     Args:
         streams: the bounds of each one's documents, `(document + 1,)`, int64: where each begins in the stream, and
             where the last one ends.
-        opened: documents begin with an end-of-text of their own.
+        end_of_text_first: each document begins with an end-of-text token of its own.
     """
 
-    def __init__(self, streams: Sequence[np.ndarray], block_tokens: int, *, opened: bool) -> None:
+    def __init__(self, streams: Sequence[np.ndarray], block_tokens: int, *, end_of_text_first: bool) -> None:
         self.block_tokens = block_tokens
-        self._before = 0 if opened else 1
+        self._before = 0 if end_of_text_first else 1
         self._stream_starts = np.cumsum([0, *(each[-1] for each in streams)], dtype=np.int64)
         shifted = [each[:-1] + start for each, start in zip(streams, self._stream_starts, strict=False)]
         # Each document costs two numbers of 8 bytes: the start here, and the first block below.

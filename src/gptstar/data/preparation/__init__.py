@@ -1,1 +1,1 @@
-"""From text to shards: parallel, resumable, the same bytes each time."""
+"""Turn text into shards: in parallel, resumable, with the same bytes each time."""

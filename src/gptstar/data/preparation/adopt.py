@@ -1,4 +1,4 @@
-"""The tokens of other projects, read where they lie: a manifest of llm.c's `.bin` files and of flat `.npy` files."""
+"""Use token files of other projects in place: write a manifest for llm.c's `.bin` files or flat `.npy` files."""
 
 import os
 import re
@@ -26,7 +26,7 @@ from gptstar.errors import DataError, in_one_line
 from gptstar.files import file_sha256, partial_path, remove
 
 HEADER_INTS, MAGIC, VERSION = 256, 20240520, 1
-"""llm.c's header: little-endian int32, of which the first three are the magic number, the version and the tokens."""
+"""llm.c's header: little-endian int32 values; the first three are magic number, version and number of tokens."""
 HEADER_SIZE = 4 * HEADER_INTS
 CHUNK_TOKENS = 2**24
 VALIDATES = re.compile(r"(^|[^a-z])val(idation)?([^a-z]|$)", re.IGNORECASE)
@@ -37,11 +37,11 @@ class Adoption:
     """A request to adopt files of tokens.
 
     Attributes:
-        files: those with `val` in their name are validated on, as llm.c names them, and the others trained on.
-        validation: more files to validate on.
-        tokenizer: the `tokenizers` JSON that the tokens are of.
-        corpus: the name of the text; the folder of the first file unless given.
-        licence: of the text.
+        files: token files; those with `val` in their name, llm.c's convention, are held out for validation.
+        validation: further files to hold out for validation.
+        tokenizer: the `tokenizers` JSON that made the tokens.
+        corpus: name of the corpus; by default the folder of the first file.
+        licence: licence of the text.
     """
 
     files: tuple[Path, ...]
@@ -51,51 +51,52 @@ class Adoption:
     licence: str = "not stated"
 
     def by_split(self) -> list[tuple[Path, Split]]:
-        """Each file once, those that are trained on first.
+        """List each file once with its split, training files first.
 
         Raises:
-            DataError: a split has none.
+            DataError: a split has no file.
         """
         of_validation = {*self.validation, *(path for path in self.files if VALIDATES.search(path.stem))}
         files = list(dict.fromkeys([*self.files, *self.validation]))
         train = [path for path in files if path not in of_validation]
         if not train:
-            raise DataError(f"{files[0]} is to be validated on, and no file is left to train on: give one")
+            raise DataError(f"all files are held out for validation, such as {files[0]}: give a file to train on")
         if not of_validation:
-            raise DataError(
-                f"{files[0]} is to be trained on, and no file is left to validate on: give one by --validation FILE"
-            )
+            raise DataError("no file is held out for validation: name one by --validation FILE")
         return [(path, "train") for path in train] + [(path, "validation") for path in files if path in of_validation]
 
 
-def adopt(asked: Adoption, output: Path, shown: Callable[["Sequence[_Placed]"], "Iterable[_Placed]"]) -> Manifest:
-    """Read files of tokens once, and write a folder of shards that says where they are; they are not copied.
+def adopt(adoption: Adoption, output: Path, track: Callable[["Sequence[_Placed]"], "Iterable[_Placed]"]) -> Manifest:
+    """Read token files once, and write a folder of shards that refers to them; the tokens are not copied.
 
     Args:
-        output: appears complete or not at all.
-        shown: hands the files on as they are read, for a progress bar.
+        output: the folder to write; it appears complete or not at all.
+        track: wraps the iteration over the files, for a progress bar.
 
     Raises:
-        DataError: a file is of another form, or holds tokens of another tokenizer; `output` exists; or it can't be
-            written.
+        DataError: a file has another format, or tokens of another tokenizer; `output` exists or can't be written.
     """
     if output.exists():
-        raise DataError(f"--output {output} exists: nothing is overwritten; choose another folder or remove it")
-    files, tokenizer = asked.by_split(), Tokenizer.from_file(asked.tokenizer)
-    corpus = asked.corpus or re.sub(r"[^A-Za-z0-9_.-]+", "-", files[0][0].resolve().parent.name).strip("-.") or "tokens"
+        raise DataError(f"--output {output} exists and is not overwritten: choose another folder or remove it")
+    files, tokenizer = adoption.by_split(), Tokenizer.from_file(adoption.tokenizer)
+    corpus = (
+        adoption.corpus or re.sub(r"[^A-Za-z0-9_.-]+", "-", files[0][0].resolve().parent.name).strip("-.") or "tokens"
+    )
     if not NAME.fullmatch(corpus):
-        raise DataError(f"--corpus {in_one_line(corpus)}: a corpus is named by letters, digits, _, - and .")
+        raise DataError(
+            f"--corpus {in_one_line(corpus)}: the name of a corpus may hold letters, digits, _, - and . only"
+        )
     placed = [_Placed(path, split, place_of(path)) for path, split in files]
-    opened = int(placed[0].tokens[0]) == tokenizer.end_of_text
+    end_of_text_first = int(placed[0].tokens[0]) == tokenizer.end_of_text
     partial = partial_path(output)
     try:
         remove(partial)
         partial.mkdir(parents=True)
         shards: list[Shard] = []
-        for each in shown(placed):
+        for each in track(placed):
             name = f"{each.split}-{corpus}-{sum(shard.split == each.split for shard in shards):05d}"
-            shard = _shard(partial / name, corpus, each, tokenizer, opened=opened)
-            shards.append(replace(shard, place=_seen_from(output, each)))
+            shard = _shard(partial / name, corpus, each, tokenizer, end_of_text_first=end_of_text_first)
+            shards.append(replace(shard, place=_portable_place(output, each)))
         identity = sha256("\n".join([tokenizer.fingerprint, *(shard.sha256 for shard in shards)]).encode()).hexdigest()
         where = ", ".join(dict.fromkeys(str(path.resolve().parent) for path, _ in files))
         read = {"read": sum(shard.documents for shard in shards)}
@@ -104,9 +105,12 @@ def adopt(asked: Adoption, output: Path, shown: Callable[["Sequence[_Placed]"], 
             identity,
             tokenizer.fingerprint,
             tokenizer.n_vocab,
-            {corpus: Source(where, asked.licence, counts=read)},
+            {corpus: Source(where, adoption.licence, counts=read)},
             tuple(shards),
-            {"tokens": "of another project, where they were", "end of text": "before" if opened else "between"},
+            {
+                "tokens": "of another project, where they were",
+                "end of text": "before" if end_of_text_first else "between",
+            },
         )
         write_manifest(partial, manifest, tokenizer)
         partial.rename(output)
@@ -118,10 +122,10 @@ def adopt(asked: Adoption, output: Path, shown: Callable[["Sequence[_Placed]"], 
 
 
 def place_of(path: Path) -> Place:
-    """Find where the tokens of a file begin, and their type.
+    """Return where the tokens of a file begin, and their dtype.
 
     Raises:
-        DataError: it is neither a flat `.npy` nor a `.bin` with llm.c's header, or was cut short; names it.
+        DataError: the file is neither a flat `.npy` nor a `.bin` with llm.c's header, or is truncated; names it.
     """
     try:
         if path.suffix == ".npy":
@@ -129,7 +133,9 @@ def place_of(path: Path) -> Place:
         size = path.stat().st_size
         header = np.fromfile(path, "<i4", HEADER_INTS)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} can't be read as tokens ({in_one_line(error)})") from error
+        raise DataError(
+            f"{path} can't be read as tokens ({in_one_line(error)}): give llm.c's .bin or a flat .npy"
+        ) from error
     magic, version, n_tokens = (int(each) for each in header[:3]) if size >= HEADER_SIZE else (0, 0, 0)
     if magic != MAGIC:
         raise DataError(
@@ -137,11 +143,14 @@ def place_of(path: Path) -> Place:
             "llm.c's scripts wrote, or save the tokens as .npy"
         )
     if version != VERSION:
-        raise DataError(f"{path} has version {version} of llm.c's header, and {VERSION} is what is read: uint16 tokens")
+        raise DataError(
+            f"{path} has version {version} of llm.c's header, but only version {VERSION} (uint16 tokens) is "
+            "supported: convert it"
+        )
     if size - HEADER_SIZE != 2 * n_tokens or n_tokens < 1:
         raise DataError(
-            f"{path} has {size - HEADER_SIZE:,} bytes after its header, which says {n_tokens:,} tokens of 2 bytes: it "
-            "was cut short or written on; copy it again"
+            f"{path} has {size - HEADER_SIZE:,} bytes after its header, which states {n_tokens:,} tokens of 2 bytes: "
+            "it was truncated or extended; copy it again"
         )
     return Place(str(path), HEADER_SIZE, "<u2")
 
@@ -151,14 +160,14 @@ def _place_in_npy(path: Path) -> Place:
     kinds: dict[np.dtype, Literal["<u2", "<u4"]] = {np.dtype("<u2"): "<u2", np.dtype("<u4"): "<u4"}
     if array.ndim != 1 or array.dtype not in kinds or not len(array):
         raise DataError(
-            f"{path} holds {array.dtype} of shape {array.shape}, not a row of uint16 or uint32: save it as one"
+            f"{path} holds {array.dtype} of shape {array.shape}, not one row of uint16 or uint32: save it as one"
         )
     assert isinstance(array, np.memmap)
     return Place(str(path), array.offset, kinds[array.dtype])
 
 
-def _seen_from(output: Path, placed: "_Placed") -> Place:
-    """The place as the manifest names it: from its folder where both lie in one, which may move as a whole."""
+def _portable_place(output: Path, placed: "_Placed") -> Place:
+    """Make the path relative if file and output share a parent folder, which may then move as a whole."""
     there, around = placed.path.resolve(), output.resolve().parent
     is_beside = there.is_relative_to(around)
     return replace(placed.place, file=os.path.relpath(there, output.resolve()) if is_beside else str(there))
@@ -175,17 +184,17 @@ class _Placed:
         return np.memmap(self.path, self.place.dtype, mode="r", offset=self.place.offset)
 
 
-def _shard(name: Path, corpus: str, placed: _Placed, tokenizer: Tokenizer, *, opened: bool) -> Shard:
-    """Read a file through, and write where its documents begin and the hashes of its parts.
+def _shard(name: Path, corpus: str, placed: _Placed, tokenizer: Tokenizer, *, end_of_text_first: bool) -> Shard:
+    """Read a whole file, and write where its documents begin and the hashes of its segments.
 
-    A document that the file before began goes on as a document of its own.
+    The rest of a document that began in the previous file counts as a document of its own.
 
     Args:
-        name: of the shard, in its folder.
-        opened: a document begins with an end-of-text of its own, and does not end with one.
+        name: path of the shard, without suffixes.
+        end_of_text_first: each document begins with an end-of-text token, instead of ending with one.
 
     Raises:
-        DataError: a token is beyond the vocabulary; names the file.
+        DataError: a token is not in the vocabulary; names the file.
     """
     path, tokens, n_vocab = placed.path, placed.tokens, tokenizer.n_vocab
     counts, starts = np.zeros(n_vocab, np.int64), [np.zeros(1, np.int64)]
@@ -193,11 +202,11 @@ def _shard(name: Path, corpus: str, placed: _Placed, tokenizer: Tokenizer, *, op
         chunk = tokens[first : first + CHUNK_TOKENS]
         if (largest := int(chunk.max())) >= n_vocab:
             raise DataError(
-                f"{path} holds the token {largest}, beyond the {n_vocab:,} tokens of the tokenizer: give the one that "
-                "its tokens are of"
+                f"{path} holds the token {largest}, but the tokenizer has {n_vocab:,} tokens: give the tokenizer that "
+                "made the file"
             )
         counts += np.bincount(chunk, minlength=n_vocab)
-        starts.append(np.flatnonzero(chunk == tokenizer.end_of_text) + first + (not opened))
+        starts.append(np.flatnonzero(chunk == tokenizer.end_of_text) + first + (not end_of_text_first))
     joined = np.concatenate(starts)
     of_documents = np.unique(joined[joined < len(tokens)]).astype("<u8")
     files = [name.with_name(f"{name.name}{suffix}") for suffix in (".documents.npy", ".segments.npy")]

@@ -1,7 +1,7 @@
-"""Cleaning and tokenising in as many processes as there are cores, with the results in the order of the text.
+"""Clean and tokenise text in several processes, and return the results in the order of the text.
 
-The processes are started anew and not forked, so that they hold neither torch nor whatever else the parent has loaded,
-and they end by themselves when the parent does, even by `kill -9`.
+The processes are started, not forked, so that they hold neither torch nor anything else that the parent has loaded,
+and they end when the parent ends, even by `kill -9`.
 """
 
 import contextlib
@@ -29,18 +29,18 @@ from gptstar.errors import DataError
 
 TASK_CHARACTERS = 2**18
 CHUNK_CHARACTERS = 2**13
-"""Texts are tokenised in chunks of this size, which is faster than whole and takes less memory."""
+"""Texts are tokenised in chunks of this size, which is faster and takes less memory than whole texts."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A piece of a document as tokens.
+    """The tokens of a piece of a document.
 
     Attributes:
         tokens: `(token,)`, uint16 or uint32.
-        n_bytes: of the cleaned text.
-        changed: cleaning did something.
-        excluded: it shares a run of words with a benchmark.
+        n_bytes: size of the cleaned text.
+        changed: cleaning changed the text.
+        excluded: the text shares a run of words with a benchmark.
     """
 
     tokens: np.ndarray
@@ -51,7 +51,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What is done to each piece: cleaned by ftfy or not, tokenised, and searched for runs of words to exclude."""
+    """Cleans a piece (if configured), tokenises it, and searches it for excluded runs of words."""
 
     tokenizer_json: str
     ftfy: bool
@@ -62,7 +62,7 @@ class Encoder:
         return Tokenizer(self.tokenizer_json)
 
     def encode(self, batch: Sequence[Piece]) -> list[Encoded]:
-        """Clean and tokenise some pieces."""
+        """Clean and tokenise pieces."""
         tokenizer = self._tokenizer
         texts = [clean(piece.text, piece.plain) if self.ftfy else piece.text for piece in batch]
         chunks = [list(pieces(text, CHUNK_CHARACTERS)) if tokenizer.can_be_cut else [text] for text in texts]
@@ -80,10 +80,10 @@ class Encoder:
 
 
 class EncodingPool:
-    """Runs an encoder here, with one worker, or in several processes, each of which a thread feeds.
+    """Runs an encoder in this process (one worker) or in several processes, each fed by a thread.
 
     Args:
-        workers: processes; with 1 the work is done in this one, by the threads of the tokenizer.
+        workers: number of processes; 1 works in this process, with the tokenizer's threads.
     """
 
     def __init__(self, encoder: Encoder, workers: int) -> None:
@@ -103,7 +103,7 @@ class EncodingPool:
             process.communicate()
 
     def map(self, records: Iterable[Record]) -> Iterator[tuple[Record, Encoded | None]]:
-        """Yield each record with its tokens, or with None where it is not text; in their order."""
+        """Yield each record in order with its tokens, or with None if it is not text."""
         running: deque[tuple[list[Record], Future[list[Encoded]]]] = deque()
         for batch in _batches(records):
             texts = [record for record in batch if isinstance(record, Piece)]
@@ -125,12 +125,12 @@ class EncodingPool:
             return pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             raise DataError(
-                "a process that tokenises died, most likely out of memory: set data.workers lower; the same command "
-                "goes on from what is done"
+                "a worker process died, probably out of memory: lower data.workers and repeat the command, which "
+                "continues from the finished work"
             ) from error
 
     def _process(self) -> subprocess.Popen[bytes]:
-        """Start a process for this thread, once."""
+        """Return this thread's process; start it at the first call."""
         if not hasattr(self._of_thread, "process"):
             environment = os.environ | {
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -166,7 +166,7 @@ def _joined(batch: list[Record], encoding: Future[list[Encoded]]) -> Iterator[tu
 
 
 def serve() -> None:
-    """Be one of the processes: batches come on standard input, and their tokens go to standard output."""
+    """Run as a worker process: read batches from standard input, and write their tokens to standard output."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     parent_is_gone = EOFError, BrokenPipeError, KeyboardInterrupt, pickle.UnpicklingError
     with contextlib.suppress(*parent_is_gone):

@@ -1,6 +1,6 @@
-"""Packing the documents of one corpus into shards, so that it can stop and go on anywhere.
+"""Pack the documents of one corpus into shards, resumable at any point.
 
-A journal says how far a preparation has come, and which documents it has met: a kill at any moment loses nothing.
+A journal records the progress and the documents met so far, so a kill at any moment loses nothing.
 """
 
 import json
@@ -22,19 +22,19 @@ from gptstar.errors import DataError
 
 COMMIT_SECONDS = 2.0
 HOPELESS = 10_000
-"""Records without a single document among them after which a corpus is refused."""
+"""A corpus is refused if its first records, up to this many, contain no document."""
 
 WRITERS: tuple[tuple[Split, Stratum], ...] = (("train", "first"), ("train", "rest"), ("validation", "first"))
 
 
 class Journal:
-    """A small database beside the shards. What was not committed when the process died never happened.
+    """A small database next to the shards. Everything that was not committed before a kill is discarded.
 
     Attributes:
-        state: what `commit` writes, plain values and dataclasses; None where no process has committed yet.
+        state: the state written by `commit`, plain values and dataclasses; None before the first commit.
 
     Raises:
-        DataError: it is the journal of another request.
+        DataError: the journal belongs to another request.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -45,8 +45,8 @@ class Journal:
         row = self._database.execute("SELECT identity, state FROM states").fetchone()
         if row and row[0] != identity:
             raise DataError(
-                f"{path.parent} holds an unfinished preparation of other text, or with other options: repeat that "
-                "command to go on with it, delete it, or choose another data.shards"
+                f"{path.parent} holds an unfinished preparation of other text, or with other options: repeat its "
+                "command to finish it, delete the folder, or choose another data.shards"
             )
         self.state: dict[str, Any] | None = json.loads(row[1]) if row else None
         self._database.execute("BEGIN")
@@ -56,20 +56,20 @@ class Journal:
         self._database.close()
 
     def commit(self) -> None:
-        """Make the state, and the documents met so far, what a later process goes on from."""
+        """Save the state and the documents met so far, from which a later process resumes."""
         row = self._identity, json.dumps(self.state, default=asdict)
         self._database.execute("INSERT OR REPLACE INTO states VALUES (?, ?)", row)
         self._database.execute("COMMIT")
         self._database.execute("BEGIN")
 
     def is_new(self, digest: bytes) -> bool:
-        """Whether a document has not been met before; from now on it has."""
+        """Record a document, and return whether it is new."""
         return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (digest,)).rowcount == 1
 
 
 @dataclass
 class CorpusState(Counts):
-    """What has been packed of a corpus: plain values, for the journal and at the end for the manifest."""
+    """The packed part of a corpus, as plain values for the journal and finally the manifest."""
 
     unit: int = 0
     record: int = 0
@@ -78,16 +78,16 @@ class CorpusState(Counts):
 
     @property
     def shards(self) -> list[Shard]:
-        """What is finished, training first."""
+        """The finished shards, training first."""
         return [Shard(**shard) for writer in self.writers.values() for shard in writer["finished"]]
 
 
 class CorpusPacker:
-    """Packs a corpus, or the part of it that this machine has.
+    """Packs a corpus, or this machine's part of it.
 
     Args:
-        held_out_below: documents whose number is below are for validation.
-        state: how far it has come; a part of the journal's state.
+        held_out_below: documents with a number below this are held out for validation.
+        state: the progress; a part of the journal's state.
     """
 
     def __init__(
@@ -107,19 +107,19 @@ class CorpusPacker:
         }
         for name, written in state.writers.items():
             self._writers[name].restore(written)
-        # of the document that is being read
+        # the document being read
         self._writer: ShardWriter | None = None
         self._waiting: list[Encoded] = []
         self._changed = self._begun = False
 
     def pack(self, pool: EncodingPool, count: Callable[[Record, int, int], None]) -> None:
-        """Read, encode and write to the end.
+        """Read, encode and write the rest of the corpus.
 
         Args:
             count: receives each record, the tokens packed, and whether a document ended, for a progress bar.
 
         Raises:
-            DataError: the corpus can't be read, or holds nothing but what is broken for long.
+            DataError: the corpus can't be read, or its first records are all broken.
         """
         committed = time.monotonic()
         for record, encoded in pool.map(self._records()):
@@ -162,7 +162,7 @@ class CorpusPacker:
             self._state.refuse_if_all_are_broken(self._corpus.name)
 
     def _take(self, piece: Record, encoded: Encoded) -> None:
-        """Add a piece to its document. Where a later piece could still exclude it, nothing is written before."""
+        """Add a piece to its document. Write nothing as long as a later piece could exclude the document."""
         assert isinstance(piece, Piece)
         if piece.first:
             self._writer, self._changed, self._begun = self._writer_for(piece), False, False

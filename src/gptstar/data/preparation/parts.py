@@ -1,4 +1,4 @@
-"""What is to be prepared: on many machines, each takes a part of the files, and the parts are one folder in the end."""
+"""Requests to prepare text, and parts of them: each of several machines prepares a part, and the parts are merged."""
 
 import functools
 import hashlib
@@ -23,14 +23,14 @@ FOLDER = re.compile(r"part-\d{5}-of-\d{5}")
 
 @dataclass(frozen=True)
 class Part:
-    """The `number`th of `of` parts, counted from 1: a contiguous share of the files, so that order is kept."""
+    """Part `number` of `of`, counted from 1: a contiguous share of the files, so that their order is preserved."""
 
     number: int
     of: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read `3/16`. Raises ConfigError for anything else."""
+        """Parse a text like `3/16`; raise ConfigError for anything else."""
         match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
         if not match or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(f"part={text} is not a part: give part=3/16 for the third of sixteen")
@@ -38,13 +38,13 @@ class Part:
 
     @property
     def folder(self) -> str:
-        """Its folder inside that of the whole."""
+        """The name of this part's folder inside the folder of the whole."""
         return f"part-{self.number:05d}-of-{self.of:05d}"
 
     def of_corpora(self, corpora: Sequence[Corpus]) -> list[Corpus]:
-        """Take of each corpus the units that are in this part; parts have about as many bytes each."""
+        """Select each corpus's units in this part; all parts have about the same number of bytes."""
         known = [unit.size for corpus in corpora for unit in corpus.units if unit.size]
-        usual = sum(known) // len(known) if known else 1  # for those whose size is not known
+        usual = sum(known) // len(known) if known else 1  # for units of unknown size
         sizes = [[unit.size or usual for unit in corpus.units] for corpus in corpora]
         total = sum(map(sum, sizes))
         before = 0
@@ -63,9 +63,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be prepared, and what it is called.
+    """A request to prepare text, and its identity.
 
-    Without a tokenizer, one of `n_vocab` tokens is trained on the documents that are not held out.
+    If `tokenizer` is None, one of `n_vocab` tokens is trained on the documents that are not held out.
     """
 
     config: DataConfig
@@ -76,7 +76,7 @@ class Request:
 
     @functools.cached_property
     def whole(self) -> str:
-        """Hash of everything that decides the shards, but the part."""
+        """Hash of everything that decides the shards, except the part."""
         config = self.config
         words = [FORMAT_VERSION, self.tokenizer.fingerprint if self.tokenizer else f"bpe-{self.n_vocab}"]
         words += [config.validation_fraction, *self.options.values(), config.max_tokens, config.shard_tokens]
@@ -87,12 +87,12 @@ class Request:
 
     @property
     def identity(self) -> str:
-        """Hash of everything that decides the shards."""
+        """Hash of everything that decides the shards, with the part."""
         return f"{self.whole}-{self.part.folder}" if self.part else self.whole
 
     @functools.cached_property
     def options(self) -> dict[str, str]:
-        """How the text was treated, in words."""
+        """The treatment of the text, in words, for the manifest. The words are part of `whole`: don't change them."""
         config = self.config
         return {
             "clean": CLEANER if config.clean == "ftfy" else "none",
@@ -103,7 +103,7 @@ class Request:
 
     @functools.cached_property
     def exclude(self) -> list[Path]:
-        """Files of benchmark items."""
+        """The files of benchmark items to exclude."""
         return [Path(name) for name in find_files(self.config.exclude)]
 
     @property
@@ -113,24 +113,26 @@ class Request:
 
 
 def merge(folder: Path) -> Manifest | None:
-    """Write the manifest of a whole whose parts are all there; the parts' files stay where they are.
+    """Write the manifest of the whole once all parts exist; the parts' files stay in place.
 
     Returns:
-        None while a part is missing.
+        The manifest; None while a part is missing.
 
     Raises:
-        DataError: the parts are not of one whole.
+        DataError: the parts don't belong to the same whole.
     """
     paths = sorted(path for path in folder.glob("part-*-of-*/manifest.json") if FOLDER.fullmatch(path.parent.name))
     if not paths:
-        raise DataError(f"{folder} holds no part (part-00001-of-…/manifest.json): prepare them with part=1/N and so on")
+        raise DataError(
+            f"{folder} holds no part (part-00001-of-…/manifest.json): prepare the parts with part=1/N, part=2/N …"
+        )
     parts = {path.parent.name: read_manifest(path) for path in paths}
     first = next(iter(parts.values()))
     n_parts = int(paths[0].parent.name.rpartition("-")[2])
     for name, part in parts.items():
         if (part.identity, name.rpartition("-")[2]) != (f"{first.whole}-{name}", f"{n_parts:05d}"):
             other = paths[0].parent
-            raise DataError(f"{folder / name} is not a part of the same whole as {other}: remove one of them")
+            raise DataError(f"{folder / name} and {other} are parts of different preparations: remove one of them")
     if len(parts) < n_parts:
         return None
     shards = tuple(replace(shard, name=f"{name}/{shard.name}") for name, m in parts.items() for shard in m.shards)

@@ -1,4 +1,4 @@
-"""Text to shards, once: find what is prepared already, or clean, tokenise, hold out, pack, and write the manifest."""
+"""Prepare text once: reuse existing shards, or clean, tokenise, hold out, pack, and write the manifest."""
 
 import os
 import shutil
@@ -34,27 +34,27 @@ from gptstar.files import partial_path
 JOURNAL = "journal.sqlite"
 WORTH_PROCESSES_BYTES = 2**23
 TOKENIZER_CHARACTERS = 2**30
-"""How much of the text a tokenizer is trained on at most."""
+"""Most characters of text on which a tokenizer is trained."""
 
 
 def ensure_prepared(
     config: DataConfig, n_vocab: int, console: Console, part: Part | None = None, *, verify: bool = False
 ) -> ShardFolder:
-    """Open the shards that a configuration asks for, prepared now if they are not there yet.
+    """Open the shards of a configuration; prepare them first if they don't exist.
 
     Args:
-        n_vocab: the model's vocabulary; a tokenizer is trained to this size, or has as many tokens at most.
-        part: prepare only this part, and open it.
-        verify: hash large files whole to see whether they have changed, even if they were not modified.
+        n_vocab: the model's vocabulary; a new tokenizer gets this size, a given one may have at most as many tokens.
+        part: prepare and open only this part.
+        verify: hash large files completely to detect changes, even if their modification time is the same.
 
     Raises:
         DataError: text, tokenizer or shards are missing, damaged or don't belong together.
     """
     given = Tokenizer.from_file(config.tokenizer) if config.tokenizer else config.own_tokenizer
     if config.source == "local" and config.files is None and not any(map(_has_source, config.corpora.values())):
-        assert config.shards is not None  # DataConfig refuses anything else
+        assert config.shards is not None  # DataConfig refuses all other cases
         if verify:
-            raise ConfigError("verify=true hashes the text that shards were made from: give data.files, too")
+            raise ConfigError("verify=true hashes the text of the shards: give data.files, too")
         folder = ShardFolder(config.shards, config.cache_bytes)
         _check_tokenizer(folder, given, n_vocab)
         return folder
@@ -62,8 +62,8 @@ def ensure_prepared(
         raise DataError(_other_size(f"{config.tokenizer or 'the tokenizer of the text'} has", given.n_vocab, n_vocab))
     if config.shards and "://" in config.shards:
         raise DataError(
-            f"data.shards={config.shards} is far away: shards are written to a folder here; copy them there "
-            "afterwards, and read them with data=local and no data.files"
+            f"data.shards={config.shards} is a remote address, and shards are written to local folders only: give a "
+            "local folder, copy it to the address, and read it with data=local without data.files"
         )
     request = Request(config, tuple(_corpora(config)), given, n_vocab, part)
     if part:
@@ -83,14 +83,14 @@ def ensure_prepared(
     _check_tokenizer(folder, given, n_vocab)
     if folder.manifest.identity != request.identity:
         raise DataError(
-            f"data.shards={path} holds shards of other text, or made with other options: choose another folder, "
-            "or leave data.files out to use it as it is (data=local)"
+            f"data.shards={path} holds shards of other text, or with other options: choose another folder, or drop "
+            "data.files to use these shards (data=local)"
         )
     return _with_todays_mixture(folder, request)
 
 
 def _with_todays_mixture(folder: ShardFolder, request: Request) -> ShardFolder:
-    """Update how the manifest says that the corpora are mixed, which needs no other shards."""
+    """Update the mixture in the manifest, which doesn't change the shards."""
     manifest = folder.manifest
     configs = {corpus.name: corpus.config for corpus in request.corpora}
     sources = {
@@ -117,7 +117,7 @@ def _corpora(config: DataConfig) -> list[Corpus]:
     if config.files is not None:
         corpora = local_corpora(config.files, {n: c for n, c in config.corpora.items() if n not in named})
     if both := [corpus.name for corpus in corpora if corpus.name in named]:
-        raise DataError(f"corpus {both[0]} comes from data.files and from data.corpora.{both[0]}: give one of them")
+        raise DataError(f"corpus {both[0]} is given by data.files and by data.corpora.{both[0]}: drop one of them")
     return corpora + [named_corpus(name, corpus) for name, corpus in named.items()]
 
 
@@ -129,14 +129,14 @@ def _check_part(request: Request, part: str) -> None:
     limits = [config.max_tokens, *(corpus.config.max_tokens for corpus in request.corpora)]
     for key, is_set in (("data.deduplicate", config.deduplicate), ("max_tokens", any(limits))):
         if is_set:
-            raise ConfigError(f"{key} can't be kept by a part that knows nothing of the others: prepare in one go")
+            raise ConfigError(f"{key} needs all of the text, and a part sees only its own: prepare without part=")
 
 
 def _check_tokenizer(folder: ShardFolder, given: Tokenizer | None, n_vocab: int) -> None:
     if given and given.fingerprint != folder.manifest.tokenizer:
         raise DataError(
-            f"data.tokenizer is not the tokenizer that made the shards in {folder.folder}: leave it out to use theirs, "
-            "or choose another data.shards to prepare the text again"
+            f"data.tokenizer is not the tokenizer that made the shards in {folder.folder}: drop data.tokenizer to use "
+            "theirs, or choose another data.shards to prepare the text again"
         )
     if folder.manifest.n_vocab > n_vocab:
         raise DataError(_other_size(f"the shards in {folder.folder} have", folder.manifest.n_vocab, n_vocab))
@@ -149,7 +149,7 @@ def _other_size(what: str, size: int, n_vocab: int) -> str:
 def prepare(request: Request, path: Path, console: Console) -> None:
     """Write the shards of a request into a new folder, which appears complete or not at all.
 
-    What is done lies in `.NAME.partial` beside it, and the next call goes on from there.
+    Partial work lies in `.NAME.partial` next to it, and the next call resumes from there.
 
     Raises:
         DataError: the text can't be read, is too short, or the folder can't be written.
@@ -158,12 +158,12 @@ def prepare(request: Request, path: Path, console: Console) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock")):
-            if (path / "manifest.json").exists():  # another process was first
+            if (path / "manifest.json").exists():  # another process finished first
                 return
             work.mkdir(exist_ok=True)
             with closing(Journal(work / JOURNAL, request.identity)) as journal:
                 if journal.state is None:
-                    for leftover in work.iterdir():  # of a process that was killed before its first commit
+                    for leftover in work.iterdir():  # left by a process that was killed before its first commit
                         if not leftover.name.startswith(JOURNAL):
                             leftover.unlink()
                 try:
@@ -178,7 +178,7 @@ def prepare(request: Request, path: Path, console: Console) -> None:
     except sqlite3.OperationalError as error:
         raise DataError(f"can't write {work / JOURNAL}: {error}; what is done is kept") from error
     except sqlite3.DatabaseError as error:
-        raise DataError(f"{work / JOURNAL} is damaged ({error}): delete {work} to begin anew") from error
+        raise DataError(f"{work / JOURNAL} is damaged ({error}): delete {work} to start again") from error
     except OSError as error:
         where = error.filename or path
         raise DataError(f"can't write shards: {where}: {error.strerror or error}; what is done is kept") from error
@@ -189,7 +189,7 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
     config = request.config
     held_out = {corpus.name: held_out_below(corpus, config.validation_fraction) for corpus in request.corpora}
     lone = [corpus.name for corpus in request.corpora if not held_out[corpus.name]]
-    where = "trained on whole, and nothing of it is held out"
+    where = "used for training completely; nothing of it is held out"
     if len(lone) == len(held_out):
         split = [with_end_held_out(corpus, config) for corpus in request.corpora]
         request, held_out = replace(request, corpora=tuple(split)), dict.fromkeys(lone, config.validation_fraction)
@@ -201,7 +201,9 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
     files = {corpus.name: file_stamps(corpus, before.get(corpus.name, ())) for corpus in corpora}
     for corpus in corpora if before else ():
         if changed := changed_files(corpus, before[corpus.name], files[corpus.name]):
-            raise DataError(f"{changed[0]} has changed since {folder} was begun: delete that folder to begin anew")
+            raise DataError(
+                f"{changed[0]} changed after the preparation in {folder} began: delete that folder to start again"
+            )
     if journal.state is None:
         tokenizer = request.tokenizer or _train_tokenizer(request, folder, held_out, console)
         states = [CorpusState() for _ in corpora]
@@ -209,7 +211,7 @@ def _write(request: Request, folder: Path, journal: Journal, console: Console) -
         tokenizer = request.tokenizer or Tokenizer.from_file(folder / "tokenizer.json")
         states = [CorpusState(**state) for state in journal.state["corpora"]]
         done = sum(state.counts.get("documents", 0) for state in states)
-        console.print(f"going on with {folder} after {done:,} documents", soft_wrap=True)
+        console.print(f"resuming {folder} after {done:,} documents", soft_wrap=True)
     journal.state = {"corpora": states, "files": files}
     journal.commit()
     exclude = GramIndex([Benchmark.from_file(path) for path in request.exclude]) if request.exclude else None
@@ -247,12 +249,12 @@ def _workers(config: DataConfig, corpora: Sequence[Corpus]) -> int:
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use: a scheduler may leave it few of the machine's."""
+    """Count the cores that this process may use; a scheduler may allow only some of the machine's cores."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train_tokenizer(request: Request, folder: Path, held_out: dict[str, float], console: Console) -> Tokenizer:
-    """Train a tokenizer on what is not held out, and keep it for a process that goes on."""
+    """Train a tokenizer on the documents that are not held out, and save it for a process that resumes."""
     console.print(f"training a byte-level BPE of {request.n_vocab:,} tokens")
 
     def texts() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The progress bar of a preparation, and a line for each corpus that is done."""
+"""The progress bar of a preparation, and a line for each finished corpus."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ REFRESH_SECONDS = 0.1
 
 
 class PackingProgress(Progress):
-    """Documents and tokens a second, and the time left by the bytes that are still to be read."""
+    """Shows documents and tokens per second, and estimates the remaining time from the unread bytes."""
 
     def __init__(self, console: Console, corpora: Sequence[Corpus]) -> None:
         total = total_size(corpora)
@@ -31,18 +31,18 @@ class PackingProgress(Progress):
         )
         self._bar = self.add_task("tokenising", total=total, speed="")
         self._n_documents = self._n_tokens = 0
-        self._bytes_before = 0  # of the corpora that are done
+        self._bytes_before = 0  # bytes of the finished corpora
         self._began = self._shown = time.monotonic()
         self._unit_starts: list[int] = []
 
     def begin_corpus(self, corpus: Corpus) -> None:
-        """Show the name of a corpus that begins, or goes on."""
+        """Show the name of a corpus that starts or resumes."""
         self.update(self._bar, description=corpus.name)
         self._unit_starts = list(accumulate((unit.size or 0 for unit in corpus.units), initial=self._bytes_before))
         self._bytes_before += corpus.size or 0
 
     def count(self, record: Record, n_tokens: int, n_documents: int) -> None:
-        """Count a record that has been packed, or left out."""
+        """Count a packed or skipped record."""
         self._n_documents += n_documents
         self._n_tokens += n_tokens
         now = time.monotonic()
@@ -53,7 +53,7 @@ class PackingProgress(Progress):
             self.update(self._bar, completed=self._unit_starts[record.unit] + record.offset, speed=speed)
 
     def end_corpus(self, corpus: Corpus, state: CorpusState) -> None:
-        """Print what became of a corpus."""
+        """Print the counts of a finished corpus."""
         n_documents, n_tokens = state.counts.get("documents", 0), sum(shard.tokens for shard in state.shards)
         others = [f"; {count:,} {what}" for what, count in state.counts.items() if what not in ("documents", "cleaned")]
         line = f"{corpus.name}: {n_documents:,} documents, {n_tokens:,} tokens{''.join(others)}"

@@ -1,4 +1,4 @@
-"""Writing shards so that a process killed at any moment can go on: append, then say in a journal how far."""
+"""Write shards that a killed process can resume: append first, then record the progress in a journal."""
 
 import os
 from dataclasses import asdict, dataclass
@@ -13,19 +13,19 @@ from gptstar.errors import DataError
 from gptstar.files import file_sha256
 
 PENDING_TOKENS = 2**22
-"""Tokens held in memory before they are appended to the file."""
+"""Number of tokens held in memory before they are appended to the file."""
 STARTS = np.dtype("<u8")
 
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """How documents are written into shards.
+    """The layout of documents in shards.
 
     Attributes:
-        n_vocab: decides between 16 and 32 bits a token.
-        end_of_text: the token written once after each document.
-        shard_tokens: a shard is closed by the document that reaches this many.
-        both: write end-of-text before each document too, as the original did.
+        n_vocab: size of the vocabulary, which decides between 16 and 32 bits per token.
+        end_of_text: the token that is written after each document.
+        shard_tokens: a shard ends with the document that reaches this many tokens.
+        both: write end-of-text before each document, too, as the original did.
     """
 
     folder: Path
@@ -38,7 +38,7 @@ class ShardLayout:
 class ShardWriter:
     """Appends documents to numbered shards of one corpus, split and stratum.
 
-    The files of the shard being written grow in place: what lies beyond the last `commit` is cut off by `restore`.
+    The files of the current shard grow in place. `restore` cuts off everything after the last `commit`.
     """
 
     def __init__(self, layout: ShardLayout, corpus: str, split: Split, stratum: Stratum = "first") -> None:
@@ -50,16 +50,16 @@ class ShardWriter:
         self._pending: list[np.ndarray] = []
         self._pending_tokens = 0
         self._starts: list[int] = []
-        self._tokens = self._documents = self._bytes = 0  # of the shard being written
+        self._tokens = self._documents = self._bytes = 0  # the shard being written
         self._inside = False
 
     @property
     def tokens(self) -> int:
-        """Tokens written so far, end-of-text included."""
+        """Number of tokens written so far, including end-of-text."""
         return sum(shard.tokens for shard in self.finished) + self._tokens
 
     def extend(self, tokens: np.ndarray, n_bytes: int) -> None:
-        """Add `(token,)` to the document being written, beginning it where need be; `n_bytes` is of its text."""
+        """Add tokens `(token,)` to the current document, or start one; `n_bytes` is the size of their text."""
         if not self._inside:
             self._starts.append(self._tokens)
             self._documents += 1
@@ -72,14 +72,14 @@ class ShardWriter:
             self._flush()
 
     def end_document(self) -> None:
-        """Close the document that `extend` began."""
+        """End the current document."""
         self._push(self._end_of_text)
         self._inside = False
         if self._tokens >= self._layout.shard_tokens:
             self.finish()
 
     def commit(self) -> dict[str, Any]:
-        """Sync everything to the disk, between documents; return plain values for `restore`."""
+        """Sync everything to the disk between documents, and return plain values for `restore`."""
         self._flush()
         if self._documents:
             for path, _, _ in self._open_files():
@@ -89,19 +89,19 @@ class ShardWriter:
         return {"finished": finished, "tokens": self._tokens, "documents": self._documents, "bytes": self._bytes}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go back to a `commit` of an earlier process; what it wrote later is cut off when it is written again."""
+        """Go back to a `commit` of an earlier process; later data is cut off when writing continues."""
         self.finished = [Shard(**shard) for shard in state["finished"]]
         self._tokens, self._documents, self._bytes = state["tokens"], state["documents"], state["bytes"]
         if self._documents:
             for path, dtype, length in self._open_files():
                 size = HEADER_BYTES + dtype.itemsize * length
                 if not path.exists() or path.stat().st_size < size:
-                    cause = "has lost what an unfinished preparation had written"
-                    raise DataError(f"{path} {cause}: delete {self._folder} to begin anew")
+                    cause = "lacks data that an unfinished preparation had written"
+                    raise DataError(f"{path} {cause}: delete {self._folder} to start again")
                 os.truncate(path, size)
 
     def finish(self) -> None:
-        """Complete the shard being written, if there is one."""
+        """Complete the current shard, if there is one."""
         if not self._documents:
             return
         self._flush()
@@ -126,7 +126,7 @@ class ShardWriter:
         return f"{self._split}{stratum}-{self._corpus}-{len(self.finished):05d}"
 
     def _open_files(self) -> list[tuple[Path, np.dtype, int]]:
-        """Path, type and number of items of the two files that grow."""
+        """Return path, dtype and number of items of the two growing files."""
         tokens = self._folder / f"{self._name}.npy", self._dtype, self._tokens
         documents = self._folder / f"{self._name}.documents.npy", STARTS, self._documents
         return [tokens, documents]

@@ -322,7 +322,7 @@ def test_an_optimizer_of_another_shape_is_refused(overrides: Overrides, tmp_path
 
 def test_too_little_held_out_text_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
     line = refusal(run_here, overrides("data.block_tokens=512", "batch_tokens=512", "data.validation_fraction=0.001"))
-    assert "holds out a block of 512 tokens" in line
+    assert "has one block of 512 held-out tokens" in line
 
 
 def test_plain_weights_begin_a_new_run(overrides: Overrides, trained_once: Trained, tmp_path: Path) -> None:

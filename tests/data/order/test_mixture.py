@@ -104,7 +104,7 @@ def test_what_is_left_of_a_share_goes_to_the_largest_remainder() -> None:
 
 
 def test_mixtures_that_can_not_be_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^data.corpora.b has a weight but no block of 64 tokens .* add text"):
+    with pytest.raises(DataError, match=r"^data.corpora.b has a weight, but no block of 64 tokens .* add text"):
         Mixture.from_weights({"a": 5, "b": 0}, {"a": 1.0, "b": 1.0}, 640, 64)
     with pytest.raises(ConfigError, match=r"^data.corpora.b.weight=0.001 comes to less than a block .* raise either"):
         Mixture.from_weights({"a": 5, "b": 5}, {"a": 1.0, "b": 0.001}, 640, 64)

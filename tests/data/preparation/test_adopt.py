@@ -201,7 +201,7 @@ def test_tokens_that_changed_are_named(tokenizer: Path, tmp_path: Path, refusal:
         (content[:-2], "is damaged"),
     ):
         train.write_bytes(damaged)
-        with pytest.raises(DataError, match=rf"x_train.bin {said}.*: copy it again, or adopt it anew"):
+        with pytest.raises(DataError, match=rf"x_train.bin {said}.*: copy it again, or adopt it into another"):
             ShardFolder(tmp_path / "a/shards")
         refusal(main, ["data", "verify", str(tmp_path / "a/shards")])
     train.unlink()

@@ -192,7 +192,7 @@ def test_damage_on_the_way_is_noticed_and_fetched_again(
     assert len(spoilt) == 2
 
 
-@pytest.mark.parametrize(("differently", "said"), [(False, "is damaged where it is stored"), (True, "on the way")])
+@pytest.mark.parametrize(("differently", "said"), [(False, "is damaged at its source"), (True, "each time differently")])
 def test_damage_for_good_is_one_error(
     cache: SegmentCache, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, differently: bool, said: str
 ) -> None:
@@ -288,10 +288,10 @@ def refused(address: str) -> str:
 
 
 def test_an_address_without_shards_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert refused("memory://nowhere").startswith("memory://nowhere/manifest.json is not there: copy")
-    assert refused("s3://shards/elsewhere").startswith("s3://shards/elsewhere/manifest.json is not there: copy")
-    assert refused("s3://no-such-bucket/a").startswith("s3://no-such-bucket/a/manifest.json is not there: copy")
-    assert "is not an address that can be read" in refused("carrier-pigeon://a")
+    assert refused("memory://nowhere").startswith("memory://nowhere/manifest.json is missing: copy")
+    assert refused("s3://shards/elsewhere").startswith("s3://shards/elsewhere/manifest.json is missing: copy")
+    assert refused("s3://no-such-bucket/a").startswith("s3://no-such-bucket/a/manifest.json is missing: copy")
+    assert "can't be read as an address" in refused("carrier-pigeon://a")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     assert refused("gs://bucket/a").endswith("pip install 'gptstar[gcs]'")
 
@@ -316,8 +316,8 @@ def test_foreign_manifests_and_caches_too_small_are_refused(local: Path) -> None
     assert "not a shard's name" in refused("memory://odd")
     tree["shards"] = tree["shards"][1:]
     memory.pipe("/odd/manifest.json", json.dumps(tree).encode())
-    assert "memory://odd/tokenizer.json is not there" in refused("memory://odd")
-    with pytest.raises(DataError, match=r"data\.cache_bytes=999 is too little"):
+    assert "memory://odd/tokenizer.json is missing" in refused("memory://odd")
+    with pytest.raises(DataError, match=r"data\.cache_bytes=999 is too small"):
         open_shards("memory://odd", 999)
     memory.rm("/odd", recursive=True)
 
@@ -332,8 +332,8 @@ def test_a_server_that_sends_whole_files_is_refused(local: Path, manifest: Manif
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
         threading.Thread(target=site.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{site.server_port}"
-        assert "is not there" in refused(f"{address}/nothing")
+        assert "is missing" in refused(f"{address}/nothing")
         cache = SegmentCache(RemoteFiles(address), manifest, tmp_path / "cache", LIMIT)
-        with pytest.raises(DataError, match="comes whole where a part is requested"):
+        with pytest.raises(DataError, match="was sent whole in answer to a range request"):
             cache.tokens(manifest.shards[0])[:3]
         site.shutdown()

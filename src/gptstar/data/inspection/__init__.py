@@ -1,1 +1,1 @@
-"""Looking at prepared text: tables, pictures, benchmark overlap."""
+"""Inspect prepared text: tables, pictures, benchmark overlap."""

@@ -1,4 +1,4 @@
-"""The items of benchmarks as text: what of a row to look for in a corpus."""
+"""Benchmark items as the texts to search for in a corpus."""
 
 import json
 import re
@@ -18,17 +18,17 @@ HELLASWAG_LABEL = re.compile(r"\[(header|title|step|substeps)\]")
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Items, each as the texts that are to be looked for: a question with each of its answers."""
+    """A benchmark's items, each as the texts to search for: the question with each of its answers."""
 
     name: str
     items: tuple[tuple[str, ...], ...]
 
     @classmethod
     def from_file(cls, path: Path) -> "Benchmark":
-        """Read a `.jsonl` in the Hub's columns, by which the benchmark is known; its name is the file's.
+        """Read a `.jsonl` file named after the benchmark. The columns, those of the Hub, identify the kind of items.
 
         Raises:
-            DataError: the file can't be read, or a line is no item; names the line and the columns that are known.
+            DataError: the file can't be read, or a line is not an item; names the line and the known columns.
         """
         items = []
         try:
@@ -38,11 +38,13 @@ class Benchmark:
                         items.append(tuple(_texts(json.loads(line))))
                     except (ValueError, LookupError, TypeError, RecursionError) as error:
                         where = f"{path}, line {number}"
-                        raise DataError(f"{where}: no item of a benchmark; the columns known are {KNOWN}") from error
+                        raise DataError(
+                            f"{where} is not a benchmark item: give one of these sets of columns: {KNOWN}"
+                        ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"can't read the benchmark {path}: {getattr(error, 'strerror', None) or error}") from error
         if not items:
-            raise DataError(f"{path} is empty: give a .jsonl with an item a line")
+            raise DataError(f"{path} is empty: give a .jsonl with one item per line")
         return cls(path.stem, tuple(items))
 
 
@@ -54,7 +56,7 @@ def _texts(row: dict[str, Any]) -> Iterator[str]:
     elif "endings" in row:
         yield from (HELLASWAG_LABEL.sub(" ", f"{_text(row['ctx'])} {_text(ending)}") for ending in row["endings"])
     elif "page" in row:
-        yield from _text(row["page"]).split("<unk>")  # stands for rare words, so that no run of words goes across it
+        yield from _text(row["page"]).split("<unk>")  # marks omitted rare words, so no run of words may cross it
     else:
         yield _text(row["text"])
 

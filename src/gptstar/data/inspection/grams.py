@@ -1,4 +1,4 @@
-"""Runs of 13 words of benchmark items, indexed so that text can be held against them at megabytes a second."""
+"""An index of runs of 13 words (grams) in benchmark items, for searching text at megabytes per second."""
 
 import re
 import unicodedata
@@ -13,28 +13,30 @@ from gptstar.errors import DataError
 
 GRAM_WORDS = 13
 GRAM = np.dtype((np.void, 4 * GRAM_WORDS))
-"""The numbers of a gram's words, int32, as one value: grams can be sorted and compared."""
-CHUNK_CHARACTERS = 2**18  # whose words are held at once
+"""The numbers of a gram's words, int32, as one value, so that grams can be sorted and compared."""
+CHUNK_CHARACTERS = 2**18  # of the document whose words are held at once
 SPACE = re.compile(r"\s")
 WORD = re.compile(r"[^\W_]+")
 
 Item = tuple[str, int]
-"""A benchmark's name, and the row of its file, from 0."""
+"""A benchmark's name, and a row of its file, counted from 0."""
 
 
 class GramIndex:
-    """The grams of some benchmarks, to look for in text.
+    """The grams of benchmarks, to search for in text.
 
     Attributes:
-        benchmarks: name and number of items.
-        grams: `(item,)`, how many grams each item has, over all benchmarks; 0 where it is too short to be tested.
+        benchmarks: name and number of items of each benchmark.
+        grams: number of grams of each item of all benchmarks, `(item,)`; 0 if an item is too short to test.
     """
 
     def __init__(self, benchmarks: Sequence[Benchmark]) -> None:
-        """Index the benchmarks. Raises DataError if two have the same name."""
+        """Index the benchmarks; raise DataError if two have the same name."""
         self.benchmarks = {benchmark.name: len(benchmark.items) for benchmark in benchmarks}
         if len(self.benchmarks) < len(benchmarks):
-            raise DataError(f"two benchmarks share a name: {', '.join(b.name for b in benchmarks)}; rename a file")
+            raise DataError(
+                f"two benchmarks share a name: {', '.join(b.name for b in benchmarks)}; rename one of the files"
+            )
         self._vocabulary: dict[str, int] = {}
         numbers: list[int] = []  # of the words; 0 ends a text
         lengths = []  # of the items, in words
@@ -46,18 +48,18 @@ class GramIndex:
             lengths.append(len(numbers) - before)
         starts, grams = _grams(np.asarray(numbers, dtype=np.int32))
         self._grams, gram = np.unique(grams, return_inverse=True)
-        # pairs of a gram and an item that has it, each once, in the order of the grams
+        # distinct pairs of a gram and an item with it, in the order of the grams
         item = np.repeat(np.arange(len(lengths)), lengths)[starts]
         pairs = np.unique(gram.astype(np.int64) * len(lengths) + item)
         self._pairs = np.stack(np.divmod(pairs, max(1, len(lengths)))).astype(np.int32)
         self.grams = np.bincount(self._pairs[1], minlength=len(lengths))
 
     def shares_a_gram(self, text: str) -> bool:
-        """Whether any item shares a gram with a document."""
+        """Return whether any item shares a gram with a document."""
         return any(len(grams) for grams in self.find(text))
 
     def find(self, text: str) -> Iterator[np.ndarray]:
-        """Yield the numbers of grams in a document, `(hit,)`: for each stretch of it, in their order."""
+        """Yield the numbers of the grams found in a document, `(hit,)`, in order, chunk by chunk."""
         before = np.zeros(0, dtype=np.int32)
         done = 0
         while done < len(text):
@@ -73,13 +75,13 @@ class GramIndex:
             done = end
 
     def pairs(self, grams: np.ndarray) -> np.ndarray:
-        """Pair each of some grams, `(gram,)`, with each item that has it: `(2, pair)`."""
+        """Return all pairs of a gram in `(gram,)` and an item that contains it: `(2, pair)`."""
         is_given = np.zeros(len(self._grams), dtype=bool)
         is_given[grams] = True
         return self._pairs[:, is_given[self._pairs[0]]]
 
     def item(self, number: int) -> Item:
-        """Name the benchmark and the row of an item, by its number over all benchmarks."""
+        """Return the benchmark and the row of an item, given its number over all benchmarks."""
         for name, n_items in self.benchmarks.items():
             if number < n_items:
                 return name, number
@@ -88,12 +90,12 @@ class GramIndex:
 
     def gram_text(self, gram: int) -> str:
         """Join the words of a gram."""
-        names = list(self._vocabulary)  # in the order of their numbers, from 1
+        names = list(self._vocabulary)  # in the order of their numbers, which start at 1
         return " ".join(names[number - 1] for number in np.frombuffer(self._grams[gram], dtype=np.int32))
 
 
 def _grams(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find where 13 known words begin in `(word,)`, and the grams that they are: both `(gram,)`."""
+    """Find runs of 13 known words in `(word,)`: return where they begin, and their grams, both `(gram,)`."""
     if len(numbers) < GRAM_WORDS:
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=GRAM)
     windows = sliding_window_view(numbers, GRAM_WORDS)

@@ -1,4 +1,4 @@
-"""Looking at prepared text before a run is spent on it: tables, samples and a picture."""
+"""Inspect prepared text before training on it: tables, samples and a picture."""
 
 import math
 import random
@@ -17,19 +17,19 @@ from gptstar.data.storage.shards import ShardFolder
 
 SAMPLE_CHARACTERS = 300
 SAMPLE_TOKENS = 4 * SAMPLE_CHARACTERS
-"""A token is a byte at least, and a character four bytes at most."""
+"""Tokens to read for a sample: a token has at least one byte, and a character at most four bytes."""
 QUANTILES = 0.0, 0.05, 0.5, 0.95, 1.0
 
 
 def inspect(folder: ShardFolder, console: Console, samples: int, picture: Path | None, seed: int) -> None:
-    """Show what a folder of shards holds. Of its tokens, only those of the samples are read.
+    """Print the contents of a folder of shards. Only the tokens of the samples are read.
 
     Args:
-        samples: documents to show of each corpus.
-        picture: where to draw the lengths of documents.
+        samples: number of documents to show per corpus.
+        picture: file for a picture of document lengths.
 
     Raises:
-        DataError: a file is damaged, can't be read, or the picture can't be written.
+        DataError: a file is damaged or can't be read, or the picture can't be written.
     """
     manifest = folder.manifest
     lengths = {corpus: Lengths.of(folder, "train", corpus) for corpus in folder.corpora("train")}
@@ -43,16 +43,16 @@ def inspect(folder: ShardFolder, console: Console, samples: int, picture: Path |
             console.rule(Text(f"{corpus}, document {number:,}, {n_tokens:,} tokens"))
             console.print(Text(printable(text[:SAMPLE_CHARACTERS])))
     if picture is not None:
-        from gptstar.data.inspection.pictures import plot_document_lengths  # matplotlib takes its time
+        from gptstar.data.inspection.pictures import plot_document_lengths  # importing matplotlib is slow
 
         plot_document_lengths(lengths, picture)
         console.print(f"document lengths in {picture}", soft_wrap=True, highlight=False)
 
 
 def shard_table(manifest: Manifest) -> Table:
-    """Show how much text there is of each corpus in each split, and how much of the training mixture it makes up."""
+    """Make a table of each corpus's text in each split, and of its share of the training mixture."""
     shares = mixture_shares(manifest)
-    figures = ("documents", "tokens", "B/token", "mixture")  # folded: in a narrow terminal none is cut short
+    figures = ("documents", "tokens", "B/token", "mixture")  # fold, so that a narrow terminal truncates no name
     table = _table("tokens by corpus", ("corpus", "split"), figures)
     for corpus, split in dict.fromkeys((shard.corpus, shard.split) for shard in manifest.shards):
         n_documents, n_tokens, n_bytes = (manifest.total(split, size, corpus) for size in get_args(Size))
@@ -65,7 +65,7 @@ def shard_table(manifest: Manifest) -> Table:
 
 
 def mixture_shares(manifest: Manifest) -> dict[str, float]:
-    """Compute each corpus's share of the tokens that a run reads: by its weight, or by its tokens and epochs."""
+    """Compute each corpus's share of the tokens that a run reads, from its weight, or from its tokens and epochs."""
     read: dict[str, float] = {}
     for shard in manifest.shards:
         if shard.split == "train":
@@ -79,7 +79,7 @@ def mixture_shares(manifest: Manifest) -> dict[str, float]:
 
 
 def documents_table(manifest: Manifest) -> Table:
-    """Show what became of the documents of each corpus, and where what was left out was first met."""
+    """Make a table of what happened to each corpus's documents, with the first places of skipped ones."""
     table = _table("what became of the documents", ("corpus", "what"), ("documents",))
     table.add_column("first met in", overflow="fold")
     for corpus, source in manifest.sources.items():
@@ -90,7 +90,7 @@ def documents_table(manifest: Manifest) -> Table:
 
 
 def lengths_table(lengths: dict[str, Lengths]) -> Table:
-    """Show quantiles of the lengths of documents."""
+    """Make a table of quantiles of document lengths."""
     names = [{0.0: "least", 0.5: "median", 1.0: "most"}.get(quantile, f"{quantile:.0%}") for quantile in QUANTILES]
     table = _table("tokens in a document to train on, end-of-text included", ("corpus",), names)
     for corpus, those in lengths.items():
@@ -99,7 +99,7 @@ def lengths_table(lengths: dict[str, Lengths]) -> Table:
 
 
 def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
-    """Make a table with columns of words, to the left, and of figures, to the right."""
+    """Make a table with left-aligned columns of words and right-aligned columns of figures."""
     table = Table(title=title, box=SIMPLE_HEAD)
     for column in words:
         table.add_column(column, overflow="fold")
@@ -109,7 +109,7 @@ def _table(title: str, words: Sequence[str], figures: Sequence[str]) -> Table:
 
 
 def origin_table(manifest: Manifest) -> Table:
-    """Show where the text came from and what was done to it."""
+    """Make a table of the origin and the treatment of the text."""
     table = Table(title="origin", show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -123,12 +123,12 @@ def origin_table(manifest: Manifest) -> Table:
 
 
 def sampled(n_documents: int, count: int, seed: str) -> list[int]:
-    """Draw the numbers of some documents, different ones, in their order."""
+    """Draw distinct document numbers at random, in ascending order."""
     return sorted(random.Random(seed).sample(range(n_documents), max(0, min(count, n_documents))))
 
 
 def printable(text: str) -> str:
-    """Write control characters as escapes, so that a terminal does nothing but show the text."""
+    """Replace control characters by escapes, so that a terminal only displays the text."""
     return "".join(
         character if character.isprintable() or character == "\n" else character.encode("unicode-escape").decode()
         for character in text

@@ -1,8 +1,8 @@
-"""Which benchmark items does the training text hold: runs of 13 words that both have.
+"""Find benchmark items in the training text, by runs of 13 words that both contain.
 
-As in appendix C of the GPT-3 paper (https://arxiv.org/abs/2005.14165): lower case, punctuation left out, 13 words in a
-row, a word being a run of letters and digits (`grams.words`). An item of fewer than 13 words can't be tested, and is
-counted as such. A gram is only reported after its words were compared, never by its hash alone.
+As in appendix C of the GPT-3 paper (https://arxiv.org/abs/2005.14165): lower case, no punctuation, 13 words in a row,
+where a word is a run of letters and digits (`grams.words`). An item with fewer than 13 words can't be tested, and is
+counted as such. A gram is reported only after its words were compared, never by its hash alone.
 """
 
 import json
@@ -25,20 +25,20 @@ from gptstar.data.storage.shards import ShardFolder
 from gptstar.errors import DataError
 
 Report = dict[str, dict[str, Any]]
-"""For each benchmark, as plain values:
+"""A report for each benchmark, as plain values:
 
-- `items`: how many it has;
-- `too_short`: rows that can't be tested, as they have fewer than 13 words;
-- `dirty`: rows that share a gram with any corpus; what is neither here nor too short is clean;
-- `corpora`: for each corpus, the items that share a gram, by row: how many `grams` an item has, how many of them are
+- `items`: number of items;
+- `too_short`: rows that can't be tested, because they have fewer than 13 words;
+- `dirty`: rows that share a gram with any corpus; rows that are neither dirty nor too short are clean;
+- `corpora`: for each corpus, the items that share a gram, by row: number of `grams` of the item, number of them
   `found`, their `share`, the first `document` with one of them, and its `words`.
 
-Rows and documents are counted from 0. A long page with one quotation in common has a small share.
+Rows and documents are counted from 0. A long page with one shared quotation has a small share.
 """
 
 
 def report(documents_by_corpus: Mapping[str, Iterable[str]], index: GramIndex) -> Report:
-    """Look for all items in all documents, each of which is whole."""
+    """Search for all items in all documents, which must be complete texts."""
     overlap: Report = {
         name: {
             "items": n_items,
@@ -51,7 +51,7 @@ def report(documents_by_corpus: Mapping[str, Iterable[str]], index: GramIndex) -
     for name, row in map(index.item, np.flatnonzero(index.grams == 0).tolist()):
         overlap[name]["too_short"].append(row)
     for corpus, texts in documents_by_corpus.items():
-        first_document: dict[int, int] = {}  # of each gram of a benchmark, in the order in which they are met
+        first_document: dict[int, int] = {}  # for each gram of a benchmark, in order of discovery
         for document, text in enumerate(texts):
             for grams in index.find(text):
                 for gram in grams.tolist():
@@ -73,8 +73,8 @@ def report(documents_by_corpus: Mapping[str, Iterable[str]], index: GramIndex) -
 
 
 def overlap_table(overlap: Report) -> Table:
-    """Make a line for each benchmark and corpus."""
-    table = Table(title=f"items that share {GRAM_WORDS} words in a row with the training text", box=SIMPLE_HEAD)
+    """Make a table with a line for each benchmark and corpus."""
+    table = Table(title=f"items that share {GRAM_WORDS} consecutive words with the training text", box=SIMPLE_HEAD)
     for column in ("benchmark", "corpus"):
         table.add_column(column, overflow="fold")
     for column in ("items", "testable", "hit", "share", "most"):
@@ -95,10 +95,10 @@ def overlap_table(overlap: Report) -> Table:
 
 
 def overlap_of_shards(shards: Path | str, benchmarks: Sequence[Path], console: Console, path: Path | None) -> None:
-    """Hold all training documents of a folder of shards against benchmark files, and show what they share.
+    """Search all training documents of a folder of shards for benchmark items, and print what they share.
 
     Args:
-        path: where to write the `Report` as JSON, with the shards' fingerprint.
+        path: file for the `Report` as JSON, with the shards' fingerprint.
 
     Raises:
         DataError: a benchmark or the shards can't be read, or the result can't be written.

@@ -1,4 +1,4 @@
-"""A picture of prepared text: how long its documents are."""
+"""A picture of prepared text: the lengths of its documents."""
 
 from collections.abc import Mapping
 from itertools import cycle
@@ -12,13 +12,13 @@ from gptstar.data.storage.documents import Lengths
 from gptstar.errors import DataError
 
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
-"""Okabe and Ito's palette, without its yellow: colour-blind readers can tell them apart."""
+"""Okabe and Ito's palette without yellow, which colour-blind readers can distinguish."""
 DASHES = "-", "--", ":", "-."
-"""For prints without colour."""
+"""Line styles, for prints without colour."""
 
 
 def plot_document_lengths(lengths: Mapping[str, Lengths], path: Path) -> None:
-    """Draw an outline of document lengths for each corpus. Raises DataError if the file can't be written."""
+    """Draw a histogram outline of document lengths per corpus; raise DataError if the file can't be written."""
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axes = figure.subplots()
     axes.set(
@@ -38,7 +38,7 @@ def plot_document_lengths(lengths: Mapping[str, Lengths], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     if lengths:
-        # Below, where no outline runs through it. Names of corpora may hold what is taken for maths.
+        # Put it below, clear of the outlines. Don't parse corpus names as maths.
         legend = figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=8, handlelength=3)
         for text in legend.get_texts():
             text.set_parse_math(False)
@@ -49,7 +49,7 @@ def plot_document_lengths(lengths: Mapping[str, Lengths], path: Path) -> None:
 
 
 def outline(lengths: Lengths) -> tuple[np.ndarray, np.ndarray]:
-    """A histogram whose bins go from one power of two to the next.
+    """Compute a histogram whose bins go from one power of two to the next.
 
     Returns:
         Edges, `(bin + 1,)`, and the share of the documents in each bin, `(bin,)`.

@@ -1,1 +1,1 @@
-"""Which tokens a run reads, and when: a pure function of seed and position."""
+"""The data order of a run: a pure function of seed and position."""

@@ -1,7 +1,7 @@
-"""What a run reads of each token stream, and in which order: a mixture is the permuted union of its streams' blocks.
+"""Mixtures of token streams: a mixture is the permuted union of its streams' blocks.
 
-All blocks of a mixture epoch stand in one row, stream after stream, a block as often as it is read; the order is a
-permutation of that row. Nothing of the size of the row is stored.
+All blocks of a mixture epoch form one row, stream after stream; a block occurs as often as it is read. The order is a
+permutation of that row, which is computed. The row itself is never stored.
 """
 
 import math
@@ -19,9 +19,9 @@ from gptstar.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Entry:
-    """A token stream in a mixture: of its `n_blocks` blocks, `count` are read in a mixture epoch.
+    """A token stream in a mixture: it has `n_blocks` blocks, and `count` blocks are read in a mixture epoch.
 
-    That is `count // n_blocks` passes through all of them, and one through some.
+    These are `count // n_blocks` passes through all blocks, and one through some of them.
     """
 
     n_blocks: int
@@ -30,11 +30,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Which block of which stream stands at each position of an endless run.
+    """Maps each position of an endless run to a stream and a block of it.
 
     Attributes:
-        entries: one a stream, in the order of the streams.
-        grouping: None for any block anywhere in its mixture epoch.
+        entries: one entry per stream, in the order of the streams.
+        grouping: None allows any block anywhere in its mixture epoch.
     """
 
     entries: tuple[Entry, ...]
@@ -42,7 +42,7 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not self.n_blocks:
-            raise DataError("the data holds no block of data.block_tokens tokens to train on: add text")
+            raise DataError("the training text is shorter than one block of data.block_tokens tokens: add text")
 
     @classmethod
     def from_epochs(
@@ -51,20 +51,20 @@ class Mixture:
         epochs: Mapping[str, float],
         grouping: Grouping | None = None,
     ) -> "Mixture":
-        """Mix corpora that are each read for so many epochs.
+        """Mix corpora, each with its own number of epochs.
 
         For 2.5 epochs, `first` is read three times and `rest` twice; for 2 epochs, both are read twice.
 
         Args:
-            blocks: number of them in each stream, in the order of the streams.
-            epochs: above 0, by corpus.
+            blocks: number of blocks in each stream, in the order of the streams.
+            epochs: epochs of each corpus, above 0.
 
         Raises:
             DataError: there is no block to read.
         """
         entries = []
         for (corpus, stratum), n_blocks in blocks.items():
-            rounded = round(epochs[corpus], 9)  # as `CorpusConfig.fraction`, by which the strata are made
+            rounded = round(epochs[corpus], 9)  # equal to `CorpusConfig.fraction`, which defines the strata
             times = math.ceil(rounded) if stratum == "first" else math.floor(rounded)
             entries.append(Entry(n_blocks, times * n_blocks))
         return cls(tuple(entries), grouping)
@@ -81,18 +81,18 @@ class Mixture:
         """Mix corpora that share a mixture epoch by weight, in whole blocks by the method of the largest remainder.
 
         Args:
-            blocks: number of them in each corpus, one stream each, in the order of the streams.
-            weights: above 0, by corpus.
-            mixture_tokens: of a mixture epoch, which has `mixture_tokens // block_tokens` blocks.
+            blocks: number of blocks in each corpus, which is one stream, in the order of the streams.
+            weights: weight of each corpus, above 0.
+            mixture_tokens: tokens of a mixture epoch, which has `mixture_tokens // block_tokens` blocks.
 
         Raises:
             DataError: a corpus has no block.
-            ConfigError: there are no blocks to share, or a corpus gets none of them.
+            ConfigError: there are no blocks to share, or a corpus gets none.
         """
         count = mixture_tokens // block_tokens
         if not count:
             raise ConfigError(
-                f"data.mixture_tokens={mixture_tokens} is less than a block (data.block_tokens={block_tokens}): "
+                f"data.mixture_tokens={mixture_tokens} is less than one block (data.block_tokens={block_tokens}): "
                 "raise it"
             )
         total = sum(Fraction(weights[corpus]) for corpus in blocks)
@@ -104,7 +104,7 @@ class Mixture:
         for corpus, n_blocks in blocks.items():
             if not n_blocks:
                 raise DataError(
-                    f"data.corpora.{corpus} has a weight but no block of {block_tokens} tokens to train on: add text "
+                    f"data.corpora.{corpus} has a weight, but no block of {block_tokens} tokens to train on: add text "
                     "to it, or leave it out"
                 )
             if not counts[corpus]:
@@ -116,7 +116,7 @@ class Mixture:
 
     @cached_property
     def n_blocks(self) -> int:
-        """Blocks of a mixture epoch, those that are read twice counted twice."""
+        """Number of blocks of a mixture epoch; a block that is read twice counts twice."""
         return sum(entry.count for entry in self.entries)
 
     @cached_property
@@ -124,7 +124,7 @@ class Mixture:
         return np.cumsum([entry.count for entry in self.entries], dtype=np.int64)
 
     def blocks_at(self, positions: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Find at each position, `(position,)`, the stream and the number of the block in it: each like it, int64."""
+        """Return the stream and the block in it at each position: both int64 of the shape `(position,)`."""
         positions = np.asarray(positions, dtype=np.int64)
         indices = blocks_at(positions, self.n_blocks, seed, self.grouping)
         streams = np.searchsorted(self._ends, indices, side="right")
@@ -135,8 +135,8 @@ class Mixture:
             here = np.flatnonzero(streams == stream)
             places = indices[here] - (self._ends[stream] - count)
             blocks[here] = places % n
-            here = here[places >= count - count % n]  # of the partial pass
-            # Each mixture epoch goes on where the last one stopped, so that all blocks get their turn.
+            here = here[places >= count - count % n]  # the partial pass
+            # Each mixture epoch continues where the last one stopped, so that all blocks are read in turn.
             turns = (blocks[here] + positions[here] // self.n_blocks % n * (count % n)) % n
             blocks[here] = permute_runs(turns, n, run, f"{seed}/of/{stream}".encode())
         return streams, blocks

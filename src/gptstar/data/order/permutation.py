@@ -1,8 +1,8 @@
 """The order of training data as a pure function of `(seed, position)`.
 
-Position `p` of a run names block `permutation(p mod n)` of epoch `p div n`. The permutation is computed, not stored: no
-index file, no shuffle buffer, and the state of the data is the position alone. Where the data lies far away, the order
-is one in groups (`Grouping`), each of which reads few places.
+Position `p` of a run is block `permutation(p mod n)` of epoch `p div n`. The permutation is computed, not stored: there
+is no index file and no shuffle buffer, and the position is the whole state of the data. The order of remote data
+is in groups (`Grouping`), each of which reads few places.
 """
 
 import hashlib
@@ -13,21 +13,21 @@ import numpy as np
 
 ROUNDS = 10
 RUN_TOKENS = 2**18
-"""Tokens that an order in groups leaves together on the disk: half a megabyte is worth a request."""
+"""Number of neighbouring tokens that a grouped order keeps together: half a megabyte justifies a request."""
 
 
 def permute(indices: np.ndarray, n: int, key: bytes) -> np.ndarray:
     """Map indices by a keyed bijection of `range(n)`.
 
-    A Feistel network on pairs `(left, right)` in `range(a) x range(b)`, with `a * b` just above `n`; what falls outside
-    `range(n)` is sent through again until it falls inside (cycle walking).
+    A Feistel network permutes pairs `(left, right)` in `range(a) x range(b)`, with `a * b` just above `n`. A result
+    outside `range(n)` is mapped again until it falls inside (cycle walking).
 
     Args:
         indices: integers in `[0, n)`, any shape; `n` up to 2**62.
-        key: which bijection.
+        key: selects the bijection.
 
     Returns:
-        int64, the shape of `indices`.
+        int64, of the shape of `indices`.
 
     Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002, section 3 and 5.
     """
@@ -57,7 +57,7 @@ def _number(message: bytes, key: bytes) -> int:
 
 
 def _mix(x: np.ndarray, key: int) -> np.ndarray:
-    """SplitMix64's finaliser of `x + key`: every input bit reaches every output bit."""
+    """Apply SplitMix64's finaliser to `x + key`: every input bit affects every output bit."""
     with np.errstate(over="ignore"):
         x = (x + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -67,33 +67,33 @@ def _mix(x: np.ndarray, key: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Grouping:
-    """An order in groups: runs of `run` neighbouring blocks change places, then blocks within groups of `runs` runs."""
+    """A grouped order: permutes runs of `run` neighbouring blocks, then blocks within groups of `runs` runs."""
 
     run: int
     runs: int
 
     @classmethod
     def of_tokens(cls, shuffle_tokens: int, block_tokens: int) -> "Grouping":
-        """Make groups of at most `shuffle_tokens`, a run at least."""
+        """Make groups of at most `shuffle_tokens` tokens, but at least one run."""
         run = max(1, RUN_TOKENS // block_tokens)
         return cls(run, max(1, shuffle_tokens // (run * block_tokens)))
 
     @property
     def group(self) -> int:
-        """Blocks of a group, save the last of an epoch."""
+        """Number of blocks in a group, except the last group of an epoch."""
         return self.run * self.runs
 
     def groups_at(self, indices: np.ndarray, n: int) -> np.ndarray:
-        """Find the groups of some indices of an epoch of `n` blocks; the last group takes what is left over."""
+        """Return the groups of indices of an epoch of `n` blocks; the last group includes the remainder."""
         return np.minimum(indices // self.group, max(1, -(-(n // self.run) // self.runs)) - 1)
 
     def bounds(self, group: int, n: int) -> tuple[int, int]:
-        """Find the first index of a group, and the index after its last."""
+        """Return the first index of a group, and the index after its last one."""
         last = int(self.groups_at(np.asarray(n - 1), n))
         return group * self.group, n if group == last else (group + 1) * self.group
 
     def permute(self, indices: np.ndarray, n: int, key: str) -> np.ndarray:
-        """Map indices, `(index,)`, by a keyed bijection of `range(n)`: a group's images, int64, fill whole runs."""
+        """Map indices `(index,)` by a keyed bijection of `range(n)`; a group's images, int64, fill whole runs."""
         inside = np.array(indices, dtype=np.int64)
         groups = self.groups_at(inside, n)
         for group in np.unique(groups).tolist():
@@ -104,10 +104,10 @@ class Grouping:
 
 
 def permute_runs(indices: np.ndarray, n: int, run: int, key: bytes) -> np.ndarray:
-    """Map indices, `(index,)`, by a keyed bijection of `range(n)` that keeps runs of `run` neighbours together.
+    """Map indices `(index,)` by a keyed bijection of `range(n)` that keeps runs of `run` neighbours together.
 
-    Runs change places; the `n % run` numbers that are left over come last; and all of it is turned by a keyed amount,
-    so that at another key others are left over. So in the images, int64, 0 follows `n - 1` within a run.
+    The runs are permuted, the remaining `n % run` numbers come last, and everything is rotated by a keyed amount, so
+    that the remainder differs between keys. So in the images, int64, 0 may follow `n - 1` within a run.
     """
     indices = np.asarray(indices, dtype=np.int64)
     whole = n // run
@@ -118,11 +118,11 @@ def permute_runs(indices: np.ndarray, n: int, run: int, key: bytes) -> np.ndarra
 
 
 def blocks_at(positions: np.ndarray, n_blocks: int, seed: int, grouping: Grouping | None = None) -> np.ndarray:
-    """Find the block at each position of an endless run through `n_blocks` blocks, reshuffled every epoch.
+    """Return the block at each position of an endless run through `n_blocks` blocks, reshuffled every epoch.
 
     Args:
-        positions: `(position,)`, non-negative integers, as is what is returned.
-        grouping: None for any block anywhere in its epoch.
+        positions: `(position,)`, non-negative integers, like the result.
+        grouping: None allows any block anywhere in its epoch.
     """
     positions = np.asarray(positions, dtype=np.int64)
     epochs, indices = positions // n_blocks, positions % n_blocks

@@ -1,4 +1,4 @@
-"""What a run reads: the training streams of some shards, cut into windows and mixed as the configuration says."""
+"""The data of a run: streams of shards, cut into windows and mixed as configured."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -16,14 +16,14 @@ from gptstar.errors import ConfigError, DataError
 
 
 def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mixture, dict[str, int]]:
-    """Build the windows to train on, the mixture that orders them, and the number of blocks of each corpus in it.
+    """Build the training windows, the mixture that orders them, and each corpus's number of blocks in it.
 
-    Corpora are mixed as configured, or else as they were when the shards were prepared.
+    Corpora are mixed as configured, or by default as they were when the shards were prepared.
 
     Raises:
-        DataError: the shards hold no block, or hold other documents of a corpus than its epochs need.
-        ConfigError: weights without a budget, corpora that the shards don't hold, or windows that these shards can't be
-            cut into.
+        DataError: the shards hold no block, or not the documents that a corpus's epochs need.
+        ConfigError: weights lack `mixture_tokens`, a corpus is not in the shards, or the shards can't be cut into such
+            windows.
     """
     names = folder.corpora("train")
     unknown = [name for name in config.corpora if name not in folder.manifest.sources]
@@ -38,13 +38,16 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
         if not all_there and (corpus.fraction or prepared.fraction):
             share = f"epochs={corpus.epochs:g}" if corpus.weight is None else f"weight={corpus.weight:g}"
             raise DataError(
-                f"the shards in {folder.folder} hold of {name} what epochs={prepared.epochs:g} needs, not {share}: "
-                "prepare the text again in another data.shards"
+                f"the shards in {folder.folder} hold {name} for epochs={prepared.epochs:g}, not {share}: prepare the "
+                "text again in another data.shards"
             )
     streams = list(dict.fromkeys((s.corpus, s.stratum) for name in names for s in folder.shards("train", name)))
     windows = windows_of(folder, "train", streams, config)
     if not windows.n_blocks:
-        raise DataError(f"{folder.folder} holds no block of {config.block_tokens} tokens to train on: add text")
+        raise DataError(
+            f"{folder.folder} has fewer training tokens than one block of {config.block_tokens}: add text, or lower "
+            "data.block_tokens"
+        )
     blocks = dict(zip(streams, windows.stream_blocks, strict=True))
     tokens = config.shuffle_tokens
     grouping = Grouping.of_tokens(tokens, config.block_tokens) if tokens is not None else None
@@ -52,7 +55,9 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
     if not weights:
         mixture = Mixture.from_epochs(blocks, {name: each.epochs for name, each in corpora.items()}, grouping)
     elif config.mixture_tokens is None or len(weights) < len(names):
-        raise ConfigError("corpora with weights need data.mixture_tokens=N, the tokens they share, and each a weight")
+        raise ConfigError(
+            "corpora with weights need a weight each, and data.mixture_tokens=N, the tokens that they share"
+        )
     else:
         by_corpus = {name: count for (name, _), count in blocks.items()}
         mixture = Mixture.from_weights(by_corpus, weights, config.mixture_tokens, config.block_tokens, grouping)
@@ -63,11 +68,11 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
 
 
 def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Windows]:
-    """Cut the held-out windows of each corpus that has a block of them.
+    """Cut the held-out windows of each corpus that has at least one block of held-out text.
 
     Raises:
-        ConfigError: windows that these shards can't be cut into.
-        DataError: there are none.
+        ConfigError: the shards can't be cut into such windows.
+        DataError: no corpus has held-out windows.
     """
     windows = {}
     for name in folder.corpora("validation"):
@@ -76,8 +81,8 @@ def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Window
             windows[name] = of_corpus
     if not windows:
         raise DataError(
-            f"no corpus in {folder.folder} holds out a block of {config.block_tokens} tokens to validate on: "
-            "add text, raise data.validation_fraction, or lower data.block_tokens"
+            f"no corpus in {folder.folder} has one block of {config.block_tokens} held-out tokens for validation: add "
+            "text, raise data.validation_fraction, or lower data.block_tokens"
         )
     return windows
 
@@ -85,7 +90,7 @@ def validation_data(folder: ShardFolder, config: DataConfig) -> dict[str, Window
 def windows_of(
     folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], config: DataConfig
 ) -> Windows:
-    """Cut windows of some streams of a folder, given by corpus and stratum. Raises as `document_blocks`."""
+    """Cut windows from streams of a folder, given by corpus and stratum. Raises like `document_blocks`."""
     aligned = config.windows == "documents"
     documents = document_blocks(folder, split, streams, config.block_tokens) if aligned else None
     tokens = [folder.stream(split, corpus, stratum) for corpus, stratum in streams]
@@ -94,11 +99,11 @@ def windows_of(
 
 
 def _token(folder: ShardFolder, text: str) -> int:
-    """Return the token that a text is. Raises ConfigError if it is several, or none."""
+    """Return the single token of a text; raise ConfigError if the text is not one token."""
     (tokens,) = folder.tokenizer.encode([text])
     if len(tokens) != 1:
         raise ConfigError(
-            f"data.query_mark={text!r} is {len(tokens)} tokens of the text's tokenizer: give a text that is one"
+            f"data.query_mark={text!r} is {len(tokens)} tokens in the text's tokenizer: give a text of one token"
         )
     return int(tokens[0])
 
@@ -106,11 +111,11 @@ def _token(folder: ShardFolder, text: str) -> int:
 def document_blocks(
     folder: ShardFolder, split: Split, streams: Sequence[tuple[str, Stratum]], block_tokens: int
 ) -> DocumentBlocks:
-    """Count the blocks of some streams of a folder, given by corpus and stratum.
+    """Find the blocks that start at documents, for streams of a folder given by corpus and stratum.
 
     Raises:
-        ConfigError: the shards are far away.
-        DataError: a file of documents is damaged or missing.
+        ConfigError: the shards are remote.
+        DataError: a file of document starts is damaged or missing.
     """
     if folder.cache is not None:
         raise ConfigError(

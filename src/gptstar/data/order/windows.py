@@ -1,6 +1,6 @@
-"""Windows of `context_length + 1` tokens, cut from blocks, handed out by step.
+"""Windows of `context_length + 1` tokens, cut from blocks and delivered by step.
 
-Blocks are the unit of order and windows divide them, so at every context length the same step reads the same tokens.
+Blocks are the unit of the order, and windows divide them. So at every context length, a step reads the same tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,32 +16,31 @@ from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError
 
 NO_TARGET = -1
-"""Stands where a window reaches beyond its document."""
+"""Value at the positions of a window beyond the end of its document."""
 
 ONLY_INPUT = -2
-"""Windows hold a token that is read but is not a target as `ONLY_INPUT - token`."""
+"""A token that is an input but not a target is stored in windows as `ONLY_INPUT - token`."""
 
 BLANK = -1
-"""The number of a window that holds no target."""
+"""The number of a blank window, which has no target."""
 
 
 def inputs_of(windows: Tensor) -> Tensor:
-    """Return the tokens of windows, targets or not; 0 where there is none."""
+    """Return the tokens of windows, whether targets or not; 0 at positions without a token."""
     return torch.where(windows < NO_TARGET, ONLY_INPUT - windows, windows).clamp(min=0)
 
 
 class DocumentBlocks:
-    """The blocks of some token streams, counted anew from the start of each document.
+    """The blocks of token streams, if blocks start at documents.
 
-    A document's tokens are its targets, and its first input is the end-of-text before it: its own, where documents are
-    opened by one, or that of the document before. The first document of a stream that has neither begins with its
-    first token as input. Its blocks follow each other from there, and the last one ends where the document does, which
-    leaves the rest of it empty: on average half a block a document. So this suits documents that are much longer than
-    a block; where most are shorter, most of what is computed is thrown away.
+    A document's tokens are its targets. Its first input is the preceding end-of-text: its own, if documents begin with
+    one, otherwise that of the previous document. The first document of a stream without a preceding end-of-text begins
+    with its first token as input. The document's last block is padded, on average by half a block. So this suits
+    documents that are much longer than a block; if most are shorter, most of the computation is wasted.
 
     Args:
-        streams: the bounds of each one's documents, `(document + 1,)`, int64: where each begins in the stream, and
-            where the last one ends.
+        streams: for each stream, the bounds of its documents, `(document + 1,)`, int64: where each document begins in
+            the stream, and where the last one ends.
         end_of_text_first: each document begins with an end-of-text token of its own.
     """
 
@@ -50,11 +49,11 @@ class DocumentBlocks:
         self._before = 0 if end_of_text_first else 1
         self._stream_starts = np.cumsum([0, *(each[-1] for each in streams)], dtype=np.int64)
         shifted = [each[:-1] + start for each, start in zip(streams, self._stream_starts, strict=False)]
-        # Each document costs two numbers of 8 bytes: the start here, and the first block below.
+        # Each document takes two numbers of 8 bytes: its start here, and its first block below.
         self._starts = np.concatenate([*shifted, self._stream_starts[-1:]])
         blocks = [self._blocks(each) for each in streams]
         self.stream_blocks = tuple(int(each.sum()) for each in blocks)
-        """Blocks of each stream."""
+        """Number of blocks of each stream."""
         self._first_blocks = np.cumsum(np.concatenate([np.zeros(1, np.int64), *blocks]), dtype=np.int64)
 
     def _blocks(self, stream: np.ndarray) -> np.ndarray:
@@ -63,11 +62,11 @@ class DocumentBlocks:
         return -(-(stream[1:] - 1 - first_inputs) // self.block_tokens)
 
     def starts(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Find where blocks, `(block,)`, numbered through all streams, start, and what is left of their documents.
+        """Return where blocks `(block,)`, numbered through all streams, start, and what remains of their documents.
 
         Returns:
-            Each `(block,)`, int64: the first input in the tokens of all streams, and how many targets the document has
-            from there on, at least one.
+            Two int64 arrays `(block,)`: the place of the first input in the tokens of all streams, and the number of
+            targets that the document has from there on, at least one.
         """
         documents = np.searchsorted(self._first_blocks, blocks, side="right") - 1
         starts = self._starts[documents]
@@ -78,16 +77,17 @@ class DocumentBlocks:
 
 
 class Windows(Dataset[Tensor]):
-    """Windows of several token streams by number, in the order of the streams.
+    """Windows of several token streams, numbered in the order of the streams.
 
     Args:
-        streams: those of a mixture, or what is validated on.
-        context_length: inputs a window; it divides `block_tokens`.
-        documents: of the same streams, where blocks start at documents. Then every token of every document is a target
-            once, save an end-of-text that opens a document and the first token of a stream: nothing is read before
-            them. What a window has beyond its document is `NO_TARGET`; one that holds no target at all is computed for
-            nothing, so documents should be long and blocks short.
-        query_mark: a token; all tokens but the second after it are `ONLY_INPUT`. What precedes a window is not seen.
+        streams: the streams of a mixture, or of a validation.
+        context_length: inputs per window; it divides `block_tokens`.
+        documents: the blocks of the same streams, if blocks start at documents. Then every token of every document is a
+            target once, except an end-of-text that begins a document and the first token of a stream, which have no
+            input before them. Positions beyond the document are `NO_TARGET`. A window without any target is wasted
+            computation, so documents should be long and blocks short.
+        query_mark: a token; all tokens except the second after it are `ONLY_INPUT`. A mark before the window's start
+            has no effect.
     """
 
     def __init__(
@@ -102,13 +102,15 @@ class Windows(Dataset[Tensor]):
         self._query_mark = query_mark
         arrays = [array for stream in streams for array in stream.arrays]
         if documents is not None:
-            arrays.append(np.zeros(context_length, dtype=np.int64))  # a window of the last document reaches beyond it
+            arrays.append(
+                np.zeros(context_length, dtype=np.int64)
+            )  # the last document's window may reach beyond the document
         self.tokens = TokenStream(arrays)
-        """Those of all streams."""
+        """The tokens of all streams."""
         self._stream_starts = np.cumsum([0, *(len(stream) for stream in streams)], dtype=np.int64)
-        # The last target of a block is the first token of the next, so a stream needs one token beyond its blocks.
+        # A block's last target is the next block's first token, so a stream needs one token beyond its blocks.
         self.stream_blocks = tuple(max(0, len(stream) - 1) // block_tokens for stream in streams)
-        """Blocks of each stream; whole ones, unless they start at documents."""
+        """Number of blocks of each stream; all blocks are full unless blocks start at documents."""
         if documents is not None:
             assert documents.block_tokens == block_tokens
             self.stream_blocks = documents.stream_blocks
@@ -121,18 +123,18 @@ class Windows(Dataset[Tensor]):
         return self.n_blocks * self.windows_per_block
 
     def numbers(self, streams: np.ndarray, blocks: np.ndarray) -> np.ndarray:
-        """Number the windows of blocks, given by stream and number in it: `(block * windows_per_block,)`, int64."""
+        """Return the window numbers of blocks, given by stream and block: `(block * windows_per_block,)`, int64."""
         first_windows = (self._first_blocks[streams] + blocks) * self.windows_per_block
         return (first_windows[:, None] + np.arange(self.windows_per_block)).reshape(-1)
 
     def starts(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Find where windows begin in `tokens`: `(window,)`, int64."""
+        """Return where windows begin in `tokens`: `(window,)`, int64."""
         return self._starts_and_targets(numbers)[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> Tensor:
-        """Read `(window, context_length + 1)`, int64; the last target of a window is the first input of the next.
+        """Read windows `(window, context_length + 1)`, int64; a window's last target is the next window's first input.
 
-        `inputs_of` returns their tokens.
+        Use `inputs_of` to get their tokens.
         """
         present = np.maximum(np.asarray(numbers, dtype=np.int64), 0)
         starts, left = self._starts_and_targets(present)
@@ -147,9 +149,9 @@ class Windows(Dataset[Tensor]):
         return torch.from_numpy(windows)
 
     def _starts_and_targets(self, numbers: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Find where windows begin, and the targets that their documents have left, less than 0 beyond the end.
+        """Return where windows begin, and the number of remaining targets in their documents (below 0 beyond the end).
 
-        Each is `(window,)`, int64; the second is None where blocks don't start at documents.
+        Both are `(window,)`, int64; the second is None unless blocks start at documents.
         """
         blocks, parts = np.divmod(np.asarray(numbers, dtype=np.int64), self.windows_per_block)
         inside = parts * self.context_length
@@ -163,15 +165,15 @@ class Windows(Dataset[Tensor]):
 
 @dataclass(eq=False)
 class StepSampler(Sampler[list[int]]):
-    """Window numbers of one rank's micro-batches, from a step of the run to its end.
+    """Yields the window numbers of one rank's micro-batches, from a step of the run to its end.
 
-    A global batch is the same whatever the number of ranks and the size of micro-batches; each rank reads its slice.
+    A global batch doesn't depend on the number of ranks or the micro-batch size; each rank reads its slice.
 
     Attributes:
         mixture: the order of the windows' blocks.
-        sequences_per_step: windows of a global batch; whole blocks.
-        micro_batch_size: windows a rank reads at once.
-        start_step, total_steps: the run's steps that are read.
+        sequences_per_step: windows of a global batch, which must be whole blocks.
+        micro_batch_size: number of windows that a rank reads at once.
+        start_step, total_steps: the range of steps to read.
     """
 
     windows: Windows
@@ -189,7 +191,7 @@ class StepSampler(Sampler[list[int]]):
         windows, sequences_per_step = self.windows, self.sequences_per_step
         assert tuple(entry.n_blocks for entry in self.mixture.entries) == windows.stream_blocks
         if sequences_per_step % windows.windows_per_block:
-            raise ConfigError(f"a step of {sequences_per_step} sequences does not hold whole blocks")
+            raise ConfigError(f"a step of {sequences_per_step} sequences is not a whole number of blocks")
         if sequences_per_step % (self.world_size * self.micro_batch_size):
             raise ConfigError(
                 f"a step of {sequences_per_step} sequences does not divide among {self.world_size} ranks "
@@ -209,7 +211,7 @@ class StepSampler(Sampler[list[int]]):
                 yield mine[start : start + self.micro_batch_size].tolist()
 
     def global_batch(self, step: int) -> np.ndarray:
-        """Number the windows that all ranks together read at a step: `(sequence,)`."""
+        """Return the numbers of the windows that all ranks together read at a step: `(sequence,)`."""
         blocks = self.sequences_per_step // self.windows.windows_per_block
         positions = np.arange(step * blocks, (step + 1) * blocks)
         return self.windows.numbers(*self.mixture.blocks_at(positions, self.seed))

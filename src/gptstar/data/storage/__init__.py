@@ -1,1 +1,1 @@
-"""Token shards on disk and far away."""
+"""Token shards on the local disk and at remote addresses."""

@@ -1,4 +1,4 @@
-"""Arrays in `.npy` files, whoever wrote them."""
+"""Read arrays from `.npy` files of any origin."""
 
 from pathlib import Path
 from tokenize import TokenError
@@ -12,7 +12,7 @@ def load_array(source: Path | IO[bytes], *, is_mapped: bool = False) -> np.ndarr
 
     Raises:
         OSError: the file can't be read.
-        ValueError: it does not hold one array. numpy parses the header as Python, and lets that parser's errors out.
+        ValueError: the file does not hold one array, whatever error numpy raises for it.
     """
     try:
         array = np.load(source, mmap_mode="r" if is_mapped else None)

@@ -1,4 +1,4 @@
-"""The documents of a folder of shards: where each one is, how long they are, their tokens and their text."""
+"""The documents of a folder of shards: their bounds, lengths, tokens and text."""
 
 import io
 from collections import Counter
@@ -16,10 +16,10 @@ from gptstar.errors import DataError, in_one_line
 
 
 def bounds(folder: ShardFolder, shard: Shard) -> np.ndarray:
-    """Read where each document of a shard begins, and where the last one ends: `(document + 1,)`, int64.
+    """Return where each document of a shard begins, and where the last one ends: `(document + 1,)`, int64.
 
     Raises:
-        DataError: the file that says so is damaged, missing or can't be reached; names it.
+        DataError: the file of document starts is damaged, missing or can't be reached; names it.
     """
     name = f"{shard.name}.documents.npy"
     where = f"{folder.folder}/{name}"
@@ -52,7 +52,7 @@ def documents(folder: ShardFolder, split: Split, corpus: str) -> Iterator[str]:
 
 
 def document_beginning(folder: ShardFolder, split: Split, corpus: str, number: int, n_tokens: int) -> tuple[str, int]:
-    """Read the text of a document's first tokens, and how many it has in all; `number` counts as `documents` does."""
+    """Return the text of a document's first tokens, and its number of tokens; `number` is its place in `documents`."""
     for shard in folder.shards(split, corpus):
         if number < shard.documents:
             start, end = bounds(folder, shard)[number : number + 2].tolist()
@@ -64,13 +64,13 @@ def document_beginning(folder: ShardFolder, split: Split, corpus: str, number: i
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many documents there are of each length.
+    """The distribution of document lengths.
 
-    Of 10^12 tokens there are at most 1.4 million different lengths, however many documents they are.
+    In 10^12 tokens there are at most 1.4 million distinct lengths, whatever the number of documents.
 
     Attributes:
-        values: `(length,)`, int64, ascending: tokens.
-        counts: `(length,)`, int64: documents of that length.
+        values: distinct lengths in tokens, ascending, `(length,)`, int64.
+        counts: number of documents of each length, `(length,)`, int64.
     """
 
     values: np.ndarray
@@ -83,7 +83,7 @@ class Lengths:
 
     @classmethod
     def between(cls, bounds: Iterable[np.ndarray]) -> "Lengths":
-        """Count the lengths of documents that lie between `bounds`, each `(document + 1,)`."""
+        """Count the lengths of documents given by their bounds, each `(document + 1,)`."""
         counter: Counter[int] = Counter()
         for ends in bounds:
             values, counts = np.unique(np.diff(ends), return_counts=True)
@@ -92,6 +92,6 @@ class Lengths:
         return cls(np.asarray(lengths, np.int64), np.asarray([counter[length] for length in lengths], np.int64))
 
     def quantile(self, share: float) -> int:
-        """Find the smallest length that at least this share of the documents does not exceed."""
+        """Return the smallest length that at least this share of the documents does not exceed."""
         ends = np.cumsum(self.counts)
         return int(self.values[min(np.searchsorted(ends, share * ends[-1]), len(ends) - 1)])

@@ -2,8 +2,8 @@
 
 A folder of shards holds `manifest.json`, `tokenizer.json`, and for each shard `NAME.npy` (the tokens, memory-mapped),
 `NAME.documents.npy` (where each document starts) and `NAME.segments.npy` (a hash of each 64 KiB of the token file, so
-that a part of it can be fetched from afar and checked). `preparation/writer.py` writes them, `shards.py` opens them.
-Tokens that another project wrote stay where they are: the manifest says where (`preparation/adopt.py`).
+that parts of a remote file can be checked). `preparation/writer.py` writes them, `shards.py` opens them. Token files of
+other projects stay in place: the manifest says where they are (`preparation/adopt.py`).
 """
 
 import hashlib
@@ -22,23 +22,23 @@ from gptstar.files import write_json, write_text
 
 FORMAT_VERSION = 2
 HEADER_BYTES = 128
-"""Length of the header of a one-dimensional `.npy`: numpy leaves room in it for any number of items."""
+"""Length in bytes of the header of a one-dimensional `.npy`; numpy reserves room for any number of items."""
 SEGMENT_BYTES = 2**16
 AGAIN = "delete the folder to have it prepared again"
 
 Split = Literal["train", "validation"]
 Size = Literal["documents", "tokens", "bytes"]
 Stratum = Literal["first", "rest"]
-"""In a corpus read for 2.5 epochs, `first` is the half of its documents that is read a third time."""
+"""Parts of a corpus with a partial epoch: with 2.5 epochs, `first` is the half of the documents read three times."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a shard's tokens in a file of another project: from an offset to the file's end.
+    """The place of a shard's tokens in another project's file, from an offset to the end of the file.
 
     Attributes:
-        file: its path, absolute or from the folder of the manifest.
-        offset: of the first token, in bytes.
+        file: path of the file, absolute or relative to the folder of the manifest.
+        offset: byte offset of the first token.
     """
 
     file: str
@@ -48,11 +48,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Shard:
-    """An entry of the manifest: `bytes` counts the text; the hashes are SHA-256 of the shard's three files.
+    """A shard's entry in the manifest. `bytes` counts the text; the hashes are SHA-256 of the shard's three files.
 
     Attributes:
-        place: where the tokens are, if another project wrote them.
-        largest_token: the largest number of its tokens; None in a manifest of an earlier version.
+        place: the place of the tokens, if they are in another project's file.
+        largest_token: the largest token number; None in a manifest of an earlier version.
     """
 
     name: str
@@ -70,17 +70,17 @@ class Shard:
 
     @property
     def tokens_file(self) -> str:
-        """The path of the tokens, from the folder of the manifest or absolute."""
+        """The path of the tokens, relative to the folder of the manifest or absolute."""
         return self.place.file if self.place else f"{self.name}.npy"
 
     @property
     def again(self) -> str:
-        """Advice for a file of tokens that is damaged or missing."""
-        return "copy it again, or adopt it anew into another folder" if self.place else AGAIN
+        """The advice for a damaged or missing token file."""
+        return "copy it again, or adopt it into another folder" if self.place else AGAIN
 
     @property
     def files(self) -> dict[str, str]:
-        """The shard's files and their hashes."""
+        """The shard's files with their hashes."""
         return {
             self.tokens_file: self.sha256,
             f"{self.name}.documents.npy": self.documents_sha256,
@@ -90,14 +90,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a corpus came from and what became of its documents.
+    """A corpus's origin, and what happened to its documents.
 
     Attributes:
-        epochs: how often a run reads it, as configured when the corpus was prepared.
-        weight: its share of a run's tokens instead.
-        files: of each large file, in the order of reading, when it was modified (nanoseconds) and its SHA-256.
-        counts: documents read, cleaned, and left out by reason.
-        examples: for each reason to leave something out, the first places where it was met.
+        epochs: how often a run reads the corpus, as configured at preparation.
+        weight: the corpus's share of a run's tokens, instead of `epochs`.
+        files: modification time (nanoseconds) and SHA-256 of each large file, in reading order.
+        counts: numbers of documents read, cleaned, and skipped by reason.
+        examples: for each reason, the first places of skipped records.
     """
 
     source: str
@@ -111,12 +111,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of shards holds and how it came to be.
+    """The contents of a folder of shards, and their origin.
 
     Attributes:
-        identity: hash of the sources and the options; the same request gives the same identity.
-        whole: the identity of what this is a part of, or its own.
-        options: how the text was cleaned, separated and held out, in words.
+        identity: hash of the sources and the options; equal requests have equal identities.
+        whole: the identity of the whole that this is a part of, or its own identity.
+        options: how the text was cleaned, separated and deduplicated, in words.
     """
 
     identity: str
@@ -130,12 +130,12 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every shard's hash and the tokenizer's: two folders with it equal hold equal tokens."""
+        """SHA-256 over the hashes of all shards and the tokenizer: equal fingerprints mean equal tokens."""
         parts = [self.tokenizer] + [f"{shard.split}/{shard.corpus}/{shard.sha256}" for shard in self.shards]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def training_corpora(self) -> dict[str, dict[str, Any]]:
-        """Describe by corpus what a model was trained on, for those who only have the model."""
+        """Describe the training corpora by name, for checkpoints: a user of a model may not have the shards."""
         return {
             name: {"source": source.source, "licence": source.licence}
             | {size: self.total("train", size, name) for size in get_args(Size)}
@@ -143,35 +143,35 @@ class Manifest:
         }
 
     def total(self, split: Split, size: Size, corpus: str | None = None) -> int:
-        """Sum over the shards of a split, or of one corpus of it."""
+        """Sum a quantity over the shards of a split, or of one corpus in it."""
         return sum(getattr(s, size) for s in self.shards if s.split == split and corpus in (None, s.corpus))
 
 
 def token_dtype(n_vocab: int) -> np.dtype:
-    """Choose between 16 and 32 bits a token."""
+    """Return the dtype of tokens: 16 or 32 bits."""
     return np.dtype("<u2" if n_vocab <= 2**16 else "<u4")
 
 
 def segment_hashes(path: Path) -> np.ndarray:
-    """Hash each 64 KiB of a file, against damage on the way and not against an enemy: `(segment,)`, uint64."""
+    """Hash each 64 KiB of a file, to detect accidental damage: `(segment,)`, uint64."""
     with path.open("rb") as file:
         hashes = [segment_hash(segment) for segment in iter(lambda: file.read(SEGMENT_BYTES), b"")]
     return np.asarray(hashes, dtype=np.uint64)
 
 
 def segment_hash(segment: bytes) -> int:
-    """Compute the first 64 bits of SHA-256."""
+    """Return the first 64 bits of the SHA-256."""
     return int.from_bytes(hashlib.sha256(segment).digest()[:8], "big")
 
 
 def write_manifest(folder: Path, manifest: Manifest, tokenizer: Tokenizer) -> None:
-    """Write what makes a folder of shards complete; the manifest last."""
+    """Write the tokenizer and then the manifest, which makes a folder of shards complete."""
     write_text(folder / "tokenizer.json", tokenizer.json_text)
     write_json(folder / "manifest.json", asdict(manifest))
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest. Raises DataError if it is missing, damaged, or of another version."""
+    """Read a manifest; raise DataError if it is missing, damaged, or of another version."""
     try:
         return parse_manifest(path.read_bytes(), path, AGAIN)
     except OSError as error:
@@ -179,7 +179,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, where: Path | str, fix: str) -> Manifest:
-    """Parse a manifest. Raises DataError, which says `where` and `fix`, if it is damaged or of another version."""
+    """Parse a manifest; raise DataError with `where` and `fix` if it is damaged or of another version."""
     try:
         tree = json.loads(content)
         if tree["format_version"] != FORMAT_VERSION:
@@ -208,9 +208,9 @@ def parse_manifest(content: bytes, where: Path | str, fix: str) -> Manifest:
 
 
 def check_largest_token(name: str, largest: int | None, n_vocab: int) -> None:
-    """Raise DataError, which calls the shard `name`, if its largest token is not of the vocabulary."""
+    """Raise DataError, with `name` for the shard, if its largest token is not in the vocabulary."""
     if largest is not None and largest >= n_vocab:
         raise DataError(
-            f"{name} holds the token {largest}, beyond a vocabulary of {n_vocab:,} tokens: make the shards with "
-            "the tokenizer beside them"
+            f"{name} holds the token {largest}, but the vocabulary has {n_vocab:,} tokens: make the shards with the "
+            "tokenizer next to them"
         )

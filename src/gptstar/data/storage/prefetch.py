@@ -1,4 +1,4 @@
-"""Fetching what the order of a run is about to read, ahead of the reader and within the cache."""
+"""Fetch remote data ahead of the reader, in the order of the run and within the cache."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,33 +13,34 @@ from gptstar.data.storage.stream import Tokens
 from gptstar.errors import DataError, with_type
 
 PLANNED_SHARE = 0.8
-"""Share of the cache that may be planned; the rest is for what is read otherwise."""
+"""Share of the cache for prefetching; the rest is for other reads."""
 STRIDE_SHARE = 1 / 16
-"""Share of the plan that a stride may take."""
+"""Share of the prefetching budget that one stride may take."""
 STRIDE_BATCHES = 1024
 CLOSE_SECONDS = 5.0
 
 Span = tuple[Tokens, int, int]
-"""As `TokenStream.spans` yields them; those that are not remote are passed over."""
+"""A span as `TokenStream.spans` yields it; local spans are skipped."""
 
 
 class Stride(NamedTuple):
-    """Some batches in a row, and the segments that they read in the order of first need."""
+    """Consecutive batches, and the segments that they read, in the order of first use."""
 
     batches: list[list[int]]
     segments: list[int]
 
 
 class BatchesAhead(Sampler[list[int]]):
-    """The batches of a batch sampler; a thread draws them ahead of the reader, and fetches what they read.
+    """Yields the batches of a batch sampler, while a thread draws them in advance and fetches what they read.
 
-    It goes in strides of many batches, small ones first, so that neighbouring segments, which the order reads one
-    here and one there, are fetched by one request. The plan is what lies between the reader and the thread: it is newer
-    than anything else in the cache, and so it stays there. The thread waits where the plan would exceed `budget`.
+    The thread advances in strides of many batches, small strides first, so that one request fetches neighbouring
+    segments, which the order reads at different times. The plan consists of the batches between the reader and the
+    thread. Its segments are the newest in the cache, so they stay there. The thread waits if the plan would exceed
+    `budget`.
 
     Args:
-        spans: what a batch reads.
-        budget: bytes that may be planned; where several ranks share a cache, a rank's share of `PLANNED_SHARE`.
+        spans: returns the spans that a batch reads.
+        budget: most bytes of the plan; if several ranks share a cache, the rank's share of `PLANNED_SHARE`.
     """
 
     def __init__(
@@ -70,12 +71,12 @@ class BatchesAhead(Sampler[list[int]]):
         finally:
             stop.set()
             room.release(self._budget)
-            thread.join(CLOSE_SECONDS)  # a request that hangs may outlast this; the thread ends with the process
+            thread.join(CLOSE_SECONDS)  # a hanging request may outlast this; the thread then ends with the process
 
     def _fetch(
         self, strides: SimpleQueue[Stride | DataError | None], room: threading.Semaphore, stop: threading.Event
     ) -> None:
-        """Be the thread: hand out strides, and at the end None or what went wrong."""
+        """Run in the thread: put strides into the queue, and finally None or the error."""
         try:
             for stride in self._strides():
                 for _ in stride.segments:
@@ -87,7 +88,7 @@ class BatchesAhead(Sampler[list[int]]):
             strides.put(None)
         except DataError as error:
             strides.put(error)
-        except Exception as error:  # the reader has to hear of it, whatever it is
+        except Exception as error:  # pass any error on to the reader
             failure = DataError(f"reading {self._cache.files.address} ahead failed: {with_type(error)}")
             failure.__cause__ = error
             strides.put(failure)
@@ -102,7 +103,7 @@ class BatchesAhead(Sampler[list[int]]):
                 if isinstance(tokens, RemoteTokens):
                     segments |= dict.fromkeys(tokens.segments(first, count))
             if len(batches) >= n_batches or len(segments) >= n_segments:
-                yield Stride(batches, list(segments)[: self._budget])  # one batch may need more than all there is
+                yield Stride(batches, list(segments)[: self._budget])  # a single batch may exceed the whole budget
                 batches, segments, n_batches = [], {}, min(2 * n_batches, STRIDE_BATCHES)
         if batches:
             yield Stride(batches, list(segments)[: self._budget])

@@ -1,4 +1,4 @@
-"""Shards at an address, read in segments of 64 KiB through a cache on the local disk."""
+"""Remote shards, read in segments of 64 KiB through a cache on the local disk."""
 
 import contextlib
 import hashlib
@@ -31,21 +31,21 @@ from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import DataError
 
 GROUP_SEGMENTS = 16
-"""Neighbours that are fetched by one request at most, and by one process at a time."""
+"""Most neighbouring segments per request; one process at a time fetches such a group."""
 GROUPS_AT_ONCE = 16
 TRIES = 4
-"""How often a segment is fetched whose hash is wrong."""
+"""Most attempts to fetch a segment whose hash is wrong."""
 LEAST_SEGMENTS = 16
-"""Size of the smallest useful cache."""
+"""Size of the smallest useful cache, in bytes."""
 
 
 class SegmentCache:
-    """Segments of remote shards on the local disk: shared by processes, fetched once, compared with their hashes.
+    """A cache of remote segments on the local disk: shared by processes, fetched once, checked by hash.
 
-    Segments are numbered through all shards of the manifest. The cache can be pickled, and carried over a fork.
+    Segments are numbered through all shards of the manifest. The cache can be pickled and survives a fork.
 
     Args:
-        limit: bytes that all files in the folder together never exceed.
+        limit: most bytes of all files in the folder together.
     """
 
     def __init__(self, files: RemoteFiles, manifest: Manifest, folder: Path, limit: int) -> None:
@@ -59,28 +59,28 @@ class SegmentCache:
         n_slots = (limit - overhead) // SLOT_BYTES
         if n_slots < LEAST_SEGMENTS:
             least = overhead + LEAST_SEGMENTS * SLOT_BYTES
-            raise DataError(f"data.cache_bytes={limit} is too little to read {files.address}: give {least} or more")
+            raise DataError(f"data.cache_bytes={limit} is too small to read {files.address}: give {least} or more")
         self._slots = SegmentSlots(folder, n_slots, n_segments)
         self._hashes: dict[str, np.ndarray] = {}
-        self._fetched: Counter[int] = Counter()  # by thread, so that none loses another's count
+        self._fetched: Counter[int] = Counter()  # per thread, so that no count is lost
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hashes": {}, "_fetched": Counter()}
 
     @property
     def fetched_bytes(self) -> int:
-        """Bytes of tokens and hashes that this process has fetched."""
+        """Number of bytes of tokens and hashes that this process has fetched."""
         return self._fetched.total()
 
     def tokens(self, shard: Shard) -> "RemoteTokens":
-        """Give the tokens of a shard."""
+        """Return the tokens of a shard."""
         return RemoteTokens(self, shard, self._first_of[shard.name])
 
     def read(self, segments: Sequence[int]) -> bytes:
-        """Read neighbouring segments, from the disk as far as they are there.
+        """Read neighbouring segments, from the disk where possible.
 
         Raises:
-            DataError: they can't be fetched, or arrive damaged each time, or the disk is full.
+            DataError: a segment can't be fetched, or arrives damaged each time, or the disk is full.
         """
         contents = self._on_disk(segments)
         for some in _rounds([segment for segment in segments if segment not in contents]):
@@ -88,18 +88,18 @@ class SegmentCache:
         return b"".join(contents[segment] for segment in segments)
 
     def holds(self, segments: Sequence[int]) -> np.ndarray:
-        """Tell which segments are on the disk, sound or not: `(segment,)`, bool."""
+        """Return which segments are on the disk, whether intact or damaged: `(segment,)`, bool."""
         return self._slots.find(segments) != EMPTY
 
     def ensure(self, segments: Sequence[int], stop: threading.Event | None = None) -> None:
-        """Fetch segments that are not on the disk, and keep all as if they were new. Raises DataError as `read`."""
+        """Fetch the segments that are not on the disk, and mark all as new. Raises DataError like `read`."""
         self._slots.renew(segments)
         missing = np.asarray(segments, dtype=np.int64)[~self.holds(segments)].tolist()
         for some in _rounds(missing):
             self._fetch(some, stop)
 
     def _fetch(self, segments: Sequence[int], stop: threading.Event | None = None) -> dict[int, bytes]:
-        """Fetch, check and store; what another process has just stored comes from the disk."""
+        """Fetch, check and store segments; read those that another process has just stored from the disk."""
         wrong: dict[int, set[int]] = {}
         with self._slots.fetching(segment // GROUP_SEGMENTS for segment in segments):
             contents = self._on_disk(segments, stop)
@@ -119,11 +119,11 @@ class SegmentCache:
         shard, start, end = self._extent(damaged)
         where = f"{self.files.address}/{shard.name}.npy (bytes {start} to {end})"
         if len(wrong[damaged]) > 1:
-            raise DataError(f"{where} was damaged on the way {TRIES} times, each time otherwise: check the connection")
-        raise DataError(f"{where} is damaged where it is stored, the same {TRIES} times: {COPY_AGAIN} again")
+            raise DataError(f"{where} arrived damaged {TRIES} times, each time differently: check the connection")
+        raise DataError(f"{where} is damaged at its source (the same content {TRIES} times): {COPY_AGAIN} again")
 
     def _request(self, segments: Sequence[int], stop: threading.Event | None) -> dict[int, bytes]:
-        """Fetch segments, neighbours of a group and a shard by one request."""
+        """Fetch segments; one request covers neighbours of the same group and shard."""
         runs: list[list[int]] = []
         for segment in sorted(segments):
             begins = segment % GROUP_SEGMENTS == 0 or self._extent(segment)[1] == 0
@@ -139,15 +139,15 @@ class SegmentCache:
             self._fetched[threading.get_ident()] += len(content)
             if len(content) > end - start:
                 raise DataError(
-                    f"{self.files.address}/{name} comes whole where a part is requested: serve it from a store that "
-                    "answers range requests"
+                    f"{self.files.address}/{name} was sent whole in answer to a range request: serve it from a store "
+                    "that supports range requests"
                 )
             for number, segment in enumerate(run):
                 contents[segment] = content[number * SEGMENT_BYTES : (number + 1) * SEGMENT_BYTES]
         return contents
 
     def _load_hashes(self, segments: Sequence[int], stop: threading.Event | None = None) -> None:
-        """Load the hashes of those shards that some segments are of, from the disk or else from the address."""
+        """Load the hashes of the shards that contain these segments, from the disk or else from the address."""
         shards = {shard.name: shard for shard, _, _ in map(self._extent, segments)}
         unknown = [shard for shard in shards.values() if shard.name not in self._hashes]
         for shard in unknown:
@@ -176,10 +176,10 @@ class SegmentCache:
             if (hashes.dtype, hashes.shape) == (np.dtype("<u8"), (-(-self._size(shard) // SEGMENT_BYTES),)):
                 return hashes
         where = f"{self.files.address}/{_hashes_name(shard)}"
-        raise DataError(f"{where} is not a hash for each 64 KiB of its shard: {COPY_AGAIN} again")
+        raise DataError(f"{where} does not hold one hash for each 64 KiB of its shard: {COPY_AGAIN} again")
 
     def _on_disk(self, segments: Sequence[int], stop: threading.Event | None = None) -> dict[int, bytes]:
-        """Read those segments that are on the disk and sound."""
+        """Read the segments that are on the disk and intact."""
         self._load_hashes(segments, stop)
         contents = {}
         for segment in segments:
@@ -194,7 +194,7 @@ class SegmentCache:
         return segment_hash(content) == self._hashes[shard.name][start // SEGMENT_BYTES]
 
     def _extent(self, segment: int) -> tuple[Shard, int, int]:
-        """The shard that holds a segment, the segment's first byte in its file, and the byte after its last."""
+        """Return a segment's shard, its first byte in the shard's file, and the byte after its last one."""
         number = bisect_right(self._firsts, segment) - 1
         shard, start = self._shards[number], (segment - self._firsts[number]) * SEGMENT_BYTES
         return shard, start, min(start + SEGMENT_BYTES, self._size(shard))
@@ -204,7 +204,7 @@ class SegmentCache:
 
 
 class RemoteTokens:
-    """The tokens of one remote shard, whose first segment is `first`, read when they are sliced."""
+    """The tokens of one remote shard, fetched when they are sliced; `first` is the shard's first segment."""
 
     def __init__(self, cache: SegmentCache, shard: Shard, first: int) -> None:
         self.cache, self.shard, self._first = cache, shard, first
@@ -222,16 +222,16 @@ class RemoteTokens:
         return np.frombuffer(content, dtype=self.cache.dtype, count=stop - start, offset=offset)[::step]
 
     def segments(self, start: int, count: int) -> range:
-        """Number the segments that hold tokens `[start, start + count)`."""
+        """Return the numbers of the segments with tokens `[start, start + count)`."""
         first, last = (HEADER_BYTES + at * self.cache.dtype.itemsize for at in (start, start + count))
         return range(self._first + first // SEGMENT_BYTES, self._first - (-last // SEGMENT_BYTES))
 
 
 def open_shards(address: str, cache_bytes: int) -> tuple[Manifest, Tokenizer, SegmentCache]:
-    """Open the folder of shards at an address, with `cache_bytes` of room for its segments in the user's cache.
+    """Open the folder of shards at an address, with a cache of `cache_bytes` in the user's cache folder.
 
     Raises:
-        DataError: there is none, it can't be read, or it is damaged; names the file.
+        DataError: the folder is missing, damaged or can't be read; names the file.
     """
     files = RemoteFiles(address)
     where = f"{files.address}/manifest.json"
@@ -239,9 +239,10 @@ def open_shards(address: str, cache_bytes: int) -> tuple[Manifest, Tokenizer, Se
     for shard in manifest.shards:
         if shard.place is not None:
             raise DataError(
-                f"{where} is of tokens that lie elsewhere ({shard.place.file:.60}): read it on their machine"
+                f"{where} refers to tokens outside the folder ({shard.place.file:.60}): read it on the machine that "
+                "has them"
             )
-        if not all(map(NAME.fullmatch, shard.name.split("/"))):  # it becomes a file's name here
+        if not all(map(NAME.fullmatch, shard.name.split("/"))):  # the name becomes a local file name
             raise DataError(f"{where} names a shard {shard.name!r}, which is not a shard's name: {COPY_AGAIN} again")
     folder = user_cache_path("gptstar") / "segments" / manifest.fingerprint / str(cache_bytes)
     cache = SegmentCache(files, manifest, folder, cache_bytes)
@@ -257,7 +258,7 @@ def _hashes_name(shard: Shard) -> str:
 
 
 def _rounds(segments: Sequence[int]) -> Iterator[list[int]]:
-    """Yield segments that are fetched together, in the order of each group's first."""
+    """Yield the segments to fetch together, ordered by the first segment of each group."""
     groups: dict[int, list[int]] = {}
     for segment in segments:
         groups.setdefault(segment // GROUP_SEGMENTS, []).append(segment)

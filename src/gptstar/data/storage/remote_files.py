@@ -1,4 +1,4 @@
-"""Files at an address that fsspec knows (`s3://`, `https://` …), read in spite of lost connections."""
+"""Read files at an address that fsspec knows (`s3://`, `https://` …); retry after lost connections."""
 
 import errno
 import logging
@@ -16,38 +16,38 @@ from gptstar.errors import DataError, in_one_line
 
 RETRY_SECONDS = 120.0
 REQUEST_SECONDS = 60.0
-"""A request without an answer after this time is repeated."""
+"""Seconds without an answer after which a request is repeated."""
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.2, 5.0
 COPY_AGAIN = "copy the whole folder of shards to this address"
 
 Range = tuple[str, int | None, int | None]
-"""A file's name and the bytes `[start, stop)` of it; None for its own start and end."""
+"""A file's name and a byte range `[start, stop)`; None means the start or end of the file."""
 
 log = logging.getLogger(__name__)
 
-if hasattr(os, "register_at_fork"):  # newer versions of fsspec do it by themselves
+if hasattr(os, "register_at_fork"):  # newer versions of fsspec do this themselves
     os.register_at_fork(after_in_child=fsspec.asyn.reset_lock)
 
 
 class RemoteFiles:
-    """Files below an address. fsspec opens connections of its own in each process and thread.
+    """The files below an address. fsspec opens separate connections in each process and thread.
 
     Args:
-        retry_seconds: how long a lost connection is tried again, counted from the last answer.
+        retry_seconds: how long to retry after a lost connection, counted from the last answer.
     """
 
     def __init__(self, address: str, retry_seconds: float = RETRY_SECONDS) -> None:
         self.address, self.retry_seconds = address.rstrip("/"), retry_seconds
 
     def read(self, name: str) -> bytes:
-        """Read a whole file. Raises DataError as `read_ranges`."""
+        """Read a whole file. Raises DataError like `read_ranges`."""
         return self.read_ranges([(name, None, None)])[0]
 
     def read_ranges(self, ranges: Sequence[Range], stop: threading.Event | None = None) -> list[bytes]:
-        """Request parts of files, all at once; request again, at growing intervals, those that fail.
+        """Request parts of files, all at once; repeat failed requests at growing intervals.
 
         Args:
-            stop: gives up waiting when it is set.
+            stop: setting this event ends the waiting.
 
         Raises:
             DataError: a file is missing or forbidden; nothing arrived for `retry_seconds`; or `stop` was set.
@@ -73,11 +73,11 @@ class RemoteFiles:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise DataError(
-                    f"{self.address} could not be reached for {self.retry_seconds:.0f} s (last error: {reason}): check "
-                    "the address and the connection, then go on with the run"
+                    f"{self.address} could not be reached for {self.retry_seconds:.0f} s (last error: {reason}): "
+                    "check the address and the connection, then repeat the command"
                 ) from failure
             if stop.wait(min(left, wait * random.uniform(0.5, 1.0))):
-                raise DataError(f"reading {self.address} was stopped")
+                raise DataError(f"stopped reading {self.address}")
             wait = min(2 * wait, LONGEST_WAIT_SECONDS)
         return [contents[each] for each in ranges]
 
@@ -95,7 +95,7 @@ class RemoteFiles:
         protocol = self.address.partition("://")[0]
         options: dict[str, Any] = {}
         if protocol in ("s3", "s3a"):
-            # s3fs tries 5 times and botocore 5 times in each of these, which takes many minutes to fail.
+            # s3fs tries 5 times, and botocore 5 times in each try, so failing would take many minutes.
             configured = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
             options = {"config_kwargs": {**configured, "retries": {"total_max_attempts": 1}}}
         try:
@@ -105,7 +105,7 @@ class RemoteFiles:
             fix = f"pip install 'gptstar[{extra}]'" if extra in ("s3", "gcs") else "install it"
             raise DataError(f"{self.address} needs a package that is missing ({in_one_line(error)}): {fix}") from error
         except Exception as error:  # each kind of store raises its own
-            raise DataError(f"{self.address} is not an address that can be read ({in_one_line(error)})") from error
+            raise DataError(f"{self.address} can't be read as an address ({in_one_line(error)}): check it") from error
         if options:
             filesystem.retries = 1
         return filesystem, root.rstrip("/")
@@ -113,7 +113,7 @@ class RemoteFiles:
     def _refusal(self, name: str, error: Exception) -> DataError:
         where = f"{self.address}/{name}"
         if isinstance(error, FileNotFoundError):
-            return DataError(f"{where} is not there: {COPY_AGAIN}")
+            return DataError(f"{where} is missing: {COPY_AGAIN}")
         if _is_forbidden(error):
             return DataError(
                 f"{where} can't be read without permission ({in_one_line(error)}): give the store's credentials, for "
@@ -123,7 +123,7 @@ class RemoteFiles:
 
 
 def _is_permanent(error: Exception) -> bool:
-    """Whether a request would fail again however often it is repeated."""
+    """Return whether repeating a request is useless."""
     permanent = FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, AttributeError
     if isinstance(error, (*permanent, NotImplementedError)) or _is_forbidden(error):
         return True
@@ -134,5 +134,5 @@ def _is_permanent(error: Exception) -> bool:
 
 
 def _is_forbidden(error: Exception) -> bool:
-    """Whether permission is lacking. The stores' clients, which need not be installed, have errors of their own."""
+    """Return whether permission is missing. Compare names: the stores' clients may not be installed."""
     return isinstance(error, PermissionError) or "Credentials" in type(error).__name__

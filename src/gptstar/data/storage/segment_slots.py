@@ -1,4 +1,4 @@
-"""A file of slots on the local disk in which the processes of one machine share segments of remote files."""
+"""A file of slots on the local disk through which the processes of a machine share segments of remote files."""
 
 import os
 import weakref
@@ -14,22 +14,22 @@ from gptstar.errors import DataError
 from gptstar.files import remove, whole_file
 
 SLOT_BYTES = SEGMENT_BYTES + 8
-"""What a slot takes in the file of slots and in the table."""
+"""Bytes of a slot in the file of slots and in the table."""
 EMPTY = -1
 STRIPES = 1024
 POLL_SECONDS = 0.003
 
 
 class SegmentSlots:
-    """Segments by number, in `segments`; a new one takes the slot of the oldest.
+    """Stores segments by number in the file `segments`; a new segment replaces the oldest.
 
-    `table` holds int32: the slot that is filled next; for each slot whether its segment was renewed, and the segment's
-    number; and for each segment its slot, which counts where that slot has the segment's number. A slot can hold wrong
-    contents, where a process was killed or is just writing: readers compare what they read with its hash.
+    The file `table` holds int32 values: the slot to fill next; for each slot, whether its segment was renewed, and the
+    segment's number; and for each segment, its slot, which is valid only if that slot has the segment's number. A slot
+    can hold wrong content if a process was killed or is still writing, so readers check the hash.
 
     Args:
-        n_slots: with another number than in an earlier run, the slots begin empty.
-        n_segments: how many there are to choose from.
+        n_slots: number of slots; if an earlier run had another number, the slots start empty.
+        n_segments: number of segments that exist.
     """
 
     def __init__(self, folder: Path, n_slots: int, n_segments: int) -> None:
@@ -52,25 +52,25 @@ class SegmentSlots:
         return SegmentSlots, (self.folder, self._n_slots, self._n_segments)
 
     def find(self, segments: Sequence[int]) -> np.ndarray:
-        """Find the slot of each of some segments, `(segment,)`: `EMPTY` where it has none."""
+        """Return the slot of each segment in `(segment,)`, or `EMPTY`."""
         numbers = np.asarray(segments, dtype=np.int64)
         slots = self._slot_of[numbers].clip(0, self._n_slots - 1)
         return np.where(self._segment_in[slots] == numbers, slots, EMPTY)
 
     def read(self, segment: int) -> bytes:
-        """Read a segment's slot: nothing where it has none. The content may be damaged, or longer than the segment."""
+        """Read a segment's slot; empty if it has none. The content may be damaged, or longer than the segment."""
         (slot,) = self.find([segment]).tolist()
         if slot == EMPTY:
             return b""
         return os.pread(self._file, SEGMENT_BYTES, slot * SEGMENT_BYTES)
 
     def renew(self, segments: Sequence[int]) -> None:
-        """Keep those segments that are in a slot as long as if they were new."""
+        """Mark stored segments as new, so that they are kept longer."""
         slots = self.find(segments)
         self._renewed[slots[slots != EMPTY]] = True
 
     def store(self, contents: Mapping[int, bytes]) -> None:
-        """Write segments. Raises DataError if the disk is full or refuses to be written on."""
+        """Write segments; raise DataError if the disk is full or can't be written."""
         with self._writing():
             for segment, content in contents.items():
                 (slot,) = self.find([segment]).tolist()
@@ -80,12 +80,12 @@ class SegmentSlots:
                 os.pwrite(self._file, content, slot * SEGMENT_BYTES)
 
     def read_file(self, name: str) -> bytes:
-        """Read a file that lies beside the slots; nothing where it is missing."""
+        """Read a file next to the slots; empty if it is missing."""
         path = self.folder / name
         return path.read_bytes() if path.is_file() else b""
 
     def store_file(self, name: str, content: bytes) -> None:
-        """Write a file beside the slots. Raises DataError as `store`."""
+        """Write a file next to the slots. Raises DataError like `store`."""
         with self._writing():
             (self.folder / name).parent.mkdir(exist_ok=True)
             with whole_file(self.folder / name) as temporary:
@@ -93,9 +93,9 @@ class SegmentSlots:
 
     @contextmanager
     def fetching(self, groups: Iterable[int]) -> Iterator[None]:
-        """Hold the right to fetch some groups of segments; waits for other threads and processes that hold it."""
+        """Hold a lock on fetching these groups of segments; wait for other threads and processes that hold one."""
         with self._refusing(), ExitStack() as held:
-            for stripe in sorted({group % STRIPES for group in groups}):  # one order for all: no deadlock
+            for stripe in sorted({group % STRIPES for group in groups}):  # the same order everywhere prevents deadlocks
                 held.enter_context(self._lock(f"{stripe:04d}"))
             yield
 
@@ -109,7 +109,9 @@ class SegmentSlots:
         try:
             yield
         except OSError as error:
-            raise DataError(f"can't write to the cache {self.folder} ({error.strerror}): make room there") from error
+            raise DataError(
+                f"can't write to the cache {self.folder} ({error.strerror}): free some space there"
+            ) from error
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -119,7 +121,7 @@ class SegmentSlots:
             yield
 
     def _oldest_slot(self) -> int:
-        """Go round the slots, and once past those that were renewed."""
+        """Return the next slot in a circle, skipping renewed slots once."""
         while True:
             slot = int(self._table[0])
             self._table[0] = (slot + 1) % self._n_slots

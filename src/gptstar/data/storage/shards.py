@@ -1,4 +1,4 @@
-"""Folders of token shards, opened and checked: ordinary `.npy` files here, or at an address behind a cache."""
+"""Open and check folders of token shards: local `.npy` files, or remote ones behind a cache."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,25 +24,25 @@ from gptstar.errors import DataError, in_one_line
 from gptstar.files import file_sha256
 
 VERIFY_BELOW_BYTES = 2**30
-"""Folders smaller than this are verified by hash whenever they are opened; larger ones by size alone."""
+"""Folders smaller than this (in bytes) are verified by hash when opened; larger ones by size only."""
 
 
 class ShardFolder:
-    """A folder of shards, opened and checked.
+    """An opened and checked folder of shards.
 
     Attributes:
-        folder: where it is: a path, or an address such as `s3://bucket/folder`.
-        cache: what an address is read through; None for a path.
+        folder: a path, or an address such as `s3://bucket/folder`.
+        cache: the cache for an address; None for a path.
     """
 
     def __init__(self, folder: Path | str, cache_bytes: int = 2**34) -> None:
-        """Read the manifest and the tokenizer, and check every file, or of an address those two.
+        """Read the manifest and the tokenizer, and check every file; for an address, check only these two.
 
         Args:
-            cache_bytes: room on this machine for what is read from an address.
+            cache_bytes: size of the local cache for an address.
 
         Raises:
-            DataError: a file is missing, cut short, damaged, or does not belong to the manifest; names the file.
+            DataError: a file is missing, truncated, damaged, or does not belong to the manifest; names the file.
         """
         self.folder = folder
         self.cache: SegmentCache | None = None
@@ -59,15 +59,15 @@ class ShardFolder:
 
     @property
     def address(self) -> str:
-        """The folder as any working directory finds it."""
+        """The folder as an absolute path, or its address."""
         return str(self.folder.resolve()) if isinstance(self.folder, Path) else self.folder
 
     def tokens(self, shard: Shard) -> Tokens:
-        """Map the tokens of a shard, or read them through the cache."""
+        """Return the tokens of a shard, memory-mapped or read through the cache."""
         return self.cache.tokens(shard) if self.cache else _map_tokens(Path(self.folder), shard)
 
     def shards(self, split: Split, corpus: str, stratum: Stratum | None = None) -> list[Shard]:
-        """List the shards of a corpus in a split, or in a stratum of it; `first` before `rest`."""
+        """List the shards of a corpus in a split, or in one stratum of it; `first` comes before `rest`."""
         shards = [shard for shard in self.manifest.shards if (shard.split, shard.corpus) == (split, corpus)]
         return sorted((s for s in shards if stratum in (None, s.stratum)), key=lambda shard: shard.stratum)
 
@@ -81,7 +81,7 @@ class ShardFolder:
 
 
 def damaged(folder: Path, files: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield those of some files, given with their SHA-256, that are missing or have another content."""
+    """Yield the files that are missing or whose content doesn't match the given SHA-256."""
     return (name for name, sha256 in files if not (folder / name).is_file() or file_sha256(folder / name) != sha256)
 
 
@@ -105,7 +105,7 @@ def _check(folder: Path, manifest: Manifest) -> None:
 
 
 def check_arrays(folder: Path, shard: Shard, n_vocab: int) -> np.ndarray:
-    """Check type and length of the arrays of a shard, and return its tokens. Raises DataError, with a file's name."""
+    """Check dtype and length of a shard's arrays, and return its tokens; raise DataError with the file's name."""
     tokens, starts, hashes = (folder / name for name in shard.files)
     if shard.place is None:
         _check_array(tokens, token_dtype(n_vocab), shard.tokens, "tokens")
@@ -115,7 +115,7 @@ def check_arrays(folder: Path, shard: Shard, n_vocab: int) -> np.ndarray:
 
 
 def check_tokens(folder: Path, shard: Shard, tokens: np.ndarray, n_vocab: int) -> None:
-    """Read all tokens of a shard. Raises DataError, with the file's name, if one is not of the vocabulary."""
+    """Read all tokens of a shard; raise DataError with the file's name if one is not in the vocabulary."""
     check_largest_token(str(folder / shard.tokens_file), int(tokens.max(initial=0)), n_vocab)
 
 
@@ -124,7 +124,7 @@ def _check_array(path: Path, dtype: np.dtype, length: int, what: str) -> None:
     if array.ndim != 1 or array.dtype != dtype:
         raise DataError(f"{path} holds {array.dtype} of shape {array.shape}, not a row of {dtype}: {AGAIN}")
     if len(array) != length:
-        cause = f"few {what}, it was cut short" if len(array) < length else f"many {what}"
+        cause = f"few {what}, it was truncated" if len(array) < length else f"many {what}"
         raise DataError(f"{path} holds too {cause}: {AGAIN}")
 
 

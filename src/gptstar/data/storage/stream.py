@@ -1,4 +1,4 @@
-"""The tokens of some shards as one sequence, wherever the shards are."""
+"""The tokens of local or remote shards as one sequence."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Tokens(Protocol):
-    """One shard's tokens: an array in memory, mapped, or far away."""
+    """One shard's tokens: an array in memory, memory-mapped, or remote."""
 
     def __len__(self) -> int: ...
 
@@ -15,10 +15,10 @@ class Tokens(Protocol):
 
 
 class TokenStream:
-    """The tokens of some shards, `arrays`, as one sequence."""
+    """The tokens of several shards, `arrays`, as one sequence."""
 
     def __init__(self, arrays: Sequence[Tokens]) -> None:
-        # A slice of a plain array costs a tenth of one of a memory map.
+        # Slicing a plain array costs a tenth of slicing a memory map.
         self.arrays = [array.view(np.ndarray) if isinstance(array, np.ndarray) else array for array in arrays]
         lengths = [len(array) for array in arrays]
         self._ends = np.cumsum(lengths, dtype=np.int64)
@@ -28,7 +28,7 @@ class TokenStream:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def spans(self, start: int, count: int) -> Iterator[tuple[Tokens, int, int]]:
-        """Yield where tokens `[start, start + count)` lie: a shard's tokens, the first that is read, and how many."""
+        """Yield the spans with tokens `[start, start + count)`: a shard's tokens, the first place, and the number."""
         shard = int(np.searchsorted(self._ends, start, side="right"))
         while count > 0:
             offset = start - self._firsts[shard]
@@ -37,7 +37,7 @@ class TokenStream:
             start, count, shard = start + here, count - here, shard + 1
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Read tokens `[start, start + count)`, int64, across shards where need be."""
+        """Read tokens `[start, start + count)`, int64, across shards if necessary."""
         return self.gather(np.asarray([start]), count)[0]
 
     def gather(self, starts: np.ndarray, count: int) -> np.ndarray:
@@ -51,5 +51,5 @@ class TokenStream:
                 pieces.append(self.arrays[shard][first : first + count])
             else:
                 pieces += [tokens[at : at + here] for tokens, at, here in self.spans(start, count)]
-        # Slices joined, then made wide: faster than numpy's indexing by a table of places, and than row after row.
+        # Joining slices and then converting them is faster than numpy's fancy indexing, and than row by row.
         return np.concatenate(pieces).astype(np.int64).reshape(len(starts), count)

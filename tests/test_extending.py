@@ -225,7 +225,7 @@ def test_a_block(folder: Path, small: list[str], capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         main(["export", "runs/rezero", "exported", "--plugins", "rezero"])
     said = capsys.readouterr().err
-    assert said.startswith("error: model.residual=rezero is a block of your own, in rezero, and an exported folder")
+    assert said.startswith("error: model.residual=rezero is your own block, from rezero, but an exported folder")
     assert said.count("\n") == 1
     del BLOCKS._classes["rezero"]
     with pytest.raises(SystemExit):

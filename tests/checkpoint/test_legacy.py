@@ -74,12 +74,12 @@ def test_contradictions_are_refused(tmp_path: Path) -> None:
     state = legacy_state("parallel", "alibi")
     assert "contradicts the 5 ALiBi slopes" in refused(tmp_path, state, n_heads=4)
     assert "give --heads" in refused(tmp_path, legacy_state("parallel", "learned"))
-    assert "don't divide" in refused(tmp_path, legacy_state("parallel", "learned"), n_heads=3)
+    assert "do not divide" in refused(tmp_path, legacy_state("parallel", "learned"), n_heads=3)
     assert "lm_head.weight differs" in refused(tmp_path, state | {"lm_head.weight": torch.zeros(97, 20)})
     assert "not the paper's" in refused(tmp_path, state | {"blocks.0.attn.slopes": torch.rand(5)})
     assert "extra is not a tensor" in refused(tmp_path, state | {"extra": torch.zeros(1)})
-    assert "not in a legacy layout" in refused(tmp_path, [1, 2])
-    assert "not in a legacy layout" in refused(tmp_path, {"model": {}})
+    assert "not in a layout of the original" in refused(tmp_path, [1, 2])
+    assert "not in a layout of the original" in refused(tmp_path, {"model": {}})
     many = {"blocks.999999999.mlp.fc1.bias": state["blocks.1.mlp.fc1.bias"]}
     assert "n_layers=1000000000 does not fit" in refused(tmp_path, state | many)
     del state["blocks.1.mlp.fc1.bias"]
@@ -91,7 +91,7 @@ def test_the_command_overwrites_nothing_and_checks_the_tokenizer(shared: Path, t
     tokenizer = str(shared / "tokenizer/gpt2.json")
     assert "50,257 tokens, the model 512" in refusal(main, ["import", source, str(out), "--tokenizer", tokenizer])
     out.write_text("mine")
-    assert "nothing is overwritten" in refusal(main, ["import", source, str(out)])
+    assert "is not overwritten" in refusal(main, ["import", source, str(out)])
     assert out.read_text() == "mine"
     assert "No such file" in refusal(main, ["import", "none.pth.tar", str(tmp_path / "new.ckpt")])
 

@@ -343,7 +343,7 @@ def test_imported_weights_go_on_training(overrides: Overrides, shared: Path, tmp
     assert sorted(recorded(tmp_path / "run")) == list(range(4, 25))
 
 
-@pytest.mark.parametrize(("how", "says"), [("cut", "was cut short"), ("flipped", "is damaged")])
+@pytest.mark.parametrize(("how", "says"), [("cut", "was truncated"), ("flipped", "is damaged")])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_gone_on_from(
     how: str, says: str, overrides: Overrides, trained_once: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -366,7 +366,7 @@ def test_where_no_checkpoint_is_whole_a_resume_is_refused_and_they_stay(
     for path in paths:
         damage(path, "cut")
     data = [path.read_bytes() for path in paths]
-    assert "was cut short" in refusal(run_here, overrides("total_steps=9"))
+    assert "was truncated" in refusal(run_here, overrides("total_steps=9"))
     assert [path.read_bytes() for path in paths] == data
 
 

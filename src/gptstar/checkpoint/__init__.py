@@ -1,1 +1,1 @@
-"""One file holds a model, its tokenizer and, while it trains, all that training needs to go on."""
+"""Checkpoints: a model, its tokenizer and, during training, everything needed to resume."""

@@ -1,7 +1,7 @@
 """The checkpoint file: writer and reader together.
 
-A checkpoint is a `torch.save` archive of tensors and plain dicts: `torch.load(path, weights_only=True)` reads it
-without this package. It appears under its name complete or not at all, and its checksums are verified when it is read.
+A checkpoint is a `torch.save` archive of tensors and plain dicts, which `torch.load(path, weights_only=True)` reads
+without this package. It appears under its name complete or not at all. Reading verifies its checksums.
 """
 
 import re
@@ -25,29 +25,29 @@ FORMAT = "gptstar"
 FORMAT_VERSION = 1
 
 DESCRIPTION = "checkpoint.json"
-"""The file by which a checkpoint in parts is recognised."""
+"""The file that identifies a folder as a sharded checkpoint."""
 
 CORPUS = {"source": str, "licence": str, "documents": int, "tokens": int, "bytes": int}
-"""The fields that describe each corpus in a checkpoint, with their types."""
+"""The fields of each corpus description in a checkpoint, with their types."""
 
 OptimizerState = dict[str, dict[str, Tensor]]
-"""By parameter name, such as `{"norm.weight": {"exp_avg": …}}`."""
+"""Optimizer state by parameter name, such as `{"norm.weight": {"exp_avg": …}}`."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a run needs to go on, beside the weights.
+    """Everything that a run needs to resume, besides the weights.
 
     Attributes:
-        step: optimizer steps done; with the settings it is the whole state of data order, schedule and dropout.
+        step: number of completed steps; with the settings, the whole state of data order, schedule and dropout.
         validated_step: the last step whose validation is complete.
-        best_loss: lowest validation loss so far, nats a token; None before the first validation.
-        settings: what shapes the result, as flat dotted keys; a resume under others is refused.
-        data: `fingerprint` and `shards` (folder) of the tokens read, `epochs` and `blocks` seen of it, and `corpora`:
-            for each its source, licence, documents, tokens and bytes of text.
-        optimizer: its state.
-        machine: how the devices split a step, so that a run goes on bit by bit on as many of them.
-        callbacks: the state of the user's callbacks, by Lightning's key of each; plain values.
+        best_loss: lowest validation loss so far, in nats per token; None before the first validation.
+        settings: the settings that shape the result, by dotted key; resuming with other values is refused.
+        data: `fingerprint` and `shards` (folder) of the training tokens, `epochs` and `blocks` read so far, and
+            `corpora`: source, licence, documents, tokens and bytes of text of each corpus.
+        optimizer: the optimizer's state.
+        machine: how the devices split a step, so that resuming on the same number of devices is bitwise exact.
+        callbacks: the state of the user's callbacks, by Lightning's key; plain values.
         ended: the user's `callbacks` as configured, and the `reason` if one of them ended the run before its last step.
     """
 
@@ -66,11 +66,11 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with its tokenizer (as JSON text) and, unless it is only to be used, its training state.
+    """A model with its tokenizer (as JSON text) and, if training may resume, its training state.
 
     Attributes:
-        averaged: weights averaged over steps, by the same names; empty where there are none.
-        is_average: `weights` are those, as was asked for when they were read.
+        averaged: weights averaged over steps, by parameter name; empty if there are none.
+        is_average: `weights` holds the averaged weights, because the reader requested them.
     """
 
     model: GPTConfig
@@ -81,7 +81,7 @@ class Checkpoint:
     is_average: bool = False
 
     def build(self) -> GPT:
-        """The model with these weights and tokenizer, on the CPU, in eval mode.
+        """Build the model with these weights and the tokenizer, on the CPU, in eval mode.
 
         Raises:
             CheckpointError: the weights don't fit the configuration.
@@ -91,7 +91,9 @@ class Checkpoint:
         try:
             model.load_state_dict(self.weights, assign=True)
         except RuntimeError as error:
-            raise CheckpointError(f"the weights don't fit the model they came with ({in_one_line(error)})") from error
+            raise CheckpointError(
+                f"the weights don't fit the configuration in the checkpoint ({in_one_line(error)})"
+            ) from error
         model.tokenizer = self.tokenizer
         return model.eval()
 
@@ -108,7 +110,7 @@ class Checkpoint:
 
 
 def in_parts(path: Path) -> bool:
-    """Whether a path is a folder that the ranks of a sharded run wrote."""
+    """Return whether a path is a sharded checkpoint, a folder that several ranks wrote."""
     return (path / DESCRIPTION).is_file()
 
 
@@ -116,33 +118,35 @@ def read_file(path: Path) -> Checkpoint:
     """Read and verify a checkpoint file.
 
     Raises:
-        CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
+        CheckpointError: the file is missing, truncated, altered, unsafe, or has another format; names it.
     """
     return parsed(path, read_tensors(path))
 
 
 def parsed(path: Path, tree: Any, *, lacks_weights: bool = False) -> Checkpoint:
-    """Make a checkpoint of what was read from a file or a folder.
+    """Build a checkpoint from the values that were read from a file or a folder.
 
     Args:
-        lacks_weights: the weights are elsewhere, and are checked when they are read.
+        lacks_weights: the weights are stored elsewhere, and are checked when they are read.
 
     Raises:
-        CheckpointError: it is not of this format; names the file.
+        CheckpointError: the values have another format; names the file.
     """
     if not isinstance(tree, dict) or not isinstance(tree.get("format"), str) or tree["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} is not a gptstar checkpoint; if it holds legacy weights: gptstar import {path} OUT"
+            f"{path} is not a gptstar checkpoint; if it holds weights of the original GPT* code: gptstar import "
+            f"{path} OUT"
         )
     version = tree.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {in_one_line(version)}, this version reads {FORMAT_VERSION}: use a matching one"
+            f"{path} has format {in_one_line(version)}, but this version of gptstar reads {FORMAT_VERSION}: use the "
+            "version that wrote it"
         )
     try:
         model, weights, tokenizer, training = (tree[key] for key in ("model", "weights", "tokenizer", "training"))
         state = None if training is None else _training(training)
-        averaged = tree.get("averaged", {})  # an older checkpoint has none
+        averaged = tree.get("averaged", {})  # an older checkpoint has no such entry
         if not (isinstance(weights, dict) and isinstance(averaged, dict) and isinstance(tokenizer, str | None)):
             raise TypeError("weights or tokenizer")
         checkpoint = Checkpoint(GPTConfig.parse(model), weights, tokenizer, state, averaged)
@@ -157,7 +161,9 @@ def parsed(path: Path, tree: Any, *, lacks_weights: bool = False) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not hold what its format promises ({in_one_line(repr(error))})") from error
+        raise CheckpointError(
+            f"{path} lacks a value that its format requires ({in_one_line(repr(error))}): use another checkpoint"
+        ) from error
 
 
 def _training(tree: Any) -> TrainingState:
@@ -176,18 +182,20 @@ def _training(tree: Any) -> TrainingState:
             raise CheckpointError(f"training.data.{key}={in_one_line(state.data[key])} is not a text")
     for corpus in state.data.get("corpora", {}).values():
         if not all(type(corpus[key]) is kind for key, kind in CORPUS.items()):
-            raise CheckpointError(f"training.data.corpora describes a corpus as {in_one_line(corpus)}")
+            raise CheckpointError(
+                f"training.data.corpora has an invalid description of a corpus, {in_one_line(corpus)}"
+            )
     return state
 
 
 def tensors_of(model: GPTConfig, n_stored: int) -> dict[str, Tensor]:
-    """Make a model's state dict on the meta device, which takes no memory.
+    """Build a model's state dict on the meta device, which takes no memory.
 
     Args:
-        n_stored: tensors in the file that describes the model, of which each layer takes one at least.
+        n_stored: number of tensors in the file, of which each layer needs at least one.
 
     Raises:
-        CheckpointError: the model can't be that of the file.
+        CheckpointError: the configuration can't belong to the file.
     """
     if model.n_layers > n_stored:
         raise CheckpointError(f"model.n_layers={model.n_layers} does not fit the {n_stored} tensors of its weights")
@@ -195,14 +203,14 @@ def tensors_of(model: GPTConfig, n_stored: int) -> dict[str, Tensor]:
         with torch.device("meta"):
             return GPT(model).state_dict()
     except (RuntimeError, TypeError, OverflowError) as error:
-        raise CheckpointError(f"its configuration can't be that of a model ({in_one_line(error)})") from error
+        raise CheckpointError(f"its configuration does not describe a model ({in_one_line(error)})") from error
 
 
 def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check names, shapes and types of tensors, with meta tensors for those in parts.
+    """Check names, shapes and dtypes of tensors; sharded ones are given as meta tensors.
 
     Raises:
-        CheckpointError: they are another model's; names the tensor.
+        CheckpointError: they belong to another model; names the tensor.
     """
     for name, like in expected.items():
         if name not in weights:
@@ -220,10 +228,10 @@ def check_weights(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint so that a crash at any moment leaves the old file or the new one, whole.
+    """Write a checkpoint so that a crash at any moment leaves either the old or the new file, complete.
 
     Raises:
-        CheckpointError: it can't be written, as on a full disk; the old file stands.
+        CheckpointError: it can't be written, for example because the disk is full; the old file is kept.
     """
     tree = described(checkpoint) | {
         "weights": checkpoint.weights,
@@ -239,7 +247,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def described(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What every form of a checkpoint says of itself, beside its tensors and its training."""
+    """Return the values that every kind of checkpoint stores, besides tensors and training state."""
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -249,25 +257,25 @@ def described(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def not_written(path: Path, error: BaseException, where: str = "") -> CheckpointError:
-    """The refusal for a checkpoint that can't be written."""
+    """Make the error for a checkpoint that can't be written."""
     if isinstance(error, OSError):
         cause = error.strerror or str(error)
-    elif isinstance(error, RuntimeError):  # torch's, about positions in the file
+    elif isinstance(error, RuntimeError):  # torch's message, about positions in the file
         cause = "not all of it fits: is the disk full?"
     else:
         cause = repr(error)
-    return CheckpointError(f"can't write {path} ({where}{cause}); what was there before is untouched")
+    return CheckpointError(f"can't write {path} ({where}{cause}); the earlier file, if any, is unchanged")
 
 
 def read_tensors(path: Path) -> Any:
-    """Read tensors and plain values from a `torch.save` file; verify its checksums, and never run code.
+    """Read tensors and plain values from a `torch.save` file; verify its checksums, and never run its code.
 
     Raises:
-        CheckpointError: missing, cut short, altered, or a pickle that carries code; names the file.
+        CheckpointError: the file is missing, truncated, altered, or a pickle that contains code; names it.
     """
     try:
         with path.open("rb") as file:
-            is_archive = file.read(2) == b"PK"  # a file from before torch 1.6 is not one, and has no checksums
+            is_archive = file.read(2) == b"PK"  # a file from before torch 1.6 is not a zip file, and has no checksums
         if is_archive:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
@@ -278,12 +286,12 @@ def read_tensors(path: Path) -> Any:
     except UnpicklingError as error:
         if code := re.search(r"GLOBAL (\w+\.[\w.]+)", str(error)):
             raise CheckpointError(
-                f"{path} is refused: its pickle carries code ({code[1]}), not just tensors"
+                f"{path} is refused, because its pickle contains code ({code[1]}): use a file with tensors only"
             ) from error
-        raise CheckpointError(f"{path} is not a checkpoint: torch did not save it") from error
+        raise CheckpointError(f"{path} is not a checkpoint: it was not written by torch.save") from error
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path} was cut short or altered: use another checkpoint") from error
+        raise CheckpointError(f"{path} was truncated or altered: use another checkpoint") from error
     except CheckpointError:
         raise
-    except Exception as error:  # damaged bytes make torch, zip and its decompressors raise anything
+    except Exception as error:  # damaged bytes make torch, zipfile and decompressors raise many kinds of errors
         raise CheckpointError(f"{path} is damaged, empty or not a checkpoint ({in_one_line(error)})") from error

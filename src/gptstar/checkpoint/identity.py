@@ -1,4 +1,4 @@
-"""The identity of a checkpoint, for results that have to say what they are about."""
+"""The identity of a checkpoint, for results that must name their model."""
 
 import hashlib
 from pathlib import Path
@@ -11,10 +11,10 @@ from gptstar.files import file_sha256
 
 
 def read_with_identity(path: Path) -> tuple[dict[str, Any], Checkpoint]:
-    """Read a checkpoint and its identity.
+    """Read a checkpoint together with its identity.
 
     Raises:
-        CheckpointError: as `read`; or it was replaced meanwhile, as a run's best checkpoint may be.
+        CheckpointError: as `read`; or the file was replaced meanwhile, as a running run may replace its best one.
     """
     before = _state(path)
     checkpoint = read(path)
@@ -25,22 +25,22 @@ def read_with_identity(path: Path) -> tuple[dict[str, Any], Checkpoint]:
 
 
 def _state(path: Path) -> list[tuple[str, int, int]]:
-    """What changes when a file is replaced; empty if there is nothing."""
+    """Return values that change when a file is replaced; empty if there is no file."""
     path, _ = parted(path)
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     return [(file.name, stat.st_ino, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
 
 
 def identity(path: Path, checkpoint: Checkpoint) -> dict[str, Any]:
-    """Name, hash and history of a checkpoint.
+    """Return name, hash and history of a checkpoint.
 
     Args:
-        path: a file, a folder that ranks wrote, or an exported one, whose weights, settings and tokenizer are hashed;
-            where averaged weights are meant, the name and the hash are others than those of the last weights.
+        path: a file, a sharded checkpoint, or an exported folder, of which weights, settings and tokenizer are hashed.
+            Averaged weights have another name and another hash than the last weights.
 
     Returns:
-        `name`, `path`, `sha256`, `n_params`, `context_length` (in training), `step`, `tokens` (seen in training) and
-        `model`, its configuration; None for what it does not know.
+        `name`, `path`, `sha256`, `n_params`, `context_length` (in training), `step`, `tokens` (read in training) and
+        `model`, its configuration; None for unknown values.
     """
     plain, averaged = parted(path)
     is_ours = plain.is_file() or in_parts(plain)
@@ -62,7 +62,7 @@ def _sha256(path: Path) -> str:
     if path.is_file():
         return file_sha256(path)
     if in_parts(path):
-        return file_sha256(path / DESCRIPTION)  # it holds the hash of every other file
+        return file_sha256(path / DESCRIPTION)  # this file holds the hashes of all others
     names = ("config.json", "tokenizer.json", "*.safetensors", "*.bin")
     files = sorted(file for name in names for file in path.glob(name))
     return hashlib.sha256("".join(f"{file.name} {file_sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Weights of the original GPT* code, in both layouts it saved: a plain state dict, or one with the training state."""
+"""Import weights of the original GPT* code, in its two layouts: a plain state dict, or one with training state."""
 
 import re
 from collections.abc import Callable
@@ -32,11 +32,11 @@ def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer 
     """Read a checkpoint of the original code.
 
     Args:
-        n_heads: needed only if no ALiBi slopes are stored.
-        tokenizer: to store with the model, whose vocabulary it has to have.
+        n_heads: number of heads; needed only if the file has no ALiBi slopes.
+        tokenizer: the tokenizer to store with the model; it must fit the model's vocabulary.
 
     Raises:
-        CheckpointError: unsafe, damaged, not of either layout, or of a shape that contradicts itself; names the file.
+        CheckpointError: the file is unsafe, damaged, in neither layout, or has inconsistent shapes; names it.
     """
     tree = read_tensors(path)
     try:
@@ -52,7 +52,10 @@ def read_legacy(path: Path, *, n_heads: int | None = None, tokenizer: Tokenizer 
         training = _training(tree, list(parameters), config.residual) if "optimizer" in tree else None
         return Checkpoint(config, weights, tokenizer.json_text if tokenizer else None, training)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise CheckpointError(f"{path} is not in a legacy layout of GPT* (at {in_one_line(repr(error))})") from error
+        raise CheckpointError(
+            f"{path} is not in a layout of the original GPT* code (at {in_one_line(repr(error))}): give one of its "
+            ".pth.tar files"
+        ) from error
     except (CheckpointError, ConfigError, DataError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -62,17 +65,19 @@ def _infer(state: dict[str, Tensor], n_heads: int | None) -> GPTConfig:
     slopes = state.get("blocks.0.attn.slopes")
     if slopes is not None:
         if n_heads not in (None, slopes.numel()):
-            raise CheckpointError(f"--heads {n_heads} contradicts the {slopes.numel()} ALiBi slopes stored in it")
+            raise CheckpointError(
+                f"--heads {n_heads} contradicts the {slopes.numel()} ALiBi slopes in the file: drop --heads"
+            )
         n_heads = slopes.numel()
         if not torch.allclose(slopes.flatten().float(), torch.tensor(alibi_slopes(n_heads)), rtol=1e-5):
             raise CheckpointError(
                 f"its ALiBi slopes {slopes.flatten().tolist()} are not the paper's for {n_heads} heads"
             )
     elif n_heads is None:
-        raise CheckpointError("no ALiBi slopes are stored, so the number of heads is unknown: give --heads")
+        raise CheckpointError("the file has no ALiBi slopes, so the number of heads is unknown: give --heads H")
     width = state["blocks.0.attn.query.weight"].shape[0]
     if n_heads < 1 or width % n_heads:
-        raise CheckpointError(f"{n_heads} heads don't divide an attention of width {width}: check --heads")
+        raise CheckpointError(f"{n_heads} heads do not divide an attention of width {width}: check --heads")
     learned = state.get("wpe.weight")
     return GPTConfig(
         n_layers=1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks.")),
@@ -88,7 +93,7 @@ def _infer(state: dict[str, Tensor], n_heads: int | None) -> GPTConfig:
 
 
 def _convert(tensors: dict[str, Tensor], residual: str, join: Callable[..., Tensor] = torch.cat) -> dict[str, Tensor]:
-    """Give tensors our names; query, key and value become one tensor by `join`."""
+    """Rename tensors; `join` makes one tensor of query, key and value."""
     names = NAMES | {r"blocks\.(\d+)\.ln1\.(weight|bias)": rf"blocks.\1.{FIRST_NORMS[residual]}.\2"}
     converted = {}
     for name, tensor in tensors.items():
@@ -103,16 +108,16 @@ def _convert(tensors: dict[str, Tensor], residual: str, join: Callable[..., Tens
                 converted[match.expand(ours)] = tensor
                 break
         else:
-            raise CheckpointError(f"{name} is not a tensor of a legacy GPT*")
+            raise CheckpointError(f"{name} is not a tensor of the original GPT*")
     return converted
 
 
 def _training(tree: dict[str, Any], names: list[str], residual: str) -> TrainingState:
-    """Read the full layout's training state. The gradient scaler is dropped: bfloat16 and float32 need none."""
+    """Read the full layout's training state. Drop the gradient scaler, which bfloat16 and float32 don't need."""
     groups, states = tree["optimizer"]["param_groups"], tree["optimizer"]["state"]
     order = [index for group in groups for index in group["params"]]
     if sorted(order) != list(range(len(names))) or set(states) - set(order):
-        raise CheckpointError(f"its optimizer holds {len(order)} parameters, the model {len(names)}")
+        raise CheckpointError(f"its optimizer has {len(order)} parameters, but the model {len(names)}")
     optimizer: OptimizerState = {}
     for key, join in (("step", max), ("exp_avg", torch.cat), ("exp_avg_sq", torch.cat)):
         dtype = torch.float32 if key == "step" else None

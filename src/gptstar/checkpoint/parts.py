@@ -1,6 +1,6 @@
-"""A checkpoint in parts: a folder to which each rank of a sharded run writes what it has. Writer and reader together.
+"""Sharded checkpoints: folders to which each rank of a run writes its part. Writer and reader together.
 
-The tensors lie as PyTorch's distributed checkpoints do (DCP), so any number of ranks reads them. Beside them
+The tensors are stored in the format of PyTorch's distributed checkpoints (DCP), which any number of ranks can read.
 `checkpoint.json` holds everything else, and the hash of every file. The folder appears under its name complete or not
 at all.
 """
@@ -43,23 +43,23 @@ HARMLESS = {
     ("torch.serialization", "_get_layout"),
     ("torch", "Size"),
 }
-"""What DCP's pickled `.metadata` is made of, beside types of tensors."""
+"""The classes in DCP's pickled `.metadata`, besides types of tensors."""
 
 AVERAGED = "averaged."
-"""The prefix of the names of averaged weights."""
+"""The prefix of averaged weights' names."""
 
 Files = dict[str, dict[str, Any]]
-"""The bytes and sha256 of files, by name."""
+"""Size in bytes and sha256 of files, by name."""
 
 
 def write_parts(path: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
-    """Write a folder so that a crash at any moment leaves no half of it under its name; all ranks have to.
+    """Write a folder that appears complete or not at all, even after a crash. All ranks must call this.
 
-    Tensors may be in parts, or whole ones that all ranks have.
+    Tensors are sharded, or whole and the same on all ranks.
 
     Raises:
-        CheckpointError: it can't be written, as on a full disk; names the cause.
-        RefusedElsewhere: another rank could not.
+        CheckpointError: it can't be written, for example because the disk is full; names the cause.
+        RefusedElsewhere: another rank can't write its part.
     """
 
     def attempt(action: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
@@ -69,7 +69,7 @@ def write_parts(path: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
             except CheckpointException as error:
                 rank = min(error.failures)
                 refusal = not_written(path, error.failures[rank][0], f"rank {rank}: ")
-                raise ranks.alike(refusal) from error  # DCP raises the same on all of them
+                raise ranks.alike(refusal) from error  # DCP raises the same error on all ranks
             except (OSError, RuntimeError) as error:
                 raise not_written(path, error) from error
 
@@ -87,7 +87,7 @@ def write_parts(path: Path, checkpoint: Checkpoint, ranks: Ranks) -> None:
 
 
 def _anew(partial: Path) -> None:
-    remove(partial)  # left by a run that was killed while it wrote
+    remove(partial)  # left by a run that was killed while writing
     partial.mkdir(parents=True)
 
 
@@ -121,26 +121,28 @@ def _finish(partial: Path, path: Path, checkpoint: Checkpoint, hashes: list[File
     write_json(partial / DESCRIPTION, described(checkpoint) | {"training": training, "files": files})
     replaced = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
-    if path.is_dir() and not path.is_symlink():  # one of the same step, damaged or of a run that went on from before
+    if (
+        path.is_dir() and not path.is_symlink()
+    ):  # an older checkpoint of this step: damaged, or of a run that resumed from an earlier step
         path.rename(replaced)
     partial.rename(path)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def verify_parts(path: Path, share: tuple[int, int] = (0, 1)) -> Checkpoint:
-    """Check files against their hashes, and return the checkpoint without its tensors.
+    """Check the files' hashes, and return the checkpoint without its tensors.
 
-    With `share`, (rank, world_size), the ranks divide the files.
+    With `share`, (rank, world_size), the ranks divide the files among them.
 
     Raises:
-        CheckpointError: a file is missing, cut short, altered or of another format; names it.
+        CheckpointError: a file is missing, truncated, altered or has another format; names it.
     """
     file = path / DESCRIPTION
     try:
         tree = read_json(file)
         files = [(str(name), each["bytes"], each["sha256"]) for name, each in sorted(tree["files"].items())]
         if any(Path(name).name != name for name, _, _ in files):
-            raise ValueError("a file lies elsewhere")
+            raise ValueError("a file is outside the folder")
         training = tree["training"] and tree["training"] | {"optimizer": {}}
     except OSError as error:
         raise CheckpointError(f"can't read {file}: {error.strerror or error}") from error
@@ -150,15 +152,15 @@ def verify_parts(path: Path, share: tuple[int, int] = (0, 1)) -> Checkpoint:
     for name, n_bytes, sha256 in files[share[0] :: share[1]]:
         part = path / name
         if not (part.is_file() and part.stat().st_size == n_bytes and file_sha256(part) == sha256):
-            raise CheckpointError(f"{path}: {name} is missing, cut short or altered: use another checkpoint")
+            raise CheckpointError(f"{path}: {name} is missing, truncated or altered: use another checkpoint")
     return checkpoint
 
 
 def read_parts(path: Path) -> Checkpoint:
-    """Read and verify a whole checkpoint.
+    """Read and verify a complete checkpoint.
 
     Raises:
-        CheckpointError: missing, cut short, altered, unsafe, or not of this format; names the file.
+        CheckpointError: a file is missing, truncated, altered, unsafe, or has another format; names it.
     """
     checkpoint = verify_parts(path)
     try:
@@ -171,7 +173,7 @@ def read_parts(path: Path) -> Checkpoint:
             check_weights(averages, expected)
         n_stored = sum(file.stat().st_size for file in path.glob("*.distcp"))
         if sum(each.nbytes for each in tensors.values()) > n_stored:
-            raise CheckpointError(f"its .metadata describes more than the {n_stored:,} bytes that are there")
+            raise CheckpointError(f"its .metadata describes more than the {n_stored:,} bytes in the folder")
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -195,10 +197,10 @@ def read_parts(path: Path) -> Checkpoint:
 
 
 def load_parts(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors, whole or in parts, by `weights.NAME` and `optimizer.NAME.KEY`; each rank reads only what it needs.
+    """Fill whole or sharded tensors named `weights.NAME` or `optimizer.NAME.KEY`; each rank reads what it needs.
 
     Raises:
-        CheckpointError: they are not those in the folder.
+        CheckpointError: the folder has other tensors.
     """
     try:
         with warnings.catch_warnings():
@@ -207,21 +209,21 @@ def load_parts(path: Path, tensors: dict[str, Tensor]) -> None:
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
         raise CheckpointError(f"{path} does not hold the tensors of this model ({in_one_line(cause)})") from error
-    except Exception as error:  # reading damaged bytes raises anything
+    except Exception as error:  # damaged bytes raise many kinds of errors
         raise CheckpointError(f"{path} can't be read ({in_one_line(error)}): use another checkpoint") from error
 
 
 def tensors_in(path: Path) -> dict[str, TensorStorageMetadata]:
-    """Read the names, shapes and types of the tensors in a folder.
+    """Read the names, shapes and dtypes of the tensors in a folder.
 
     Raises:
-        CheckpointError: its `.metadata` is damaged, or carries code.
+        CheckpointError: its `.metadata` is damaged, or contains code.
     """
     return _SafeReader(path).read_metadata().state_dict_metadata  # type: ignore[return-value]
 
 
 class _SafeReader(FileSystemReader):
-    """PyTorch's reader, which by itself would unpickle anything."""
+    """PyTorch's reader, restricted to safe pickles; the original would unpickle anything."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         file = Path(self.path) / ".metadata"
@@ -230,20 +232,20 @@ class _SafeReader(FileSystemReader):
                 metadata = _Plain(stream).load()
         except OSError as error:
             raise CheckpointError(f"can't read {file}: {error.strerror or error}") from error
-        except Exception as error:  # unpickling damaged bytes raises anything
+        except Exception as error:  # damaged bytes raise many kinds of errors
             raise CheckpointError(f"{file} is damaged or unsafe ({in_one_line(error)})") from error
         entries = metadata.state_dict_metadata.values() if isinstance(metadata, Metadata) else [None]
         if not all(isinstance(entry, TensorStorageMetadata) for entry in entries):
-            raise CheckpointError(f"{file} describes something else than tensors")
+            raise CheckpointError(f"{file} describes objects other than tensors")
         return metadata
 
 
 class _Plain(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """PyTorch's descriptions of tensors, and nothing that could run."""
-        if (module, name) in (("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")):  # Python 3.13 has the latter
+        """Return a class if it is one of PyTorch's descriptions of tensors; refuse everything that could run code."""
+        if (module, name) in (("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")):  # Python 3.13 uses the latter
             return PosixPath
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_type or (module, name) in HARMLESS:
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"its pickle carries code ({module}.{name})")
+        raise pickle.UnpicklingError(f"its pickle contains code ({module}.{name})")

@@ -1,4 +1,4 @@
-"""Any checkpoint, by its path: a file, a folder that the ranks of a sharded run wrote, or a Hugging Face folder."""
+"""Read any checkpoint by its path: a file, a sharded checkpoint, or a Hugging Face folder."""
 
 import os
 from dataclasses import replace
@@ -14,23 +14,23 @@ AVERAGED = ":averaged"
 
 
 def load(path: str | os.PathLike[str]) -> GPT:
-    """Load any checkpoint, trained here or imported, as the plain torch model in eval mode.
+    """Load any checkpoint, trained or imported, as a plain torch model in eval mode.
 
-    `model(tokens)` gives logits `(batch, position, n_vocab)` for tokens `(batch, position)`, and
-    `gptstar.generate(model, "a prompt")` texts.
+    `model(tokens)` returns logits `(batch, position, n_vocab)` for tokens `(batch, position)`, and
+    `gptstar.generate(model, "a prompt")` returns texts.
 
     Args:
-        path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder;
-            `PATH:averaged` for the averaged weights of a run with `averaging=ema` or `tail`.
+        path: a checkpoint, a run directory (its best checkpoint is used), or an exported Hugging Face folder;
+            `PATH:averaged` selects the averaged weights of a run with `averaging=ema` or `tail`.
 
     Raises:
-        CheckpointError: missing, damaged or unsafe; names the file.
+        CheckpointError: the checkpoint is missing, damaged or unsafe; names the file.
     """
     return read(find(Path(path))).build()
 
 
 def parted(path: Path) -> tuple[Path, bool]:
-    """The path of a checkpoint without what is put after it, and whether its averaged weights are meant."""
+    """Split a path: return it without `:averaged`, and whether that suffix was there."""
     plain = path.name.removesuffix(AVERAGED)
     if plain in ("", path.name) or path.exists():
         return path, False
@@ -38,17 +38,17 @@ def parted(path: Path) -> tuple[Path, bool]:
 
 
 def find(path: Path) -> Path:
-    """The checkpoint meant by a path: itself, a run directory's best or its last, or an exported Hugging Face folder.
+    """Return the checkpoint that a path names: the path itself, or a run directory's best or last checkpoint.
 
-    `:averaged` stays behind what is found.
+    An exported Hugging Face folder is returned as it is. A suffix `:averaged` is kept.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no checkpoint.
     """
     plain, averaged = parted(path)
     if averaged:
-        found = find(plain)
-        return found.with_name(f"{found.name}{AVERAGED}")
+        checkpoint = find(plain)
+        return checkpoint.with_name(f"{checkpoint.name}{AVERAGED}")
     if not path.is_dir():
         return path
     for name in (BEST, LAST):
@@ -66,19 +66,19 @@ def read(path: Path) -> Checkpoint:
     """Read and verify a checkpoint, or an exported Hugging Face folder.
 
     Raises:
-        CheckpointError: missing, cut short, altered, unsafe, or not of this format; or it lacks the averaged weights
-            that are asked for; names the file.
+        CheckpointError: the checkpoint is missing, truncated, altered, unsafe, has another format, or lacks the
+            averaged weights that the path selects; names the file.
     """
     plain, averaged = parted(path)
     if averaged:
         checkpoint = read(plain)
         if not checkpoint.averaged:
             raise CheckpointError(
-                f"{plain} holds no averaged weights: drop {AVERAGED}, or train with averaging=ema or averaging=tail"
+                f"{plain} has no averaged weights: drop {AVERAGED}, or train with averaging=ema or averaging=tail"
             )
         return replace(checkpoint, weights=checkpoint.averaged, averaged={}, is_average=True)
     if in_parts(path):
-        from gptstar.checkpoint.parts import read_parts  # imports torch.distributed.checkpoint, which a file needs not
+        from gptstar.checkpoint.parts import read_parts  # imports torch.distributed.checkpoint, which files don't need
 
         return read_parts(path)
     if path.is_dir():

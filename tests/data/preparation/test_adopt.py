@@ -225,7 +225,7 @@ def test_nothing_is_overwritten(tokenizer: Path, tmp_path: Path, refusal: Refusa
     write_bin(tmp_path / "x_val.bin", WELL)
     words = [str(tmp_path / f"x_{name}.bin") for name in ("train", "val")]
     said = refusal(main, ["data", "adopt", *words, "--tokenizer", str(tokenizer), "--output", str(tmp_path)])
-    assert "exists: nothing is overwritten" in said
+    assert "exists and is not overwritten" in said
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x_train.bin", "x_val.bin"]
 
 

@@ -192,7 +192,7 @@ def test_damage_on_the_way_is_noticed_and_fetched_again(
     assert len(spoilt) == 2
 
 
-@pytest.mark.parametrize(("differently", "said"), [(False, "is damaged at its source"), (True, "each time differently")])
+@pytest.mark.parametrize(("differently", "said"), [(False, "is damaged at its source"), (True, "time differently")])
 def test_damage_for_good_is_one_error(
     cache: SegmentCache, manifest: Manifest, monkeypatch: pytest.MonkeyPatch, differently: bool, said: str
 ) -> None:

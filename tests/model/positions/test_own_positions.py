@@ -84,7 +84,7 @@ def test_a_kind_without_a_file_is_not_exported():
     class Here(Alibi):
         __module__ = "__main__"
 
-    with pytest.raises(CheckpointError, match="Here stands in a script"):
+    with pytest.raises(CheckpointError, match="Here is defined in a script"):
         standalone(KIND_IMPORT, Here())
 
 
@@ -92,7 +92,7 @@ def test_a_kind_without_a_file_is_not_exported():
 def test_a_kind_that_imports_what_others_may_lack_is_not_exported(line):
     modelling = f"import math\nfrom transformers import PreTrainedModel\n{KIND_IMPORT}"
     assert set(standalone(modelling, Alibi())) == {"modeling_gptstar.py", "alibi.py", "base.py"}
-    with pytest.raises(CheckpointError, match=f"can't go into an exported folder with `{line}`: let it import torch"):
+    with pytest.raises(CheckpointError, match=f"can't be exported with `{line}`: import only torch"):
         standalone(f"{line}\n{KIND_IMPORT}", Alibi())
 
 

@@ -1,1 +1,1 @@
-"""Models as Hugging Face folders: `config.json`, safetensors, a tokenizer and, where it takes one, a modelling file."""
+"""Models as Hugging Face folders: `config.json`, safetensors, a tokenizer and, if needed, a modelling file."""

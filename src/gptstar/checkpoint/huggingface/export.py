@@ -1,4 +1,4 @@
-"""A checkpoint as a Hugging Face folder."""
+"""Export a checkpoint as a Hugging Face folder."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from gptstar.model.config import SOFTMAX_SCALES
 
 MODELLING = "modeling_gptstar.py"
 DRAWING = {"do_sample": True, "temperature": 0.8, "top_k": 50}
-"""How `generate` draws by default: as ours does."""
+"""Default sampling of transformers' `generate`, equal to that of `gptstar generate`."""
 
 TOKENIZER = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -33,40 +33,43 @@ TOKENIZER = {
 
 
 def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: str | None = None) -> None:
-    """Write a folder that transformers reads; it appears complete or not at all.
+    """Write a folder that transformers can read; it appears complete or not at all.
 
-    GPT-2's own shape is written in GPT-2's own layout, everything else with a modelling file beside it, and the file of
-    its positions, for `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. Its tokenizer takes text
-    that looks like a special token as text, as ours does. What is known of the training stands in `config.json`, as
+    A model of GPT-2's shape is written in GPT-2's layout. Any other model is written with a modelling file and the file
+    of its positions, for `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`. The tokenizer reads
+    text that looks like a special token as text, as gptstar does. `config.json` has the known facts of the training, as
     `trained_…`.
 
     Args:
-        context_length: tokens that users of the folder may read at once.
-        card: what `README.md` says.
+        context_length: longest input that users of the folder may give.
+        card: content of `README.md`.
 
     Raises:
-        CheckpointError: the folder exists and is not empty, can't be written, the positions' capacity is below
-            `context_length`, their file can't stand alone, or the blocks or the softmax's scale are a user's.
+        CheckpointError: the folder is not empty or can't be written; `context_length` exceeds the positions' capacity;
+            the file of the positions can't stand alone; or block or softmax scale are the user's own.
     """
     model, folder = checkpoint.model, folder.resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists: nothing is overwritten; choose another name or remove it")
+        raise CheckpointError(f"{folder} exists and is not overwritten: choose another name or remove it")
     if folder.exists() and folder.samefile("."):
-        raise CheckpointError(f"{folder} is the folder you are in, and would be replaced: name one within it")
+        raise CheckpointError(f"{folder} is the current folder, and would be replaced: name a folder inside it")
     if context_length < 1:
-        raise CheckpointError(f"a context length of {context_length} is below 1")
+        raise CheckpointError(f"--context-length {context_length} is below 1: give 1 or more")
     if plugin := BLOCKS.plugin_of(BLOCKS.find(model.residual)):
         raise CheckpointError(
-            f"model.residual={model.residual} is a block of your own, in {plugin}, and an exported folder carries "
-            "parallel and sequential ones only: give the checkpoint itself, with that file"
+            f"model.residual={model.residual} is your own block, from {plugin}, but an exported folder supports "
+            "parallel and sequential only: share the checkpoint and that file instead"
         )
     if plugin := SOFTMAX_SCALES.plugin_of(model.softmax_scale):
         raise CheckpointError(
-            f"model.softmax_scale={SOFTMAX_SCALES.name_of(model.softmax_scale)} is your own, in {plugin}, and an "
-            "exported folder carries ssmax only: give the checkpoint itself, with that file"
+            f"model.softmax_scale={SOFTMAX_SCALES.name_of(model.softmax_scale)} is your own, from {plugin}, but an "
+            "exported folder supports ssmax only: share the checkpoint and that file instead"
         )
     if model.n_ctx is not None and context_length > model.n_ctx:
-        raise CheckpointError(f"a context length of {context_length} exceeds the positions' n_ctx={model.n_ctx}")
+        raise CheckpointError(
+            f"--context-length {context_length} exceeds the capacity of the positions, model.n_ctx={model.n_ctx}: "
+            "give a smaller one"
+        )
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     ends = {"bos_token_id": tokenizer.end_of_text, "eos_token_id": tokenizer.end_of_text} if tokenizer else {}
     code: dict[str, str] = {}
@@ -91,24 +94,26 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
     config |= {name: value for name, value in trained.items() if value is not None}
     partial = partial_path(folder)
     try:
-        remove(partial)  # left by a process that was killed
+        remove(partial)  # left by a killed process
         partial.mkdir(parents=True)
         write_json(partial / "config.json", config)
         beyond = list(range(tokenizer.n_vocab, model.n_vocab)) if tokenizer else []
-        suppressed = {"suppress_tokens": beyond} if beyond else {}  # rows that only fill up the vocabulary
+        suppressed = {"suppress_tokens": beyond} if beyond else {}  # rows of padding in the vocabulary
         write_json(partial / "generation_config.json", ends | DRAWING | suppressed)
         if card is not None:
             write_text(partial / "README.md", card)
-        # The format takes no tensors that share memory.
+        # safetensors doesn't support tensors that share memory.
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in weights.items()}
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        (partial / "model.safetensors").chmod((partial / "config.json").stat().st_mode)  # else nobody else reads it
+        (partial / "model.safetensors").chmod(
+            (partial / "config.json").stat().st_mode
+        )  # otherwise other users can't read it
         for name, text in code.items():
             (partial / name).write_text(text, encoding="utf-8")
         if tokenizer:
             write_text(partial / "tokenizer.json", _without_additions(tokenizer.json_text))
             write_json(partial / "tokenizer_config.json", TOKENIZER | {"model_max_length": context_length})
-        partial.rename(folder)  # an empty folder is replaced
+        partial.rename(folder)  # replaces an empty folder
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         cause = getattr(error, "strerror", None) or in_one_line(error)
@@ -116,8 +121,8 @@ def export(checkpoint: Checkpoint, folder: Path, *, context_length: int, card: s
 
 
 def _without_additions(json_text: str) -> str:
-    """A tokenizer that adds no tokens to a text of its own accord: `Tokenizer.encode` does not ask for them."""
+    """Return a tokenizer that adds no special tokens to a text, as `Tokenizer.encode` does."""
     tree = json.loads(json_text)
-    if (tree.get("post_processor") or {}).get("type") in (None, "ByteLevel"):  # which moves offsets only
+    if (tree.get("post_processor") or {}).get("type") in (None, "ByteLevel"):  # ByteLevel changes offsets only
         return json_text
     return json.dumps(tree | {"post_processor": None}, ensure_ascii=False)

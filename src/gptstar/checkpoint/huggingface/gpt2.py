@@ -1,4 +1,4 @@
-"""GPT-2 in Hugging Face's layout: which of our models it is, and the names of its tensors."""
+"""GPT-2 in Hugging Face's layout: its configuration and its tensor names."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -22,21 +22,21 @@ RENAMED = {
     "mlp.down": "mlp.c_proj",
 }
 TRANSPOSED = re.compile(r"(c_attn|c_proj|c_fc)\.weight$")
-"""Hugging Face's GPT-2 multiplies from the left: its matrices are `(in, out)`."""
+"""Hugging Face's GPT-2 stores these matrices transposed: `(in, out)`."""
 
 NOT_PARAMETERS = re.compile(r"lm_head\.weight|(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 ACTIVATIONS: dict[str, Literal["tanh", "exact"]] = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 
 
 def is_gpt2(model: GPTConfig) -> bool:
-    """Whether Hugging Face's own code computes this model."""
+    """Return whether Hugging Face's own GPT-2 code can compute this model."""
     same_width = model.n_heads * model.head_width == model.d_model
     is_plain = model.attention_window is None and not model.softmax_scale.counts_keys
     return model.residual == "sequential" and isinstance(model.positions, Learned) and same_width and is_plain
 
 
 def gpt2_config(model: GPTConfig) -> dict[str, Any]:
-    """`config.json` of such a model."""
+    """Make `config.json` for such a model."""
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -48,22 +48,22 @@ def gpt2_config(model: GPTConfig) -> dict[str, Any]:
         "n_inner": model.mlp_width,
         "activation_function": "gelu_new" if model.gelu == "tanh" else "gelu",
         "layer_norm_epsilon": 1e-5,
-        "residual_init": model.residual_init,  # unknown to transformers, which keeps it
+        "residual_init": model.residual_init,  # transformers doesn't know this key, but keeps it
         **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), model.dropout),
     }
 
 
 def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
-    """Make our configuration from theirs.
+    """Convert Hugging Face's configuration.
 
     Raises:
-        CheckpointError: it asks for what our model does not do; names key and value.
-        ConfigError: a value breaks a rule of ours.
+        CheckpointError: it requires an unsupported feature; names key and value.
+        ConfigError: a value is invalid for gptstar.
         KeyError: a size is missing.
     """
     activation = config.get("activation_function", "gelu_new")
     if activation not in ACTIVATIONS:
-        raise CheckpointError(f"activation_function={activation} is none of {', '.join(ACTIVATIONS)}")
+        raise CheckpointError(f"activation_function={activation} is not supported: only {', '.join(ACTIVATIONS)}")
     for key, only in (
         ("layer_norm_epsilon", 1e-5),
         ("scale_attn_weights", True),
@@ -72,7 +72,7 @@ def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
         ("tie_word_embeddings", True),
     ):
         if config.get(key, only) != only:
-            raise CheckpointError(f"{key}={config[key]} is not offered, only {only}")
+            raise CheckpointError(f"{key}={config[key]} is not supported: only {only}")
     ours = {
         "n_layers": config["n_layer"],
         "d_model": config["n_embd"],
@@ -90,13 +90,13 @@ def from_gpt2_config(config: Mapping[str, Any]) -> GPTConfig:
 
 
 def to_gpt2(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give our tensors their names, and transpose where they do."""
+    """Rename tensors for Hugging Face, and transpose matrices."""
     renamed = {_theirs(name): tensor for name, tensor in weights.items()}
     return {name: tensor.T if TRANSPOSED.search(name) else tensor for name, tensor in renamed.items()}
 
 
 def from_gpt2(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Pick the tensors for our names from what `parameters` returns, and transpose back."""
+    """Rename the tensors that `parameters` returns for gptstar, and transpose matrices back."""
     renamed = {name: tensors[_theirs(name)] for name in names}
     return {
         name: tensor.T.contiguous() if TRANSPOSED.search(_theirs(name)) else tensor for name, tensor in renamed.items()
@@ -104,7 +104,7 @@ def from_gpt2(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, 
 
 
 def parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pick their parameters, with the prefix `transformer.`, which some files leave out."""
+    """Select the parameters, and add the prefix `transformer.`, which some files omit."""
     return {
         f"transformer.{name.removeprefix('transformer.')}": tensor
         for name, tensor in tensors.items()

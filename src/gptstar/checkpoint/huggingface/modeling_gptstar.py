@@ -1,6 +1,7 @@
-"""GPT* for transformers: parallel or sequential residual, and the positions of the file beside this one.
+"""GPT* for transformers: parallel or sequential residual, with the positions of the file next to this one.
 
-It is copied into exported folders, for `AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
+gptstar copies this file into exported folders, for
+`AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)`.
 """
 
 from dataclasses import fields
@@ -18,7 +19,7 @@ from gptstar.model.softmax_scale import SoftmaxScale, SSMax
 
 
 class GPTStarConfig(PretrainedConfig):
-    """Sizes and variants."""
+    """The sizes and variants of a model."""
 
     model_type = "gptstar"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  # transformers' own form
@@ -59,21 +60,21 @@ class GPTStarConfig(PretrainedConfig):
 
     @property
     def head_width(self):
-        """Width of a head, as positions call it."""
+        """Width of a head, under the name that positions use."""
         return self.d_head
 
     def kind(self):
-        """The positions, an object."""
+        """The positions, as an object."""
         own = self.positions if isinstance(self.positions, dict) else {}
         values = {"n_ctx": self.n_ctx} | own
         return Kind(**{each.name: values[each.name] for each in fields(Kind) if each.name in values})
 
     def mask(self):
-        """Which of the keys up to its own a query attends to."""
+        """The attention mask: which keys, up to its own, a query attends to."""
         return Mask(self.attention_window, self.attention_sinks)
 
     def scale(self):
-        """Return the softmax scale by its name; its other keys matter at the start of training only."""
+        """The softmax scale, by its name; its other keys matter at initialisation only."""
         return SoftmaxScale() if self.softmax_scale == "none" else SSMax()
 
 
@@ -91,7 +92,7 @@ class Attention(nn.Module):
         self.softmax_scale = self.scale.parameters(config.n_heads)
 
     def forward(self, x, reading):
-        """`(batch, position, d_model)` to the same."""
+        """Map `(batch, position, d_model)` to the same shape."""
         B, T, _ = x.shape
         query, key, value = self.qkv(x).view(B, T, 3, self.n_heads, self.d_head).permute(2, 0, 3, 1, 4)
         query, key = self.positions.rotate(query, key, reading.at, reading.at)
@@ -99,9 +100,11 @@ class Attention(nn.Module):
         parameters = self._modules.get(self.positions.name_in_model, reading.parameters)
         per_token = self.positions.per_token(x, parameters)
         if reading.cache is not None:
-            if per_token is not None:  # transformers' cache has room for keys and values: it rides along with keys
+            if (
+                per_token is not None
+            ):  # transformers' cache holds keys and values only, so these values are appended to the keys
                 key = torch.cat((key.float(), per_token), dim=-1)
-            n_read = reading.pairs.keys.shape[1]  # a static cache returns all its places
+            n_read = reading.pairs.keys.shape[1]  # a static cache returns its whole capacity
             key, value = (each[:, :, :n_read] for each in reading.cache.update(key, value, self.layer))
             if per_token is not None:
                 key, per_token = key[..., : self.d_head].to(query.dtype), key[..., self.d_head :]
@@ -109,7 +112,7 @@ class Attention(nn.Module):
         if not self.positions.adds_bias:
             mask = None if mask is None else mask[:, None]
             mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=reading.is_causal)
-        else:  # float32: bfloat16 can't count past 256
+        else:  # float32, because bfloat16 can't represent every integer above 256
             bias = reading.bias
             if bias is None:
                 bias = self.positions.bias(reading.pairs, self.n_heads, parameters, per_token)
@@ -121,7 +124,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two layers with a GELU between."""
+    """Two linear layers with a GELU between them."""
 
     def __init__(self, config):
         super().__init__()
@@ -130,12 +133,12 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.d_ff, config.d_model)
 
     def forward(self, x):
-        """`(batch, position, d_model)` to the same."""
+        """Map `(batch, position, d_model)` to the same shape."""
         return self.down(self.gelu(self.up(x)))
 
 
 class Block(nn.Module):
-    """`x + attention(norm(x)) + mlp(norm(x))`, or one after the other with two norms."""
+    """A block: `x + attention(norm(x)) + mlp(norm(x))`, or attention and MLP one after the other with two norms."""
 
     def __init__(self, config, layer):
         super().__init__()
@@ -148,7 +151,7 @@ class Block(nn.Module):
         self.attention, self.mlp = Attention(config, layer), MLP(config)
 
     def forward(self, x, reading):
-        """`(batch, position, d_model)` to the same."""
+        """Map `(batch, position, d_model)` to the same shape."""
         if self.parallel:
             normed = self.norm(x)
             return x + self.attention(normed, reading) + self.mlp(normed)
@@ -157,14 +160,16 @@ class Block(nn.Module):
 
 
 class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
-    """A decoder-only transformer; its output matrix is the token embedding."""
+    """A decoder-only transformer whose output matrix is the token embedding."""
 
     config_class = GPTStarConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     _supports_sdpa = True
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over what it is given, so that a Trainer divides by its steps
+    accepts_loss_kwargs = (
+        False  # the loss is a mean over its own batch, so a Trainer must divide by the accumulation steps
+    )
     _no_split_modules = ["Block"]  # noqa: RUF012
 
     def __init__(self, config):
@@ -179,15 +184,15 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self):
-        """The token embedding."""
+        """Return the token embedding."""
         return self.token_embedding
 
     def set_input_embeddings(self, value):
-        """Replace the token embedding, and so the output matrix."""
+        """Replace the token embedding, and thereby the output matrix."""
         self.token_embedding = value
 
     def get_output_embeddings(self):
-        """None: there is no second matrix to tie."""
+        """Return None: there is no second matrix to tie."""
         return
 
     def forward(
@@ -206,20 +211,21 @@ class GPTStarForCausalLM(PreTrainedModel, GenerationMixin):
         num_items_in_batch=None,
         **kwargs,
     ):
-        """Logits `(batch, position, n_vocab)`; with labels also the mean loss of each token's successor.
+        """Compute logits `(batch, position, n_vocab)` and, with labels, the mean next-token loss.
 
-        Positions are counted from each row's first token that `attention_mask` does not hide, unless `position_ids`
-        gives them; without a mask and a cache a sequence begins wherever those do not count on. A mask of four axes
-        says what each query attends to: True, or 0 where the rest has a type's lowest number.
+        Positions count from the first token of each row that `attention_mask` does not hide, unless `position_ids`
+        gives them. Without a mask and a cache, a new sequence begins wherever `position_ids` do not increase by one. A
+        mask of four axes marks the keys that each query attends to by True, or by 0 while the other keys have the
+        dtype's lowest number.
         """
         refused = [name for name, value in kwargs.items() if value is not None and value is not False]
         config = self.config
         if getattr(config, "output_attentions", False) if output_attentions is None else output_attentions:
-            refused.append("output_attentions")  # the kernels return none
+            refused.append("output_attentions")  # the attention kernels return no weights
         if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             refused.append("logits_to_keep together with labels")
         if refused:
-            raise ValueError(f"GPT* does not take {', '.join(refused)}: leave it out")
+            raise ValueError(f"GPT* does not support {', '.join(refused)}: drop this argument")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds

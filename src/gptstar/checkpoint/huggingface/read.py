@@ -1,4 +1,4 @@
-"""A Hugging Face folder as a checkpoint: those that `export` wrote, and GPT-2's."""
+"""Read a Hugging Face folder as a checkpoint: one that `export` wrote, or a GPT-2."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -23,11 +23,11 @@ PICKLED = "pytorch_model.bin"
 def read_huggingface(folder: Path) -> Checkpoint:
     """Read an exported model, or a GPT-2.
 
-    Weights of other precisions become float32.
+    Weights are converted to float32.
 
     Raises:
-        CheckpointError: another architecture, files that are missing or damaged, or weights that don't fit; names the
-            folder, and the tensor as the file calls it.
+        CheckpointError: the architecture is another one, files are missing or damaged, or the weights don't fit; names
+            the folder, and the tensor by its name in the file.
     """
     config = _read_json(folder / "config.json")
     try:
@@ -51,21 +51,21 @@ def read_huggingface(folder: Path) -> Checkpoint:
 
 
 def _model(config: Mapping[str, Any]) -> GPTConfig:
-    """The model that a `config.json` describes."""
+    """Return the configuration that a `config.json` describes."""
     kind, known = config.get("model_type"), {field.name for field in fields(GPTConfig)}
     if kind not in ("gptstar", "gpt2"):
-        raise CheckpointError(f"model_type={in_one_line(kind)} is neither gptstar nor gpt2")
+        raise CheckpointError(f"model_type={in_one_line(kind)} is not supported: only gptstar and gpt2")
     try:
         if kind == "gpt2":
             return from_gpt2_config(config)
         return GPTConfig.parse({key: value for key, value in config.items() if key in known})
     except (KeyError, TypeError, ValueError, ConfigError) as error:
         cause = error if isinstance(error, ConfigError) else repr(error)
-        raise CheckpointError(f"config.json is not a model's ({in_one_line(cause)})") from error
+        raise CheckpointError(f"config.json does not describe a model ({in_one_line(cause)})") from error
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
-    """Everything in the weights' files, under the names it has there."""
+    """Read all tensors of the weights files, by their names in the files."""
     if (folder / INDEX).exists():
         files = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(files, dict):
@@ -79,12 +79,12 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{PICKLED} is not a state dict")
         return tree
     if not names:
-        raise CheckpointError("it holds no *.safetensors: copy the whole folder")
+        raise CheckpointError("it has no *.safetensors file: copy the whole folder")
     tensors: dict[str, Tensor] = {}
     for name in names:
         try:
             tensors |= load_file(folder / name)
-        except Exception as error:  # damaged headers raise more than SafetensorError
+        except Exception as error:  # damaged headers raise other errors besides SafetensorError
             raise CheckpointError(f"can't read {name} ({in_one_line(error)}): copy it again") from error
     return tensors
 

@@ -1,6 +1,6 @@
-"""Which tokens queries attend to in a forward pass of transformers' caller, and what layers share of it.
+"""Attention masks and positions for transformers, prepared once for all layers of a forward pass.
 
-It is copied into exported folders, beside the modelling file.
+gptstar copies this file into exported folders, next to the modelling file.
 """
 
 from dataclasses import dataclass
@@ -15,17 +15,17 @@ from gptstar.model.positions.base import Pairs
 
 @dataclass(eq=False)
 class Reading:
-    """Values that all layers share in a forward pass.
+    """The values that all layers share in a forward pass.
 
     Attributes:
-        at: `(batch or 1, query)`, int64: positions of the tokens that are read.
-        pairs: queries and keys; allowed are the tokens of a query's text up to itself.
-        visible: `(batch or 1, query, key)`, bool: what a query attends to; None where PyTorch needs no mask of ours.
+        at: `(batch or 1, query)`, int64: positions of the tokens to read.
+        pairs: queries and keys; a query may attend to the tokens of its text up to itself.
+        visible: `(batch or 1, query, key)`, bool: the attention mask; None if PyTorch needs no explicit mask.
         n_keys: `(batch or 1, query)`, int64: the number of keys that each query attends to.
-        is_causal: whether PyTorch's own causal mask will do.
-        bias: `(batch or 1, head, query, key)`, float32: what the positions add to scores, if all layers share it.
-        parameters: of the positions, that layers share.
-        cache: transformers' own, or None.
+        is_causal: whether PyTorch's own causal mask is sufficient.
+        bias: `(batch or 1, head, query, key)`, float32: the positions' addition to scores, if all layers share it.
+        parameters: parameters of the positions that layers share.
+        cache: the cache of transformers, or None.
     """
 
     at: Tensor
@@ -41,11 +41,11 @@ class Reading:
 def reading_of(
     model: Any, x: Tensor, past: int, mask: Tensor | None, position_ids: Tensor | None, cache: Any
 ) -> Reading:
-    """Prepare what layers share.
+    """Prepare the values that all layers share.
 
     Args:
         x: `(batch, query, d_model)`, embedded tokens.
-        past: tokens in the cache.
+        past: number of tokens in the cache.
         mask, position_ids: as the model's `forward` takes them.
     """
     kind, within, n_keys = model.positions, model.config.mask(), past + x.shape[1]
@@ -59,7 +59,7 @@ def reading_of(
         allowed, positions = padding[:, None], (padding.cumsum(1) - 1).clamp(min=0)
     if position_ids is not None and not bool((position_ids == positions[:, past:]).all()):
         before = positions[:, :past]
-        if mask is None or mask.ndim == 4:  # what the cache holds was counted on
+        if mask is None or mask.ndim == 4:  # the cached tokens precede these
             before = position_ids[:, :1] - past + slots[:past]
         rows = max(len(before), len(position_ids))
         positions = torch.cat((before.expand(rows, -1), position_ids.expand(rows, -1)), dim=1)
@@ -75,8 +75,8 @@ def reading_of(
         return Reading(at, pairs, None, count, past == 0 and n_queries > 1, None, parameters, cache)
     text = (slots[past:, None] >= slots[None, :])[None]  # (1, query, key)
     if allowed is not None:
-        itself = slots[past:, None] == slots[None, :]  # so that no row of scores is empty
-        is_given = mask is not None and mask.ndim == 4  # as it is, causal or not
+        itself = slots[past:, None] == slots[None, :]  # so that every query has at least one key
+        is_given = mask is not None and mask.ndim == 4  # keep it, causal or not
         text = allowed | itself & ~allowed.any(-1, keepdim=True) if is_given else text & allowed | itself
     pairs, bias = Pairs(at, positions, text), None
     visible = text & within.visible(at, positions) if cuts else text
@@ -87,12 +87,14 @@ def reading_of(
 
 
 def _allowed(mask: Tensor) -> Tensor:
-    """Which keys queries attend to, `(batch, query, key)`, bool, by a mask `(batch, 1, query, key)`."""
+    """Convert a mask `(batch, 1, query, key)` to the allowed keys of each query, `(batch, query, key)`, bool."""
     if mask.shape[1] != 1:
-        raise ValueError(f"an attention_mask of shape {tuple(mask.shape)} has a mask for each head: give one for all")
+        raise ValueError(
+            f"an attention_mask of shape {tuple(mask.shape)} has one mask per head: give one mask for all heads"
+        )
     if mask.dtype == torch.bool:
         return mask[:, 0]
     hides = mask <= -1e4
     if not mask.is_floating_point() or not bool((hides | (mask == 0)).all()):
-        raise ValueError("an attention_mask of four axes holds True and False, or 0 and a type's lowest number")
+        raise ValueError("an attention_mask of four axes must hold True and False, or 0 and the dtype's lowest number")
     return ~hides[:, 0]

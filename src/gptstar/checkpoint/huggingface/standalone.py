@@ -1,4 +1,4 @@
-"""The files of code that an exported folder carries: each stands alone, or imports from beside it."""
+"""The code files in an exported folder: each stands alone, or imports from the files next to it."""
 
 import ast
 import inspect
@@ -13,27 +13,28 @@ from gptstar.errors import CheckpointError
 from gptstar.model.positions import Positions
 
 OWN = "modeling_gptstar"
-"""The modelling file, which may import transformers."""
+"""The module of the modelling file, which may import transformers."""
 
 BESIDE = ("gptstar.checkpoint.huggingface.reading", "gptstar.model.mask", "gptstar.model.softmax_scale")
-"""Other files of this package that the modelling file imports."""
+"""The other modules of this package that the modelling file imports."""
 
 KIND = "Kind"
-"""The name that the modelling file has for the class of its positions."""
+"""The modelling file's name for the class of its positions."""
 
 
 def standalone(modelling: str, positions: Positions) -> dict[str, str]:
-    """Make files for transformers' remote code, by name: the modelling file, and the positions that it imports.
+    """Make the files of transformers' remote code, by name: the modelling file, and the positions that it imports.
 
-    `from gptstar.model.positions.alibi import Alibi` becomes `from .alibi import Alibi`: transformers copies files that
-    are imported like this. What only a configuration needs, the registry and the ranges of fields, is left out.
+    `from gptstar.model.positions.alibi import Alibi` becomes `from .alibi import Alibi`, because transformers copies
+    files that are imported like this. Code that only a configuration needs is omitted: the registry and the ranges of
+    fields.
 
     Raises:
-        CheckpointError: the kind's file can't stand alone; names it.
+        CheckpointError: the file of the positions can't stand alone; names it.
     """
     cls = type(positions)
     if cls.__module__ == "__main__":
-        raise CheckpointError(f"{cls.__name__} stands in a script, which can't go along: define it in a module")
+        raise CheckpointError(f"{cls.__name__} is defined in a script, which can't be exported: define it in a module")
     files, waiting = {}, {OWN: modelling}
     while waiting:
         name, source = waiting.popitem()
@@ -44,7 +45,7 @@ def standalone(modelling: str, positions: Positions) -> dict[str, str]:
 
 
 def _rewritten(name: str, source: str, cls: type[Positions]) -> tuple[str, list[ModuleType]]:
-    """Rewrite the imports of one file, and return the modules that it needs beside it."""
+    """Rewrite the imports of one file, and return the modules that must be next to it."""
     lines, needed = source.splitlines(keepends=True), []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ClassDef):
@@ -61,7 +62,7 @@ def _rewritten(name: str, source: str, cls: type[Positions]) -> tuple[str, list[
 
 
 def _is_everywhere(node: ast.Import | ast.ImportFrom, *, own: bool) -> bool:
-    """Whether an import works wherever the exported model is loaded."""
+    """Return whether an import works wherever the exported model is loaded."""
     if isinstance(node, ast.ImportFrom):
         modules = ["." if node.level else str(node.module)]
     else:
@@ -71,14 +72,14 @@ def _is_everywhere(node: ast.Import | ast.ImportFrom, *, own: bool) -> bool:
 
 
 def _beside(node: ast.ImportFrom, cls: type[Positions]) -> tuple[str, list[ModuleType]]:
-    """What stands for an import from this package, and the modules that have to lie beside the file."""
+    """Return the replacement of an import from this package, and the modules that must be next to the file."""
     text, modules = [], []
     for alias in node.names:
         if alias.asname == KIND:
             module, what = import_module(cls.__module__), f"{cls.__name__} as {KIND}"
         elif node.module == gptstar.fields.__name__:
             hint = getattr(gptstar.fields, alias.name)
-            plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint  # without the range
+            plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint  # omit the range
             text.append(f"{alias.asname or alias.name} = {plain.__name__}\n")
             continue
         elif node.module == package.__name__ and alias.name == "POSITIONS":
@@ -100,13 +101,13 @@ def _file_of(module: ModuleType) -> str:
 
 
 def _replace(lines: list[str], node: ast.stmt | ast.expr, text: str) -> None:
-    """Put text where a node stood, which has its lines to itself."""
+    """Replace a node, which occupies whole lines, by text."""
     assert node.end_lineno is not None
     lines[node.lineno - 1 : node.end_lineno] = [text, *([""] * (node.end_lineno - node.lineno))]
 
 
 def _refused(name: str, statement: str) -> str:
     return (
-        f"{name} can't go into an exported folder with `{statement}`: let it import torch, the standard library, "
-        "gptstar.fields and gptstar.model.positions only"
+        f"{name} can't be exported with `{statement}`: import only torch, the standard library, gptstar.fields and "
+        "gptstar.model.positions"
     )

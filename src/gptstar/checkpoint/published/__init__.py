@@ -1,1 +1,1 @@
-"""The weights that the original authors published: where they were, and how to get them whole."""
+"""The weights that the original authors published: their addresses, and how to download them."""

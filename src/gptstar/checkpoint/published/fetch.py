@@ -1,4 +1,4 @@
-"""Download one file: resume where it was cut, verify it, and give it its name only when it is whole."""
+"""Download one file: resume after an interruption, verify it, and rename it only when it is complete."""
 
 import shutil
 import time
@@ -13,15 +13,15 @@ from gptstar.errors import CheckpointError, Refusal, in_one_line
 from gptstar.files import file_sha256, partial_path, write_text
 
 PAUSES = (1, 2, 4, 8, 16)
-"""Seconds before each new try; progress resets the count of tries."""
+"""Seconds to wait before each retry; progress resets the count."""
 
 OTHERWISE = "if you have the file: gptstar import FILE OUT; if you know another address of it: --url URL"
 
 SECONDS = 30
-"""Silence after which a connection is given up."""
+"""Seconds without data after which a connection is closed."""
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes that have come and with all that will, if the server says."""
+"""Progress callback: takes the number of received bytes, and the total if the server states it."""
 
 
 def fetch(
@@ -32,19 +32,19 @@ def fetch(
     otherwise: str = OTHERWISE,
     check: Callable[[Path], object] = file_sha256,
 ) -> str:
-    """Download a file; what has come of it in an interrupted try is not fetched again.
+    """Download a file, and resume an interrupted download.
 
     Args:
-        path: where it is to be; nothing is done if it is there and has the right hash.
-        otherwise: what the user can do if the file can't be had.
-        check: reads the file before it gets its name, and raises a Refusal if it is not what was published.
+        path: where to store the file; nothing happens if it exists with the right hash.
+        otherwise: advice for the user if the file is not available.
+        check: reads the file before it is renamed, and raises a Refusal if it is not the published one.
 
     Returns:
         Its SHA-256.
 
     Raises:
-        CheckpointError: it is gone, not to be reached, not the file that was published, or there is no room; says what
-            to do. What has come stays, for the next try to go on with.
+        CheckpointError: the file is gone, unreachable or not the published one, or the disk is full. The message gives
+            advice. Received data is kept, and the next call resumes from it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
@@ -62,13 +62,13 @@ def fetch(
             except Refusal as error:
                 if whole is path:
                     raise CheckpointError(
-                        f"{path} exists, and is not the published file ({error}): move it away"
+                        f"{path} exists, but is not the published file ({error}): move it away"
                     ) from error
                 partial.unlink()
                 _tag_of(partial).unlink(missing_ok=True)
                 raise CheckpointError(
-                    f"{file.url} gave another file than was published ({error}): try again, and if it stays so, the "
-                    f"address no longer has the original; {otherwise}"
+                    f"{file.url} sent a file that is not the published one ({error}): try again; if that does not "
+                    f"help, the address no longer has the original; {otherwise}"
                 ) from error
             whole.replace(path)
             _tag_of(partial).unlink(missing_ok=True)
@@ -76,11 +76,11 @@ def fetch(
     except Timeout as error:
         raise CheckpointError(f"{path} is being downloaded by another process: wait for it") from error
     except OSError as error:
-        raise CheckpointError(f"can't write {path} ({error.strerror or error}); what has come is kept") from error
+        raise CheckpointError(f"can't write {path} ({error.strerror or error}); the received part is kept") from error
 
 
 def _complete(file: File, partial: Path, progress: Progress, otherwise: str) -> None:
-    """Go on until all of it is there."""
+    """Download until the file is complete."""
     failures, most = 0, _size(partial)
     with httpx.Client(follow_redirects=True, timeout=SECONDS) as client:
         while True:
@@ -98,25 +98,25 @@ def _complete(file: File, partial: Path, progress: Progress, otherwise: str) -> 
             except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
                 raise CheckpointError(f"{file.url} is not an http address ({in_one_line(error)})") from error
             except httpx.TooManyRedirects as error:
-                raise CheckpointError(f"{file.url} leads round in a circle of redirects: {otherwise}") from error
+                raise CheckpointError(f"{file.url} redirects in a circle: {otherwise}") from error
             except (httpx.TransportError, httpx.StreamError) as error:
                 cause = str(error) or type(error).__name__
             if _size(partial) > most:
                 failures, most = 0, _size(partial)
             if failures == len(PAUSES):
                 raise CheckpointError(
-                    f"can't get {file.url} ({cause}): check the network and try again, which goes on where it was cut; "
-                    f"or, {otherwise}"
+                    f"can't get {file.url} ({cause}): check the network and repeat the command, which resumes the "
+                    f"download; or, {otherwise}"
                 )
             time.sleep(PAUSES[failures])
             failures += 1
 
 
 def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) -> None:
-    """Fetch what is missing, in one connection.
+    """Fetch the missing part in one connection.
 
     Raises:
-        httpx.HTTPError: it ended early.
+        httpx.HTTPError: the connection ended early.
     """
     tag = _tag_of(partial)
     mark = tag.read_text(encoding="ascii", errors="replace") if tag.exists() else ""
@@ -125,14 +125,16 @@ def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) 
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": mark}
     with client.stream("GET", file.url, headers=headers) as response:
-        if response.status_code == 416:  # there is no more of it than we have, or it is another file
-            size = response.headers.get("Content-Range", "").rpartition("/")[2]  # of `bytes */SIZE`
+        if response.status_code == 416:  # the file is not longer than our part, or it is another file
+            size = response.headers.get("Content-Range", "").rpartition("/")[2]  # SIZE in `bytes */SIZE`
             if size == str(start) and file.size in (None, start):
                 return
             partial.unlink()
             raise httpx.ReadError(f"it has {size or 'unknown'} bytes, not {file.size or start:,}")
         response.raise_for_status()
-        start = start if response.status_code == 206 else 0  # the whole file: it has changed, or no parts are given
+        start = (
+            start if response.status_code == 206 else 0
+        )  # the server sends the whole file: it has changed, or ranges are not supported
         length = response.headers.get("Content-Length")
         total = file.size or (start + int(length) if length else None)
         if total is not None and (free := shutil.disk_usage(partial.parent).free) < total - start:
@@ -142,9 +144,9 @@ def _go_on(client: httpx.Client, file: File, partial: Path, progress: Progress) 
             )
         with partial.open("r+b" if start else "wb") as out:
             out.seek(start)
-            out.truncate()  # before the tag, which must not become that of an older part
+            out.truncate()  # before writing the tag, which must not apply to an older part
             mark = response.headers.get("ETag") or response.headers.get("Last-Modified") or "W/"
-            if mark.startswith("W/"):  # of a weak mark no server gives parts
+            if mark.startswith("W/"):  # servers send no ranges for a weak tag
                 tag.unlink(missing_ok=True)
             else:
                 write_text(tag, mark)
@@ -162,5 +164,5 @@ def _size(path: Path) -> int:
 
 
 def _tag_of(partial: Path) -> Path:
-    """The file that says which version of the published file the part is of."""
+    """Return the file that records to which version of the published file the part belongs."""
     return partial.with_name(f"{partial.name}.tag")

@@ -1,19 +1,19 @@
-"""The published models, and where they are."""
+"""The published models, and their addresses."""
 
 from dataclasses import dataclass
 
 _AUTHORS = "https://bfattoripublic.s3.ca-central-1.amazonaws.com/models"
 
 TOKENIZER_URL = "https://huggingface.co/openai-community/gpt2/resolve/main/tokenizer.json"
-"""GPT-2's tokenizer, which all of them were trained with."""
+"""The address of GPT-2's tokenizer, with which all models were trained."""
 
 TOKENIZER_FINGERPRINT = "14f1018b1968753c313b62afdd21aef117f5f3bc1cf864799d9ba6caa77f1349"
-"""Its `Tokenizer.fingerprint`."""
+"""The `Tokenizer.fingerprint` of GPT-2's tokenizer."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A published file; size in bytes and SHA-256 are None if they were never written down."""
+    """A published file; size in bytes and SHA-256 are None if the authors did not publish them."""
 
     url: str
     size: int | None = None
@@ -25,9 +25,9 @@ class Published:
     """A published model.
 
     Attributes:
-        weights: without the optimizer's state.
-        full_state: with the optimizer's state, so that training can go on; None if it was not published.
-        n_heads: None if the file says it.
+        weights: the file without optimizer state.
+        full_state: the file with optimizer state, to continue training; None if it was not published.
+        n_heads: number of heads; None if the file states it.
     """
 
     what: str
@@ -49,4 +49,4 @@ MODELS = {
     ),
     "354": Published("GPT-2 medium's shape, trained as a baseline", File(f"{_AUTHORS}/GPT2_345.pth.tar"), n_heads=16),
 }
-"""By the name that `gptstar download` takes."""
+"""The published models, by the name that `gptstar download` takes."""

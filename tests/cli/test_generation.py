@@ -79,7 +79,7 @@ def test_it_prints_what_the_function_returns(
         (["--device", "nowhere"], "--device nowhere"),
         (["--tokens", "99999999999999"], "1 text of 1 tokens and 99,999,999,999,999 new ones would take"),
         (["-n", "1000000000000"], "GB of memory at least"),
-        (["--file", "zeros"], "operations before the first new one"),
+        (["--file", "zeros"], "operations before the first new token"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(

@@ -112,7 +112,7 @@ def test_nothing_to_do_and_nothing_to_read():
     model = build({})
     assert decode(model, [], 5) == []
     assert decode(model, PROMPTS, 0) == [[]] * 5
-    with pytest.raises(ConfigError, match="a prompt has no tokens: give one at least"):
+    with pytest.raises(ConfigError, match="a prompt has no tokens: give at least one"):
         decode(model, [[1], []], 3)
     with pytest.raises(ConfigError, match="n_new=-1 is negative"):
         decode(model, [[1]], -1)

@@ -182,9 +182,9 @@ def test_what_can_not_be_packed_stays():
 def test_refusals(monkeypatch):
     model = build(KINDS[0])
     twin = packed(model)
-    with pytest.raises(ConfigError, match="gives logits, not losses"):
+    with pytest.raises(ConfigError, match="returns logits, not losses"):
         twin(torch.tensor([[1]]), torch.tensor([[2]]))
-    with pytest.raises(ConfigError, match="move or cast the model, then pack it"):
+    with pytest.raises(ConfigError, match="move or cast the original model, then pack it"):
         twin.bfloat16()
     with pytest.raises(ConfigError, match="the model is on meta: move it, or use bfloat16"):
         quantised(build(KINDS[0]).to("meta"))

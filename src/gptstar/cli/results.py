@@ -81,16 +81,16 @@ def _compare(options: argparse.Namespace) -> None:
     from gptstar.results.loaded import Loaded
 
     loaded = Loaded(options.results)
-    found = compared(loaded)
+    comparisons = compared(loaded)
     _warn(loaded)
     if options.json:
-        trees = [comparison_tree(each) for each in found]
+        trees = [comparison_tree(each) for each in comparisons]
         print(to_json(trees[0] if len(trees) == 1 else {"comparisons": trees}), end="")
     elif options.markdown:
-        print("\n\n".join(map(comparison_markdown, found)))
+        print("\n\n".join(map(comparison_markdown, comparisons)))
     else:
         console = Terminal()
-        for number, each in enumerate(found):
+        for number, each in enumerate(comparisons):
             console.print("\n" * (number > 0), end="")
             print_comparisons(each, console, all_metrics=options.all_metrics)
 

@@ -1,1 +1,1 @@
-"""Using a model: text from a prompt."""
+"""Generate text with a model."""

@@ -1,4 +1,4 @@
-"""A function of static tensors as one CUDA graph: all of its kernels are launched at once."""
+"""Run a function of static tensors as one CUDA graph, which launches all of its kernels at once."""
 
 from collections.abc import Callable
 
@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 WARM_UP = 2
-"""Calls that run as usual, on the stream that later records: they set up libraries, and compile."""
+"""Number of ordinary calls before recording, on the recording stream: they initialise libraries and compile."""
 
 
 class CudaGraph:
-    """A function that is run as usual a few times, then recorded, then replayed.
+    """A function that runs normally a few times, is then recorded, and is replayed from then on.
 
-    The function must read and write the same tensors at each call, and must not wait for the device. Each call has the
-    effect of one call of the function. A replay overwrites the tensor that the replay before it returned.
+    The function must read and write the same tensors at each call, and must not wait for the device. Calling this
+    object has the effect of one call of the function. A replay overwrites the tensor that the previous replay returned.
     """
 
     def __init__(self, function: Callable[[], Tensor], device: torch.device) -> None:
@@ -34,7 +34,7 @@ class CudaGraph:
             return result
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
-            # Other threads may use the device meanwhile, as those of a demo do.
+            # Other threads may use the device at the same time, as in the demo.
             recording = torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local")
             with recording, self._without_weight_cache():
                 self._result = self._function()
@@ -44,6 +44,6 @@ class CudaGraph:
 
     @staticmethod
     def _without_weight_cache() -> torch.autocast:
-        """Let autocast cast weights within the graph: it drops its own casts when it ends."""
+        """Make autocast cast weights inside the graph, because its cached casts are freed when it ends."""
         enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         return torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False)

@@ -19,12 +19,12 @@ from gptstar.model import GPT
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token that continues a text.
+    """A generated token.
 
     Attributes:
-        number: the text's, by its prompt.
-        token: its number in the vocabulary.
-        log_probability: of the token, in nats, before any filter; None unless `n_likeliest` is given.
+        number: number of the text, by its prompt.
+        token: number of the token in the vocabulary.
+        log_probability: the token's log-probability in nats, before any filter; None unless `n_likeliest` is given.
         likeliest: the likeliest tokens and their log-probabilities; empty unless `n_likeliest` is given.
     """
 
@@ -40,8 +40,8 @@ def decode(
     """Continue prompts of any lengths, and return the continuation of each, without the prompt.
 
     Args:
-        ended: says whether a continuation is complete, given its tokens so far; called after each token.
-        options: `sampling`, `numbers`, `n_tokens` and `compiled`, as `steps` takes them; it lists the errors, too.
+        ended: returns whether a continuation is complete, given its tokens so far; called after each token.
+        options: `sampling`, `numbers`, `n_tokens` and `compiled`, as in `steps`, which also lists the errors.
     """
     continuations: list[list[int]] = [[] for _ in prompts]
     for step in steps(model, prompts, n_new, ended=ended and (lambda number: ended(continuations[number])), **options):
@@ -63,23 +63,23 @@ def steps(
     n_tokens: int | None = None,
     compiled: bool = False,
 ) -> Iterator[list[Drawn]]:
-    """Continue prompts of any lengths, one token of each at a time.
+    """Continue prompts of any lengths, yielding one token of each at a time.
 
     The continuation of a prompt does not depend on the other prompts, except for rounding.
 
     Args:
         model: in eval mode.
         prompts: each has at least one token.
-        n_new: tokens to add at most.
-        ended: says whether the continuation of this prompt is complete; called after the caller has used a step.
-        numbers: seeds of the prompts' draws; 0, 1, 2 … by default.
+        n_new: most tokens to generate.
+        ended: returns whether the continuation of this prompt is complete; called after the caller used the step.
+        numbers: seeds of the prompts' random numbers; by default 0, 1, 2 ….
         n_likeliest: report the log-probability of each token and this many of the likeliest; None reports nothing.
-        n_tokens: tokens of the vocabulary that have a meaning, the first of the model's; None means all.
-        compiled: compile the step, on a GPU only. That takes up to a minute for each number of rows and each multiple
-            of 128 tokens, so it pays for a demo or for thousands of tokens, not for 200.
+        n_tokens: number of tokens in the tokenizer, if the model's vocabulary is padded; None means all.
+        compiled: compile the step, on a GPU only. This takes up to a minute for each number of rows and each multiple
+            of 128 tokens, so it helps a demo or thousands of tokens, but not 200.
 
     Raises:
-        ConfigError: a prompt has no tokens, or learned positions hold fewer tokens than this needs.
+        ConfigError: a prompt has no tokens, or the text would exceed the capacity of learned positions.
         CheckpointError: logits are not finite.
     """
     _check(model, prompts, n_new)
@@ -90,14 +90,14 @@ def steps(
     rows = _rows_for(model, prompts, n_new, compiled)
     previous = _previous_tokens(model, prompts) if sampling.repetition_penalty != 1.0 else None
     logits = rows.read_prompts(_padded(prompts).to(device))
-    # Each row's text, or None once that is complete: the row may be read on, and its tokens are dropped.
+    # Each row's text, or None once it is complete; the row may continue, but its tokens are dropped.
     texts: list[int | None] = list(range(len(prompts)))
     for place in range(n_new):
         had = None if previous is None else previous[:, :n_tokens]
         chosen = next_token(logits[:, :n_tokens], uniforms[:, place : place + 1].flatten(), sampling, had)  # (row,)
         copy = _to_host(chosen, logits, n_likeliest, n_tokens)
         if previous is not None:
-            previous.scatter_(1, chosen[:, None], True)  # PyTorch takes the value by position only
+            previous.scatter_(1, chosen[:, None], True)  # PyTorch accepts this argument by position only
         is_last = place == n_new - 1
         if rows.is_ahead and not is_last:
             logits = rows.read(chosen)
@@ -119,8 +119,8 @@ def steps(
 
 
 def _to_host(chosen: Tensor, logits: Tensor, n_likeliest: int | None, n_tokens: int | None) -> HostCopy:
-    """Start to copy chosen tokens `(row,)`, and what `n_likeliest` asks to report of logits `(row, n_vocab)`."""
-    total = logits.sum(dim=-1)  # finite if all are
+    """Start copying the chosen tokens `(row,)`, and the log-probabilities to report, from logits `(row, n_vocab)`."""
+    total = logits.sum(dim=-1)  # finite if all logits are
     if n_likeliest is None:
         return HostCopy(chosen, total)
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
@@ -132,13 +132,15 @@ def _to_host(chosen: Tensor, logits: Tensor, n_likeliest: int | None, n_tokens: 
 
 
 def _drawn(copy: HostCopy, texts: Sequence[int | None]) -> list[Drawn]:
-    """Wait for a copy, and return the tokens of the rows whose text is not complete."""
+    """Wait for a copy, and return the tokens of rows whose text is incomplete."""
     drawn = []
     for number, token, total, *reported in zip(texts, *map(Tensor.tolist, copy.wait()), strict=True):
         if number is None:
             continue
         if not math.isfinite(total):
-            raise CheckpointError("the model's logits are not finite: its weights are damaged or diverged")
+            raise CheckpointError(
+                "the model's logits are not finite, so its weights are damaged or diverged: use another checkpoint"
+            )
         if reported:
             log_probability, likeliest, values = reported
             drawn.append(Drawn(number, token, log_probability, tuple(zip(likeliest, values, strict=True))))
@@ -148,20 +150,20 @@ def _drawn(copy: HostCopy, texts: Sequence[int | None]) -> list[Drawn]:
 
 
 def _rows_for(model: GPT, prompts: Prompts, n_new: int, compiled: bool) -> Rows:
-    capacity = max(map(len, prompts)) + n_new - 1  # the last token is not read
+    capacity = max(map(len, prompts)) + n_new - 1  # the last token is not read into the cache
     if model.token_embedding.weight.is_cuda:
         return StaticRows(model, prompts, capacity, compiled=compiled)
     return Rows(model, prompts, capacity)
 
 
 def _padded(prompts: Prompts) -> Tensor:
-    """Prompts as one tensor `(row, column)`; they end at the same column."""
+    """Join prompts into one tensor `(row, column)`, padded on the left."""
     tokens = [torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]
     return pad_sequence(tokens, batch_first=True, padding_side="left")
 
 
 def _previous_tokens(model: GPT, prompts: Prompts) -> Tensor:
-    """Which tokens each prompt contains: `(row, n_vocab)`, bool."""
+    """Return which tokens each prompt contains: `(row, n_vocab)`, bool."""
     weight = model.token_embedding.weight
     previous = torch.zeros(len(prompts), len(weight), dtype=torch.bool, device=weight.device)
     for row, prompt in zip(previous, prompts, strict=True):
@@ -171,12 +173,12 @@ def _previous_tokens(model: GPT, prompts: Prompts) -> Tensor:
 
 def _check(model: GPT, prompts: Prompts, n_new: int) -> None:
     if n_new < 0:
-        raise ConfigError(f"n_new={n_new} is negative")
+        raise ConfigError(f"n_new={n_new} is negative: give 0 or more")
     if any(len(prompt) == 0 for prompt in prompts):
-        raise ConfigError("a prompt has no tokens: give one at least, such as the one that ends a text")
+        raise ConfigError("a prompt has no tokens: give at least one, such as end-of-text")
     capacity, longest = model.config.positions.capacity, max(map(len, prompts), default=0)
-    if capacity is not None and longest + n_new - 1 > capacity:  # the last one is not read
+    if capacity is not None and longest + n_new - 1 > capacity:  # the last token is not read
         raise ConfigError(
-            f"a prompt of {longest} tokens and {n_new} new ones exceed model.n_ctx={capacity}; its positions can't "
-            "extrapolate: shorten the prompt or ask for fewer"
+            f"a prompt of {longest} tokens and {n_new} new ones exceed model.n_ctx={capacity}, the capacity of its "
+            "positions: shorten the prompt, or generate fewer tokens"
         )

@@ -1,4 +1,4 @@
-"""Texts from prompts, whole or streamed."""
+"""Generate texts from prompts, complete or streamed."""
 
 import codecs
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ EndedBy = Literal["length", "end_of_text", "stop"]
 
 @dataclass(frozen=True)
 class Piece(Drawn):
-    """A token, and what it adds to its text.
+    """A generated token, and the text that it adds.
 
     Attributes:
-        text: what is certain now; empty where a character is not complete, or may begin a stop string.
-        ended_by: what completes the text with this token; None where the text goes on.
+        text: the text that is certain now; empty if a character is incomplete or may begin a stop string.
+        ended_by: the reason why the text ends with this token; None if it continues.
     """
 
     text: str = ""
@@ -34,10 +34,10 @@ class Piece(Drawn):
 
 @dataclass
 class Continuation:
-    """A text that a model wrote, without its prompt and without what ended it.
+    """A generated text, without its prompt and without the stop string or token that ended it.
 
-    Its tokens include those that ended it. Log-probabilities, in nats, before any filter, and the likeliest tokens of
-    each place are empty unless `n_likeliest` is given.
+    `tokens` include those that ended it. `log_probabilities` (in nats, before any filter) and `likeliest` (the
+    likeliest tokens at each place) are empty unless `n_likeliest` is given.
     """
 
     prompt: str
@@ -51,10 +51,10 @@ class Continuation:
 def generate(
     model: GPT, prompts: str | Sequence[str], n_new: int = 200, *, n: int = 1, **options: Any
 ) -> list[Continuation]:
-    """Continue texts; `stream` documents the options and the errors.
+    """Continue texts. The options and errors are those of `stream`.
 
     Returns:
-        `n` continuations of the first prompt, then those of the next.
+        The `n` continuations of the first prompt, then those of the next.
     """
     prompts = [prompts] if isinstance(prompts, str) else prompts
     check_size(model, n_texts=n * len(prompts), longest=1, n_new=n_new)
@@ -82,29 +82,29 @@ def stream(
     tokenizer: Tokenizer | None = None,
     compiled: bool = False,
 ) -> Iterator[Piece]:
-    """Continue texts token by token; with ALiBi they may become longer than the training context.
+    """Continue texts token by token. With ALiBi they may exceed the training context.
 
     Args:
         model: in eval mode.
-        prompts: an empty prompt begins a document.
-        n_new: tokens to add at most.
-        n: continuations of each prompt.
-        sampling: how to draw tokens; by default `USUAL`. A text's draws depend on its place, not on the other texts.
-        stop: strings that end a text, and names of special tokens that do; they are cut off.
-        n_likeliest: report this many of the likeliest tokens with each token, and its log-probability; 0 reports the
-            log-probability alone, None nothing.
+        prompts: texts to continue; an empty prompt begins a document.
+        n_new: most tokens to generate per text.
+        n: number of continuations of each prompt.
+        sampling: the sampling method; by default `USUAL`. A text's random numbers depend on its place only.
+        stop: strings, or names of special tokens, that end a text; they are removed from it.
+        n_likeliest: report each token's log-probability and this many of the likeliest tokens; 0 reports the
+            log-probability only, None reports nothing.
         tokenizer: the one the model was trained with; by default `model.tokenizer`.
-        compiled: compile the decoding step, as `steps` says.
+        compiled: compile the decoding step, as in `steps`.
 
     Raises:
-        ConfigError: settings out of range, more tokens than learned positions have a capacity for, or more than the
-            device can hold.
+        ConfigError: a setting is out of range, or the texts exceed the capacity of learned positions or the device's
+            memory.
         CheckpointError: there is no tokenizer, or the weights are damaged.
     """
     if n < 1:
-        raise ConfigError(f"n={n} is below 1")
+        raise ConfigError(f"n={n} is below 1: give 1 or more")
     if not all(stop):
-        raise ConfigError("a stop string is empty: it would end every text before it began")
+        raise ConfigError("a stop string is empty, and would end every text at once: drop it")
     tokenizer = tokenizer or tokenizer_of(model)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     encoded = [tokenizer.encode([prompt])[0] if prompt else np.array([tokenizer.end_of_text]) for prompt in prompts]
@@ -131,10 +131,10 @@ def stream(
 
 
 class TextStream:
-    """One text from tokens as they come: whole characters only, and nothing that may turn out to be a stop string.
+    """Decodes a stream of tokens: whole characters only, and nothing that may become a stop string.
 
     Attributes:
-        ended_by: what completed it; None while it goes on.
+        ended_by: the reason why the text ended; None while it continues.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -144,7 +144,7 @@ class TextStream:
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Return what is certain now: text that neither lacks a byte nor may be the beginning of a stop string."""
+        """Add a token, and return the text that is certain now: complete characters that can't begin a stop string."""
         assert self.ended_by is None
         if token == self._tokenizer.end_of_text:
             self.ended_by = "end_of_text"
@@ -154,13 +154,13 @@ class TextStream:
         return self._pass(self._characters.decode(self._tokenizer.bytes_of(token)))
 
     def rest(self) -> str:
-        """Return what was held back, when nothing more comes."""
+        """Return the text that was held back, at the end of the stream."""
         text = self._pass(self._characters.decode(b"", final=True)) + without_marks(self._held)
         self._held = ""
         return text
 
     def _pass(self, text: str) -> str:
-        """Return what is certain of new text and of what was held back, and hold back the rest."""
+        """Return the certain part of held-back and new text, and hold back the rest."""
         text, self._held = self._held + text, ""
         stops = self._stops.strings
         places = [place for stop in stops if (place := text.find(stop)) >= 0]
@@ -176,22 +176,22 @@ class TextStream:
 
 
 def tokenizer_of(model: GPT) -> Tokenizer:
-    """The tokenizer that came with a model.
+    """Return the tokenizer that was stored with a model.
 
     Raises:
-        CheckpointError: none did.
-        DataError: it has more tokens than the model.
+        CheckpointError: the model has no tokenizer.
+        DataError: the tokenizer has more tokens than the model.
     """
     if model.tokenizer is None:
-        raise CheckpointError("the checkpoint holds no tokenizer: import it again with --tokenizer FILE")
+        raise CheckpointError("the checkpoint has no tokenizer: import it again with --tokenizer FILE")
     tokenizer = _tokenizer(model.tokenizer)
     tokenizer.check_vocabulary(model.config.n_vocab, "the checkpoint's tokenizer")
     return tokenizer
 
 
-_tokenizer = lru_cache(maxsize=8)(Tokenizer)  # GPT-2's takes a quarter of a second to read
+_tokenizer = lru_cache(maxsize=8)(Tokenizer)  # reading GPT-2's tokenizer takes a quarter of a second
 
 
 def printable(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text in which control characters are escaped."""
+    """Return a token as text with escaped control characters."""
     return repr(tokenizer.text_of(token))[1:-1]

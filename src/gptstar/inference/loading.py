@@ -1,4 +1,4 @@
-"""Checkpoints loaded to generate text."""
+"""Load checkpoints for text generation."""
 
 from pathlib import Path
 from typing import Literal
@@ -15,24 +15,26 @@ Weights = Literal["float32", "bfloat16", "int8"]
 
 
 def load_for_inference(path: Path, *, weights: Weights = "float32", device: str = "auto") -> GPT:
-    """Load a checkpoint to generate text with.
+    """Load a checkpoint for text generation.
 
     Args:
-        path: a checkpoint, a run directory, or an exported folder; with its tokenizer.
-        weights: the type to convert them to.
-        device: as PyTorch calls it; `auto` takes a GPU where there is one.
+        path: a checkpoint, a run directory, or an exported folder, with a tokenizer.
+        weights: the precision to which weights are converted.
+        device: PyTorch's name of the device; `auto` takes a GPU if there is one.
 
     Raises:
-        CheckpointError: as `load`; or it has no tokenizer.
-        ConfigError: there is no such device, or it has no int8.
+        CheckpointError: as `load`; or the checkpoint has no tokenizer.
+        ConfigError: the device doesn't exist, or doesn't support int8.
     """
     model = load(path)
     if model.tokenizer is None:
-        raise CheckpointError(f"{path} holds no tokenizer: import it again with --tokenizer FILE")
+        raise CheckpointError(f"{path} has no tokenizer: import it again with --tokenizer FILE")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() and weights != "int8" else "cpu"
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"--device {device} is not available here ({str(error).partition(chr(10))[0]})") from error
+        raise ConfigError(
+            f"--device {device} is not available on this machine ({str(error).partition(chr(10))[0]})"
+        ) from error
     return quantised(model) if weights == "int8" else packed(model.to(getattr(torch, weights)))

@@ -1,4 +1,4 @@
-"""A model for inference only, whose matrices are laid out and joined as its device reads them fastest."""
+"""An inference-only model whose matrices are laid out and joined for the fastest reading on its device."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,13 @@ from gptstar.model.blocks import ParallelBlock
 from gptstar.model.view import Scope, select_queries
 
 Pack = Callable[[Tensor, Tensor | None], nn.Module]
-"""Turns a weight `(out, in)` and a bias `(out,)` into a module that applies them: `(…, in)` → `(…, out)`."""
+"""Makes a module that maps `(…, in)` to `(…, out)` from a weight `(out, in)` and a bias `(out,)`."""
 
 
 class PackedLinear(nn.Module):
     """A linear layer in the layout of oneDNN, PyTorch's library for CPUs.
 
-    For a few rows at a time it reads its weights about twice as fast as `nn.Linear`.
+    For few rows it reads its weights about twice as fast as `nn.Linear`.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -27,15 +27,15 @@ class PackedLinear(nn.Module):
         self._weight, self._bias = torch.ops.mkldnn._reorder_linear_weight(weight.detach()), bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(…, in)` → `(…, out)`, of the type of the weights; not for autocast."""
+        """Map `(…, in)` to `(…, out)` in the dtype of the weights; autocast is not supported."""
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
 
 
 class JoinedLinear(nn.Module):
-    """A linear layer on a GPU, which adds its bias by itself in a compiled step.
+    """A linear layer for a GPU that adds its bias in a separate operation, for a compiled step.
 
-    So a compiler writes the product of one row as one kernel with all that follows it; with a bias in the product it
-    would call a library.
+    So the compiler fuses the product of one row with the operations after it. With a bias in the product, it would
+    call a library instead.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -43,14 +43,14 @@ class JoinedLinear(nn.Module):
         self._weight, self._bias = weight.detach(), None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(…, in)` → `(…, out)`."""
+        """Map `(…, in)` to `(…, out)`."""
         if self._bias is not None and torch.compiler.is_compiling():
             return linear(x, self._weight) + self._bias
         return linear(x, self._weight, self._bias)
 
 
 class PackedBlock(nn.Module):
-    """A parallel block whose attention and MLP read their common input by one product, not two."""
+    """A parallel block that projects the common input of attention and MLP by one product instead of two."""
 
     def __init__(self, block: ParallelBlock, pack: Pack) -> None:
         super().__init__()
@@ -58,30 +58,30 @@ class PackedBlock(nn.Module):
         parts = (block.attention.qkv, block.mlp.up)
         self._widths = [*3 * [block.attention.qkv.out_features // 3], block.mlp.up.out_features]
         self.both = pack(torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts]))
-        del block.attention.qkv, block.mlp.up  # else they would be held twice
+        del block.attention.qkv, block.mlp.up  # otherwise they would be stored twice
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """As `ParallelBlock.forward`."""
+        """Compute the same as `ParallelBlock.forward`."""
         normed = self.norm(x)
         query, key, value, up = self.both(normed).split(self._widths, dim=-1)
         mixed = self.attention.mixed(normed, select_queries(query, scope), key, value, scope)
         attended = self.attention.out(mixed)
-        up = select_queries(up, scope).contiguous()  # a GELU is twice as fast where its numbers lie side by side
+        up = select_queries(up, scope).contiguous()  # a GELU is twice as fast on contiguous memory
         return select_queries(x, scope) + attended + self.mlp.down(self.mlp.gelu(up))
 
 
 class PackedGPT(GPT):
-    """A model in eval mode that shares embeddings and norms with the one that it was made from, and packs the rest.
+    """A packed model in eval mode. It shares embeddings and norms with the original and packs everything else.
 
-    Its weights can't be trained, saved or cast. It keeps the form of attention, its mask and the scaling of positions
-    that the model has when it is packed.
+    Its weights can't be trained, saved or cast. It keeps the attention kernel, the attention mask and the scaling of
+    positions that the model has when it is packed.
 
     Args:
-        pack: replaces each linear layer; the output head, which is tied to the embedding, gets a layer of its own.
+        pack: replaces each linear layer; the output head, which is tied to the embedding, becomes a separate layer.
     """
 
     def __init__(self, model: GPT, pack: Pack) -> None:
-        with torch.device("meta"):  # all of it comes from the model
+        with torch.device("meta"):  # all parts come from the model
             super().__init__(model.config)
         self.tokenizer = model.tokenizer
         self.requires_grad_(False).eval()
@@ -89,13 +89,13 @@ class PackedGPT(GPT):
         self.positions, self.mask = (
             model.positions,
             model.mask,
-        )  # neither configuration nor state has what is chosen later
+        )  # choices made later are in neither configuration nor state
         own, its = ([part for part in each.modules() if isinstance(part, Attention)] for each in (self, model))
         for layer, original in zip(own, its, strict=True):
             layer.form, layer.positions, layer.mask = original.form, original.positions, original.mask
-        # Not the last one: to read a prompt, its MLP is needed for one token only.
+        # Except the last one: its MLP is needed for one token of a prompt only.
         for number, block in enumerate(self.blocks[:-1]):
-            if type(block) is ParallelBlock:  # what derives from it may compute otherwise
+            if type(block) is ParallelBlock:  # a subclass may compute something else
                 self.blocks[number] = PackedBlock(block, pack)
         for module in list(self.modules()):
             for name, child in module.named_children():
@@ -106,24 +106,24 @@ class PackedGPT(GPT):
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, documents: Tensor | None = None, **_: object
     ) -> Tensor:
-        """Return logits, as `GPT.forward`; raise a ConfigError if there are targets."""
+        """Return logits like `GPT.forward`; raise ConfigError if there are targets."""
         if targets is not None:
-            raise ConfigError("a packed model gives logits, not losses: use the model that it was made from")
+            raise ConfigError("a packed model returns logits, not losses: use the original model")
         return super().forward(tokens, documents=documents)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`(…, d_model)` → `(…, n_vocab)`."""
+        """Map `(…, d_model)` to logits `(…, n_vocab)`."""
         return self.head(hidden)
 
     def _apply(self, *_: object, **__: object) -> "PackedGPT":
-        raise ConfigError("a packed model stays what and where it is: move or cast the model, then pack it")
+        raise ConfigError("a packed model can't be moved or cast: move or cast the original model, then pack it")
 
 
 def packed(model: GPT) -> GPT:
-    """Return the same model in a form that decodes faster, or the model itself where no form is faster.
+    """Return a packed model that decodes faster, or the model itself if packing doesn't help.
 
-    A CPU takes half the time a token in bfloat16. A GPU reads a parallel block's joined matrices by one kernel. The
-    copies take up to the memory of the weights once more.
+    On a CPU, packing halves the time per token in bfloat16. On a GPU, one kernel reads a parallel block's joined
+    matrices. The copies take up to as much memory as the weights.
     """
     weight = model.token_embedding.weight
     if weight.is_cuda:
@@ -135,6 +135,6 @@ def packed(model: GPT) -> GPT:
 
 
 def has_onednn() -> bool:
-    """Whether PyTorch has oneDNN's kernels here."""
+    """Return whether this build of PyTorch has oneDNN's kernels."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     return available

@@ -1,4 +1,4 @@
-"""Rows of text that a model reads through a KV cache: prompts in large pieces, then one token of each row at a time."""
+"""Batches of texts that a model reads with a KV cache: prompts in large pieces, then one token per row and step."""
 
 from collections.abc import Sequence
 
@@ -11,27 +11,27 @@ from gptstar.model import GPT, GPTConfig
 from gptstar.model.view import Cache, View
 
 Prompts = Sequence[Sequence[int] | np.ndarray | Tensor] | Tensor
-"""The tokens of each prompt, one at least: `(position,)`, or `(row, position)` of all."""
+"""Prompt tokens, at least one per prompt: arrays `(position,)`, or one array `(row, position)`."""
 
 PIECE = 1024
-"""Tokens of each prompt that a CPU reads at once: the mask grows with the prompt's length, not with its square."""
+"""Tokens per prompt that a CPU reads at once, so that the mask doesn't grow with the square of the length."""
 
 LARGEST_PIECE = 8192
-"""Tokens of each prompt that a GPU reads at once, if they fit its memory."""
+"""Most tokens per prompt that a GPU reads at once, if they fit its memory."""
 
 
 class Rows:
-    """Rows that end at the same column, so that all rows write to the same place of the cache.
+    """Rows that end at the same column, so that all write to the same place of the KV cache.
 
-    Shorter prompts are padded at the left. This form is for a CPU: each step attends to exactly the tokens that were
-    read, and a row that has ended is dropped.
+    Shorter prompts are padded on the left. This class is for a CPU: each step attends to exactly the tokens read so
+    far, and rows that have ended are dropped.
 
     Args:
         model: in eval mode.
-        capacity: columns to allocate memory for.
+        capacity: number of columns to allocate.
 
     Attributes:
-        is_ahead: whether `read` returns before the device is done, so that the next token can be read before the
+        is_ahead: whether `read` returns before the device has finished, so that the next token can be read before the
             caller knows the last one.
     """
 
@@ -61,9 +61,11 @@ class Rows:
             if self._known is not None:
                 columns = self._column[0, :stop]
                 causal = columns[start:, None] >= columns
-                itself = columns[start:, None] == columns  # padding attends to itself: a softmax needs one key
+                itself = (
+                    columns[start:, None] == columns
+                )  # padding attends to itself, because a softmax needs at least one key
                 mask = causal & self._known[:, None, :stop] | itself
-            # Of all pieces but the last only keys and values are needed.
+            # All pieces except the last only fill the KV cache.
             selected = tokens.new_tensor([stop - start - 1] if stop == width else [])
             hidden = self._read(tokens[:, start:stop], mask, selected.expand(n_rows, -1))
         return self._model.logits(hidden[:, -1])
@@ -76,7 +78,7 @@ class Rows:
         return piece_for(config, n_rows, width, room, itemsize=itemsize, is_padded=self._known is not None)
 
     def read(self, tokens: Tensor) -> Tensor:
-        """Read a token of each row, `(row,)`, and return the logits after it, `(row, n_vocab)`."""
+        """Read one token per row, `(row,)`, and return the next logits, `(row, n_vocab)`."""
         mask = None if self._known is None else self._known[:, None, : self._length + 1]
         return self._model.logits(self._read(tokens[:, None], mask)[:, -1])
 
@@ -86,7 +88,7 @@ class Rows:
         return self._model.hidden(tokens, View(keys[:, start:], keys, mask, self._cache, self._length), selected)
 
     def is_worth_selecting(self, n_going: int, n_rows: int) -> bool:
-        """Whether to drop the rows that have ended, where `n_going` of `n_rows` go on."""
+        """Return whether to drop ended rows, if `n_going` of `n_rows` continue."""
         return n_going < n_rows
 
     def select(self, rows: Tensor) -> None:
@@ -100,11 +102,11 @@ def piece_for(config: GPTConfig, n_rows: int, width: int, room: int, *, itemsize
     """Return how many tokens of each prompt to read at once on a GPU: a power of two, at least 64.
 
     Args:
-        width: columns of all prompts.
-        room: bytes to use at most.
-        itemsize: bytes of a value.
-        is_padded: whether the prompts have different lengths. Then each piece needs a mask, `(row, head, piece,
-            width)`; else only a piece after the first needs one, which all rows share.
+        width: number of columns of the prompts.
+        room: most bytes to use.
+        itemsize: bytes per value.
+        is_padded: whether the prompts have different lengths. If so, each piece needs a mask `(row, head, piece,
+            width)`. Otherwise only pieces after the first need a mask, which all rows share.
     """
     piece = LARGEST_PIECE
     while piece > 64:

@@ -1,7 +1,7 @@
-"""Which token comes next: the likeliest, or one drawn with numbers that belong to a text, not to its batch.
+"""Choose the next token: the likeliest, or one sampled with random numbers that don't depend on the batch.
 
-Filters take logits `(row, n_vocab)` to logits, `-inf` for what is left out. Their definitions are those of Hugging
-Face's `LogitsProcessor`s, to the treatment of ties.
+Filters map logits `(row, n_vocab)` to logits with `-inf` for excluded tokens. They equal Hugging Face's
+`LogitsProcessor`s, including the treatment of ties.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from gptstar.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn: by `Sampling()` from all, at a temperature of 0.8.
+    """A sampling method. `Sampling()` samples from all tokens at a temperature of 0.8.
 
-    What else is given applies in the order of this list, as in Hugging Face's `generate`.
+    The filters are applied in the order of this list, as in Hugging Face's `generate`.
 
     Attributes:
-        repetition_penalty: makes the tokens that a text has had so much less likely; 1 changes nothing.
-        temperature: 0 takes the likeliest token, nothing is drawn, and what follows does not apply.
-        top_k: draw from so many of the likeliest.
-        top_p: draw from the fewest likeliest that have this probability together (nucleus).
-        typical_p: draw from those whose information is nearest to the expected, which have this probability together.
-        seed: of the draws.
+        repetition_penalty: above 1, makes tokens that the text already contains less likely; 1 changes nothing.
+        temperature: divides the logits; 0 takes the likeliest token without sampling or further filters.
+        top_k: sample from this many of the likeliest tokens.
+        top_p: sample from the fewest likeliest tokens whose probabilities sum to this (nucleus).
+        typical_p: sample from the tokens with the most typical information whose probabilities sum to this.
+        seed: seed of the random numbers.
     """
 
     temperature: float = 0.8
@@ -43,7 +43,7 @@ class Sampling:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ConfigError(f"{name}={value!r} is not a number")
         if not (self.temperature == 0.0 or 0.001 <= self.temperature <= 1000):
-            raise ConfigError(f"temperature={self.temperature} is neither 0 (the likeliest) nor between 0.001 and 1000")
+            raise ConfigError(f"temperature={self.temperature} is not 0 (greedy) or between 0.001 and 1000")
         if self.top_k is not None and not (self.top_k >= 1 and float(self.top_k).is_integer()):
             raise ConfigError(f"top_k={self.top_k} is not a whole number of 1 or more")
         for name in ("top_p", "typical_p"):
@@ -55,20 +55,20 @@ class Sampling:
             raise ConfigError(f"seed={self.seed} is not a whole number between 0 and 2**63")
 
     def uniforms(self, numbers: Sequence[int], n_new: int) -> Tensor:
-        """Draw the numbers in [0, 1) that choose each text's tokens, a function of the seed and the text's number.
+        """Draw the random numbers in [0, 1) for each text's tokens; they depend on the seed and the text's number only.
 
-        The shape is `(text, n_new)`, float64, or `(text, 0)` where nothing is drawn.
+        The shape is `(text, n_new)`, float64, or `(text, 0)` if the temperature is 0.
         """
         n_drawn = n_new if self.temperature else 0
         drawn = [np.random.default_rng([self.seed, number]).random(n_drawn) for number in numbers]
         return torch.from_numpy(np.stack(drawn))
 
     def filtered(self, logits: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Return logits that are in proportion to what tokens are drawn with, `-inf` where a token is left out.
+        """Apply all filters: return logits to sample from, `-inf` for excluded tokens.
 
         Args:
             logits: `(row, n_vocab)`, float32.
-            previous: `(row, n_vocab)`, bool: the tokens that each text has had; needed for a repetition penalty.
+            previous: `(row, n_vocab)`, bool: the tokens that each text contains; needed for a repetition penalty.
         """
         if self.repetition_penalty != 1.0:
             assert previous is not None
@@ -87,35 +87,35 @@ class Sampling:
 
 GREEDY = Sampling(temperature=0.0)
 USUAL = Sampling(top_k=50)
-"""The sampling of `generate` unless another is given."""
+"""The default sampling of `generate`."""
 
 
 def next_token(logits: Tensor, uniform: Tensor, sampling: Sampling, previous: Tensor | None = None) -> Tensor:
-    """Draw a token of each row, `(row,)`, int64, by inverting the cumulative distribution.
+    """Choose a token for each row, `(row,)`, int64, by inverting the cumulative distribution.
 
     Args:
         logits: `(row, n_vocab)`.
-        uniform: `(row,)`, float64, in [0, 1); unused where the likeliest is taken.
-        previous: as `Sampling.filtered` takes it.
+        uniform: `(row,)`, float64, in [0, 1); unused if the temperature is 0.
+        previous: as in `Sampling.filtered`.
     """
-    logits = sampling.filtered(logits.float(), previous)  # of bfloat16 a CPU finds the largest ten times slower
+    logits = sampling.filtered(logits.float(), previous)  # finding the largest bfloat16 is ten times slower on a CPU
     if sampling.temperature == 0.0:
         return logits.argmax(dim=-1)
     cumulative = torch.softmax(logits, dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    # A token without probability adds nothing, and is never the first to exceed.
+    # A token of probability 0 adds nothing, so it is never chosen.
     places = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    # A product may round up to the whole: then the last that has any.
+    # The product may round up to the total: then take the last token with any probability.
     last = (cumulative < cumulative[:, -1:]).sum(dim=-1)
     return torch.minimum(places, last)
 
 
 def penalise(logits: Tensor, previous: Tensor, penalty: float) -> Tensor:
-    """Divide positive logits of a text's previous tokens and multiply negative ones (Keskar et al., "CTRL", 2019)."""
+    """Divide positive logits of previous tokens and multiply negative ones (Keskar et al., "CTRL", 2019)."""
     return torch.where(previous, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k likeliest, and ties with the last (Fan et al., "Hierarchical Neural Story Generation", 2018)."""
+    """Keep the k likeliest tokens, and ties (Fan et al., "Hierarchical Neural Story Generation", 2018)."""
     if k >= logits.shape[-1]:
         return logits
     least = logits.topk(k).values[:, -1:]
@@ -123,7 +123,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_nucleus(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest likeliest tokens whose probabilities sum to p at least.
+    """Keep the fewest likeliest tokens whose probabilities sum to at least p.
 
     Source: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020.
     """
@@ -139,7 +139,7 @@ def keep_typical(logits: Tensor, p: float) -> Tensor:
     Source: Meister et al., "Locally Typical Sampling", 2023.
     """
     log_probabilities = torch.log_softmax(logits, dim=-1)
-    entropy = -(log_probabilities * log_probabilities.exp()).nansum(dim=-1, keepdim=True)  # 0 * inf is left out
+    entropy = -(log_probabilities * log_probabilities.exp()).nansum(dim=-1, keepdim=True)  # nansum skips 0 * inf
     distance = (-log_probabilities - entropy).abs()
     ascending, order = distance.sort(dim=-1)
     cumulative = torch.softmax(logits.gather(1, order), dim=-1).cumsum(dim=-1)

@@ -1,4 +1,4 @@
-"""Rows whose next token is read by one function of static tensors, which a GPU replays as one CUDA graph."""
+"""Rows whose step is a function of static tensors, which a GPU replays as one CUDA graph."""
 
 from collections.abc import Callable
 
@@ -14,25 +14,25 @@ BLOCK = 128
 """Columns are allocated in multiples of this, so that decodes of similar lengths have the same shapes."""
 
 MOST_SHAPES = 64
-"""Numbers of rows and of columns that a process may compile a step for; PyTorch's own limit is 8."""
+"""Most shapes (rows and columns) for which a process may compile a step; PyTorch's own limit is 8."""
 
 
 class StaticCache(Cache):
     """A cache whose tensors never change shape or address, so that a CUDA graph can write to it.
 
-    It starts as a `Cache` does, and reads the prompts. After `fix` each layer adds one token at a time, at a place that
-    a tensor holds, and gets the whole capacity: the mask hides the places that are still empty.
+    It starts like a `Cache` and reads the prompts. After `fix`, each layer adds one token at a time, at the place in a
+    tensor, and gets the whole capacity. The attention mask hides the places that are still empty.
     """
 
     _place: Tensor | None = None
 
     def fix(self, place: Tensor) -> None:
-        """Write from now on at `place`, `(1,)`, int64, on the device; the caller moves it on."""
+        """From now on, write at `place`, `(1,)`, int64, on the device; the caller advances it."""
         self._place = place
         self._lengths = dict.fromkeys(self._memory, self._capacity)
 
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """As `Cache.extend`; after `fix` it returns the whole capacity."""
+        """Do the same as `Cache.extend`, but return the whole capacity after `fix`."""
         if self._place is None:
             return super().extend(layer, key, value, *more)
         for memory, part in zip(self._memory[layer], (key, value, *more), strict=True):
@@ -41,18 +41,18 @@ class StaticCache(Cache):
 
     def _allocate(self, like: Tensor, n_tokens: int, dtype: torch.dtype) -> Tensor:
         assert n_tokens <= self._capacity
-        return super()._allocate(like, n_tokens, dtype).zero_()  # a hidden place has weight 0, and 0 times NaN is NaN
+        return super()._allocate(like, n_tokens, dtype).zero_()  # hidden places have weight 0, but 0 times NaN is NaN
 
 
 class StaticRows(Rows):
-    """Rows for a GPU: every step has the same shapes, and is launched at once.
+    """Rows for a GPU: every step has the same shapes, and is one launch.
 
-    Prompts are read as `Rows` reads them. Then a step attends to all allocated columns, and a mask hides those that are
-    not yet written. The caller need not wait for a step before it starts the next one. Rows that have ended are read on
-    until half of the rows have ended: dropping them means recording the graph again.
+    Prompts are read as in `Rows`. Then each step attends to all allocated columns, and a mask hides those that are not
+    yet written. The caller need not wait for a step before starting the next one. Ended rows are still computed until
+    half of the rows have ended, because dropping rows requires recording the graph again.
 
     Args:
-        model, prompts, capacity: as `Rows` takes them.
+        model, prompts, capacity: as in `Rows`.
         compiled: compile the step, too.
     """
 
@@ -67,7 +67,7 @@ class StaticRows(Rows):
         self._compiled = compiled
 
     def read_prompts(self, tokens: Tensor) -> Tensor:
-        """As `Rows.read_prompts`."""
+        """Do the same as `Rows.read_prompts`."""
         logits = super().read_prompts(tokens)
         self._tokens = tokens[:, -1].clone()  # (row,): the step's input
         self._place = torch.tensor([self._length], device=self.device)  # (1,): the column of the step's token
@@ -80,12 +80,12 @@ class StaticRows(Rows):
         self._launch = CudaGraph(step, self.device) if self.device.type == "cuda" else step
 
     def read(self, tokens: Tensor) -> Tensor:
-        """As `Rows.read`; on a GPU the next call overwrites the logits."""
+        """Do the same as `Rows.read`; on a GPU, the next call overwrites the logits."""
         self._tokens.copy_(tokens)
         return self._launch()
 
     def step(self) -> Tensor:
-        """Read the token of each row at the current column, move on to the next column, and return the logits."""
+        """Read each row's token at the current column, advance to the next column, and return the logits."""
         here, written = self._positions.index_select(1, self._place), self._column <= self._place
         known = written if self._known is None else written & self._known
         view = View(here, self._positions, known[:, None], self._cache, self._longest)
@@ -94,18 +94,18 @@ class StaticRows(Rows):
         return logits
 
     def is_worth_selecting(self, n_going: int, n_rows: int) -> bool:
-        """As `Rows.is_worth_selecting`."""
+        """Return whether at least half of the rows have ended."""
         return 2 * n_going <= n_rows
 
     def select(self, rows: Tensor) -> None:
-        """As `Rows.select`."""
+        """Do the same as `Rows.select`."""
         super().select(rows)
         self._tokens = self._tokens[rows]
         self._prepare()
 
 
 def _compiled(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A compiled step, with products of one row as kernels of its own (`coordinate_descent_tuning`)."""
+    """Compile a step, with generated kernels for products of one row (`coordinate_descent_tuning`)."""
     compiled = torch.compile(step, fullgraph=True, dynamic=False, options={"coordinate_descent_tuning": True})
 
     def limited() -> Tensor:

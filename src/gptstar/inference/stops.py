@@ -8,14 +8,14 @@ from gptstar.data.tokenizer import Tokenizer
 
 
 class Stops:
-    """Stop strings as they are found in marked text, where each special token that one of them names is a mark.
+    """Stop strings, which are searched in marked text: special tokens that a stop string names become marks.
 
-    Special tokens add nothing to a text, so their names are not found in it. A mark is half of a surrogate pair,
-    which decoded text never holds.
+    Special tokens add nothing to a text, so their names would not be found in it. A mark is a lone surrogate, which
+    decoded text never contains.
 
     Attributes:
-        marks: those of the special tokens, by number.
-        strings: the stops as they were given, and with marks for the names of special tokens.
+        marks: mark of each named special token, by token number.
+        strings: the stop strings as given, and with marks instead of names of special tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
@@ -28,11 +28,11 @@ class Stops:
         self.strings = tuple(dict.fromkeys([*stop, *marked]))
 
     def marked_text(self, tokens: Sequence[int]) -> str:
-        """Join the text of tokens and the marks."""
+        """Return the text of tokens with marks."""
         groups = groupby(tokens, self.marks.get)
         return "".join(mark * len([*group]) if mark else self._tokenizer.decode([*group]) for mark, group in groups)
 
 
 def without_marks(text: str) -> str:
-    """Return what a marked text says."""
+    """Return a marked text without its marks."""
     return re.sub("[\ud800-\udfff]", "", text)

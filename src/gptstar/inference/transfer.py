@@ -1,4 +1,4 @@
-"""Copies between the host and a GPU that wait for none of the GPU's other work."""
+"""Copies between the host and a GPU that don't wait for other work of the GPU."""
 
 import numpy as np
 import torch
@@ -12,16 +12,16 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 class HostCopy:
-    """Tensors on their way to the host. What the device is given later does not delay them."""
+    """A copy of tensors to the host in progress. Later work of the device doesn't delay it."""
 
     def __init__(self, *tensors: Tensor) -> None:
-        """Start the copy of tensors that are on one device."""
+        """Start copying tensors from one device."""
         self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
         device = tensors[0].device
         self._copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
     def wait(self) -> list[Tensor]:
-        """Wait for the copies, and return them."""
+        """Wait for the copies and return them."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._tensors

@@ -1,1 +1,1 @@
-"""A page to try models on: `gptstar demo`."""
+"""The web page of `gptstar demo`, for trying models."""

@@ -1,4 +1,4 @@
-"""What stands before the page's server: only the hosts that were asked for, and only the routes that the page needs."""
+"""A guard in front of the page's server: it admits only the configured hosts and the routes that the page needs."""
 
 import contextlib
 import socket
@@ -12,21 +12,21 @@ from gptstar.inference.demo.request import Limits
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
 POSTED = ("queue/join", "call/", "run/", "cancel")
-"""Where the page and programs send requests to, below `/gradio_api/`. Files can't be sent."""
+"""Routes below `/gradio_api/` to which the page and programs may post. File uploads are not among them."""
 
 BYTES_A_CHARACTER = 12
-"""Bytes of a character in JSON at most: two escapes."""
+"""Most bytes of a character in JSON: two escapes."""
 
 BYTES_OF_OTHERS = 2**16
-"""Bytes of a request beside its prompt at most."""
+"""Most bytes of a request besides its prompt."""
 
 
 class Guard:
-    """Answers a request that is refused, and passes any other on: an ASGI application before another.
+    """An ASGI application that answers refused requests, and passes all others on to another application.
 
     Args:
-        host: where the page is served. Others than it and this machine's own are refused, as the name of a page
-            elsewhere that was made to lead here (DNS rebinding).
+        host: the host that serves the page. Requests for hosts other than it and this machine's own are refused, to
+            prevent DNS rebinding.
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], host: str, limits: Limits) -> None:
@@ -34,7 +34,7 @@ class Guard:
         self._most_bytes = BYTES_A_CHARACTER * limits.characters + BYTES_OF_OTHERS
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        """Serve a request."""
+        """Handle a request."""
         refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
             await self._app(scope, receive, send)
@@ -56,15 +56,15 @@ class Guard:
             return None
         path = scope["path"].partition("/gradio_api/")
         if path[0] or not path[2].startswith(POSTED):
-            return 404, "there is no such route"
+            return 404, "this route does not exist"
         sizes = [value for name, value in headers if name == b"content-length"]
         if len(sizes) != 1 or not sizes[0].isdecimal() or int(sizes[0][:20]) > self._most_bytes:
-            return 413, f"a request holds {self._most_bytes:,} bytes at most, and says how many"
+            return 413, f"a request may have {self._most_bytes:,} bytes at most, and must state its content-length"
         return None
 
 
 def is_served(header: str, host: str) -> bool:
-    """Whether a request's `Host` is the one that the page is served at; at all addresses, any of this machine's."""
+    """Return whether a `Host` header names the page's host; if it serves all addresses, any of this machine's."""
     with contextlib.suppress(ValueError):
         name = urlsplit(f"//{header}").hostname or ""
         if name in (host.lower(), *LOCAL):
@@ -73,6 +73,6 @@ def is_served(header: str, host: str) -> bool:
             own = socket.gethostname().lower()
             if name in (own, f"{own}.local"):
                 return True
-            ip_address(name)  # which can't be made to lead elsewhere
+            ip_address(name)  # an IP address can't be rebound
             return True
     return False

@@ -1,4 +1,4 @@
-"""A text as HTML: the prompt, its continuation, and behind each token how likely it was."""
+"""HTML for a text: the prompt, and its continuation with the probability of each token."""
 
 from collections.abc import Sequence
 from html import escape
@@ -24,16 +24,16 @@ CSS = """
 """
 
 SHADES = (0.5, 0.1, 0.01)
-"""Tokens less likely than these are darker and darker."""
+"""Probabilities below which a token is shaded darker, step by step."""
 
 
 class Page:
-    """A text that grows, as HTML. Everything that a visitor or a model wrote is escaped."""
+    """The HTML of a growing text. Everything that a visitor or a model wrote is escaped."""
 
     def __init__(self, prompt: str, tokenizer: Tokenizer) -> None:
         self._parts = [f'<span class="given">{escape(prompt)}</span>']
         self._tokenizer = tokenizer
-        self._waiting: list[Piece] = []  # tokens whose text is still to come
+        self._waiting: list[Piece] = []  # tokens whose text is not complete yet
 
     def add(self, piece: Piece) -> None:
         """Add a token."""
@@ -47,7 +47,7 @@ class Page:
 
     @property
     def html(self) -> str:
-        """The whole text."""
+        """The HTML of the whole text."""
         return f'<div class="written">{"".join(self._parts)}</div>'
 
     def _tip(self, piece: Piece) -> str:

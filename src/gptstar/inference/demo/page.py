@@ -1,4 +1,4 @@
-"""The page itself, in Gradio."""
+"""The Gradio page."""
 
 import os
 import random
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read at import
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -31,14 +31,14 @@ SECONDS_PER_FRAME = 0.1
 N_LIKELIEST = 5
 
 Frame = tuple[str, str, str, str]
-"""A text and the line under it, then those of the second model."""
+"""A text and the line below it, then those of the second model."""
 
 
 def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
     """Build the page.
 
     Args:
-        models: by name, in eval mode, with their tokenizers; more than one may be compared side by side.
+        models: models in eval mode with tokenizers, by name; several can be compared side by side.
     """
     names = list(models)
 
@@ -49,14 +49,14 @@ def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
         try:
             request = Request.parse(limits, prompt, n_new, method, seed=seed, **dict(zip(keys, values, strict=True)))
             if first not in models or second not in (*models, NONE, None):
-                raise gr.Error("there is no such model here", print_exception=False)
+                raise gr.Error("this page does not have that model", print_exception=False)
             chosen = dict.fromkeys([first, second] if second in models else [first])
             yield from _frames({name: models[name] for name in chosen}, request, limits)
         except Refusal as error:
             raise gr.Error(str(error), print_exception=False) from error
 
     with gr.Blocks(title="GPT*", analytics_enabled=False) as blocks:
-        gr.Markdown("# GPT*\nContinue a text. Point at a token to see how likely it was, and what else was.")
+        gr.Markdown("# GPT*\nContinue a text. Point at a token to see its probability and its alternatives.")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 prompt = gr.Textbox(EXAMPLES[1], label="Prompt", lines=5, max_length=limits.characters)
@@ -67,7 +67,9 @@ def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
             with gr.Column(scale=3, min_width=300):
                 with gr.Row():
                     (text, line, _), (other, other_line, beside) = (_output(number) for number in range(2))
-                gr.Markdown("Darker: less likely, below 50 %, 10 % and 1 %. The same seed gives the same text again.")
+                gr.Markdown(
+                    "Darker tokens are less likely: below 50 %, 10 % and 1 %. The same seed gives the same text."
+                )
         with gr.Row():
             with gr.Column(min_width=280):
                 several = len(names) > 1
@@ -103,7 +105,7 @@ def page(models: Mapping[str, GPT], limits: Limits) -> gr.Blocks:
         second.change(
             lambda name: gr.update(visible=name != NONE), second, beside, queue=False, api_visibility="private"
         )
-    blocks.queue(max_size=limits.waiting, api_open=False)  # no request goes past the queue
+    blocks.queue(max_size=limits.waiting, api_open=False)  # no request bypasses the queue
     return blocks
 
 
@@ -111,7 +113,7 @@ def serve(models: Mapping[str, GPT], limits: Limits, *, host: str, port: int | N
     """Serve the page until Ctrl-C.
 
     Raises:
-        ConfigError: there is no such address, or its port is taken.
+        ConfigError: the address doesn't exist, or its port is in use.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -121,7 +123,7 @@ def serve(models: Mapping[str, GPT], limits: Limits, *, host: str, port: int | N
         where = host if port is None else f"{host}, port {port}"
         raise ConfigError(f"can't serve at {where} ({error}): choose another --host or --port") from error
     blocks = page(models, limits)
-    # Nothing is fetched from elsewhere, and no file of this machine can be read or written.
+    # The page fetches nothing from other servers, and can't read or write files of this machine.
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
@@ -148,7 +150,7 @@ def _output(number: int) -> tuple[gr.HTML, gr.HTML, gr.Column]:
 
 
 def _frames(models: Mapping[str, GPT], request: Request, limits: Limits) -> Iterator[Frame]:
-    """Texts and the lines under them, a few times a second; of two models a token each in turn."""
+    """Yield texts and the lines below them, a few times per second; two models take turns, token by token."""
     began = last_frame = time.monotonic()
     pages = {name: Page(request.prompt, tokenizer_of(model)) for name, model in models.items()}
     written: dict[str, list[Piece]] = {name: [] for name in models}
@@ -173,7 +175,7 @@ def _frames(models: Mapping[str, GPT], request: Request, limits: Limits) -> Iter
             written[name].append(piece)
         now = time.monotonic()
         if now - began > limits.seconds:
-            yield frame(f", stopped after {limits.seconds:g} seconds, the most here")
+            yield frame(f", stopped after {limits.seconds:g} seconds, the limit of this page")
             return
         if now - last_frame > SECONDS_PER_FRAME:
             yield frame()

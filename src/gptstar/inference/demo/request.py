@@ -1,4 +1,4 @@
-"""What a visitor of the page may request."""
+"""Checked requests of the page's visitors, and their limits."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +14,19 @@ METHODS: dict[str, tuple[str, ...]] = {
     "Nucleus": ("temperature", "top_p"),
     "Typical": ("temperature", "typical_p"),
 }
-"""Ways to draw, and the settings of each."""
+"""Sampling methods, and the settings of each."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the page gives to one visitor.
+    """The limits of the page.
 
     Attributes:
-        tokens: new tokens at most.
-        characters: of the prompt.
-        seconds: of writing; what is written by then stays.
-        at_once: texts that are written at the same time; others wait.
-        waiting: texts that may wait.
+        tokens: most new tokens per request.
+        characters: most characters of a prompt.
+        seconds: most seconds per request; the text generated until then is kept.
+        at_once: most requests at the same time; others wait.
+        waiting: most waiting requests.
     """
 
     tokens: Count = 1000
@@ -41,7 +41,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """A request that has been checked."""
+    """A checked request."""
 
     prompt: str
     n_new: int
@@ -49,16 +49,16 @@ class Request:
 
     @classmethod
     def parse(cls, limits: Limits, prompt: object, n_new: object, method: object, **settings: Any) -> "Request":
-        """Check what came over the network, whatever it is.
+        """Check values from the network, which may be anything.
 
         Args:
-            settings: of `Sampling`; those that the method does not have are ignored.
+            settings: settings of `Sampling`; those that the method doesn't use are ignored.
 
         Raises:
-            ConfigError: something is out of range, or of a wrong type.
+            ConfigError: a value is out of range, or has a wrong type.
         """
         if not isinstance(prompt, str):
-            raise ConfigError("the prompt is not a text")
+            raise ConfigError("the prompt is not text")
         if len(prompt) > limits.characters:
             raise ConfigError(f"the prompt has {len(prompt):,} characters: shorten it to {limits.characters:,}")
         n_new, seed = _whole(n_new, "length"), _whole(settings["seed"], "seed")
@@ -70,15 +70,15 @@ class Request:
         if method == "Greedy":
             used["temperature"] = 0.0
         elif used["temperature"] == 0.0:
-            raise ConfigError("temperature=0 draws nothing: take the method Greedy")
+            raise ConfigError("temperature=0 means no sampling: choose the method Greedy")
         if "top_k" in used:
             used["top_k"] = _whole(used["top_k"], "top_k")
         sampling = Sampling(seed=seed, repetition_penalty=settings["repetition_penalty"], **used)
-        # A page takes what UTF-8 can hold, and halves of characters are not among it.
+        # Replace lone surrogates, which UTF-8 can't represent.
         return cls(prompt.encode("utf-8", "replace").decode(), n_new, sampling)
 
 
 def _whole(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63 or value != int(value):
-        raise ConfigError(f"{name} is not a whole number: give one")
+        raise ConfigError(f"{name} is not a whole number: give a whole number")
     return int(value)

@@ -192,7 +192,7 @@ class Tokenizer:
 
     @cached_property
     def can_be_cut(self) -> bool:
-        """Whether cutting a text before white space, after a letter or digit, leaves its tokens unchanged."""
+        """Return whether cutting a text before white space, after a letter or digit, leaves its tokens unchanged."""
         if any(re.search(r"[0-9A-Za-z][ \n]", token.content) for token in self._added.values()):
             return False
         whole, *parts = self.encode(["one two\n3 \nfour", "one", " two", "\n3 \nfour"])

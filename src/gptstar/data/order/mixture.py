@@ -60,7 +60,7 @@ class Mixture:
             epochs: epochs of each corpus, above 0.
 
         Raises:
-            DataError: there is no block to read.
+            DataError: no stream has a block to read.
         """
         entries = []
         for (corpus, stratum), n_blocks in blocks.items():

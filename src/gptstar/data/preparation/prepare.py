@@ -176,12 +176,12 @@ def prepare(request: Request, path: Path, console: Console) -> None:
                 (work / name).unlink(missing_ok=True)
             work.rename(path)
     except sqlite3.OperationalError as error:
-        raise DataError(f"can't write {work / JOURNAL}: {error}; what is done is kept") from error
+        raise DataError(f"can't write {work / JOURNAL}: {error}; the finished work is kept") from error
     except sqlite3.DatabaseError as error:
         raise DataError(f"{work / JOURNAL} is damaged ({error}): delete {work} to start again") from error
     except OSError as error:
         where = error.filename or path
-        raise DataError(f"can't write shards: {where}: {error.strerror or error}; what is done is kept") from error
+        raise DataError(f"can't write shards: {where}: {error.strerror or error}; the finished work is kept") from error
     console.print(f"shards in {path}: {manifest.total('train', 'tokens'):,} tokens to train on", soft_wrap=True)
 
 

@@ -102,7 +102,7 @@ def test_a_full_disk_under_the_journal_is_refused(
 
     with monkeypatch.context() as patched:
         patched.setattr("gptstar.data.preparation.packing.Journal.commit", commit)
-        with pytest.raises(DataError, match="database or disk is full; what is done is kept"):
+        with pytest.raises(DataError, match="database or disk is full; the finished work is kept"):
             unfinished()
     unfinished()
 

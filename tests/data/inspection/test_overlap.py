@@ -164,7 +164,7 @@ def test_an_items_texts_come_from_its_columns(name: str, tmp_path: Path) -> None
 def test_what_is_no_benchmark_is_refused(line: str, tmp_path: Path) -> None:
     path = tmp_path / "b.jsonl"
     path.write_text('{"text": "a"}\n' + line + "\n")
-    with pytest.raises(DataError, match=r"b\.jsonl, line 2: is not a benchmark item: .* columns: text \(LAMBADA\)"):
+    with pytest.raises(DataError, match=r"b\.jsonl, line 2 is not a benchmark item: .* columns: text \(LAMBADA\)"):
         Benchmark.from_file(path)
 
 

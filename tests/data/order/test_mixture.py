@@ -108,11 +108,11 @@ def test_mixtures_that_can_not_be_are_refused() -> None:
         Mixture.from_weights({"a": 5, "b": 0}, {"a": 1.0, "b": 1.0}, 640, 64)
     with pytest.raises(ConfigError, match=r"^data.corpora.b.weight=0.001 comes to less than a block .* raise either"):
         Mixture.from_weights({"a": 5, "b": 5}, {"a": 1.0, "b": 0.001}, 640, 64)
-    with pytest.raises(ConfigError, match=r"^data.mixture_tokens=63 is less than a block .*64.* raise it"):
+    with pytest.raises(ConfigError, match=r"^data.mixture_tokens=63 is less than one block .*64.* raise it"):
         Mixture.from_weights({"a": 5}, {"a": 1.0}, 63, 64)
-    with pytest.raises(DataError, match=r"no block .* to train on: add text"):
+    with pytest.raises(DataError, match=r"shorter than one block .*: add text"):
         Mixture.from_epochs({("a", "first"): 0}, {"a": 2.0})
-    with pytest.raises(DataError, match="no block"):
+    with pytest.raises(DataError, match="shorter than one block"):
         Mixture(())
 
 

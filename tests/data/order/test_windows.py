@@ -189,7 +189,7 @@ def test_an_epoch_reads_each_block_once_even_where_a_step_straddles_its_end(stre
 
 def test_steps_that_do_not_divide_are_refused(streams: list[TokenStream]) -> None:
     windows = Windows(streams, 20, BLOCK)
-    with pytest.raises(ConfigError, match="whole blocks"):
+    with pytest.raises(ConfigError, match="whole number of blocks"):
         sampler(windows, 4)
     with pytest.raises(ConfigError, match="does not divide among 4 ranks"):
         sampler(windows, 6, world_size=4)

@@ -467,7 +467,7 @@ def test_what_does_not_belong_together_is_refused(text: str, shards: Path, tmp_p
         ({"source": "bundled"}, "data.source=bundled does not read it"),
         ({"context_length": 48}, "does not divide data.block_tokens=64"),
         ({"validation_fraction": 0.0}, "validation_fraction=0.0 is not above 0"),
-        ({"validation_tokens": 1}, "less than a block"),
+        ({"validation_tokens": 1}, "less than one block"),
         ({"loader_workers": -1}, "is not 0 or above"),
     ],
 )

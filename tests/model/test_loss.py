@@ -94,7 +94,7 @@ def test_a_second_backward_pass_is_refused() -> None:
     hidden, weight, targets = inputs()
     total = summed_loss(hidden, weight, targets)
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="a summed loss has one backward pass: compute it again"):
+    with pytest.raises(RuntimeError, match="a summed loss allows one backward pass: compute it again"):
         total.backward()
 
 

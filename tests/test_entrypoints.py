@@ -45,7 +45,7 @@ def assert_kills_change_nothing(
     assert sum(kills) >= max(1, len(kills) // 2)  # a run may be over before it could be killed
     capsys.readouterr()
     run_here(overrides(*more))
-    assert "going on from" in capsys.readouterr().out
+    assert "continuing from" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     epochs = read(tmp_path / "run/last.ckpt").training.data["epochs"]
     assert 55 < 60 / epochs < 57

@@ -433,7 +433,7 @@ def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: C
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=4 in the environment, and hardware asks"),
+        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=4 in the environment, but hardware names"),
         ({"WORLD_SIZE": "abc", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=abc is not a number"),
         ({"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "WORLD_SIZE is set and RANK is not"),
     ],

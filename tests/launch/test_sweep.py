@@ -107,7 +107,7 @@ def test_a_job_that_crashes_ends_no_other_and_goes_on_next_time(overrides: Overr
 
     again = run_script("train.py", ["-m", *words, "seed=0,1"])
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stdout
+    assert "continuing from" in again.stdout
     alone = run_script("train.py", overrides("total_steps=60", "schedule.warmup_steps=1", "seed=0", output="alone"))
     assert alone.returncode == 0, alone.stderr
     assert recorded(tmp_path / "run/seed-0") == recorded(tmp_path / "alone")
@@ -140,7 +140,7 @@ def test_another_configuration_is_no_continuation(overrides: Overrides, tmp_path
     assert run_script("train.py", ["-m", *words, "seed=0,1"]).returncode == 0
     changed = run_script("train.py", ["-m", *words, "seed=0,1", "optimizer.weight_decay=0.5"])
     assert changed.returncode == 1
-    assert "optimizer.weight_decay (there 0.1, here 0.5)" in changed.stderr
+    assert "optimizer.weight_decay (checkpoint: 0.1, now: 0.5)" in changed.stderr
     assert Run.read(tmp_path / "run/seed-0").state == "finished"
 
 

@@ -98,7 +98,7 @@ def test_a_run_that_a_callback_ended_is_only_concluded_again(overrides: Override
     run_here(overrides(*NO_PROGRESS, stopping(2), "report=true"))
     said = capsys.readouterr().out
     assert "ended at step 9 by EarlyStopping: " in said
-    assert "to train on, change trainer.callbacks" in said
+    assert "to train further, change trainer.callbacks" in said
     assert (tmp_path / "run/report.json").exists()
     assert max(recorded(tmp_path / "run")) == 9
     assert Status.read(tmp_path / "run").reason == ended.reason

@@ -64,9 +64,9 @@ def test_a_run_goes_on_across_a_stage(overrides: Overrides, tmp_path: Path) -> N
 def test_another_curriculum_is_refused(overrides: Overrides, refusal: Callable[..., str]) -> None:
     run_here(overrides("total_steps=6", "schedule.decay_until=16"))
     line = refusal(run_here, overrides("schedule.decay_until=16", "curriculum.first_length=8"))
-    assert "curriculum.first_length (there None, here 8)" in line
+    assert "curriculum.first_length (checkpoint: None, now: 8)" in line
 
 
 def test_a_run_reaches_its_context(overrides: Overrides, refusal: Callable[..., str]) -> None:
     line = refusal(run_here, overrides("curriculum.first_length=8", "curriculum.steps=24"))
-    assert "curriculum.steps=24 leaves none of 24 steps to the whole data.context_length" in line
+    assert "curriculum.steps=24 leaves none of 24 steps for the full data.context_length" in line

@@ -129,7 +129,7 @@ def test_a_checkpoint_at_which_it_always_dies_is_given_up(
 ) -> None:
     dying(evaluator.ATTEMPTS)
     run_here(evaluating())
-    assert "step 10 is not evaluated: its process died 2 times, at last by SIGKILL" in capsys.readouterr().out
+    assert "step 10 is not evaluated: its process died 2 times, most recently by SIGKILL" in capsys.readouterr().out
     assert sorted(scores(tmp_path / "run")) == [20, 24]
 
 
@@ -156,7 +156,7 @@ def test_what_failed_is_tried_again_and_settings_stay(
     dying(2 * evaluator.ATTEMPTS)  # of the first two steps
     run_here(evaluating("checkpoint_keep=9"))
     assert sorted(scores(tmp_path / "run")) == [24]
-    assert "evaluation.limit=3, and earlier steps" in refusal(run_here, evaluating("evaluation.limit=3"))
+    assert "evaluation.limit=3, but earlier steps" in refusal(run_here, evaluating("evaluation.limit=3"))
     (evaluation_of(tmp_path / "run", 10) / "error.txt").unlink()  # as if a full disk had kept it from being written
     run_here(evaluating("checkpoint_keep=9"))
     assert sorted(scores(tmp_path / "run")) == [10, 20, 24]

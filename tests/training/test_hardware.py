@@ -99,7 +99,7 @@ def test_speed_waiting_and_memory_are_recorded(overrides: Overrides, tmp_path: P
     ("settings", "told"),
     [
         ({"attention": "flex", "accelerator": "cpu"}, "can't train on a CPU"),
-        ({"attention": "products", "accelerator": "cpu", "compile": "always"}, "without a compiler"),
+        ({"attention": "products", "accelerator": "cpu", "compile": "always"}, "only on a CPU without compilation"),
         ({"accelerator": "gpu"}, "sees no GPU"),
         ({"micro_batch_size": 0}, "below 1"),
     ],
@@ -196,7 +196,7 @@ def test_a_shape_more_than_announced_is_an_error(
     with monkeypatch.context() as patched:
         patched.setattr(Curriculum, "length", lambda self, step, full: full // 2 if step < 2 else full)
         said = refusal(run_here, overrides(*words, "hardware.compile=always"))
-    assert "met a shape more than the 2 it was to be compiled for: run it with hardware.compile=never" in said
+    assert "was called with more than the 2 shapes that it was compiled for: run it with hardware.compile=never" in said
 
 
 # Embeddings of 39 MB: glibc maps what is larger than 32 MB afresh each time, however lucky the process.

@@ -150,7 +150,7 @@ def test_a_run_goes_on_with_what_it_kept_as_long_as_it_fits(monkeypatch: pytest.
     assert agree(saved, monkeypatch) == (kept, [])  # though 64 would fill the card
     smaller, warnings = agree(saved, monkeypatch, memory=5e9)
     assert smaller.size < 16
-    assert "the checkpoint's 16 sequences at once do not fit the memory that is free" in warnings[0]
+    assert "the checkpoint's 16 sequences at once do not fit into the free memory" in warnings[0]
     assert agree(kept.as_dict(2), monkeypatch)[0].size == 64  # another number of devices rounds otherwise anyway
     assert agree(replace(kept, accumulate=32).as_dict(1), monkeypatch)[0].size == 64  # of another batch
 

@@ -81,8 +81,8 @@ def test_a_run_with_the_quickstarts_settings_beside_other_text_says_how_to_go_on
     run_here([*words, "experiment=quickstart"])
     again = [word for word in words if word != "total_steps=6"] + ["total_steps=12"]
     line = refusal(run_here, again)
-    assert "under other settings: optimizer.learning_rate (there 0.004, here 0.0006): give the same" in line
-    assert "experiment=quickstart chooses the settings that this run began with" in line
+    assert "with other settings: optimizer.learning_rate (checkpoint: 0.004, now: 0.0006): give the same" in line
+    assert "experiment=quickstart has the settings that this run began with" in line
     run_here([*again, "experiment=quickstart"])
     assert max(recorded(tmp_path / "run")) == 12
 

@@ -138,5 +138,5 @@ def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_device_without_a_data_sheet_is_refused(refusal) -> None:
-    assert "--device V100 is none of B200" in refusal(main, ["plan", "--device", "V100"])
+    assert "--device V100 is unknown: choose one of B200" in refusal(main, ["plan", "--device", "V100"])
     assert "--share 2 is not in (0, 1]" in refusal(main, ["plan", "--device", "H100", "--share", "2"])

@@ -194,5 +194,5 @@ def test_a_run_by_itself_has_no_group(overrides: Overrides, tmp_path: Path, caps
     run = run_of(tmp_path / "run")
     assert (run.run_group, run.display_name, list(run.tags)) == ("", "alone", ["one"])
     *_, sync, last = capsys.readouterr().out.strip().splitlines()
-    assert sync.startswith("to send it to wandb, in one piece: wandb sync ")
+    assert sync.startswith("to upload the whole run to wandb: wandb sync ")
     assert last.startswith("validation loss ")

@@ -190,7 +190,10 @@ def test_what_an_average_needs_from_before_is_asked_for(
     [
         (("averaging=ema", "averaging.decay=1.0"), "averaging.decay=1.0 is not below 1"),
         (("averaging=ema", "averaging.fraction=0.5"), "averaging.fraction is a key of averaging=tail"),
-        (("averaging=tail", "averaging.fraction=0.01"), "averaging.fraction=0.01 is no whole step of total_steps=24"),
+        (
+            ("averaging=tail", "averaging.fraction=0.01"),
+            "averaging.fraction=0.01 is less than one step of total_steps=24",
+        ),
         (("averaging=swa",), "averaging=swa does not exist"),
     ],
 )

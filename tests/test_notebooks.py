@@ -79,7 +79,7 @@ def executed(path: Path) -> tuple[list["NotebookNode"], str]:
 
 SENTENCES = {
     "alibi": "Of 8 heads, the steepest has half of its attention within 2 tokens, the flattest within 178;",
-    "benchmarks": "Of 7 published scores beside context_length-32_positions-alibi_seed-0/best's, ",
+    "benchmarks": "Of 7 published scores compared with context_length-32_positions-alibi_seed-0/best's, ",
     "extrapolation": "Read at 4 × its training context, the loss of alibi changes by ",
     "runs": "Of 2 values of model.positions, ",
     "sizing": "gpt127 has +2.1% parameters and costs ",

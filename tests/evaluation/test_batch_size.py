@@ -97,7 +97,9 @@ def test_a_batch_that_does_not_fit_is_halved():
 def test_a_row_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(Limited, "rows", 0)
     team = Team(Worker(Limited(build(KINDS[0])), SimpleNamespace()))
-    with pytest.raises(ConfigError, match=r"a row of \d+ tokens does not fit the memory of cpu: lower evaluation\."):
+    with pytest.raises(
+        ConfigError, match=r"a row of \d+ tokens does not fit into the memory of cpu: lower evaluation\."
+    ):
         team.all_results(requests())
 
 

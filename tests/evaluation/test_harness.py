@@ -348,7 +348,7 @@ def test_refusals_name_the_cure(bpe, task_files):
         suite(build(299), bpe, task_files)
     with pytest.raises(ConfigError, match="too short"):
         suite(build(300), bpe, task_files, tasks=("hellaswag",), context_length=5)
-    with pytest.raises(ConfigError, match=r"exceeds the learned positions' n_ctx=64"):
+    with pytest.raises(ConfigError, match=r"exceeds the model's n_ctx=64"):
         suite(build(300, **GPT_2), bpe, task_files, tasks=("piqa",), context_length=65)
     config = TasksConfig(tasks=("piqa",), data_dir=task_files, cache=task_files / "c")
     with pytest.raises(ConfigError, match="needs a checkpoint that is a file"):
@@ -389,7 +389,7 @@ def test_what_the_harness_can_not_evaluate_is_refused(bpe, tmp_path):
         gptstar.lm(tmp_path / "mute.ckpt")
     write(tmp_path / "a.ckpt", Checkpoint(model.config, model.state_dict(), bpe.json_text))
     assert gptstar.lm(tmp_path / "a.ckpt", device="cpu").context_length == 64
-    with pytest.raises(ConfigError, match="exceeds the learned positions' n_ctx=64"):
+    with pytest.raises(ConfigError, match="exceeds the model's n_ctx=64"):
         gptstar.lm(tmp_path / "a.ckpt", context_length=65)
 
 
@@ -397,7 +397,7 @@ def test_a_diverged_model_is_one_line(bpe, task_files):
     model = build(300)
     with torch.no_grad():
         model.norm.weight.mul_(1e6)
-    with pytest.raises(CheckpointError, match="wikitext: a perplexity beyond what a float holds"):
+    with pytest.raises(CheckpointError, match="wikitext: the perplexity exceeds a float's range"):
         suite(model, bpe, task_files, tasks=("wikitext",))
 
 

@@ -168,7 +168,7 @@ def test_other_examples_and_other_weights_are_refused() -> None:
     b = task("wikitext", 2)
     scores = {"perplexity": (-5.0, 7.0), "bits_per_byte": (-5.0, 7.0)}
     b = replace(b, samples=(replace(b.samples[0], scores=scores), *b.samples[1:]))
-    with pytest.raises(ConfigError, match="wikitext: perplexity weighs the same items differently"):
+    with pytest.raises(ConfigError, match="wikitext: perplexity weights the same items differently"):
         compare(results(1, task("wikitext", 1)), results(2, b))
     b = replace(b, samples=(replace(b.samples[0], scores={}), *b.samples[1:]))
     with pytest.raises(ConfigError, match="wikitext: the results lack perplexity of some items"):

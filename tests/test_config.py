@@ -111,7 +111,7 @@ def test_a_number_is_written_once() -> None:
             "context or use model.positions=alibi",
         ),
         (["batch_tokens=1000"], "batch_tokens=1000 is not a multiple of data.block_tokens=1024"),
-        (["hardware.devices=3"], "32 sequences of 128, which 3 devices do not divide"),
+        (["hardware.devices=3"], "32 sequences of 128, which can't be divided among 3 devices"),
         (["hardware.devices=0"], "hardware.devices=0 is below 1"),
         (["checkpoint_keep=0"], "checkpoint_keep=0 is below 1"),
         (["hardware.micro_batch_size=0"], "hardware.micro_batch_size=0 is below 1"),

@@ -170,7 +170,7 @@ def test_the_change_is_drawn_below_the_loss() -> None:
         pytest.approx([-0.03, -0.01]),
         pytest.approx([0.0, 0.02]),
     ]
-    assert "seen in training (up to 64)" in texts(loss.texts)
+    assert "training context (up to 64)" in texts(loss.texts)
     assert loss.get_ylim()[1] - loss.get_ylim()[0] >= 0.5  # noise is not to look like a slope
     assert loss.get_position().height > 1.3 * change.get_position().height
     assert draw_lengths([]) is None

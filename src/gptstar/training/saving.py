@@ -32,7 +32,7 @@ class BackgroundWriter:
     ) -> None:
         self._folder, self._keep, self.ranks, self._sharded = folder, keep, ranks, sharded
         self._evaluated_every = evaluated_every
-        self._apart = ranks.apart()
+        self._thread_ranks = ranks.with_own_group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -78,7 +78,7 @@ class BackgroundWriter:
 
             states = BlockingAsyncStager().stage(states)
             copied = _with(checkpoint, **states)
-            return lambda path: write_parts(path, copied, self._apart)
+            return lambda path: write_parts(path, copied, self._thread_ranks)
         if not self.ranks.first:
             return None
         copied = _with(

@@ -150,13 +150,13 @@ def test_where_there_is_nothing_a_warning_says_how_to_get_it(folder: Path, tmp_p
         results.tasks(folder / "runs")
     with pytest.raises(ConfigError, match=r"holds no results to compare: evaluate\.py checkpoint=RUN output="):
         results.compare(tmp_path)
-    with pytest.raises(ConfigError, match=r"takes two results of one kind: .*mine has losses at context lengths"):
+    with pytest.raises(ConfigError, match=r"needs two results of one kind: .*mine has losses at context lengths"):
         results.compare(folder / "results/mine")
 
 
 def test_effects_are_those_of_the_report(folder: Path) -> None:
     runs = results.runs(folder / "runs")
-    with pytest.warns(results.MissingResultsWarning, match="no two of 2 finished runs differ in one setting alone"):
+    with pytest.warns(results.MissingResultsWarning, match="no two of 2 finished runs differ in a single setting"):
         assert list(results.effects(runs).columns) == list(EFFECT_FIGURES)
     lines = [
         {
@@ -179,7 +179,7 @@ def test_effects_are_those_of_the_report(folder: Path) -> None:
     assert (line["level"], line["against"], line["seeds"], line["verdict"]) == (1, 0, 5, "significant")
     ratio = results.effects(frame, ["wide", "seed"], ratio=True).iloc[0]
     assert ratio["low"] < ratio["effect"] < ratio["high"] < 1
-    with pytest.raises(ConfigError, match="the frame has no column los: give one of"):
+    with pytest.raises(ConfigError, match="the frame has no column los: choose from"):
         results.effects(frame, ["wide"], "los")
 
 

@@ -194,7 +194,7 @@ def test_the_report_compares_with_the_level_that_was_asked_for(study: Path, refu
     assert "| experiment | worse |" not in said
     assert "## Tokens and hours to the loss of experiment=worse\n" in said
     refused = refusal(main, ["report", str(study), "--against", "nothing"])
-    assert "--against nothing: no factor has this level; there are reference, recipe, short, worse" in refused
+    assert "--against nothing: no factor has this level; known levels: reference, recipe, short, worse" in refused
 
 
 def test_a_loss_that_was_reached_before_the_first_validation_is_a_bound(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_loss_that_was_reached_before_the_first_validation_is_a_bound(tmp_path
     assert "million tokens to 5.000 |" in said
     assert re.search(r"^\| fast \| .* \| ≤ 0.500 \|$", said, re.MULTILINE)
     assert re.search(r"^\| slow \| .* \| 1.00 \|$", said, re.MULTILINE)
-    assert "≤: the first validation was below it" in said
+    assert "≤: at the first validation already" in said
 
 
 def test_a_learning_rate_search_has_no_recipes_to_compare(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_learning_rate_search_has_no_recipes_to_compare(tmp_path: Path) -> Non
         run = write_run(tmp_path, "one", 0, 100, [6.0, 5.0 + rate], learning_rate=rate)
         run.rename(run.with_name(f"one_learning_rate-{rate}"))
     said = report(tmp_path)
-    assert "## Loss as it fell" in said
+    assert "## Loss during training" in said
     assert "## Tokens and hours" not in said
 
 
@@ -247,7 +247,7 @@ def test_a_run_that_diverged_is_left_out_of_the_report(tmp_path: Path) -> None:
         write_run(tmp_path / "study", "bad", seed, 10, [5.5, math.inf], speed=math.inf)
     said = report(tmp_path / "study")
     assert "2 of 4 runs are left out: 2 finished without a validation loss that is a number." in said
-    assert "![Loss as it fell]" in said
+    assert "![Loss during training]" in said
     main(["runs", str(tmp_path / "study")])
 
 

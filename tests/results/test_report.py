@@ -193,8 +193,8 @@ def test_the_report_holds_all_it_needs(swept: Path, tmp_path: Path, capsys: pyte
     assert "<script" not in page
     headings = re.findall("<h2>(.*)</h2>", page)
     assert headings[:2] == ["Result", "What can&#39;t be concluded"]
-    assert {"What was run", "Loss as it fell", "Effects on validation loss", "Does it hold?"} <= set(headings)
-    assert headings[-1] == "To repeat it"
+    assert {"What was run", "Loss during training", "Effects on validation loss", "Does it hold?"} <= set(headings)
+    assert headings[-1] == "How to repeat it"
     markdown = (tmp_path / "report/report.md").read_text()
     pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
     assert len(pictures) == page.count("data:image/svg+xml") == 3
@@ -262,10 +262,10 @@ def test_what_is_damaged_is_named(
         ("config.yaml", "a: " + "[" * 3000, "config.yaml: "),
         ("config.yaml", "2026-11-28: 1", "config.yaml: keys must be str"),
         ("config.yaml", None, "config.yaml: not a regular file"),
-        ("versions.json", "[]", "versions.json: not the record of a run"),
+        ("versions.json", "[]", "versions.json: not written by a run"),
         ("versions.json", "[" * 100_000, "versions.json: nested too deeply"),
         ("versions.json", '{"began": "soon"}', "versions.json: Invalid isoformat string: 'soon'"),
-        ("versions.json", '{"command": 3}', "versions.json: not the record of a run"),
+        ("versions.json", '{"command": 3}', "versions.json: not written by a run"),
         ("versions.json", None, "versions.json: not a regular file"),
         ("metrics.csv", "step,a\nnan,1\n", "metrics.csv: nan is not a step"),
         ("metrics.csv", "step,a\n1e300,1\n", "metrics.csv: 1e+300 is not a step"),

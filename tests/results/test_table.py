@@ -168,7 +168,7 @@ def test_numbers_are_sorted_as_numbers_and_missing_ones_come_last() -> None:
         ("loss", "'loss' is not a condition: write KEY OP VALUE, such as 'loss < 4'"),
         ("loss < ", "is not a condition"),
         ("__import__('os') == 1", "is not a condition"),
-        ("loss < few", "compares the size of 'few', which is not a number"),
+        ("loss < few", "compares with 'few', which is not a number"),
         ("los < 4", "no run has los: choose from loss"),
         ("model.width == 4", "no run has model.width: choose from"),
     ],

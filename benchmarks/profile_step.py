@@ -1,10 +1,10 @@
-"""Where the time of a training step goes: operations of gpt127 by the time that they take themselves.
+"""Profile a training step of gpt127: its operations by self time.
 
     python benchmarks/profile_step.py                          2 × 512 tokens, bfloat16 by autocast, on the CPU
     python benchmarks/profile_step.py --precision float32 --shapes
     python benchmarks/profile_step.py --device cuda
 
-Profiling slows a step down; the shares are of the profiled one.
+Profiling slows the step down; shares are relative to the profiled step.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 def main() -> None:
-    """Profile and print."""
+    """Profile steps, and print the slowest operations."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--precision", choices=get_args(Precision), default="bf16")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

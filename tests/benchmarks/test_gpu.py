@@ -265,7 +265,7 @@ def test_the_check_compares_neither_seconds_nor_what_no_time_was_left_for() -> N
 
 
 def test_evaluation_is_named_with_its_own_script(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"--only evaluation has a script of its own: python benchmarks/evaluation.py"):
+    with pytest.raises(SystemExit, match=r"--only evaluation has a separate script: python benchmarks/evaluation.py"):
         bench.main(["--only", "evaluation"])
     bench.main(["--device", "cuda", "--list"])
     assert "evaluation: python benchmarks/evaluation.py" in capsys.readouterr().out

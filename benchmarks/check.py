@@ -97,17 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             new = store.load(given.new)
         else:
             raise DataError(f"{given.new} does not exist: leave it out to measure now, or run `make bench`")
-        found = list(compare(old, new, given.device))
-        if not found:
+        claims = list(compare(old, new, given.device))
+        if not claims:
             raise DataError(f"nothing to compare on {given.device}: the two records share no comparison")
     except (Refusal, WorkerError) as error:
         sys.exit(f"error: {error}")
     rows = [
         (each.comparison, each.claim.name, str(each.before), str(each.now or "–"), "fell" if each.fell else "")
-        for each in found
+        for each in claims
     ]
     console.print(Table(("comparison", "figure", "committed", "now", ""), rows, left=2).terminal("ratios"))
-    fallen = [f"{each.comparison}: {each.claim.name}, {each.before} → {each.now or '–'}" for each in found if each.fell]
+    fell = [each for each in claims if each.fell]
+    fallen = [f"{each.comparison}: {each.claim.name}, {each.before} → {each.now or '–'}" for each in fell]
     if fallen:
         sys.exit("fell:\n" + "\n".join(fallen))
 

@@ -82,9 +82,9 @@ def measure(config: TrainConfig, interval: int, steps: int, rounds: int) -> list
                 if saves and done == 0:
                     number += 1
                     state = TrainingState(number, 0, None, {}, {}, state_by_name(optimizer, model))
-                    asked = time.perf_counter()
+                    start_time = time.perf_counter()
                     writer.save(Checkpoint(model.config, model.state_dict(), "{}", state), number, best=False)
-                    waited.append(time.perf_counter() - asked)
+                    waited.append(time.perf_counter() - start_time)
             times[saves].append(time.perf_counter() - began)
             writer.wait()
         size = (Path(folder) / "last.ckpt").stat().st_size

@@ -101,27 +101,27 @@ def bound(config: GPTConfig, scorables: list[Scorable]) -> float:
     inputs = sum(len(each.tokens) - 1 for each in scorables)
     rows = rows_of([each.tokens[:-1] for each in scorables])
     nodes = sum(len(row.tokens) for row in rows)
-    asked = sum(
+    scored_nodes = sum(
         len({int(node) for number, path in row.paths.items() for node in path[-scorables[number].n_scored :]})
         for row in rows
     )
-    return inputs * (blocks + head) / (nodes * blocks + asked * head)
+    return inputs * (blocks + head) / (nodes * blocks + scored_nodes * head)
 
 
 def hf_scores(lm: Any, pairs: list[Tokens], batch_size: int) -> tuple[list[tuple[float, bool]], float]:
     """Return the scores by the harness's own model, and the seconds."""
     lm.batch_size_per_gpu = batch_size
     start = time.perf_counter()
-    found = lm._loglikelihood_tokens([(("", ""), *pair) for pair in pairs], disable_tqdm=True)
-    return found, time.perf_counter() - start
+    scores = lm._loglikelihood_tokens([(("", ""), *pair) for pair in pairs], disable_tqdm=True)
+    return scores, time.perf_counter() - start
 
 
 def our_scores(model: GPT, pairs: list[Tokens], length: int, batch_tokens: int | None) -> tuple[list[Any], float]:
     """Return the scores by our model, and the seconds."""
     start = time.perf_counter()
     scorables = [Scorable.cut(*pair, length) for pair in pairs]
-    found = Team(Worker(Scorer(model, batch_tokens=batch_tokens), SimpleNamespace())).all_results(scorables)
-    return found, time.perf_counter() - start
+    scores = Team(Worker(Scorer(model, batch_tokens=batch_tokens), SimpleNamespace())).all_results(scorables)
+    return scores, time.perf_counter() - start
 
 
 def where(device: str) -> str:
@@ -180,14 +180,14 @@ def main() -> None:
             for _ in range(options.rounds):
                 expected, seconds = hf_scores(lm, pairs, best)
                 theirs.append(seconds)
-                found, seconds = our_scores(model, pairs, length, options.batch_tokens)
+                scores, seconds = our_scores(model, pairs, length, options.batch_tokens)
                 ours.append(seconds)
             ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
             worst = max(
                 abs(one.log_likelihood - other) / each.n_scored
-                for one, (other, _), each in zip(found, expected, scorables, strict=True)
+                for one, (other, _), each in zip(scores, expected, scorables, strict=True)
             )
-            different = sum(one.greedy != greedy for one, (_, greedy) in zip(found, expected, strict=True))
+            different = sum(one.greedy != greedy for one, (_, greedy) in zip(scores, expected, strict=True))
             figures = statistics.median(theirs), statistics.median(ours), statistics.median(ratios), min(ratios)
             table.add_row(
                 *(task, f"{len(pairs):,}", str(best), *(f"{figure:.2f}" for figure in (*figures, max(ratios)))),

@@ -140,8 +140,8 @@ def kill_again_and_again(words: list[str], folder: Path, kills: int, *, ranks: i
             raise SystemExit(f"the run ended before it could be killed: {job.end() or 'it was finished'}")
         job.kill(rank=ranks > 1 and random.random() < 0.5)
         done[moment if came else "step"] += 1
-    if said := Job(words, folder).end():
-        raise SystemExit(f"the run did not go on: {said}")
+    if problem := Job(words, folder).end():
+        raise SystemExit(f"the run did not continue: {problem}")
     return done
 
 
@@ -177,17 +177,17 @@ def main() -> None:
         for way in [options.only] if options.only else WAYS:
             began = time.perf_counter()
             whole, killed = folder / f"{way}-whole", folder / f"{way}-killed"
-            if said := Job(overrides(way, whole, text, options.kills), whole).end():
-                raise SystemExit(said)
+            if problem := Job(overrides(way, whole, text, options.kills), whole).end():
+                raise SystemExit(problem)
             words = overrides(way, killed, text, options.kills)
             kills = kill_again_and_again(words, killed, options.kills, ranks=WAYS[way][1])
-            apart = difference(whole, killed)
-            failed |= bool(apart)
+            deviation = difference(whole, killed)
+            failed |= bool(deviation)
             moments = ", ".join(f"{moment} {count}" for moment, count in sorted(kills.items()))
             seconds = f"{time.perf_counter() - began:.0f}"
             table = Table("run", "kills -9", "when", "seconds", f"ended as the run left alone (seed {seed})")
             table.add_row(
-                way, str(sum(kills.values())), moments, seconds, f"no: {apart}" if apart else "yes, bit by bit"
+                way, str(sum(kills.values())), moments, seconds, f"no: {deviation}" if deviation else "yes, bit by bit"
             )
             console.print(table)
     raise SystemExit(failed)

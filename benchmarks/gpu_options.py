@@ -125,14 +125,14 @@ def table(compared: Comparison, outcome: Outcome) -> Table:
             rows.append((name, measured.failure or "not measured", "", "", "", "", "", "leave"))
             continue
         shares = (share(outcome, compared, measured), mfu(outcome, measured))
-        ratio, spread, said = verdict(measured, base)
+        ratio, spread, decision = verdict(measured, base)
         figures = (
             f"{sorted(speeds(measured))[len(measured.seconds) // 2]:,.0f}",
             *("" if each is None else f"{each.value:.1%}" for each in shares),
             f"{measured.peak / 1e9:.1f}",
         )
-        said = "" if name in (BASE, CONTROL) else said
-        rows.append((name, ratio, spread, *figures, f"{measured.about.get('first_step', math.nan):.0f}", said))
+        decision = "" if name in (BASE, CONTROL) else decision
+        rows.append((name, ratio, spread, *figures, f"{measured.about.get('first_step', math.nan):.0f}", decision))
     columns = ("option", "ratio (interval)", "spread", "tokens/s", "of the limit", "MFU", "peak, GB", "first step, s")
     return Table((*columns, "verdict"), rows)
 

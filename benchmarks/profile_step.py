@@ -44,11 +44,11 @@ def main() -> None:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, record_shapes=given.shapes) as profiler:
         times = [step() for _ in range(ROUNDS)]
-    found = profiler.key_averages(group_by_input_shape=given.shapes)
-    own = {e: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in found}  # microseconds
+    operations = profiler.key_averages(group_by_input_shape=given.shapes)
+    own = {e: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in operations}  # microseconds
     whole = sum(own.values())
     table = Table("operation", "share", "calls", *(["shapes"] if given.shapes else []))
-    for event in sorted(found, key=lambda e: -own[e])[: given.rows]:
+    for event in sorted(operations, key=lambda e: -own[e])[: given.rows]:
         shapes = [str([each for each in event.input_shapes if each])] if given.shapes else []
         table.add_row(event.key[:60], f"{own[event] / whole:.1%}", f"{event.count / ROUNDS:.0f}", *shapes)
     console.print(table)

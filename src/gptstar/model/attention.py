@@ -263,9 +263,9 @@ class Attention(nn.Module):
         return self.dropout if self.training else 0.0
 
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
-        """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens with an output."""
+        """Return queries, keys and values `(batch, position, head * d_head)`; queries only of tokens with an output."""
         selected = select_queries(x, scope)
-        if selected is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
+        if selected is x or not isinstance(self.qkv, nn.Linear):  # weights packed for inference can't be split
             query, key, value = self.qkv(x).chunk(3, dim=-1)
             return select_queries(query, scope), key, value
         width = self.n_heads * self.d_head

@@ -84,7 +84,7 @@ class SSMax(SoftmaxScale):
         return self if self.context_length is not None else replace(self, context_length=context_length)
 
     def parameters(self, n_heads: int) -> nn.Module:
-        """Make a layer's s."""
+        """Make the parameter s of one layer."""
         return SSMaxParameters(n_heads)
 
     def n_params(self, n_heads: int) -> int:

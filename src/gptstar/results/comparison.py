@@ -172,4 +172,4 @@ def _readings(loaded: Loaded) -> dict[Path, list[Reading]]:
         return readings
 
     files = [file for file, tree in loaded.evaluations.items() if tree.get("kind") == "length"]
-    return {file: found for file in files if (found := loaded.of_file(file, read))}
+    return {file: curves for file in files if (curves := loaded.of_file(file, read))}

@@ -42,7 +42,7 @@ class Hardware:
         precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights with a float32
             master copy, which the optimizer updates and checkpoints hold; `auto`: bf16 if the device is fast at it.
         micro_batch_size: the most sequences that a device computes at once; it changes speed and memory, and results by
-            rounding only. `auto` fills a GPU within its memory, and is 8 on a CPU.
+            rounding only. `auto` fills a GPU within its memory; on CPUs it is 8, or 64 in each of several processes.
         attention: the implementation of attention; `auto` chooses the fastest exact one.
         logits: whether a GPU holds the logits of a micro-batch `whole`, or computes them twice in `pieces`, which needs
             less memory; `auto` prefers whole logits if they fit.

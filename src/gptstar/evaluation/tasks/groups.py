@@ -77,7 +77,7 @@ def _metrics_of(
             metrics += _over_subsets(full, members, samples, by_size=weighs[name], value=float(value), better=better)
             by_size += [full] * weighs[name]
     if metrics and all(_metric(member, RIGHT_ANSWER) for member in members):
-        weight_by_size = next(iter(weighs.values()))  # of the group's first metric
+        weight_by_size = next(iter(weighs.values()))  # as for the group's first metric
         metrics += _over_subsets(RIGHT_ANSWER, members, samples, by_size=weight_by_size, value=None, better=False)
         by_size += [RIGHT_ANSWER] * weight_by_size
     return metrics, tuple(dict.fromkeys(by_size))

@@ -77,7 +77,7 @@ def facts_of(
         },
         "git_hash": get_commit_from_path(Path.cwd()),
         "date": began,
-        **{f"tokenizer_{role}_token": list(end) for role in ("pad", "eos", "bos")},  # as an exported model has them
+        **{f"tokenizer_{role}_token": list(end) for role in ("pad", "eos", "bos")},  # the same as in an exported model
         "eot_token_id": tokenizer.end_of_text,
     }
     add_env_info(facts)

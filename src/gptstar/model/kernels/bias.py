@@ -88,7 +88,7 @@ def query_blocks(n_positions: int, n_heads: int) -> Iterator[tuple[int, int]]:
     """Yield the start and stop of blocks of queries whose bias, `n_heads` numbers per pair, stays within the limits."""
     start = 0
     while start < n_positions:
-        keys = min(start + QUERY_BLOCK, n_positions)  # or fewer
+        keys = min(start + QUERY_BLOCK, n_positions)  # at most
         stop = min(keys, start + max(1, BIAS_ELEMENTS // (n_heads * keys)))
         yield start, stop
         start = stop

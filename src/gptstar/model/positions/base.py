@@ -83,7 +83,7 @@ Bias = Callable[[Pairs], Tensor]
 
 @dataclass(frozen=True)
 class Scaling:
-    """How to scale positions, to read further than in training.
+    """A scaling of positions, to read further than in training.
 
     Attributes:
         method: one of the kind's `scalings`.

@@ -16,7 +16,7 @@ class NoAverage(Averaging):
         return 0.0
 
     def state_bytes(self, model: GPTConfig) -> int:
-        """None."""
+        """Return 0: nothing is stored."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""The comparison of speed: entries are asked in turn, figures and checks mean what they say."""
+"""Comparisons of speed: entries take turns, and figures and checks are right."""
 
 from dataclasses import replace
 from pathlib import Path

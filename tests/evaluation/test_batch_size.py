@@ -1,4 +1,4 @@
-"""How much is read at once: numbers for real cards, what a user gives, and what happens when it does not fit."""
+"""Batch sizes of evaluations: for real GPUs, as given by the user, and when a batch does not fit."""
 
 from types import SimpleNamespace
 
@@ -75,7 +75,7 @@ def test_ranks_agree_on_the_smallest():
 
 
 class Limited(Scorer):
-    """A scorer whose device holds so many rows."""
+    """A scorer whose device holds a limited number of rows."""
 
     rows = 3
 

@@ -1,4 +1,4 @@
-"""Tasks of the harness on our model: the scores, metrics and texts that the harness's own `hf` model gives."""
+"""Harness tasks on our model give the same scores, metrics and texts as the harness's own `hf` model."""
 
 import io
 import json
@@ -44,7 +44,7 @@ WHO = {"name": "made-up", "sha256": "0" * 64}
 
 
 def build(n_vocab: int, **kind: Any) -> GPT:
-    """Random weights, large enough that some tokens are far likelier than others."""
+    """Build a model with random weights, large enough that some tokens are far likelier than others."""
     torch.manual_seed(7)
     model = GPT(GPTConfig(n_vocab=n_vocab, **(GPT_STAR | kind))).eval()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def task_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> Callable[..., Any]:
-    """The harness's own model, of an exported folder."""
+    """Load an exported folder as the harness's own model."""
     from lm_eval.models.huggingface import HFLM
 
     def exported(model: GPT, bpe: Tokenizer, length: int) -> Any:
@@ -102,7 +102,7 @@ def test_a_special_token_in_until_ends_a_text(bpe, until, text, monkeypatch):
 
 
 def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: str) -> float:
-    """The least distance between the likeliest token and the next, over a continuation."""
+    """Return the least gap between the logits of the two likeliest tokens over a continuation."""
     tokens = torch.from_numpy(bpe.encode([context + continuation])[0])[None]
     with torch.inference_mode():
         top = model(tokens).topk(2).values[0]
@@ -112,7 +112,7 @@ def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: st
 def compare_with_hf(
     model: GPT, bpe: Tokenizer, hf: Callable[..., Any], task: str, data_dir: Path, *, limit: int | None, length: int
 ) -> dict[str, float]:
-    """Assert equal scores and metrics; what differed at most."""
+    """Assert equal scores and metrics, and return the largest difference."""
     found = {}
     for name, lm in (("ours", ours(model, bpe, length)), ("hf", hf(model, bpe, length))):
         (loaded,) = load_tasks([task], data_dir)

@@ -1,4 +1,4 @@
-"""A search with Optuna: what it proposes, remembers, and goes on with."""
+"""Searches with Optuna: what they propose, store, and resume."""
 
 import time
 from collections.abc import Callable

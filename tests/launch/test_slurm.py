@@ -1,4 +1,4 @@
-"""launcher=slurm on a real SLURM of one node, which the tests start: needs root, and Debian's slurm-wlm and munge."""
+"""The launcher for SLURM on a real one-node SLURM, which the tests start: needs root, slurm-wlm and munge."""
 
 import os
 import shutil

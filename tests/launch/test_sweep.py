@@ -1,4 +1,4 @@
-"""Sweeps: what jobs are called, and that one command runs, resumes and repairs them."""
+"""Sweeps: the names of jobs, and a single command that runs, resumes and repairs them."""
 
 import os
 import signal
@@ -146,7 +146,7 @@ def test_another_configuration_is_no_continuation(overrides: Overrides, tmp_path
 
 @pytest.mark.slow
 def test_two_jobs_at_a_time_share_the_machine(overrides: Overrides, tmp_path: Path) -> None:
-    """Of three, one is killed while two are at work; the third is begun all the same."""
+    """One of three jobs is killed while two are running; the third still starts."""
     words = [*overrides("total_steps=60", "schedule.warmup_steps=1"), "jobs_at_once=2", "seed=0,1,2"]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     command = [sys.executable, str(ROOT / "train.py"), "-m", *words]

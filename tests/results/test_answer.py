@@ -1,4 +1,4 @@
-"""The first sentences of a report, on made-up runs: what came out, within which interval, what can't be concluded."""
+"""The first sentences of a report on made-up runs: findings, their intervals, and limits."""
 
 import itertools
 import math
@@ -139,7 +139,7 @@ def test_what_makes_losses_incomparable_is_said() -> None:
 
 
 def read_at(runs: pd.DataFrame, changes: list[float], **more: Any) -> pd.DataFrame:
-    """Readings of runs that were trained at 64, with half of a change at 2 × and all of it at 8 ×."""
+    """Return readings of runs trained at 64, with half of the change at 2 × and all of it at 8 ×."""
     lines = [
         {"study": "s", "run": run, "trained_at": 64.0, "scaling": "none", "multiple": float(multiple)}
         | {"context_length": 64 * multiple, "loss": 4.0 + share * change, "reference": 64.0, "targets": "abc"}
@@ -183,7 +183,7 @@ def test_only_numbers_have_a_minus() -> None:
 
 
 def test_runs_that_were_repeated_count_as_their_mean_beyond_the_training_context() -> None:
-    """The sentence, the table and the plot rest on the same seeds: changes of (0.1 + 0.3) / 2 and 0.4."""
+    """The sentence, the table and the plot use the same seeds: changes of (0.1 + 0.3) / 2 and 0.4."""
     runs = made_up(*({"seed": seed, "validation_loss": 4.0} for seed in (0, 0, 1)))
     lengths = read_at(runs, [0.1, 0.3, 0.4])
     _, low, high = interval([0.2, 0.4])
@@ -274,7 +274,7 @@ def test_a_search_over_several_numbers_says_what_was_lowest() -> None:
 
 
 def test_only_tuned_arms_are_said_to_be_at_the_edge() -> None:
-    """At each rate the widest is best; only at the best rate does it matter."""
+    """The widest model is best at each rate, but only its best rate may be reported as an edge."""
     runs = [
         {RATE: rate, "model.d_model": width, "validation_loss": 4.0 + abs(rate - 2e-3) * 100 - width / 1000}
         for rate in (1e-3, 2e-3, 4e-3)

@@ -1,4 +1,4 @@
-"""Windows that grow: the same tokens in the same order, shorter at first."""
+"""Sequence-length warm-up: the same tokens in the same order, in shorter windows first."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_folding_keeps_every_target_with_what_is_right_before_it() -> None:
 
 @pytest.mark.slow
 def test_a_short_stage_is_a_run_at_that_length(overrides: Overrides, tmp_path: Path) -> None:
-    """Against the data layer, which cuts windows of its own where the context is short from the beginning."""
+    """The reference is the data layer, which cuts short windows itself if the context is short throughout."""
     long = next(int(word.partition("=")[2]) for word in overrides() if word.startswith("data.context_length="))
     short = ("total_steps=12", f"data.context_length={long // 2}", "hardware.micro_batch_size=4")
     run_here(overrides(*short, output="short"))

@@ -1,4 +1,4 @@
-"""Checkpoints that another process scores while the run trains."""
+"""Background evaluation of a run's checkpoints."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def evaluating(overrides: Overrides, task_files: Path) -> Overrides:
 
 
 def scores(folder: Path) -> dict[int, dict[str, float]]:
-    """What a run recorded of its evaluations, by step: once for each."""
+    """Return the scores that a run recorded, by step, and check that each step has one row."""
     rows = [row for row in read_metrics(folder) if any("evaluation/" in key for key in row)]
     steps = [int(row["step"]) for row in rows]
     assert steps
@@ -50,7 +50,7 @@ def scores(folder: Path) -> dict[int, dict[str, float]]:
 
 @pytest.fixture
 def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """The process that evaluates is killed as it gets a checkpoint, so many times."""
+    """Kill the background process a number of times when it receives a checkpoint."""
 
     def kill(times: int) -> list[int]:
         killed: list[int] = []
@@ -135,7 +135,7 @@ def test_a_checkpoint_at_which_it_always_dies_is_given_up(
 
 @pytest.mark.slow
 def test_a_killed_trainer_loses_no_evaluation(evaluating: Overrides, tmp_path: Path) -> None:
-    """Killed as soon as a checkpoint that is to be evaluated is there, again and again."""
+    """The run is killed repeatedly, each time a checkpoint waits for its evaluation."""
     run_here(evaluating(output="whole"))
     for due in (10, 20, 24):
         words = [sys.executable, str(ROOT / "train.py"), *evaluating("checkpoint_keep=1")]
@@ -175,7 +175,7 @@ def test_a_folder_that_can_not_be_written_ends_no_run(
 
 @pytest.mark.slow
 def test_older_checkpoints_of_later_steps_are_not_evaluated(evaluating: Overrides, tmp_path: Path) -> None:
-    """A run goes on from an earlier checkpoint where the newest is damaged, and writes later ones again."""
+    """If the newest checkpoint is damaged, a run resumes from an earlier one, and writes later ones again."""
     run_here(evaluating(output="whole"))
     run_here(evaluating("checkpoint_keep=9", "evaluation.every_n_steps=null"))
     for step in (20, 24):
@@ -222,7 +222,7 @@ def test_a_run_refuses_tasks_before_its_first_step(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_train_as_without_evaluations(strategy: str, overrides, evaluating, tmp_path: Path) -> None:
-    """Two ranks have the same losses with and without, to the bit, and the scores of one process."""
+    """Two ranks have bitwise the same losses with and without evaluations, and the scores of one process."""
     two = [f"hardware={strategy}", "hardware.devices=2", "hardware.accelerator=cpu", "hardware.micro_batch_size=2"]
     for words in (overrides(*two, output="without"), evaluating(*two, output="with")):
         done = run_script("train.py", words)

@@ -1,4 +1,4 @@
-"""What a run is said to need, against what it needs."""
+"""The estimated needs of a run against the measured ones."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ BATCH, LENGTH = 3, 64
 
 
 def bytes_saved(config: GPTConfig, *, bf16: bool, attention: str, again: bool) -> int:
-    """What autograd holds between forward and backward pass, without parameters and without the loss's own gradient."""
+    """Return the bytes that autograd keeps for the backward pass, without parameters and the loss's gradient."""
     model = GPT(config)
     model.use(attention=attention, activation_checkpointing=again)
     storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

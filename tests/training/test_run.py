@@ -1,4 +1,4 @@
-"""Runs in this process: what is learned, recorded, saved, resumed and refused."""
+"""Runs in this process: learning, recording, saving, resuming and errors."""
 
 import csv
 import json
@@ -115,7 +115,7 @@ def test_one_batch_is_memorised(overrides: Overrides, tmp_path: Path) -> None:
 
 
 class StopAt(Callback):
-    """Sends a signal to this process at a moment of a run."""
+    """A callback that sends a signal to this process at a given moment of a run."""
 
     def __init__(self, hook: str, step: int, number: int) -> None:
         self.step, self.number = step, number
@@ -223,7 +223,7 @@ def test_a_run_killed_before_it_saved_begins_again(overrides: Overrides, trained
 
 
 class SeesLast(Callback):
-    """Notes the step that a run would go on from, at every step after the fifth."""
+    """A callback that records the step from which a run would resume, at every step after the fifth."""
 
     def __init__(self, path: Path, found: list[int]) -> None:
         self.path, self.found = path, found
@@ -544,7 +544,7 @@ def test_metrics_that_are_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_small_runs_are_small() -> None:
-    """The settings that the tests share are what they say."""
+    """The tests' shared settings are as small as intended."""
     config = TrainConfig.parse(compose("train", [*SMALL, "data=local", "data.files=x"]))
     assert (config.recipe.sequences_per_step, config.micro_batches(free_device(config.hardware)).accumulate) == (8, 2)
     assert shutil.which("git")

@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, and one long run ended at several lengths."""
+"""Learning-rate schedules, and one long run that is branched to end at several lengths."""
 
 import math
 import shutil

@@ -78,7 +78,7 @@ class GPT(nn.Module):
                 values, which stay unchanged. None means the configuration's. A window as long as the text does nothing.
 
         Raises:
-            ConfigError: a window below 1, or sinks below 0 or without a window.
+            ConfigError: the window is below 1, or there are fewer than 0 sinks, or sinks without a window.
         """
         try:
             given = Mask(attention_window, attention_sinks)

@@ -110,7 +110,7 @@ class Evaluator:
         _send(self._process, job.line)
 
     def poll(self) -> tuple[bool, str]:
-        """Return whether the process is idle, and the reason if the last evaluation was given up, otherwise ``."""
+        """Return whether the process is idle, and the reason if the last evaluation was given up (else empty)."""
         job = self._job
         has_died = self._process.poll() is not None  # before looking for results, which a dying process may have left
         if job is None or is_evaluated(job.folder):

@@ -1,4 +1,4 @@
-"""What the harness's own options do here, by what they do there; and what tasks lack, in one line."""
+"""The harness's options have the same effect here as there, and missing parts of tasks give one-line errors."""
 
 import json
 import time
@@ -58,7 +58,7 @@ def items(**metadata):
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """Definitions, and items of those that don't make them."""
+    """Write definitions of tasks, and items for those that don't generate them."""
     write_tasks_files(tmp_path / "tasks", n_items=7)
     (tmp_path / "tasks/writes.yaml").write_text(WRITES)
     rows = [{"text": f"the cat number {number}", "answer": "mat"} for number in range(5)]

@@ -1,4 +1,4 @@
-"""Published rows: complete and sourced; and ours beside them, as table, Markdown and picture."""
+"""Published results are complete and sourced, and are compared with ours in a table, Markdown and a picture."""
 
 import io
 import math
@@ -18,7 +18,7 @@ PUBLISHED = published_rows()
 
 
 def test_the_rows_are_those_of_the_original() -> None:
-    """As its readme.md and traininglog.md have them; GPT-3's PIQA as its paper has it."""
+    """The source is the original's readme.md and traininglog.md, and for GPT-3's PIQA its paper."""
     expected: dict[
         str, tuple[Any, ...]
     ] = {  # LAMBADA acc and perplexity, WikiText, PIQA, HellaSwag, Winogrande; tokens

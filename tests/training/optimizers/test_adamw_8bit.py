@@ -1,4 +1,4 @@
-"""AdamW with moments in 8 bits: near AdamW with moments in 32, in a quarter of the memory, and it goes on bitwise."""
+"""AdamW with 8-bit moments: close to AdamW in a quarter of the memory, with bitwise exact resume."""
 
 from collections.abc import Callable
 from pathlib import Path

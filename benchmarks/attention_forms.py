@@ -1,10 +1,10 @@
-"""Every form of causal attention with ALiBi: time by type and length, reading and training, and its error.
+"""Benchmark every implementation of causal attention with ALiBi: its time in evaluation and training, and its error.
 
     python benchmarks/attention_forms.py                       512 to 8,192 tokens on two CPU cores: 3 minutes
     python benchmarks/attention_forms.py --lengths 512,1024
     python benchmarks/attention_forms.py --device cuda
 
-The forms are asked in turn, on what a projection gives them: queries, keys and values side by side in memory.
+The implementations run in turn. Their inputs are laid out as by a joint projection of queries, keys and values.
 """
 
 import argparse
@@ -23,18 +23,18 @@ from gptstar.model.kernels.bias import linear_bias
 from gptstar.model.positions import alibi_slopes
 
 N_HEADS, D_HEAD = 8, 192
-TOKENS = 1024  # a batch, where a window is no longer
-CHECKED = 64  # the last queries, whose output is held to the definition
+TOKENS = 1024  # of a batch, unless a window is longer
+CHECKED = 64  # the last queries, whose output is compared with the definition
 
 
 def attend(x: Tensor, form: AttentionForm, slopes: Tensor) -> Tensor:
-    """`(batch, position, 3 * head * d_head)` → `(batch, head, position, d_head)`."""
+    """Compute attention: `(batch, position, 3 * head * d_head)` → `(batch, head, position, d_head)`."""
     query, key, value = (part.unflatten(2, (N_HEADS, D_HEAD)).transpose(1, 2) for part in x.chunk(3, dim=-1))
     return causal_attention(query, key, value, slopes, form=form)
 
 
 def seconds(x: Tensor, form: AttentionForm, slopes: Tensor, *, training: bool) -> float:
-    """Of one pass forward, and in training of the one back."""
+    """Return the seconds of a forward pass, and in training also of the backward pass."""
     start = time.perf_counter()
     with torch.set_grad_enabled(training):
         mixed = attend(x.requires_grad_(training), form, slopes)
@@ -47,7 +47,7 @@ def seconds(x: Tensor, form: AttentionForm, slopes: Tensor, *, training: bool) -
 
 
 def error(x: Tensor, form: AttentionForm, slopes: Tensor) -> float:
-    """The largest of the last queries, by the definition in float32."""
+    """Return the largest error of the last queries against the definition in float32."""
     n_positions = x.shape[1]
     first = max(0, n_positions - CHECKED)
     query, key, value = (part.unflatten(2, (N_HEADS, D_HEAD)).transpose(1, 2).float() for part in x.chunk(3, dim=-1))
@@ -59,7 +59,7 @@ def error(x: Tensor, form: AttentionForm, slopes: Tensor) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all implementations, and print a table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--lengths", default="512,1024,2048,8192")
     options.add_argument("--rounds", type=int, default=5)

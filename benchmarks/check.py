@@ -1,11 +1,11 @@
-"""Whether anything has become slower: measure again, and compare with the ratios that were committed last.
+"""Check for slowdowns: measure again, and compare with the ratios in the last commit.
 
-    python benchmarks/check.py                          a quick run, 4 minutes; exits with 1 and names what fell
+    python benchmarks/check.py                          a quick run, 4 minutes; exits with 1 and names slowdowns
     python benchmarks/check.py benchmarks/results.json  what `make bench` has just written
     python benchmarks/check.py --only decoding          some of it
 
-A ratio fell if it is lower by more than both intervals and a margin leave to chance. Ratios alone are compared: seconds
-are another machine's, or another hour's.
+A ratio fell if it is lower by more than both intervals and a margin explain. Only ratios are compared, because seconds
+depend on the machine and the hour.
 """
 
 import argparse
@@ -27,20 +27,20 @@ from speed.report import Table
 from speed.worker import WorkerError
 
 MARGIN = 0.03
-"""What a ratio may fall by beyond its spread: two runs differ by more than rounds of one."""
+"""The relative fall that is tolerated beyond the intervals; two runs differ more than the rounds of one run."""
 
 GROWTH_MARGIN = 0.2
-"""Of a power by which memory grows: allocators take it in large pieces."""
+"""The tolerated rise of the exponent with which memory grows; allocators reserve memory in large pieces."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A claim measured before and now.
+    """A claim with its figures before and now.
 
     Attributes:
-        comparison: its name.
-        now: None where there is no figure now.
-        excused: because a peer could not be measured, or no time was left, neither of which is our doing.
+        comparison: the name of the comparison.
+        now: the present figure; None if there is none.
+        excused: whether a missing figure is not our fault: a peer could not be measured, or no time was left.
     """
 
     comparison: str
@@ -51,9 +51,9 @@ class Compared:
 
     @property
     def fell(self) -> bool:
-        """Whether it is worse by more than chance and the margin allow.
+        """Whether the figure is worse by more than chance and the margin explain.
 
-        Intervals are taken for normal ones, of the logarithm of a ratio, whose half-widths add up as squares.
+        The intervals are treated as those of normally distributed log ratios, whose half-widths add up as squares.
         """
         if self.now is None:
             return not self.excused
@@ -65,11 +65,11 @@ class Compared:
 
 
 def compare(old: store.Results, new: store.Results, device: str) -> Iterator[Compared]:
-    """Every claim that was measured before, of comparisons that were tried anew."""
+    """Yield every claim that was measured before, of the comparisons that were run again."""
     before = {comparison.name: outcome for comparison, outcome in report.pairs(old, device)}
     for comparison, outcome in report.pairs(new, device):
         for claim in comparison.claims if comparison.name in before else ():
-            if claim.quantity == "first":  # seconds, which another machine's can't be compared with
+            if claim.quantity == "first":  # seconds, which are not comparable between machines
                 continue
             if (was := figure(claim, before[comparison.name], comparison)) is not None:
                 of, peer = (outcome.entries.get(name or "") for name in (claim.of, claim.over))
@@ -78,12 +78,12 @@ def compare(old: store.Results, new: store.Results, device: str) -> Iterator[Com
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure or read, compare, and exit with 1 where something fell."""
+    """Measure or read the present figures, compare them, and exit with 1 if something fell."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("new", type=Path, nargs="?", help="a results.json (default: measure now)")
     options.add_argument("--against", type=Path, help="a results.json (default: benchmarks/results.json as committed)")
-    options.add_argument("--only", metavar="NAMES", help="as of run.py")
-    options.add_argument("--rounds", type=int, help="as of run.py")
+    options.add_argument("--only", metavar="NAMES", help="as for run.py")
+    options.add_argument("--rounds", type=int, help="as for run.py")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     given, console = options.parse_args(arguments), Console()
     try:
@@ -97,17 +97,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             new = store.load(given.new)
         else:
             raise DataError(f"{given.new} does not exist: leave it out to measure now, or run `make bench`")
-        found = list(compare(old, new, given.device))
-        if not found:
+        claims = list(compare(old, new, given.device))
+        if not claims:
             raise DataError(f"nothing to compare on {given.device}: the two records share no comparison")
     except (Refusal, WorkerError) as error:
         sys.exit(f"error: {error}")
     rows = [
         (each.comparison, each.claim.name, str(each.before), str(each.now or "–"), "fell" if each.fell else "")
-        for each in found
+        for each in claims
     ]
     console.print(Table(("comparison", "figure", "committed", "now", ""), rows, left=2).terminal("ratios"))
-    fallen = [f"{each.comparison}: {each.claim.name}, {each.before} → {each.now or '–'}" for each in found if each.fell]
+    fell = [each for each in claims if each.fell]
+    fallen = [f"{each.comparison}: {each.claim.name}, {each.before} → {each.now or '–'}" for each in fell]
     if fallen:
         sys.exit("fell:\n" + "\n".join(fallen))
 

@@ -1,10 +1,10 @@
-"""What it costs to save a run while it trains.
+"""Measure the cost of saving checkpoints during training.
 
     python benchmarks/checkpointing.py             # the quickstart's model, and gpt127; minutes on two cores
     python benchmarks/checkpointing.py --model gpt303
 
-Steps are timed in stretches, every other one with a checkpoint begun after its first step: copied, and written in the
-background. Prints what a checkpoint adds, and the share of that in the time between two of them.
+Stretches of steps are timed; every other stretch saves a checkpoint after its first step, which is copied, and written
+in the background. Prints the time that a checkpoint adds, and its share of the time between two checkpoints.
 """
 
 import argparse
@@ -32,11 +32,12 @@ SIZES = {
     "gpt127": ("gpt127", 1024, 500, 8),
     "gpt303": ("gpt303", 1024, 500, 4),
 }
-"""The experiment, tokens of a step here, its interval of saving, and steps of a stretch."""
+"""For each size: the experiment, the tokens per step in this benchmark, the steps between checkpoints, and the steps of
+a stretch."""
 
 
 def main() -> None:
-    """Measure, print the table."""
+    """Measure all sizes, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SIZES, help="one of them (default: quickstart and gpt127)")
     parser.add_argument("--rounds", type=int, default=6, help="pairs of stretches (default: %(default)s)")
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def measure(config: TrainConfig, interval: int, steps: int, rounds: int) -> list[str]:
-    """A row: seconds of a step, size, seconds waited, seconds added, the interval, the share."""
+    """Return a table row: seconds per step, size, seconds waited, seconds added, the interval, and the share."""
     torch.manual_seed(0)
     model = GPT(config.recipe.model)
     optimizer = config.recipe.optimizer.build(model)
@@ -81,9 +82,9 @@ def measure(config: TrainConfig, interval: int, steps: int, rounds: int) -> list
                 if saves and done == 0:
                     number += 1
                     state = TrainingState(number, 0, None, {}, {}, state_by_name(optimizer, model))
-                    asked = time.perf_counter()
+                    start_time = time.perf_counter()
                     writer.save(Checkpoint(model.config, model.state_dict(), "{}", state), number, best=False)
-                    waited.append(time.perf_counter() - asked)
+                    waited.append(time.perf_counter() - start_time)
             times[saves].append(time.perf_counter() - began)
             writer.wait()
         size = (Path(folder) / "last.ckpt").stat().st_size

@@ -1,9 +1,9 @@
-"""Preparing and reading data beside what could do the same: interleaved rounds, this machine, ratios.
+"""Benchmark the preparation and reading of data against alternatives, in interleaved rounds on this machine.
 
     python benchmarks/data.py prepare 'text/*/*.jsonl.zst' gpt2.json    tokenizers and ftfy called bare
     python benchmarks/data.py read                                      numpy, a DataLoader, Arrow, litdata
 
-`prepare` is timed from compressed files to verified shards; the bare calls begin with text in memory and write nothing.
+`prepare` is timed from compressed files to verified shards. The bare calls start with text in memory and write nothing.
 """
 
 import argparse
@@ -38,12 +38,12 @@ CONTEXT, BLOCK, ROWS = 512, 1024, 64
 
 
 def forget(batches: Iterable[object]) -> None:
-    """Read batches and keep none, as training does: what is kept would be paid for in fresh memory."""
+    """Read batches without keeping them, as training does; kept batches would need newly allocated memory."""
     deque(batches, maxlen=0)
 
 
 def interleaved(actions: dict[str, Action], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each action in each round, after one round that is not counted."""
+    """Return the seconds of each action in each round, after an uncounted warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
@@ -55,7 +55,7 @@ def interleaved(actions: dict[str, Action], rounds: int) -> dict[str, list[float
 
 
 def show(title: str, times: dict[str, list[float]], base: str, amount: float, unit: str) -> None:
-    """A table of speeds, and of ratios to one of them round by round."""
+    """Print a table of speeds, and of their ratios to the base, round by round."""
     table = Table("", unit, f"of {base}", "from", "to", title=title)
     for name, seconds in times.items():
         ratios = [one / other for one, other in zip(times[base], seconds, strict=True)]
@@ -67,7 +67,7 @@ def show(title: str, times: dict[str, list[float]], base: str, amount: float, un
 
 
 def fix_and_encode(job: tuple[str, list[str]]) -> int:
-    """What one core does to its share when both libraries are called bare."""
+    """Process one core's share of the text by calling both libraries directly."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = tokenizers.Tokenizer.from_file(job[0])
     texts = [ftfy.fix_text(text) for text in job[1]]
@@ -75,7 +75,7 @@ def fix_and_encode(job: tuple[str, list[str]]) -> int:
 
 
 def prepare(pattern: str, tokenizer_file: str, rounds: int) -> None:
-    """Tokens a second from files to shards, against the libraries alone."""
+    """Measure tokens per second from files to shards, against the libraries alone."""
     texts = [text for corpus in local_corpora(pattern) for text in corpus.documents()]
     bare = tokenizers.Tokenizer.from_file(tokenizer_file)
     n_tokens = sum(len(each.ids) for each in bare.encode_batch_fast(texts, add_special_tokens=False))
@@ -114,7 +114,7 @@ def prepare(pattern: str, tokenizer_file: str, rounds: int) -> None:
 
 
 class Items(Dataset[torch.Tensor]):
-    """The usual way: an item a window, collated into a batch."""
+    """The usual kind of dataset: one item per window, collated into batches."""
 
     def __init__(self, tokens: np.ndarray) -> None:
         self._tokens = tokens
@@ -128,7 +128,7 @@ class Items(Dataset[torch.Tensor]):
 
 
 def read(rounds: int, batches: int, n_shards: int) -> None:
-    """Batches of windows at random a second."""
+    """Measure the batches of random windows per second."""
     with tempfile.TemporaryDirectory() as folder:
         tokens = np.random.default_rng(0).integers(0, 50257, 100_000_000 // BLOCK * BLOCK + 1, dtype=np.uint16)
         np.save(f"{folder}/one.npy", tokens)
@@ -190,7 +190,7 @@ def _as_is(batch: torch.Tensor) -> torch.Tensor:
 
 
 def _peers(folder: Path, tokens: np.ndarray, numbers: list[list[int]]) -> dict[str, Action]:
-    """The same windows in the formats of other libraries, where those are installed."""
+    """Return readers of the same windows in other libraries' formats, if these libraries are installed."""
     import datasets
 
     features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("uint16"))})
@@ -229,7 +229,7 @@ def _slice(piece: tuple[str, int]) -> torch.Tensor:
 
 
 def _positions(windows: Windows) -> None:
-    """What it costs to begin at a position, and what memory a long read takes."""
+    """Measure the time to start at a position, and the memory of a long read."""
     mixture = Mixture.from_epochs({("text", "first"): windows.n_blocks}, {"text": 1.0})
 
     def begin(position: int) -> Action:
@@ -259,7 +259,7 @@ def _positions(windows: Windows) -> None:
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("prepare", "read"))
     parser.add_argument("text", nargs="?", help="prepare: a glob of files")

@@ -1,13 +1,14 @@
-"""Scoring requests beside lm-evaluation-harness's own `hf` model: same weights, float32, interleaved rounds.
+"""Benchmark scoring against lm-evaluation-harness's own `hf` model: same weights, float32, interleaved rounds.
 
     python benchmarks/evaluation.py DATA_DIR gpt2.json                          all five sets, gpt127
     python benchmarks/evaluation.py DATA_DIR gpt2.json --sets piqa --items 200 --model gpt2_small --rounds 5
     python benchmarks/evaluation.py DATA_DIR gpt2.json --sets lambada_openai,piqa --items 5153 --device cuda
 
-`DATA_DIR` holds the tasks' files; `hellaswag` is a set of its shape made of WikiText, with four endings and contexts of
-about 58 tokens, as its own file may not be at hand. `hf` gets the best of its batch sizes, found before the rounds. Its
-model is GPT-2's own code for GPT-2's shape and the exported folder's for the others. `bound` is what its floating-point
-operations are of ours where every beginning is read once and only the logits asked for are computed, without padding.
+`DATA_DIR` holds the tasks' files. `hellaswag` is a set with the same shape made from WikiText, with four endings and
+contexts of about 58 tokens, because HellaSwag's file may be missing. `hf` uses its best batch size, which is determined
+before the rounds. Its model is transformers' GPT-2 for models of GPT-2's shape, and the exported folder's code for
+others. `bound` is the ratio of `hf`'s floating-point operations to the fewest possible: every prefix is read once, and
+only the needed logits are computed, without padding.
 """
 
 import argparse
@@ -59,7 +60,7 @@ Tokens = tuple[list[int], list[int]]
 
 
 def requests(task: str, items: int, data_dir: Path, tokenizer: Tokenizer, length: int) -> list[Tokens]:
-    """Contexts and continuations as the harness makes them, as tokens."""
+    """Return the harness's contexts and continuations of a task as tokens."""
     if task == "hellaswag":
         return hellaswag_shaped(items, data_dir, tokenizer)
     (loaded,) = load_tasks([task], data_dir)
@@ -80,7 +81,7 @@ def requests(task: str, items: int, data_dir: Path, tokenizer: Tokenizer, length
 
 
 def hellaswag_shaped(items: int, data_dir: Path, tokenizer: Tokenizer) -> list[Tokens]:
-    """Contexts of about 58 tokens and four endings of about 25 each, cut from WikiText."""
+    """Return contexts of about 58 tokens with four endings of about 25 tokens each, cut from WikiText."""
     (task,) = load_tasks(["wikitext"], data_dir)
     text = "\n".join(document["page"] for document, _ in zip(task.eval_docs, range(20), strict=False))
     tokens, draw = tokenizer.encode([text])[0].tolist(), np.random.default_rng(0)
@@ -94,42 +95,42 @@ def hellaswag_shaped(items: int, data_dir: Path, tokenizer: Tokenizer) -> list[T
 
 
 def bound(config: GPTConfig, scorables: list[Scorable]) -> float:
-    """How many times more must be computed without sharing than with it, attention's scores left out."""
+    """Return the ratio of operations without shared prefixes to those with them, ignoring attention scores."""
     head = 2 * config.n_vocab * config.d_model
     blocks = 2 * (config.n_params - (config.n_vocab + (config.n_ctx or 0)) * config.d_model)
     inputs = sum(len(each.tokens) - 1 for each in scorables)
     rows = rows_of([each.tokens[:-1] for each in scorables])
     nodes = sum(len(row.tokens) for row in rows)
-    asked = sum(
+    scored_nodes = sum(
         len({int(node) for number, path in row.paths.items() for node in path[-scorables[number].n_scored :]})
         for row in rows
     )
-    return inputs * (blocks + head) / (nodes * blocks + asked * head)
+    return inputs * (blocks + head) / (nodes * blocks + scored_nodes * head)
 
 
 def hf_scores(lm: Any, pairs: list[Tokens], batch_size: int) -> tuple[list[tuple[float, bool]], float]:
-    """Scores by the harness's own model, and seconds."""
+    """Return the scores by the harness's own model, and the seconds."""
     lm.batch_size_per_gpu = batch_size
     start = time.perf_counter()
-    found = lm._loglikelihood_tokens([(("", ""), *pair) for pair in pairs], disable_tqdm=True)
-    return found, time.perf_counter() - start
+    scores = lm._loglikelihood_tokens([(("", ""), *pair) for pair in pairs], disable_tqdm=True)
+    return scores, time.perf_counter() - start
 
 
 def our_scores(model: GPT, pairs: list[Tokens], length: int, batch_tokens: int | None) -> tuple[list[Any], float]:
-    """Scores by ours, and seconds."""
+    """Return the scores by our model, and the seconds."""
     start = time.perf_counter()
     scorables = [Scorable.cut(*pair, length) for pair in pairs]
-    found = Team(Worker(Scorer(model, batch_tokens=batch_tokens), SimpleNamespace())).all_results(scorables)
-    return found, time.perf_counter() - start
+    scores = Team(Worker(Scorer(model, batch_tokens=batch_tokens), SimpleNamespace())).all_results(scorables)
+    return scores, time.perf_counter() - start
 
 
 def where(device: str) -> str:
-    """Name what computes."""
+    """Return the name of the device."""
     return torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
 
 
 def main() -> None:
-    """Time, compare, and print a table."""
+    """Time both, compare their scores, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", type=Path)
     parser.add_argument("tokenizer", type=Path)
@@ -179,14 +180,14 @@ def main() -> None:
             for _ in range(options.rounds):
                 expected, seconds = hf_scores(lm, pairs, best)
                 theirs.append(seconds)
-                found, seconds = our_scores(model, pairs, length, options.batch_tokens)
+                scores, seconds = our_scores(model, pairs, length, options.batch_tokens)
                 ours.append(seconds)
             ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
             worst = max(
                 abs(one.log_likelihood - other) / each.n_scored
-                for one, (other, _), each in zip(found, expected, scorables, strict=True)
+                for one, (other, _), each in zip(scores, expected, scorables, strict=True)
             )
-            different = sum(one.greedy != greedy for one, (_, greedy) in zip(found, expected, strict=True))
+            different = sum(one.greedy != greedy for one, (_, greedy) in zip(scores, expected, strict=True))
             figures = statistics.median(theirs), statistics.median(ours), statistics.median(ratios), min(ratios)
             table.add_row(
                 *(task, f"{len(pairs):,}", str(best), *(f"{figure:.2f}" for figure in (*figures, max(ratios)))),

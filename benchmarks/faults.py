@@ -1,12 +1,11 @@
-"""Kill runs again and again, and compare what they end as with a run that was left alone, bit by bit.
+"""Kill runs repeatedly, and compare their final state with that of an undisturbed run, bit by bit.
 
     python benchmarks/faults.py                          # 30 kills -9 each of one process, DDP by 2 and FSDP2 by 2
     python benchmarks/faults.py --kills 6 --only fsdp
 
-A kill comes at a random moment: within a step and the micro-batches that are summed to it, while a checkpoint is
-written, in a validation, at the edge of an epoch, or again before the run that goes on has done anything. Of several
-ranks one is killed, or the whole job. Prints a table for each, and exits with 1 where a run
-became another. Half an hour on two cores.
+Kills come at random moments: within a step or between its micro-batches, while a checkpoint is written, in a
+validation, at the end of an epoch, or right after a restart. With several ranks, one rank or the whole job is killed.
+Prints a table for each, and exits with 1 if a run ended differently. Half an hour on two cores.
 """
 
 import argparse
@@ -38,7 +37,7 @@ COMPARED = ("step", "train/loss", "validation/loss", "gradient_norm")
 
 
 def write_text(folder: Path) -> Path:
-    """Documents of made-up words: an epoch is `EPOCH` steps."""
+    """Write documents of made-up words, so that an epoch has `EPOCH` steps."""
     words = random.Random(0)
     syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
     known = ["".join(words.choices(syllables, k=2)) for _ in range(400)]
@@ -50,7 +49,7 @@ def write_text(folder: Path) -> Path:
 
 
 def overrides(way: str, output: Path, text: Path, kills: int) -> list[str]:
-    """A run of a minute or so by itself: four micro-batches a step for each rank, and dropout."""
+    """Return the overrides of a run of about a minute, with dropout and four micro-batches per step and rank."""
     hardware, ranks = WAYS[way]
     return [
         *("model.n_layers=3", "model.d_model=96", "model.n_heads=3", "model.n_vocab=301", "model.dropout=0.1"),
@@ -64,7 +63,7 @@ def overrides(way: str, output: Path, text: Path, kills: int) -> list[str]:
 
 
 class Job:
-    """`train.py` in the background."""
+    """A `train.py` process in the background."""
 
     def __init__(self, words: list[str], folder: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -78,21 +77,21 @@ class Job:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
     def rows(self) -> list[str]:
-        """What it has recorded."""
+        """The lines of metrics recorded so far."""
         path = self._folder / "metrics.csv"
         return path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
 
     def step(self) -> int:
-        """The last on record."""
+        """The last recorded step."""
         rows = self.rows()
         return int(rows[-1].split(",")[0] or 0) if rows and rows[-1][:1].isdigit() else 0
 
     def at(self, moment: str, after: int) -> bool:
-        """Whether the run is now where it is to be killed, beyond a step."""
+        """Whether the run is past the step `after` and at the moment to kill it."""
         step = self.step()
         if moment == "checkpoint":
             return step > after and any(self._folder.glob(".step-*.partial"))
@@ -103,7 +102,7 @@ class Job:
         return step > after
 
     def kill(self, *, rank: bool) -> None:
-        """The whole job, or one of its ranks; then wait until all of it is gone."""
+        """Kill the whole job or one of its ranks, then wait until all of its processes have ended."""
         parent = self._process.pid
         ranks = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
         for pid in [random.choice(ranks)] if rank and ranks else [parent, *ranks]:
@@ -111,19 +110,19 @@ class Job:
         self._process.communicate(timeout=60)
 
     def end(self) -> str:
-        """Let it finish; what it said, where that went wrong."""
+        """Wait for the end of the run; return its output if it failed."""
         _, errors = self._process.communicate(timeout=600)
         return errors.decode() if self._process.returncode else ""
 
 
 def kill_again_and_again(words: list[str], folder: Path, kills: int, *, ranks: int) -> Counter[str]:
-    """Start and kill a run, each time a little further, and let it finish at last.
+    """Start and kill a run repeatedly, each time a little further, and finally let it finish.
 
-    A kill has `STEPS_A_KILL` steps of the run to itself: where its moment does not come in them, as it is short on a
-    fast machine, it comes at their end.
+    Each kill is confined to `STEPS_A_KILL` steps of the run. If its moment does not occur within them, because it is
+    short on a fast machine, the kill comes at their end.
 
     Returns:
-        How often it was killed at which moment.
+        The number of kills at each moment.
     """
     done: Counter[str] = Counter()
     for number in track(range(1, kills + 1), f"killing {folder.name}"):
@@ -138,16 +137,16 @@ def kill_again_and_again(words: list[str], folder: Path, kills: int, *, ranks: i
         if came and moment == "step":
             time.sleep(random.uniform(0, 0.1))  # within a step, not at its end
         if not job.running:
-            raise SystemExit(f"the run ended before it could be killed: {job.end() or 'it was done'}")
+            raise SystemExit(f"the run ended before it could be killed: {job.end() or 'it was finished'}")
         job.kill(rank=ranks > 1 and random.random() < 0.5)
         done[moment if came else "step"] += 1
-    if said := Job(words, folder).end():
-        raise SystemExit(f"the run did not go on: {said}")
+    if problem := Job(words, folder).end():
+        raise SystemExit(f"the run did not continue: {problem}")
     return done
 
 
 def difference(one: Path, other: Path) -> str:
-    """What tells two runs apart, or nothing."""
+    """Describe how two runs differ; empty if they are equal."""
     curves = [[{key: row.get(key) for key in COMPARED} for row in read_metrics(folder)] for folder in (one, other)]
     if curves[0] != curves[1]:
         return "the losses differ"
@@ -162,11 +161,11 @@ def difference(one: Path, other: Path) -> str:
 
 
 def main() -> None:
-    """Run the comparisons, print the table."""
+    """Run the comparisons, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=30, help="of each run (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=30, help="kills of each run (default: %(default)s)")
     parser.add_argument("--only", choices=WAYS, help="one way to run")
-    parser.add_argument("--seed", type=int, help="of the moments (default: another each time)")
+    parser.add_argument("--seed", type=int, help="seed of the moments (default: a new one each time)")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     random.seed(seed)
@@ -178,17 +177,17 @@ def main() -> None:
         for way in [options.only] if options.only else WAYS:
             began = time.perf_counter()
             whole, killed = folder / f"{way}-whole", folder / f"{way}-killed"
-            if said := Job(overrides(way, whole, text, options.kills), whole).end():
-                raise SystemExit(said)
+            if problem := Job(overrides(way, whole, text, options.kills), whole).end():
+                raise SystemExit(problem)
             words = overrides(way, killed, text, options.kills)
             kills = kill_again_and_again(words, killed, options.kills, ranks=WAYS[way][1])
-            apart = difference(whole, killed)
-            failed |= bool(apart)
+            deviation = difference(whole, killed)
+            failed |= bool(deviation)
             moments = ", ".join(f"{moment} {count}" for moment, count in sorted(kills.items()))
             seconds = f"{time.perf_counter() - began:.0f}"
             table = Table("run", "kills -9", "when", "seconds", f"ended as the run left alone (seed {seed})")
             table.add_row(
-                way, str(sum(kills.values())), moments, seconds, f"no: {apart}" if apart else "yes, bit by bit"
+                way, str(sum(kills.values())), moments, seconds, f"no: {deviation}" if deviation else "yes, bit by bit"
             )
             console.print(table)
     raise SystemExit(failed)

@@ -1,12 +1,12 @@
-"""Options of our training step on a GPU, each beside the step as it is: which of them to keep.
+"""Benchmark options of our training step on a GPU against the present step, to decide which to keep.
 
     python benchmarks/gpu_options.py                            gpt127, 64 × 512 tokens, in 8 minutes
     python benchmarks/gpu_options.py --model gpt303             32 × 512 tokens
     python benchmarks/gpu_options.py --only joined,flex         options whose names have one of these words
     python benchmarks/gpu_options.py --device cpu               a tiny model, to see that the script works
 
-Each option has a process of its own, and all are asked in turn. The verdict is `keep` where the whole interval of the
-ratio lies above 1 and the ratio is 1.005 or more.
+Each option runs in a separate process, and all take turns. The verdict is `keep` if the whole interval of the ratio is
+above 1 and the ratio is at least 1.005.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from speed.scale import Scale
 from speed.worker import WorkerError
 
 BASE, CONTROL = "as it is", "as it is, again"
-"""The same step twice: how far its ratio is from 1 shows what the ratios of the others are worth."""
+"""The names of the present step and of its repetition; the deviation of their ratio from 1 shows the noise."""
 
 LEAST_GAIN = 1.005
 
@@ -42,7 +42,7 @@ EVERYWHERE: dict[str, Mapping[str, Any]] = {
     "logits in pieces of 2^28": {"logits_at_once": 2**28},
     "logits in pieces of 2^26": {"logits_at_once": 2**26},
 }
-"""Arguments of `options.training` by the option's name."""
+"""The arguments of `options.training` by the name of the option."""
 
 ON_A_GPU: dict[str, Mapping[str, Any]] = {
     "flex 128 × 64, 4 warps": {
@@ -70,7 +70,7 @@ ON_A_GPU: dict[str, Mapping[str, Any]] = {
 
 
 def sizes(model: str, device: str) -> tuple[GPTConfig, int, int]:
-    """A model, and sequences and tokens of each in its training step."""
+    """Return a model's configuration, with the sequences of a training step and the tokens per sequence."""
     if device == "cpu":
         return GPTConfig(n_layers=2, d_model=64, n_heads=4, n_vocab=500), 2, 32
     scale = Scale.of(device)
@@ -79,10 +79,10 @@ def sizes(model: str, device: str) -> tuple[GPTConfig, int, int]:
 
 
 def comparison(model: str, device: str, only: str | None = None) -> Comparison:
-    """The step as it is, and each option.
+    """Return the comparison of the present step with each option.
 
     Raises:
-        ConfigError: no option has such a word in its name.
+        ConfigError: no option's name contains the word.
     """
     config, batch, context = sizes(model, device)
     larger = {f"{size} sequences": {"batch": size} for size in ([2 * batch] if device == "cpu" else [128])}
@@ -90,7 +90,7 @@ def comparison(model: str, device: str, only: str | None = None) -> Comparison:
     words = only.split(",") if only else [""]
     for word in words:
         if not any(word in name for name in options):
-            raise ConfigError(f"--only {word}: no option has that in its name; they are {'; '.join(options)}")
+            raise ConfigError(f"--only {word}: no option has that in its name: choose from {'; '.join(options)}")
     fast = device == "cuda"
     arguments = {"config": config, "batch": batch, "context": context, "device": device}
     arguments["precision"] = "bf16" if fast else "float32"
@@ -107,7 +107,7 @@ def comparison(model: str, device: str, only: str | None = None) -> Comparison:
 
 
 def verdict(measured: Measured, base: Measured) -> tuple[str, str, str]:
-    """Its ratio to the step as it is with an interval, the spread of its rounds, and `keep` or `leave`."""
+    """Return an option's ratio to the present step with its interval, the spread of rounds, and `keep` or `leave`."""
     ratio = paired(measured, base)
     if ratio is None:
         return "", "", "leave"
@@ -118,27 +118,27 @@ def verdict(measured: Measured, base: Measured) -> tuple[str, str, str]:
 
 
 def table(compared: Comparison, outcome: Outcome) -> Table:
-    """A row for each option; one that failed says why in place of its ratio."""
+    """Return a table with a row for each option; a failed one shows the reason in place of its ratio."""
     base, rows = outcome.entries[BASE], list[tuple[str, ...]]()
     for name, measured in outcome.entries.items():
         if not measured.seconds:
             rows.append((name, measured.failure or "not measured", "", "", "", "", "", "leave"))
             continue
         shares = (share(outcome, compared, measured), mfu(outcome, measured))
-        ratio, spread, said = verdict(measured, base)
+        ratio, spread, decision = verdict(measured, base)
         figures = (
             f"{sorted(speeds(measured))[len(measured.seconds) // 2]:,.0f}",
             *("" if each is None else f"{each.value:.1%}" for each in shares),
             f"{measured.peak / 1e9:.1f}",
         )
-        said = "" if name in (BASE, CONTROL) else said
-        rows.append((name, ratio, spread, *figures, f"{measured.about.get('first_step', math.nan):.0f}", said))
+        decision = "" if name in (BASE, CONTROL) else decision
+        rows.append((name, ratio, spread, *figures, f"{measured.about.get('first_step', math.nan):.0f}", decision))
     columns = ("option", "ratio (interval)", "spread", "tokens/s", "of the limit", "MFU", "peak, GB", "first step, s")
     return Table((*columns, "verdict"), rows)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Return the parser of the command's options."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     options.add_argument("--model", choices=("gpt127", "gpt303"), default="gpt127")
@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure the options, and print the table."""
     given, page = parser().parse_args(arguments), console()
     deadline = time.monotonic() + given.seconds
     try:

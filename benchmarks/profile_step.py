@@ -1,10 +1,10 @@
-"""Where the time of a training step goes: operations of gpt127 by the time that they take themselves.
+"""Profile a training step of gpt127: its operations by self time.
 
     python benchmarks/profile_step.py                          2 × 512 tokens, bfloat16 by autocast, on the CPU
     python benchmarks/profile_step.py --precision float32 --shapes
     python benchmarks/profile_step.py --device cuda
 
-Profiling slows a step down; the shares are of the profiled one.
+Profiling slows the step down; shares are relative to the profiled step.
 """
 
 import argparse
@@ -25,7 +25,7 @@ ROUNDS = 3
 
 
 def main() -> None:
-    """Profile and print."""
+    """Profile steps, and print the slowest operations."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--precision", choices=get_args(Precision), default="bf16")
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -44,11 +44,11 @@ def main() -> None:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities, record_shapes=given.shapes) as profiler:
         times = [step() for _ in range(ROUNDS)]
-    found = profiler.key_averages(group_by_input_shape=given.shapes)
-    own = {e: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in found}  # microseconds
+    operations = profiler.key_averages(group_by_input_shape=given.shapes)
+    own = {e: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e in operations}  # microseconds
     whole = sum(own.values())
     table = Table("operation", "share", "calls", *(["shapes"] if given.shapes else []))
-    for event in sorted(found, key=lambda e: -own[e])[: given.rows]:
+    for event in sorted(operations, key=lambda e: -own[e])[: given.rows]:
         shapes = [str([each for each in event.input_shapes if each])] if given.shapes else []
         table.add_row(event.key[:60], f"{own[event] / whole:.1%}", f"{event.count / ROUNDS:.0f}", *shapes)
     console.print(table)

@@ -1,12 +1,12 @@
-"""Speed beside peers, on this machine: every comparison of docs/speed.md, and benchmarks/RESULTS.md.
+"""Benchmark speed against peers on this machine: all comparisons of docs/speed.md, for benchmarks/RESULTS.md.
 
     python benchmarks/run.py                            everything, 25 minutes on two CPU cores
-    python benchmarks/run.py --quick                    what `make bench-check` looks at, in 4 minutes; to runs/bench
+    python benchmarks/run.py --quick                    the figures of `make bench-check`, in 4 minutes; to runs/bench
     python benchmarks/run.py --only training,decoding   some; the others' results are kept
-    python benchmarks/run.py --device cuda              on the GPU, within 5 minutes: what is left then is skipped
+    python benchmarks/run.py --device cuda              on the GPU; after 5 minutes the remaining ones are skipped
     python benchmarks/run.py --device cuda --only training-peers,shapes,training-batch,prefill
 
-Each peer has a process of its own and all are asked in turn; only ratios of such rounds mean anything on a machine
+Each peer runs in a separate process, and all take turns, because only ratios within a round are meaningful on a machine
 whose speed drifts. Nothing else should be running. benchmarks/evaluation.py measures evaluation.
 """
 
@@ -37,51 +37,51 @@ SECONDS = {"cpu": math.inf, "cuda": 280.0}
 """The default of `--seconds`, by device."""
 
 LEAST_SECONDS = 20.0
-"""With less left no comparison is begun: its processes would only just have started."""
+"""The least remaining seconds to begin a comparison; with fewer, its processes would hardly start."""
 
 ELSEWHERE = {"evaluation": "python benchmarks/evaluation.py --help"}
-"""Comparisons that have a script of their own."""
+"""Comparisons with a separate script."""
 
 PUBLISHED, TRIAL = ROOT / "benchmarks", ROOT / "runs" / "bench"
 
 
 def choose(all_of_them: Sequence[Comparison], only: str | None) -> list[Comparison]:
-    """Those that are named: `training` also names `training-float32`.
+    """Return the comparisons with the given names; `training` also selects `training-float32`.
 
     Raises:
-        ConfigError: a name that none has.
+        ConfigError: a name is unknown.
     """
     if only is None:
         return list(all_of_them)
     for name in only.split(","):
         if name in ELSEWHERE:
-            raise ConfigError(f"--only {name} has a script of its own: {ELSEWHERE[name]}")
+            raise ConfigError(f"--only {name} has a separate script: {ELSEWHERE[name]}")
         if not any(named(each, name) for each in all_of_them):
             known = ", ".join(each.name for each in all_of_them)
-            raise ConfigError(f"--only {name}: there is no such comparison; they are {known}")
+            raise ConfigError(f"--only {name}: there is no such comparison: choose from {known}")
     return [each for each in all_of_them if any(named(each, name) for name in only.split(","))]
 
 
 def named(comparison: Comparison, name: str) -> bool:
-    """Whether a name is a comparison's own or that of its group."""
+    """Whether a name is that of a comparison or of its group."""
     return comparison.name == name or comparison.name.startswith(f"{name}-")
 
 
 def run(
     chosen: Sequence[tuple[Comparison, int]], *, device: str, folder: Path, console: Console, seconds: float = math.inf
 ) -> store.Results:
-    """Measure comparisons, each for so many rounds, and write what is known after each.
+    """Run comparisons, each for its number of rounds, and write the results after each.
 
-    On a GPU the next comparison's processes start while this one builds, because they import for ten seconds.
+    On a GPU the next comparison's processes start while the present one builds, because their imports take ten seconds.
 
     Args:
-        seconds: that all may take. What is left then is skipped, and named in the terminal.
+        seconds: the time limit. The remaining comparisons are skipped, and named in the terminal.
 
     Returns:
-        What was measured now.
+        The outcomes of this run.
     """
     begun = time.monotonic()
-    store.load(folder / store.FILE)  # if it is damaged, say so now
+    store.load(folder / store.FILE)  # fail now if it is damaged
     machine, data_sheet = describe(device), data_sheet_peak(device)
     now: store.Results = {device: {}}
     skipped: list[str] = []
@@ -133,7 +133,7 @@ def run(
 
 
 def record(outcome: Outcome, name: str, device: str, folder: Path) -> None:
-    """Write a comparison's outcome in the place of an earlier one, and the tables of all."""
+    """Replace a comparison's earlier outcome, and write the tables of all comparisons."""
     known = store.load(folder / store.FILE)
     known.setdefault(device, {})[name] = outcome
     store.save(known, folder / store.FILE)
@@ -151,20 +151,22 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options.add_argument(
-        "--seconds", type=float, help="that all may take; what is left is skipped (default: 280 on a GPU, else no end)"
+        "--seconds",
+        type=float,
+        help="time limit, after which comparisons are skipped (default: 280 on a GPU, else none)",
     )
     options.add_argument(
         "--output", type=Path, help=f"folder (default: benchmarks; with --quick {TRIAL.relative_to(ROOT)})"
     )
-    options.add_argument("--list", action="store_true", help="the comparisons, and who takes part")
+    options.add_argument("--list", action="store_true", help="list the comparisons and their participants")
     return options
 
 
 def plan(options: argparse.Namespace) -> list[tuple[Comparison, int]]:
-    """Which comparisons to run, and for how many rounds.
+    """Return the comparisons to run, with their numbers of rounds.
 
     Raises:
-        ConfigError: an option that can't be.
+        ConfigError: an option has an invalid value.
     """
     if options.device == "cuda" and not (options.list or torch.cuda.is_available()):
         raise ConfigError("--device cuda, but PyTorch sees no GPU here: leave it out, or install a CUDA build")
@@ -174,13 +176,13 @@ def plan(options: argparse.Namespace) -> list[tuple[Comparison, int]]:
         raise ConfigError(f"--seconds {options.seconds:g} is negative")
     chosen = choose(comparisons(options.device, Scale.of(options.device, long=options.long)), options.only)
     rounds = [(each, each.quick if options.quick else each.rounds) for each in chosen]
-    if options.only is not None:  # what is named is measured
+    if options.only is not None:  # named comparisons are always measured
         rounds = [(each, number or 2) for each, number in rounds]
     return [(each, options.rounds or number) for each, number in rounds if number]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, write, and show."""
+    """Run the comparisons, and write and show the results."""
     options, console = parser().parse_args(arguments), report.console()
     try:
         chosen = plan(options)
@@ -191,14 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, command in ELSEWHERE.items():
                 console.print(f"[bold]{name}[/]: {command}", highlight=False)
             return
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to stop"))  # so that workers are ended too
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped by SIGTERM"))  # this also ends the workers
         folder = options.output or (TRIAL if options.quick else PUBLISHED)
         seconds = SECONDS[options.device] if options.seconds is None else options.seconds
         now = run(chosen, device=options.device, folder=folder, console=console, seconds=seconds)
     except (Refusal, WorkerError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("error: interrupted; comparisons that had ended are written")
+        sys.exit("error: interrupted; the results of finished comparisons are written")
     if not now[options.device]:
         return
     report.show(report.pairs(now, options.device), console)

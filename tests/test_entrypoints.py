@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: in processes of their own, killed, misspelt, swept."""
+"""The scripts as a user runs them: in separate processes, killed, with typos, and in sweeps."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Overrides = Callable[..., list[str]]
 
 
 def killed_at(step: int, overrides: list[str], folder: Path) -> bool:
-    """Start training and kill -9 it as soon as it has recorded a step; whether it died of that."""
+    """Start training, kill -9 it as soon as it has recorded a step, and return whether the kill ended it."""
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
@@ -45,7 +45,7 @@ def assert_kills_change_nothing(
     assert sum(kills) >= max(1, len(kills) // 2)  # a run may be over before it could be killed
     capsys.readouterr()
     run_here(overrides(*more))
-    assert "going on from" in capsys.readouterr().out
+    assert "continuing from" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     epochs = read(tmp_path / "run/last.ckpt").training.data["epochs"]
     assert 55 < 60 / epochs < 57
@@ -55,7 +55,7 @@ def assert_kills_change_nothing(
 def test_kills_change_neither_losses_nor_weights(
     overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One kill at random."""
+    """Kill the run once at a random moment."""
     steps = [random.randrange(9, 56)]  # not before there is a checkpoint to go on from
     print("killed at", steps)
     assert_kills_change_nothing(steps, overrides, tmp_path, capsys)
@@ -211,7 +211,7 @@ for name in ("class Sampling", "generate(", "lm(", "load(", "stream(", "results 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built and unpacked far from the checkout."""
+    """Build the wheel and unpack it outside the checkout."""
     folder = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-w", str(folder)], check=True)

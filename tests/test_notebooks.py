@@ -1,4 +1,4 @@
-"""The notebooks: committed without output, and run from top to bottom on runs made on the spot."""
+"""Notebooks are committed without output, and run from top to bottom on freshly made runs."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def test_all_are_there() -> None:
 
 @pytest.fixture(scope="session")
 def results(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep over context length and positions, and an evaluation of one of its runs."""
+    """Make a sweep over context length and positions, and an evaluation of one of its runs."""
     folder = tmp_path_factory.mktemp("results")
     few = (
         "total_steps=6",
@@ -64,7 +64,7 @@ def results(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def executed(path: Path) -> tuple[list["NotebookNode"], str]:
-    """A notebook's outputs, run in its own folder as Jupyter does, and what its last cell printed."""
+    """Run a notebook in its own folder, as Jupyter does; return its outputs, and the text of its last cell."""
     import nbformat  # takes four seconds, which the tests of every day need not wait for
     from nbclient import NotebookClient
 
@@ -79,7 +79,7 @@ def executed(path: Path) -> tuple[list["NotebookNode"], str]:
 
 SENTENCES = {
     "alibi": "Of 8 heads, the steepest has half of its attention within 2 tokens, the flattest within 178;",
-    "benchmarks": "Of 7 published scores beside context_length-32_positions-alibi_seed-0/best's, ",
+    "benchmarks": "Of 7 published scores compared with context_length-32_positions-alibi_seed-0/best's, ",
     "extrapolation": "Read at 4 × its training context, the loss of alibi changes by ",
     "runs": "Of 2 values of model.positions, ",
     "sizing": "gpt127 has +2.1% parameters and costs ",
@@ -90,7 +90,7 @@ SENTENCES = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_and_end_with_a_sentence(path: Path, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folders are relative to where the command was typed."""
+    """Folders are relative to the working directory of the command."""
     monkeypatch.setenv("PWD", str(results))
     monkeypatch.setenv("RUNS", "sweep")
     monkeypatch.setenv("EVALUATIONS", "evaluation")

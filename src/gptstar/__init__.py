@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def _refuse_windows() -> None:
-    """Raise an error that Python shows in one line, and that who imports plugins, as Hydra does, may catch."""
+    """Raise an ImportError, which importers of plugins such as Hydra catch, and which Python shows in one line."""
     refusal = ImportError("gptstar runs on Linux and macOS: on Windows, install and run it in WSL (wsl --install)")
     show_others = sys.excepthook
 
@@ -43,7 +43,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use, so that `gptstar --help` need not wait for torch."""
+    """Import an attribute on first use, so that `gptstar --help` does not wait for torch."""
     if name == "results":
         return import_module("gptstar.results")
     if name in _ROOMS:
@@ -52,5 +52,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List what is imported on first use, too."""
+    """List all names, including those imported on first use."""
     return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""`python -m gptstar`, the `gptstar` command."""
+"""Run the `gptstar` command as `python -m gptstar`."""
 
 from gptstar.cli import main
 

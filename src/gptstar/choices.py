@@ -1,7 +1,7 @@
-"""Choices by name: a class is registered under the word that stands for it in a configuration.
+"""Choices by name: a registry that maps the names in a configuration to classes.
 
-A name is looked up among the classes registered so far, built in or from a module that the user named, and then among
-the entry points of installed packages. Nothing is imported because a checkpoint or a run directory says so.
+A name is looked up among the registered classes, which are built in or come from the user's plugins, and then among
+the entry points of installed packages. A checkpoint or a run directory can't cause an import.
 """
 
 import sys
@@ -24,17 +24,17 @@ Kind = TypeVar("Kind")
 
 
 class Choices(Generic[Kind]):
-    """The classes of one kind, such as optimizers, by name.
+    """A registry of the classes of one kind, such as optimizers, by name.
 
-    As an annotation, `Annotated[Optimizer, OPTIMIZERS]`, it also tells how a configuration becomes an object.
+    As an annotation, such as `Annotated[Optimizer, OPTIMIZERS]`, it also converts a configuration to an object.
 
     Args:
-        key: where the choice stands in a configuration, such as `model.positions`.
-        tag: the key that names the class, among the keys that the class has.
-        before: the name that configurations meant which are older than the choice.
-        is_word: it is written as a name alone, or as a mapping where a class has keys of its own.
-        never_dropped: keys of other classes that are refused if they have a value. Other such keys are dropped: an
-            experiment may set them for the class that it chooses.
+        key: the key of the choice in a configuration, such as `model.positions`.
+        tag: the key that holds the name of the class, next to the class's own keys.
+        before: the name assumed for configurations that are older than the choice.
+        is_word: whether the choice is written as a bare name, or as a mapping if the class has its own keys.
+        never_dropped: keys of other classes that are refused if they have a value. All other keys of other classes are
+            dropped, because an experiment may set them for the class that it chooses.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Choices(Generic[Kind]):
         self._classes: dict[str, type[Kind]] = {}
 
     def register(self, name: str) -> Callable[[type[Kind]], type[Kind]]:
-        """Register a class under a name, as a decorator: a dataclass, unless the choice is a name alone.
+        """Return a decorator that registers a class under a name; a class with its own keys must be a dataclass.
 
         Raises:
             ConfigError: another class has the name.
@@ -69,21 +69,22 @@ class Choices(Generic[Kind]):
         return registered
 
     def names(self) -> list[str]:
-        """The names that are registered, and those of installed packages."""
+        """Return the registered names, and those of installed packages."""
         return list(dict.fromkeys([*self._classes, *(point.name for point in self._entry_points())]))
 
     def classes(self) -> list[type[Kind]]:
-        """The classes that are registered."""
+        """Return the registered classes."""
         return list(self._classes.values())
 
     def find(self, name: str, plugin: str | None = None) -> type[Kind]:
-        """The class that a name stands for.
+        """Return the class with the given name.
 
         Args:
-            plugin: the module that defined it where the name was recorded, if it was a user's.
+            name: the name of the class.
+            plugin: the user's module that defined the class when the name was recorded, for the error message.
 
         Raises:
-            ConfigError: nothing has the name; says what does, and how to add one.
+            ConfigError: the name is unknown; the message lists known names, and says how to add one.
         """
         if name not in self._classes:
             for point in self._entry_points():
@@ -101,19 +102,19 @@ class Choices(Generic[Kind]):
         return self._classes[name]
 
     def name_of(self, choice: Kind) -> str:
-        """The name of an object's class."""
+        """Return the name of an object's class."""
         return next(name for name, cls in self._classes.items() if cls is type(choice))
 
     def plugin_of(self, choice: Kind | type[Kind]) -> str | None:
-        """The module that defines a class, or an object's class, where it is a user's."""
+        """Return the user's module that defines a class, or an object's class; None for built-in classes."""
         module = (choice if isinstance(choice, type) else type(choice)).__module__
         return None if module.partition(".")[0] == "gptstar" else module
 
     def parse(self, value: Any) -> Kind:
-        """An object from a configuration: a name, or a mapping of keys with the name under `tag`.
+        """Build an object from a name, or from a mapping of keys with the name under `tag`.
 
         Raises:
-            ConfigError: the name is not known, or a key or value does not fit the class.
+            ConfigError: the name is unknown, or a key or value does not fit the class.
         """
         if not isinstance(value, str | dict):
             raise ConfigError(f"{self.key}={value} is not a name: choose one of {', '.join(self.names())}")
@@ -125,7 +126,7 @@ class Choices(Generic[Kind]):
         return parse_fields(cls, self._own_keys(name, cls, tree), self.key)
 
     def describe(self, choice: Kind) -> dict[str, Any]:
-        """A mapping that `parse` reads: the name, every field, and the module of a user's class."""
+        """Return a mapping that `parse` accepts: the name, every field, and the module of a user's class."""
         values = {field.name: getattr(choice, field.name) for field in fields(choice)}  # type: ignore[arg-type]
         plugin = self.plugin_of(choice)
         return {self.tag: self.name_of(choice)} | values | ({"plugin": plugin} if plugin else {})
@@ -161,13 +162,15 @@ class Choices(Generic[Kind]):
 
 
 def parse_fields(cls: type[Kind], tree: dict[str, Any], key: str) -> Kind:
-    """A dataclass from its fields, checked against their types.
+    """Build a dataclass from a mapping of its fields, and check their types.
 
     Args:
-        key: what they stand under in the configuration.
+        cls: the dataclass.
+        tree: the fields by name.
+        key: the key of the mapping in the configuration.
 
     Raises:
-        ConfigError: a key is not known, or a value is missing or of another type; names the key.
+        ConfigError: a key is unknown, or a value is missing or has another type; the message names the key.
     """
     if unknown := next((name for name in tree if name not in _field_names(cls)), None):
         raise ConfigError(f"{key}.{in_one_line(unknown)} is not a key of this version's {key}")
@@ -183,19 +186,19 @@ def parse_fields(cls: type[Kind], tree: dict[str, Any], key: str) -> Kind:
 
 
 def import_plugins(modules: tuple[str, ...]) -> None:
-    """Import the modules that the user named, which register their classes.
+    """Import the modules that the user named, so that they register their classes.
 
     Raises:
-        ConfigError: a module can't be imported; says why.
+        ConfigError: a module can't be imported; the message says why.
     """
     for module in modules:
         _imported(module, f"the plugin {module}")
 
 
 def import_user_module(module: str) -> ModuleType:
-    """Import a module that may lie where the user is, as well as on Python's path."""
+    """Import a module from Python's path or from the working directory."""
     if "" not in sys.path:
-        sys.path.append("")  # a script's own folder stands there, and the user's is where they are
+        sys.path.append("")  # the path has a script's folder, but not the working directory
     return import_module(module)
 
 
@@ -203,13 +206,13 @@ def _imported(module: str, origin: str) -> None:
     try:
         import_user_module(module)
     except ModuleNotFoundError as error:
-        hint = f"looked from {Path.cwd()}: name a module that lies there or is installed"
+        hint = f"looked in {Path.cwd()}: name a module that is there or is installed"
         if module.endswith(".py"):
             hint = f"give its name without .py: {module.removesuffix('.py')}"
         elif near := get_close_matches(module, [path.stem for path in Path().glob("*.py")], 1):
             hint = f"did you mean {near[0]}?"
         raise ConfigError(f"{origin} can't be imported: {in_one_line(error)}; {hint}") from error
-    except Exception as error:  # whatever the user's module does
+    except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"{origin} can't be imported: {with_type(error)}") from error
 
 

@@ -1,6 +1,6 @@
-"""The whole configuration, parsed once: unknown keys, types, then rules, before a file is read or a device is touched.
+"""The whole configuration. It is parsed once, before any file is read or device is used: keys, types, then rules.
 
-Each part's own rules stand in the part's own class; here are those that join parts.
+The rules of each part are in the part's own class; this file has the rules that involve several parts.
 """
 
 import os
@@ -32,12 +32,12 @@ from gptstar.training.record import Record
 Config = TypeVar("Config")
 
 WORKERS_PER_CORE = 16
-"""Processes that read data, at most."""
+"""The most data-loading processes per core."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run: what shapes its result, where it computes, and what it records."""
+    """The configuration of a training run: its recipe, its hardware, and its record."""
 
     recipe: Annotated[Recipe, Role.RESULT, Inline.KEYS]
     hardware: Annotated[Hardware, Role.MACHINE]
@@ -45,10 +45,11 @@ class TrainConfig:
 
     @classmethod
     def parse(cls, composed: DictConfig) -> Self:
-        """Typed values from a composed configuration. The machine is not looked at: `check_here` does that.
+        """Parse a composed configuration into typed values, without checking the machine; `check_here` does that.
 
         Raises:
-            ConfigError: an unknown key, a value of the wrong type, or one that breaks a rule; names key and cure.
+            ConfigError: a key is unknown, a value has the wrong type, or it breaks a rule; the message names the key
+                and the fix.
         """
         tree = _tree(composed)
         model, data = (each if isinstance(each, dict) else {} for each in (tree.get("model"), tree.get("data")))
@@ -56,8 +57,8 @@ class TrainConfig:
         if model.get("n_ctx") is None and positions.needs_capacity:
             model = model | {"n_ctx": length}
         scale = SOFTMAX_SCALES.parse(model.get("softmax_scale", "none"))
-        if isinstance(length, int) and (told := positions.trained_with(length)) != positions:
-            model = model | {"positions": POSITIONS.describe(told)}
+        if isinstance(length, int) and (fitted := positions.trained_with(length)) != positions:
+            model = model | {"positions": POSITIONS.describe(fitted)}
         if isinstance(length, int) and (scaled := scale.trained_with(length)) != scale:
             model = model | {"softmax_scale": SOFTMAX_SCALES.describe(scaled)}
         if model:
@@ -71,28 +72,28 @@ class TrainConfig:
             self.record.reading.lengths(self.recipe.data.context_length)
 
     def check_devices(self) -> None:
-        """Check what depends on how many devices there are.
+        """Check the rules that depend on the number of devices.
 
         Raises:
-            ConfigError: a step or an option does not fit their number.
+            ConfigError: a step can't be divided among the devices, or an option needs another number.
         """
         sequences, devices = self.recipe.sequences_per_step, self.hardware.world_size
         if not self.recipe.optimizer.is_shardable and self.hardware.sharded:
             raise ConfigError(
-                f"optimizer={OPTIMIZERS.name_of(self.recipe.optimizer)} steps whole parameters, and "
-                "hardware.strategy=fsdp splits them over devices: use optimizer=adamw, or hardware=ddp"
+                f"optimizer={OPTIMIZERS.name_of(self.recipe.optimizer)} can't update sharded parameters, but "
+                "hardware.strategy=fsdp shards them over devices: use optimizer=adamw, or hardware=ddp"
             )
         if sequences % devices:
             raise ConfigError(
                 f"batch_tokens={self.recipe.batch_tokens} is {sequences} sequences of "
-                f"{self.recipe.data.context_length}, which {devices} devices do not divide: change one"
+                f"{self.recipe.data.context_length}, which can't be divided among {devices} devices: change one of them"
             )
 
     def check_here(self) -> Self:
-        """See that this machine can run it: its devices, packages and files.
+        """Check that this machine has the devices, packages and files that the run needs.
 
         Raises:
-            ConfigError: it can't; names the key and what to give instead.
+            ConfigError: something is missing; the message names the key and a fix.
         """
         self.hardware.check_here()
         self.recipe.optimizer.check_here()
@@ -105,34 +106,35 @@ class TrainConfig:
         cores, workers = os.cpu_count() or 1, self.recipe.data.loader_workers
         if workers > WORKERS_PER_CORE * cores:
             raise ConfigError(
-                f"data.loader_workers={workers} is more than {WORKERS_PER_CORE} processes for each of {cores} cores: "
+                f"data.loader_workers={workers} is more than {WORKERS_PER_CORE} processes per core ({cores} cores): "
                 "give fewer; 0 is enough for shards on a local disk"
             )
 
     def workload(self, *, on_gpu: bool) -> Workload:
-        """What a device computes, as far as its memory depends on it."""
+        """Return the work of a device in a step, which determines its memory."""
         return Workload.planned(self.recipe, self.hardware, on_gpu=on_gpu)
 
     def micro_batches(self, device: Device) -> MicroBatches:
-        """How a device splits its sequences of a step."""
+        """Return the micro-batches into which a device splits its sequences of a step."""
         return micro_batches(self.hardware, self.workload(on_gpu=device.is_gpu), device)
 
     def memory(self, device: Device) -> Memory:
-        """What a device holds at the height of a step."""
+        """Return the peak memory of a device in a step."""
         batches = self.micro_batches(device)
         return self.workload(on_gpu=device.is_gpu).memory(batches.size, batches.logits_at_once)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """An evaluation of a checkpoint, or of several for a study of context length.
+    """The configuration of an evaluation of one checkpoint, or of several in a length study.
 
     Attributes:
-        checkpoint: a checkpoint, a run directory or an exported Hugging Face folder.
-        output: where the results go.
-        tokenizer: a `tokenizers` JSON, for a checkpoint that holds none.
-        shards: the text for a study of context length; what the checkpoint was trained on, unless given.
-        plugins: modules to import, which register choices of the user's own.
+        checkpoint: a checkpoint, a run directory or an exported Hugging Face folder; several for a length study.
+        evaluation: the kind of evaluation, with its settings.
+        output: the folder for the results.
+        tokenizer: a `tokenizers` JSON, for a checkpoint without a tokenizer.
+        shards: the text for a length study; by default the checkpoint's training data.
+        plugins: modules to import, which register the user's own choices.
     """
 
     checkpoint: Path | tuple[Path, ...]
@@ -145,16 +147,16 @@ class EvaluateConfig:
 
     @classmethod
     def parse(cls, composed: DictConfig) -> Self:
-        """Typed values from a composed configuration.
+        """Parse a composed configuration into typed values.
 
         Raises:
-            ConfigError: as `TrainConfig.parse`.
+            ConfigError: for the same reasons as in `TrainConfig.parse`.
         """
         return _parse(cls, _tree(composed))
 
     def __post_init__(self) -> None:
         if not self.checkpoints:
-            raise ConfigError("checkpoint=[] names none")
+            raise ConfigError("checkpoint=[] names no checkpoint: give one")
         if len(self.checkpoints) > 1 and isinstance(self.evaluation, HeadsConfig):
             raise ConfigError("checkpoint names several: evaluation=heads takes one (-m checkpoint=A,B runs each)")
         if isinstance(self.evaluation, TasksConfig):
@@ -165,13 +167,13 @@ class EvaluateConfig:
                 )
             for key, value in (("every_n_steps", self.evaluation.every_n_steps), ("device", self.evaluation.device)):
                 if value is not None:
-                    raise ConfigError(f"evaluation.{key} is for train.py, which evaluates as it goes: leave it out")
+                    raise ConfigError(f"evaluation.{key} is for train.py, for evaluation during training: leave it out")
 
     def check_here(self) -> Self:
-        """See that this machine has the device and the files.
+        """Check that this machine has the device and the files.
 
         Raises:
-            ConfigError: it has not.
+            ConfigError: one is missing.
         """
         self.hardware.check_here()
         if isinstance(self.evaluation, TasksConfig):
@@ -180,12 +182,12 @@ class EvaluateConfig:
 
     @property
     def checkpoints(self) -> tuple[Path, ...]:
-        """One or more."""
+        """The checkpoints to evaluate, at least one."""
         return self.checkpoint if isinstance(self.checkpoint, tuple) else (self.checkpoint,)
 
 
 def _tree(composed: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, once the modules of the user's own choices are imported."""
+    """Import the user's plugins, and return the configuration as plain values."""
     try:
         tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -215,21 +217,21 @@ def _parse(cls: type[Config], tree: dict[str, Any]) -> Config:
         parts = (
             part for part, before in zip(where, ["", *where], strict=False) if part in names or before == "corpora"
         )
-        key = ".".join(parts)  # without the branches of unions that pydantic adds
+        key = ".".join(parts)  # without the union branches that pydantic adds
         if first["type"] == "missing":
             raise ConfigError(f"{key} has no value: give {key}=VALUE") from error
         raise ConfigError(f"{key}={first['input']}{in_words(first)}") from error
 
 
 OPEN_ENDED = "trainer"
-"""The group of Lightning's own keys, which are checked against its Trainer."""
+"""The group of Lightning's own keys, which are checked against the signature of its Trainer."""
 
 
 def plugin_names(value: Any) -> tuple[str, ...]:
-    """Read the modules that `plugins` names: a list, or one by itself.
+    """Read the modules in `plugins`: a list, or a single name.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the value is neither.
     """
     names = [value] if isinstance(value, str) else value or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -1,62 +1,62 @@
-"""How we refuse: one line that names the cause and the way out, shown to the user without a traceback."""
+"""The errors that users see: one line with the cause and the fix, without a traceback."""
 
 import signal
 
 PREEMPTED = signal.SIGUSR2
-"""How a scheduler announces that a job's time is over (submitit's way, on SLURM): save, and go back into the queue."""
+"""The signal by which a scheduler announces that a job's time is over (submitit's choice on SLURM)."""
 
 
 class Refusal(Exception):
-    """Something the user can put right. The message is one line: key or file, value, rule, cure."""
+    """An error that the user can correct. Its message is one line with key or file, value, rule and fix."""
 
 
 class ConfigError(Refusal):
-    """A configuration that can't be run as it stands."""
+    """An error in the configuration."""
 
 
 class UnknownChoice(ConfigError):
-    """A name that stands for no class here, such as one of a plugin that was not named."""
+    """A name of an unknown class, for instance because its plugin was not given."""
 
 
 class DataError(Refusal):
-    """Text, tokenizer, shards or manifest that are missing, damaged or don't belong together."""
+    """An error in text, tokenizer, shards or manifest: missing, damaged or inconsistent."""
 
 
 class CheckpointError(Refusal):
-    """A checkpoint that is missing, damaged, unsafe to read, or does not fit what is asked of it."""
+    """An error in a checkpoint: missing, damaged, unsafe to read, or unsuitable."""
 
 
 class TrainingError(Refusal):
-    """A run that can't go on, such as one whose loss is no longer finite."""
+    """An error that ends a run, such as a loss that is no longer finite."""
 
 
 def in_one_line(value: object) -> str:
-    """A value, or what somebody else's error says, in one line that is not too long."""
+    """Return a value, or another library's error message, as a single line of at most 300 characters."""
     try:
-        said = " ".join(str(value).split()) or repr(value)
-    except (ValueError, RecursionError):  # of thousands of digits, or of brackets
-        said = f"a huge {type(value).__name__}"
-    return said if len(said) < 300 else f"{said[:300]}…"
+        line = " ".join(str(value).split()) or repr(value)
+    except (ValueError, RecursionError):  # thousands of digits or brackets
+        line = f"a huge {type(value).__name__}"
+    return line if len(line) < 300 else f"{line[:300]}…"
 
 
 def with_type(error: BaseException) -> str:
-    """Name an error's type and what it says, in one line: `KeyError: 'tokens'`."""
+    """Return an error's type and message as a single line, such as `KeyError: 'tokens'`."""
     return f"{type(error).__name__}: {in_one_line(error)}"
 
 
 class RefusedElsewhere(Refusal):
-    """Another rank of this job refused, and says why; this one only ends."""
+    """An error on another rank of this job, which reports it; this rank only ends."""
 
 
 class RankLost(Refusal):
-    """The connection to another rank of this job broke."""
+    """The loss of the connection to another rank of this job."""
 
 
 class Interrupted(Refusal):
-    """A run that a signal stopped, after it had saved.
+    """The end of a run by a signal, after the run was saved.
 
     Attributes:
-        exit_code: what the process should exit with (128 + the signal's number, as shells expect).
+        exit_code: the process's exit code: 128 plus the signal's number, as shells expect.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -1,4 +1,4 @@
-"""What a field of a configuration says about itself where it is declared: its range, and its role in a run."""
+"""Annotations of configuration fields: the range of a value, and its role in a run."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from gptstar.errors import ConfigError
 
 
 def _number(value: Any) -> Any:
-    """Refuse true and false, which Python and pydantic take for 1 and 0."""
+    """Refuse true and false, which Python and pydantic accept as 1 and 0."""
     if isinstance(value, bool):
         raise PydanticCustomError("boolean", "Input should be a number")
     return value
@@ -30,7 +30,7 @@ def _listed(value: Any) -> Any:
 
 
 Words = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-"""A list of words; one word stands for a list of one."""
+"""A list of words; a single word is accepted as a list of one."""
 
 Count = Annotated[Whole, Ge(1)]
 NotNegative = Annotated[Whole, Ge(0)]
@@ -44,7 +44,7 @@ Seed32 = Annotated[Whole, Ge(0), Lt(2**32)]
 
 
 class Role(Enum):
-    """What a value means to a run. A field without a role has that of the group it stands in."""
+    """The role of a value in a run. A field without a role inherits that of its group."""
 
     RESULT = "shapes the result, and stays the same to the end of a run"
     CHANGEABLE = "shapes the result, and may change when a run resumes"
@@ -55,39 +55,39 @@ class Role(Enum):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether a run can resume only under the same value."""
+        """Whether a run can resume only with the same value."""
         return self is Role.RESULT
 
     @property
     def reopens(self) -> bool:
-        """Whether a finished run is not finished under another value."""
+        """Whether another value requires a finished run to be continued."""
         return self in (Role.RESULT, Role.CHANGEABLE, Role.MEASURE, Role.SOURCE)
 
     @property
     def is_compared(self) -> bool:
-        """Whether runs that differ in it are different arms of a comparison."""
+        """Whether runs with different values are different arms of a comparison."""
         return self in (Role.RESULT, Role.CHANGEABLE, Role.MACHINE)
 
 
 @dataclass(frozen=True)
 class Before:
-    """The value that checkpoints and runs meant which are older than the field.
+    """The value assumed for checkpoints and runs that are older than the field.
 
-    It is stated beside the default, which may change later without changing what an old checkpoint meant.
+    It is separate from the default, which may change without changing the meaning of an old checkpoint.
     """
 
     value: Any
 
 
 class Shown(Enum):
-    """Where a setting is shown even if it is the same in all runs."""
+    """Whether a setting is shown even if it is the same in all runs."""
 
     ALWAYS = "in reports and model cards"
 
 
-@functools.cache  # every object of the class asks when it is made
+@functools.cache  # each construction of an object calls this
 def annotations(cls: type) -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
-    """Each field of a dataclass: its name, its type without annotations, and the annotations."""
+    """Return each field of a dataclass: its name, its type without annotations, and the annotations."""
     hints, described = get_type_hints(cls, include_extras=True), []
     for field in fields(cls):
         hint, marks = hints[field.name], ()
@@ -102,10 +102,11 @@ def check_ranges(config: Any, prefix: str) -> None:
     """Check a configuration's fields against the ranges in their types.
 
     Args:
-        prefix: what stands before a field's name in its key, such as `optimizer.`.
+        config: the configuration object.
+        prefix: the prefix of the fields' keys, such as `optimizer.`.
 
     Raises:
-        ConfigError: a value is out of its range; names key, value and range.
+        ConfigError: a value is out of its range; the message names key, value and range.
     """
     cls: type = type(config)
     for name, hint, marks in annotations(cls):
@@ -117,7 +118,7 @@ def check_ranges(config: Any, prefix: str) -> None:
 
 
 def in_words(error: Mapping[str, Any]) -> str:
-    """Describe an error of pydantic's; a range is described as `check_ranges` does."""
+    """Describe an error of pydantic; that of a range is described as in `check_ranges`."""
     for kind, (mark, name) in PYDANTIC.items():
         if error["type"] == kind:
             return _outside(mark(error["ctx"][name]))
@@ -130,11 +131,11 @@ PYDANTIC: dict[str, tuple[Callable[[Any], BaseMetadata], str]] = {
     "less_than_equal": (Le, "le"),
     "less_than": (Lt, "lt"),
 }
-"""Pydantic's names of errors, and the bounds that they are about."""
+"""The bounds that pydantic's errors refer to, by the type of error."""
 
 
 def _bounds(hint: Any) -> Iterator[BaseMetadata]:
-    """Bounds within a type, such as those of `Count | None`."""
+    """Yield the bounds within a type, such as those of `Count | None`."""
     if get_origin(hint) is Annotated:
         inner, *marks = get_args(hint)
         yield from _bounds(inner)
@@ -163,7 +164,7 @@ def _within(value: Any, bound: BaseMetadata) -> bool:
 
 
 def _outside(bound: BaseMetadata) -> str:
-    """What to say of a value that a bound excludes."""
+    """Describe how a value violates a bound."""
     match bound:
         case Ge(ge):
             return f" is below {ge}" if ge else " is not 0 or above"

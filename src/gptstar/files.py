@@ -1,4 +1,4 @@
-"""Files that appear under their names whole or not at all, and hashes of files."""
+"""Atomic writing of files, reading of text files, and hashes."""
 
 import contextlib
 import errno
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def partial_path(path: Path) -> Path:
-    """Name the place beside `path` where a file or folder grows until it is complete: `.NAME.partial`."""
+    """Return the path for a file or folder while it is incomplete: `.NAME.partial` beside `path`."""
     return path.with_name(f".{path.name}.partial")
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that it holds, if it is there.
+    """Remove a file, a link, or a folder with its contents, if it exists.
 
     Raises:
         OSError: it can't be removed.
@@ -30,14 +30,14 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Replace a file by what the block writes to the path it is given, so that a crash leaves the old file or the new.
+    """Replace a file atomically: after a crash, either the old or the new file exists.
 
-    The block writes a file, or makes a symbolic link, beside `path` (POSIX replaces atomically within a folder only).
-    When the block ends the file is synced to the disk and renamed. When the block fails what it wrote is removed, and
-    the old file stands. Two processes must not write the same path at once.
+    The block writes a file or a symbolic link to the yielded path, which is beside `path` (POSIX replaces atomically
+    within a folder only). At the end of the block the file is synced to the disk and renamed. If the block fails, the
+    new file is removed and the old one remains. Two processes must not write the same path at once.
 
     Raises:
-        OSError: the file can't be written, as on a full disk; its `filename` is `path`.
+        OSError: the file can't be written, for instance because the disk is full; its `filename` is `path`.
     """
     temporary = partial_path(path)
     try:
@@ -56,11 +56,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """Read a text in UTF-8.
+    """Read a text file in UTF-8.
 
     Raises:
-        OSError: it can't be read, or is a pipe or a device, which may never end.
-        UnicodeDecodeError: it is not UTF-8.
+        OSError: the file can't be read, or is a pipe or a device, which may never end.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -68,11 +68,11 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON.
+    """Read a JSON file.
 
     Raises:
-        OSError: as `read_text`.
-        ValueError: it is not JSON.
+        OSError: the file can't be read.
+        ValueError: the file is not JSON.
     """
     try:
         return json.loads(read_text(path))
@@ -81,7 +81,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, as `whole_file` does.
+    """Write a text file in UTF-8 atomically.
 
     Raises:
         OSError: the file can't be written; its `filename` is `path`.
@@ -91,20 +91,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write plain values as indented JSON, as `whole_file` does.
+    """Write plain values as indented JSON atomically.
 
     Raises:
         OSError: the file can't be written; its `filename` is `path`.
-        TypeError: JSON has no form for a value.
+        TypeError: JSON can't represent a value.
     """
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def file_sha256(path: Path) -> str:
-    """Hash the bytes of a file: SHA-256, in hexadecimal.
+    """Return the SHA-256 of a file's bytes in hexadecimal.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

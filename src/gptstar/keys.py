@@ -1,4 +1,4 @@
-"""The keys of a configuration, read off the classes that declare them: which exist, and what each says of itself."""
+"""The keys of a configuration and their declarations, read from the configuration classes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
@@ -13,13 +13,13 @@ from gptstar.fields import Before, Role, Shown, annotations
 
 
 class Inline(Enum):
-    """A group whose keys stand beside the group's own place, not below it."""
+    """The mark of a group whose keys are at the level of the group itself, not below it."""
 
     KEYS = "in the group above"
 
 
 class Unstated(Enum):
-    """The absence of a value, where None is one."""
+    """The absence of a value, for fields where None is a value."""
 
     VALUE = "not stated"
 
@@ -29,12 +29,13 @@ UNSTATED = Unstated.VALUE
 
 @dataclass(frozen=True)
 class Declared:
-    """What the declaration of a key says.
+    """The declaration of a key.
 
     Attributes:
-        before: the value that older checkpoints and runs meant; UNSTATED if the declaration has none.
-        is_shown: whether reports show it even if it is the same everywhere.
-        is_group: whether other keys stand below it.
+        role: the role of the key in a run.
+        before: the value assumed for older checkpoints and runs; UNSTATED if the declaration has none.
+        is_shown: whether reports show the key even if its value is the same in all runs.
+        is_group: whether other keys are below this one.
     """
 
     role: Role
@@ -44,10 +45,12 @@ class Declared:
 
 
 def declared(cls: type, prefix: str = "", role: Role = Role.RECORD) -> dict[str, Declared]:
-    """Every dotted key of a configuration class, and its groups; `*` stands for a name that the user gives.
+    """Return every dotted key of a configuration class, and its groups; `*` stands for a name that the user gives.
 
     Args:
-        role: of what states none.
+        cls: the configuration class.
+        prefix: the prefix of its keys.
+        role: the role of fields that don't declare one.
     """
     keys: dict[str, Declared] = {}
     for name, hint, marks in annotations(cls):
@@ -78,7 +81,7 @@ def declared(cls: type, prefix: str = "", role: Role = Role.RECORD) -> dict[str,
 
 
 def _groups(hint: Any) -> list[type]:
-    """The configuration classes within a type."""
+    """Return the configuration classes within a type."""
     if get_origin(hint) is dict:
         hint = get_args(hint)[1]
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
@@ -86,14 +89,14 @@ def _groups(hint: Any) -> list[type]:
 
 
 def valid_keys(cls: type) -> list[str]:
-    """Every dotted key that a user can give."""
+    """Return every dotted key that a user can give."""
     return [key for key, about in declared(cls).items() if not about.is_group]
 
 
 def about(key: str, known: Mapping[str, Declared]) -> Declared:
-    """What is declared of a key, or of the nearest declared group around it.
+    """Return the declaration of a key, or of the nearest declared group around it.
 
-    A key outside every group has to do with Hydra, or with the record.
+    A key outside all groups belongs to Hydra or to the record.
     """
     while key:
         if (declaration := known.get(key)) is not None:
@@ -103,12 +106,12 @@ def about(key: str, known: Mapping[str, Declared]) -> Declared:
 
 
 def is_valid(key: str, valid: Iterable[str]) -> bool:
-    """Whether a dotted key is among those of a configuration."""
+    """Whether a dotted key belongs to a configuration."""
     return any(key == each or ("*" in each and fnmatchcase(key, each)) for each in valid)
 
 
 def unknown_key(key: str, valid: Iterable[str]) -> str:
-    """The message for a key that does not exist, with the nearest that does."""
+    """Return the message for an unknown key, with the nearest valid one."""
     valid = list(valid)
     if is_valid(key, valid):
         return f"{key} is a key that is not set so far: give it as +{key}=VALUE"
@@ -119,7 +122,7 @@ def unknown_key(key: str, valid: Iterable[str]) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"model": {"n_heads": 8}}` → `{"model.n_heads": 8}`."""
+    """Flatten a nested mapping to dotted keys: `{"model": {"n_heads": 8}}` → `{"model.n_heads": 8}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
@@ -127,7 +130,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nested(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
-    """The tree with the keys of each inline group moved below it, as the classes stand."""
+    """Move the keys of each inline group below the group, to match the structure of the classes."""
     moved = dict(tree)
     for name, hint, marks in annotations(cls):
         if Inline.KEYS in marks:

@@ -1,4 +1,4 @@
-"""Names and the contents of files as text for people: they can't steer a terminal, nor be taken for markup."""
+"""Safe printing of names and file contents: without control characters and markup."""
 
 import re
 import time
@@ -9,24 +9,24 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Characters that steer a terminal, and halves of characters, which UTF-8 can't hold."""
+"""Control characters of terminals, and lone surrogates, which UTF-8 can't encode."""
 
 MARKUP = re.compile(r"<(?=[A-Za-z/!?])|\](?=\()")
-"""Where HTML, and the address of a link or picture, would begin in Markdown."""
+"""Beginnings of HTML, and of a link's or picture's address, in Markdown."""
 
 
 def plain(text: str) -> str:
-    """Replace what a terminal would obey instead of showing it."""
+    """Replace control characters, which a terminal would obey."""
     return CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def in_markdown(text: str) -> str:
-    """Make a text that holds names safe in Markdown: neither HTML nor links nor pictures come from it."""
+    """Escape a text with names for Markdown, so that it creates no HTML, links or pictures."""
     return MARKUP.sub(lambda match: "&lt;" if match[0] == "<" else "]\\", plain(text))
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut a text in its middle to so many characters."""
+    """Shorten a text to `width` characters by cutting out its middle."""
     if len(text) <= width:
         return text
     head = (width - 1) // 2
@@ -34,30 +34,30 @@ def shortened(text: str, width: int) -> str:
 
 
 class Terminal(Console):
-    """A console on which text is text: without markup, and without control characters."""
+    """A console that prints text literally, without markup and control characters."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render what is printed; rich's own control codes, such as those of progress bars, stay."""
+        """Render printed text; rich's own control codes, such as those of progress bars, remain."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(plain(segment.text), segment.style)
 
 
 class Tenths:
-    """Progress where there is no terminal: a line at every tenth of long work, however fast its tenths are."""
+    """Progress display without a terminal: a line at every tenth of long work, but not more often than `SECONDS`."""
 
     SECONDS = 10.0
-    """Between lines at least; work that takes less has none."""
+    """The least time between lines; shorter work prints none."""
 
     def __init__(self, console: Console, what: str, total: int) -> None:
-        """Begin; `what` is done is how its lines begin, and `total` the amount of work."""
+        """Start at 0; `what` is the beginning of each line, and `total` the amount of work."""
         self._console, self._what, self._total, self._done, self._tenths = console, what, total, 0, 0
         self._last = time.monotonic()
 
     def advance(self, amount: int) -> None:
-        """Count what was done, and print a line if it is due."""
+        """Add finished work, and print a line if one is due."""
         self._done += amount
         tenths, now = 10 * self._done // max(1, self._total), time.monotonic()
         if tenths > self._tenths and now - self._last >= self.SECONDS and not self._console.is_terminal:

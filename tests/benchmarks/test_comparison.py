@@ -1,4 +1,4 @@
-"""The comparison of speed: entries are asked in turn, figures and checks mean what they say."""
+"""Comparisons of speed: entries take turns, and figures and checks are right."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -216,7 +216,7 @@ def test_names_choose_comparisons() -> None:
         "training-float32",
     ]
     assert [each.name for each in bench.choose(ALL, "loop,shapes-float32")] == ["shapes-float32", "loop"]
-    with pytest.raises(ConfigError, match="--only speeed: there is no such comparison; they are training, "):
+    with pytest.raises(ConfigError, match="--only speeed: there is no such comparison: choose from training, "):
         bench.choose(ALL, "speeed")
     quick = bench.plan(bench.parser().parse_args(["--quick"]))
     assert {each.name for each, _ in quick} == {"training", "prefill", "decoding", "loop"}

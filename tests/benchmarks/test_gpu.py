@@ -1,4 +1,4 @@
-"""The comparison of speed on a GPU, as far as it can be checked without one: its plan, its budget, its tables."""
+"""Comparisons of speed on a GPU, as far as they can be tested without one: plan, time limit and tables."""
 
 import os
 from collections.abc import Iterator
@@ -28,8 +28,8 @@ H200 |= dict.fromkeys(("cores", "memory", "torch", "threads", "python"), "1")
 PLAN = {each.name: each for each in comparisons("cuda", Scale.of("cuda"))}
 
 
-class Told:
-    """In a worker's place: it does nothing, and remembers what it was told."""
+class RecordingWorker:
+    """A stand-in for a worker that does nothing but record its instructions."""
 
     said: ClassVar[list[str]] = []
 
@@ -52,9 +52,9 @@ class Told:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(engine, "Worker", Told)
-    monkeypatch.setattr(Told, "said", [])
-    return Told.said
+    monkeypatch.setattr(engine, "Worker", RecordingWorker)
+    monkeypatch.setattr(RecordingWorker, "said", [])
+    return RecordingWorker.said
 
 
 def of_names(name: str, *entries: str) -> Comparison:
@@ -265,7 +265,7 @@ def test_the_check_compares_neither_seconds_nor_what_no_time_was_left_for() -> N
 
 
 def test_evaluation_is_named_with_its_own_script(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"--only evaluation has a script of its own: python benchmarks/evaluation.py"):
+    with pytest.raises(SystemExit, match=r"--only evaluation has a separate script: python benchmarks/evaluation.py"):
         bench.main(["--only", "evaluation"])
     bench.main(["--device", "cuda", "--list"])
     assert "evaluation: python benchmarks/evaluation.py" in capsys.readouterr().out

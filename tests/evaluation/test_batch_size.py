@@ -1,4 +1,4 @@
-"""How much is read at once: numbers for real cards, what a user gives, and what happens when it does not fit."""
+"""Batch sizes of evaluations: for real GPUs, as given by the user, and when a batch does not fit."""
 
 from types import SimpleNamespace
 
@@ -75,7 +75,7 @@ def test_ranks_agree_on_the_smallest():
 
 
 class Limited(Scorer):
-    """A scorer whose device holds so many rows."""
+    """A scorer whose device holds a limited number of rows."""
 
     rows = 3
 
@@ -97,7 +97,9 @@ def test_a_batch_that_does_not_fit_is_halved():
 def test_a_row_that_does_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(Limited, "rows", 0)
     team = Team(Worker(Limited(build(KINDS[0])), SimpleNamespace()))
-    with pytest.raises(ConfigError, match=r"a row of \d+ tokens does not fit the memory of cpu: lower evaluation\."):
+    with pytest.raises(
+        ConfigError, match=r"a row of \d+ tokens does not fit into the memory of cpu: lower evaluation\."
+    ):
         team.all_results(requests())
 
 

@@ -1,4 +1,4 @@
-"""Two evaluations set against each other: what is paired, shown, said and refused."""
+"""Comparisons of two evaluations: pairing of items, tables, notes and errors."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from gptstar.evaluation.statistics.paired import holm, paired_accuracy
 
 
 def task(name: str, seed: int, n: int = 97, **changes: Any) -> TaskResult:
-    """A task in which a model of this seed did its best; items are the same for every seed."""
+    """Make a task's result by a model of this seed; the items are the same for every seed."""
     items, own = np.random.default_rng(sum(map(ord, name))), np.random.default_rng(seed)
     hardness = items.normal(size=n)
     words = np.ceil(items.lognormal(5, 0.7, n))
@@ -168,7 +168,7 @@ def test_other_examples_and_other_weights_are_refused() -> None:
     b = task("wikitext", 2)
     scores = {"perplexity": (-5.0, 7.0), "bits_per_byte": (-5.0, 7.0)}
     b = replace(b, samples=(replace(b.samples[0], scores=scores), *b.samples[1:]))
-    with pytest.raises(ConfigError, match="wikitext: perplexity weighs the same items differently"):
+    with pytest.raises(ConfigError, match="wikitext: perplexity weights the same items differently"):
         compare(results(1, task("wikitext", 1)), results(2, b))
     b = replace(b, samples=(replace(b.samples[0], scores={}), *b.samples[1:]))
     with pytest.raises(ConfigError, match="wikitext: the results lack perplexity of some items"):

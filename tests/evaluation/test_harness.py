@@ -1,4 +1,4 @@
-"""Tasks of the harness on our model: the scores, metrics and texts that the harness's own `hf` model gives."""
+"""Harness tasks on our model give the same scores, metrics and texts as the harness's own `hf` model."""
 
 import io
 import json
@@ -44,7 +44,7 @@ WHO = {"name": "made-up", "sha256": "0" * 64}
 
 
 def build(n_vocab: int, **kind: Any) -> GPT:
-    """Random weights, large enough that some tokens are far likelier than others."""
+    """Build a model with random weights, large enough that some tokens are far likelier than others."""
     torch.manual_seed(7)
     model = GPT(GPTConfig(n_vocab=n_vocab, **(GPT_STAR | kind))).eval()
     with torch.no_grad():
@@ -65,7 +65,7 @@ def task_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hf(tmp_path_factory: pytest.TempPathFactory, transformers_offline: None) -> Callable[..., Any]:
-    """The harness's own model, of an exported folder."""
+    """Load an exported folder as the harness's own model."""
     from lm_eval.models.huggingface import HFLM
 
     def exported(model: GPT, bpe: Tokenizer, length: int) -> Any:
@@ -102,7 +102,7 @@ def test_a_special_token_in_until_ends_a_text(bpe, until, text, monkeypatch):
 
 
 def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: str) -> float:
-    """The least distance between the likeliest token and the next, over a continuation."""
+    """Return the least gap between the logits of the two likeliest tokens over a continuation."""
     tokens = torch.from_numpy(bpe.encode([context + continuation])[0])[None]
     with torch.inference_mode():
         top = model(tokens).topk(2).values[0]
@@ -112,7 +112,7 @@ def top_two_differ_by(model: GPT, bpe: Tokenizer, context: str, continuation: st
 def compare_with_hf(
     model: GPT, bpe: Tokenizer, hf: Callable[..., Any], task: str, data_dir: Path, *, limit: int | None, length: int
 ) -> dict[str, float]:
-    """Assert equal scores and metrics; what differed at most."""
+    """Assert equal scores and metrics, and return the largest difference."""
     found = {}
     for name, lm in (("ours", ours(model, bpe, length)), ("hf", hf(model, bpe, length))):
         (loaded,) = load_tasks([task], data_dir)
@@ -348,7 +348,7 @@ def test_refusals_name_the_cure(bpe, task_files):
         suite(build(299), bpe, task_files)
     with pytest.raises(ConfigError, match="too short"):
         suite(build(300), bpe, task_files, tasks=("hellaswag",), context_length=5)
-    with pytest.raises(ConfigError, match=r"exceeds the learned positions' n_ctx=64"):
+    with pytest.raises(ConfigError, match=r"exceeds the model's n_ctx=64"):
         suite(build(300, **GPT_2), bpe, task_files, tasks=("piqa",), context_length=65)
     config = TasksConfig(tasks=("piqa",), data_dir=task_files, cache=task_files / "c")
     with pytest.raises(ConfigError, match="needs a checkpoint that is a file"):
@@ -389,7 +389,7 @@ def test_what_the_harness_can_not_evaluate_is_refused(bpe, tmp_path):
         gptstar.lm(tmp_path / "mute.ckpt")
     write(tmp_path / "a.ckpt", Checkpoint(model.config, model.state_dict(), bpe.json_text))
     assert gptstar.lm(tmp_path / "a.ckpt", device="cpu").context_length == 64
-    with pytest.raises(ConfigError, match="exceeds the learned positions' n_ctx=64"):
+    with pytest.raises(ConfigError, match="exceeds the model's n_ctx=64"):
         gptstar.lm(tmp_path / "a.ckpt", context_length=65)
 
 
@@ -397,7 +397,7 @@ def test_a_diverged_model_is_one_line(bpe, task_files):
     model = build(300)
     with torch.no_grad():
         model.norm.weight.mul_(1e6)
-    with pytest.raises(CheckpointError, match="wikitext: a perplexity beyond what a float holds"):
+    with pytest.raises(CheckpointError, match="wikitext: the perplexity exceeds a float's range"):
         suite(model, bpe, task_files, tasks=("wikitext",))
 
 

@@ -1,4 +1,4 @@
-"""Runs of several processes: the same run as one process makes, whatever stops them."""
+"""Runs of several processes equal those of one process, whatever interrupts them."""
 
 import os
 import re
@@ -36,7 +36,7 @@ def train(overrides: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def assert_agree(one: Path, other: Path) -> None:
-    """Losses and gradients step by step, validation, weights and the optimizer's state, within rounding."""
+    """Assert equal losses, gradients, validation, weights and optimizer state, within rounding."""
     for name in ("train/loss", "validation/loss", "gradient_norm"):
         ours, theirs = recorded(one, name), recorded(other, name)
         assert ours.keys() == theirs.keys()
@@ -142,7 +142,7 @@ def test_moments_in_8_bits_are_alike_on_two_ranks(
 def test_a_run_goes_on_at_other_numbers_of_ranks(
     overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]
 ) -> None:
-    """In parts, whole, and in parts again: FSDP by 2, one process, FSDP by 2, DDP by 4."""
+    """Resume a sharded run unsharded, and sharded again: FSDP by 2, one process, FSDP by 2, DDP by 4."""
     one = alone("total_steps=24")
     for steps, places in ((6, on(2, "fsdp")), (11, on(1, "cpu")), (17, on(2, "fsdp")), (24, on(4, "ddp"))):
         train(overrides(*ODD, *places, f"total_steps={steps}", "schedule.decay_until=24", "validate_every=100"))
@@ -176,7 +176,7 @@ def test_a_damaged_part_is_named_and_the_checkpoint_before_is_gone_on_from(
 
 
 class Running:
-    """`train.py` in the background, and the processes of its ranks."""
+    """A `train.py` process in the background, with the processes of its ranks."""
 
     def __init__(self, overrides: list[str], folder: Path) -> None:
         command = [sys.executable, str(ROOT / "train.py"), *overrides]
@@ -195,7 +195,7 @@ class Running:
         os.kill(pid if rank is None else self.ranks()[rank], number)
 
     def ranks(self) -> dict[int, int]:
-        """The process of each rank."""
+        """Return the process of each rank."""
         pid = self._process.pid
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         known = {child: Path(f"/proc/{child}/environ").read_bytes().split(b"\0") for child in children}
@@ -203,7 +203,7 @@ class Running:
         return {int(words[0][5:]): child for child, words in found.items() if words}
 
     def end(self) -> tuple[int, float, str]:
-        """Exit status, seconds until then, and what it said on stderr."""
+        """Return the exit status, the seconds until then, and stderr."""
         began = time.monotonic()
         _, errors = self._process.communicate(timeout=60)
         return self._process.returncode, time.monotonic() - began, errors
@@ -347,7 +347,7 @@ def test_a_compiled_model_agrees(
 
 @pytest.mark.slow
 def test_half_precision_weights_in_parts(overrides: Overrides, tmp_path: Path, alone: Callable[..., Path]) -> None:
-    """The master stays in float32: the run goes on from what it saved as if it had not stopped, and learns alike."""
+    """The master stays in float32: a resumed run equals an uninterrupted one, and learns equally well."""
     one = alone("total_steps=24")
     more = [*ODD, *on(2, "fsdp"), "hardware.precision=bf16_weights", "schedule.decay_until=24"]
     train(overrides(*more, "total_steps=24", output="whole"))
@@ -361,7 +361,7 @@ def test_half_precision_weights_in_parts(overrides: Overrides, tmp_path: Path, a
 
 @pytest.mark.slow
 def test_runs_at_the_same_time_do_not_meet(overrides: Overrides, tmp_path: Path) -> None:
-    """Each has its own directory and port, and one prepares the text for both."""
+    """Each run has its own directory and port, and one prepares the text for both."""
     words = [overrides(*on(2, "ddp"), "data.validation_tokens=2048", output=name) for name in ("a", "b")]
     train(overrides(*on(2, "ddp"), "data.validation_tokens=2048", output="alone"))
     command = [sys.executable, str(ROOT / "train.py")]
@@ -433,7 +433,7 @@ def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: C
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
-        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=4 in the environment, and hardware asks"),
+        ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=4 in the environment, but hardware names"),
         ({"WORLD_SIZE": "abc", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=abc is not a number"),
         ({"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "WORLD_SIZE is set and RANK is not"),
     ],

@@ -1,4 +1,4 @@
-"""A search with Optuna: what it proposes, remembers, and goes on with."""
+"""Searches with Optuna: what they propose, store, and resume."""
 
 import time
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def test_a_trial_that_was_killed_goes_on(overrides: Overrides, tmp_path: Path) -
     assert again.returncode == 0, again.stderr
     (finished,) = find_runs([tmp_path / "run"])
     assert (finished.path, finished.state) == (stopped.path, "finished")
-    assert "going on from" in again.stdout
+    assert "continuing from" in again.stdout
 
 
 @pytest.mark.slow

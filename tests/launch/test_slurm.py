@@ -1,4 +1,4 @@
-"""launcher=slurm on a real SLURM of one node, which the tests start: needs root, and Debian's slurm-wlm and munge."""
+"""The launcher for SLURM on a real one-node SLURM, which the tests start: needs root, slurm-wlm and munge."""
 
 import os
 import shutil
@@ -75,7 +75,7 @@ def test_a_preempted_job_is_requeued_and_ends_as_one_that_was_left_alone(
     assert submission.returncode == 0, output
     assert "submitting to SLURM" in output
     assert_same_run(tmp_path / "whole", tmp_path / "run")
-    assert any("going on from" in log.read_text() for log in (tmp_path / "run/.slurm").glob("*/*.out"))
+    assert any("continuing from" in log.read_text() for log in (tmp_path / "run/.slurm").glob("*/*.out"))
 
 
 def test_a_sweep_is_an_array_of_jobs(slurm: None, overrides: Overrides, tmp_path: Path) -> None:

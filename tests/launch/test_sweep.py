@@ -1,4 +1,4 @@
-"""Sweeps: what jobs are called, and that one command runs, resumes and repairs them."""
+"""Sweeps: the names of jobs, and a single command that runs, resumes and repairs them."""
 
 import os
 import signal
@@ -107,7 +107,7 @@ def test_a_job_that_crashes_ends_no_other_and_goes_on_next_time(overrides: Overr
 
     again = run_script("train.py", ["-m", *words, "seed=0,1"])
     assert again.returncode == 0, again.stderr
-    assert "going on from" in again.stdout
+    assert "continuing from" in again.stdout
     alone = run_script("train.py", overrides("total_steps=60", "schedule.warmup_steps=1", "seed=0", output="alone"))
     assert alone.returncode == 0, alone.stderr
     assert recorded(tmp_path / "run/seed-0") == recorded(tmp_path / "alone")
@@ -140,13 +140,13 @@ def test_another_configuration_is_no_continuation(overrides: Overrides, tmp_path
     assert run_script("train.py", ["-m", *words, "seed=0,1"]).returncode == 0
     changed = run_script("train.py", ["-m", *words, "seed=0,1", "optimizer.weight_decay=0.5"])
     assert changed.returncode == 1
-    assert "optimizer.weight_decay (there 0.1, here 0.5)" in changed.stderr
+    assert "optimizer.weight_decay (checkpoint: 0.1, now: 0.5)" in changed.stderr
     assert Run.read(tmp_path / "run/seed-0").state == "finished"
 
 
 @pytest.mark.slow
 def test_two_jobs_at_a_time_share_the_machine(overrides: Overrides, tmp_path: Path) -> None:
-    """Of three, one is killed while two are at work; the third is begun all the same."""
+    """One of three jobs is killed while two are running; the third still starts."""
     words = [*overrides("total_steps=60", "schedule.warmup_steps=1"), "jobs_at_once=2", "seed=0,1,2"]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     command = [sys.executable, str(ROOT / "train.py"), "-m", *words]

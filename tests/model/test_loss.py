@@ -1,4 +1,4 @@
-"""The loss in the head: by token, and summed with its gradient made in the same pass."""
+"""The loss of the output head: per token, and summed with its gradient from the same pass."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ N_VOCAB, D_MODEL = 211, 13
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden states, embedding and targets, of which some are missing."""
+    """Return hidden states, embedding and targets; some positions have no target."""
     torch.manual_seed(0)
     hidden = torch.randn(3, 17, D_MODEL, dtype=dtype, requires_grad=True)
     weight = torch.randn(N_VOCAB, D_MODEL, dtype=dtype, requires_grad=True)
@@ -94,7 +94,7 @@ def test_a_second_backward_pass_is_refused() -> None:
     hidden, weight, targets = inputs()
     total = summed_loss(hidden, weight, targets)
     total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="a summed loss has one backward pass: compute it again"):
+    with pytest.raises(RuntimeError, match="a summed loss allows one backward pass: compute it again"):
         total.backward()
 
 

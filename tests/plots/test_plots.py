@@ -1,4 +1,4 @@
-"""What each plot draws: labels, their order, scales, marks."""
+"""The content of plots: labels, their order, scales and marks."""
 
 import math
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_of_many_arms_the_best_have_colours() -> None:
 
 
 def test_losses_that_are_not_finite_are_not_drawn() -> None:
-    """A run that diverged leaves its finite losses, and is not the best."""
+    """The finite losses of a diverged run are drawn, but it is not the best."""
     good, diverged = falling(9.0), [Point(1000, 3.0), Point(2000, math.inf), Point(3000, math.nan)]
     figure = draw_losses([LossCurve("good", good), *(LossCurve(f"bad {n}", diverged) for n in range(6))])
     assert legend_of(figure) == ["2 with higher loss", "good", *(f"bad {n}" for n in range(4))]
@@ -170,7 +170,7 @@ def test_the_change_is_drawn_below_the_loss() -> None:
         pytest.approx([-0.03, -0.01]),
         pytest.approx([0.0, 0.02]),
     ]
-    assert "seen in training (up to 64)" in texts(loss.texts)
+    assert "training context (up to 64)" in texts(loss.texts)
     assert loss.get_ylim()[1] - loss.get_ylim()[0] >= 0.5  # noise is not to look like a slope
     assert loss.get_position().height > 1.3 * change.get_position().height
     assert draw_lengths([]) is None
@@ -297,7 +297,7 @@ LONG = "recipe-without_everything_that_was_ever_added_to_it"
 
 
 def samples() -> list[Figure | None]:
-    """A figure of each kind, with long names."""
+    """Return a figure of each kind, with long names."""
     names = (LONG, f"{LONG}_but_one", "alibi, yarn")
     losses = [LossCurve(name, falling(9.0), [Point(20_000, 0.4)]) for name in names]
     effects = [effect("experiment", name, LONG) for name in names]

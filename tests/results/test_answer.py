@@ -1,4 +1,4 @@
-"""The first sentences of a report, on made-up runs: what came out, within which interval, what can't be concluded."""
+"""The first sentences of a report on made-up runs: findings, their intervals, and limits."""
 
 import itertools
 import math
@@ -62,7 +62,7 @@ def test_a_search_is_answered_in_a_sentence_with_an_interval() -> None:
         f"against the next, 0.01 (95 % interval over 3 seeds, p = {p:.2g}; preliminary).",
     )
     assert said.limits == (
-        "There are 3 seeds, so every effect is preliminary: it takes 5 seeds and p < 0.01 to be called significant.",
+        "There are 3 seeds, so every effect is preliminary: a significant one needs 5 seeds and p < 0.01.",
     )
 
 
@@ -72,8 +72,8 @@ def test_one_seed_the_edge_and_few_steps_are_said() -> None:
         "Of 3 learning rates, 0.01 has the lowest validation loss: 4.100, −0.100 against the next, 0.003 (one seed).",
     )
     assert said.limits == (
-        "There is one seed, so nothing is known of how much another would differ, and no interval can be given.",
-        "The runs are short (30 steps, 30,720 tokens): the order of the arms may be another after more steps.",
+        "There is one seed, so the variation between seeds is unknown, and no interval can be given.",
+        "The runs are short (30 steps, 30,720 tokens): the order of the arms may change with more steps.",
         "The best learning rate, 0.01, is the highest of the 3 tried: a higher one may be better.",
     )
 
@@ -129,16 +129,17 @@ def test_what_makes_losses_incomparable_is_said() -> None:
     )  # fmt: skip
     said = answer(runs, NO_LENGTHS, ["data.fingerprint"])
     assert "b has the lowest validation bits per byte: 1.400, −0.100 against the next, a (one seed)" in said.findings[0]
-    assert "The runs read other tokens, so losses per token can't be compared: these are bits per byte." in said.limits
-    assert "Only one learning rate was tried, 0.001: an arm may gain from another." in said.limits
+    limit = "The runs have different tokens, so losses per token aren't comparable: these are bits per byte."
+    assert limit in said.limits
+    assert "Only one learning rate was tried, 0.001: some arms may be better at another." in said.limits
     contexts = made_up(*({CONTEXT: length, "validation_loss": length / 100} for length in (64, 128)))
     said = answer(contexts, NO_LENGTHS, [CONTEXT])
     assert said.findings[0].startswith("Of 2 training contexts, 64 has the lowest validation loss")
-    assert said.limits[-1].startswith("Each run is validated at its own context length")
+    assert said.limits[-1].startswith("Each run is validated at its own training context")
 
 
 def read_at(runs: pd.DataFrame, changes: list[float], **more: Any) -> pd.DataFrame:
-    """Readings of runs that were trained at 64, with half of a change at 2 × and all of it at 8 ×."""
+    """Return readings of runs trained at 64, with half of the change at 2 × and all of it at 8 ×."""
     lines = [
         {"study": "s", "run": run, "trained_at": 64.0, "scaling": "none", "multiple": float(multiple)}
         | {"context_length": 64 * multiple, "loss": 4.0 + share * change, "reference": 64.0, "targets": "abc"}
@@ -182,7 +183,7 @@ def test_only_numbers_have_a_minus() -> None:
 
 
 def test_runs_that_were_repeated_count_as_their_mean_beyond_the_training_context() -> None:
-    """The sentence, the table and the plot rest on the same seeds: changes of (0.1 + 0.3) / 2 and 0.4."""
+    """The sentence, the table and the plot use the same seeds: changes of (0.1 + 0.3) / 2 and 0.4."""
     runs = made_up(*({"seed": seed, "validation_loss": 4.0} for seed in (0, 0, 1)))
     lengths = read_at(runs, [0.1, 0.3, 0.4])
     _, low, high = interval([0.2, 0.4])
@@ -268,12 +269,12 @@ def test_a_search_over_several_numbers_says_what_was_lowest() -> None:
     said = answer(runs, NO_LENGTHS, [RATE, "schedule.warmup_steps"])
     assert said.findings == (
         "The lowest validation loss is 4.200, of the run 1 (optimizer.learning_rate 0.0034, schedule.warmup_steps 25).",
-        "No two finished runs differ in one setting alone, so what a setting changed is not known.",
+        "No two finished runs differ in a single setting, so the effect of a setting is not known.",
     )
 
 
 def test_only_tuned_arms_are_said_to_be_at_the_edge() -> None:
-    """At each rate the widest is best; only at the best rate does it matter."""
+    """The widest model is best at each rate, but only its best rate may be reported as an edge."""
     runs = [
         {RATE: rate, "model.d_model": width, "validation_loss": 4.0 + abs(rate - 2e-3) * 100 - width / 1000}
         for rate in (1e-3, 2e-3, 4e-3)

@@ -1,4 +1,4 @@
-"""`gptstar.results`: what a notebook begins with, whatever names its runs and evaluations."""
+"""The functions of `gptstar.results` for notebooks, with all kinds of sources."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).with_name("typed_script.py")
 
 @pytest.fixture(scope="module")
 def folder(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `runs/seed-9` and `runs/seed-10` with readings in report.json, and an evaluation `mine` of seed-9."""
+    """Make runs `runs/seed-9` and `runs/seed-10` with readings in report.json, and an evaluation `mine` of seed-9."""
     folder = tmp_path_factory.mktemp("api")
     words = [*SMALL, "data=local", f"data.files={text}", "total_steps=3", "schedule.warmup_steps=1", "report=true"]
     words += ["batch_tokens=20480", "hardware.micro_batch_size=32"]  # so that it can afford to read
@@ -150,13 +150,13 @@ def test_where_there_is_nothing_a_warning_says_how_to_get_it(folder: Path, tmp_p
         results.tasks(folder / "runs")
     with pytest.raises(ConfigError, match=r"holds no results to compare: evaluate\.py checkpoint=RUN output="):
         results.compare(tmp_path)
-    with pytest.raises(ConfigError, match=r"takes two results of one kind: .*mine has losses at context lengths"):
+    with pytest.raises(ConfigError, match=r"needs two results of one kind: .*mine has losses at context lengths"):
         results.compare(folder / "results/mine")
 
 
 def test_effects_are_those_of_the_report(folder: Path) -> None:
     runs = results.runs(folder / "runs")
-    with pytest.warns(results.MissingResultsWarning, match="no two of 2 finished runs differ in one setting alone"):
+    with pytest.warns(results.MissingResultsWarning, match="no two of 2 finished runs differ in a single setting"):
         assert list(results.effects(runs).columns) == list(EFFECT_FIGURES)
     lines = [
         {
@@ -179,7 +179,7 @@ def test_effects_are_those_of_the_report(folder: Path) -> None:
     assert (line["level"], line["against"], line["seeds"], line["verdict"]) == (1, 0, 5, "significant")
     ratio = results.effects(frame, ["wide", "seed"], ratio=True).iloc[0]
     assert ratio["low"] < ratio["effect"] < ratio["high"] < 1
-    with pytest.raises(ConfigError, match="the frame has no column los: give one of"):
+    with pytest.raises(ConfigError, match="the frame has no column los: choose from"):
         results.effects(frame, ["wide"], "los")
 
 
@@ -219,7 +219,7 @@ def test_the_package_shows_its_names_and_waits_with_pandas() -> None:
 
 @pytest.mark.slow
 def test_a_script_on_the_installed_package_is_typed(tmp_path: Path) -> None:
-    """Half a minute: mypy reads torch too, on which the package stands."""
+    """It takes half a minute, because mypy also reads torch."""
     wheel = [sys.executable, "-m", "pip", "-q", "wheel", str(ROOT), "--no-deps", "--no-build-isolation"]
     subprocess.run([*wheel, "-w", str(tmp_path)], check=True)
     venv.create(tmp_path / "venv")

@@ -1,4 +1,4 @@
-"""Reports on recipes: made-up runs of which it is known what each needs for the loss of another."""
+"""Reports on recipes, from made-up runs with a known cost to reach each other's losses."""
 
 import json
 import math
@@ -29,7 +29,7 @@ SEEDS = (2, 3, 4)
 def write_run(
     folder: Path, name: str, seed: int, steps: int, losses: Sequence[float], *, speed: float = 100, **settings: float
 ) -> Path:
-    """A finished run of 100 tokens a step, validated at even distances; a tenth of its steps warm up."""
+    """Write a finished run of 100 tokens per step, with regular validations and a tenth of its steps for warm-up."""
     path = folder / f"experiment-{name}_seed-{seed}"
     path.mkdir(parents=True)
     tree = {
@@ -53,7 +53,7 @@ def write_run(
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Three seeds: the recipe takes 0.4 of the tokens and half the time, and at 0.2 it is 0.3 nats worse."""
+    """Write a study of three seeds: the recipe needs 0.4 of the tokens and half the time, and is 0.3 worse at 0.2."""
     folder = tmp_path / "study"
     for at, seed in enumerate(SEEDS):
         write_run(folder, "reference", seed, 100, [REFERENCES[at]])
@@ -75,7 +75,7 @@ def test_experiments_that_differ_in_many_keys_are_one_factor(study: Path) -> Non
 
 
 def test_experiments_in_folders_of_their_own_differ_by_their_settings(tmp_path: Path) -> None:
-    """Two sweeps that were read together are no sweep over experiments."""
+    """Two sweeps that are read together don't count as a sweep over experiments."""
     for name, beta1 in (("one", 0.8), ("two", 0.9)):
         for seed in SEEDS:
             write_run(tmp_path / name, name, seed, 10, [5.0], beta1=beta1)
@@ -109,7 +109,7 @@ def test_levels_of_a_setting_are_recipes_of_their_own_at_every_budget() -> None:
 
 
 def known_shares() -> tuple[float, float, float]:
-    """Between 0.2 and 0.4 of the tokens are 0.3 nats; the seeds' references lie 0.1, 0.15 and 0.05 above the last."""
+    """Return the true shares: 0.3 nats lie between 0.2 and 0.4 of the tokens, and references 0.1, 0.15, 0.05 higher."""
     logs = [math.log(0.4) - math.log(2) * above / 0.3 for above in (0.1, 0.15, 0.05)]
     interval = stats.ttest_1samp(logs, 0).confidence_interval()
     return math.exp(mean(logs)), math.exp(interval.low), math.exp(interval.high)
@@ -194,7 +194,7 @@ def test_the_report_compares_with_the_level_that_was_asked_for(study: Path, refu
     assert "| experiment | worse |" not in said
     assert "## Tokens and hours to the loss of experiment=worse\n" in said
     refused = refusal(main, ["report", str(study), "--against", "nothing"])
-    assert "--against nothing: no factor has this level; there are reference, recipe, short, worse" in refused
+    assert "--against nothing: no factor has this level; known levels: reference, recipe, short, worse" in refused
 
 
 def test_a_loss_that_was_reached_before_the_first_validation_is_a_bound(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_loss_that_was_reached_before_the_first_validation_is_a_bound(tmp_path
     assert "million tokens to 5.000 |" in said
     assert re.search(r"^\| fast \| .* \| ≤ 0.500 \|$", said, re.MULTILINE)
     assert re.search(r"^\| slow \| .* \| 1.00 \|$", said, re.MULTILINE)
-    assert "≤: the first validation was below it" in said
+    assert "≤: at the first validation already" in said
 
 
 def test_a_learning_rate_search_has_no_recipes_to_compare(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_learning_rate_search_has_no_recipes_to_compare(tmp_path: Path) -> Non
         run = write_run(tmp_path, "one", 0, 100, [6.0, 5.0 + rate], learning_rate=rate)
         run.rename(run.with_name(f"one_learning_rate-{rate}"))
     said = report(tmp_path)
-    assert "## Loss as it fell" in said
+    assert "## Loss during training" in said
     assert "## Tokens and hours" not in said
 
 
@@ -222,7 +222,7 @@ def tuning(losses: dict[tuple[str, float], float]) -> pd.DataFrame:
 
 
 def test_a_best_rate_is_at_the_end_of_its_own_grid() -> None:
-    """Arms have grids of their own: 2e-3 is inside that of all together, and at the end of b's."""
+    """Each arm has its own grid: 2e-3 is inside the joint grid, but at the end of b's."""
     losses = {
         ("a", 1e-3): 5.0,
         ("a", 2e-3): 4.0,
@@ -247,7 +247,7 @@ def test_a_run_that_diverged_is_left_out_of_the_report(tmp_path: Path) -> None:
         write_run(tmp_path / "study", "bad", seed, 10, [5.5, math.inf], speed=math.inf)
     said = report(tmp_path / "study")
     assert "2 of 4 runs are left out: 2 finished without a validation loss that is a number." in said
-    assert "![Loss as it fell]" in said
+    assert "![Loss during training]" in said
     main(["runs", str(tmp_path / "study")])
 
 
@@ -271,7 +271,7 @@ READ = {1.0: (5.0, 5.3, 5.1), 8.0: (5.1, 5.5, 5.2)}, {1.0: (4.9, 5.1, 5.2), 8.0:
 
 
 def write_reading(run: Path, losses: dict[float, float]) -> None:
-    """A study of length, in the folder of the run that ended with it."""
+    """Write a length study into the folder of its run."""
     lengths = [
         {
             "context_length": int(64 * multiple),

@@ -1,4 +1,4 @@
-"""Runs read back: frames, tables, and the report."""
+"""Reading of runs: frames, tables, and the report."""
 
 import json
 import math
@@ -28,7 +28,7 @@ READING = ("reading.multiples=[1,2,4]", "reading.max_tokens=512", "reading.rotar
 
 @pytest.fixture(scope="module")
 def swept(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two context lengths, two kinds of positions, two seeds."""
+    """Make runs with two context lengths, two kinds of positions and two seeds."""
     folder = tmp_path_factory.mktemp("swept") / "sweep"
     few = ("total_steps=6", "schedule.warmup_steps=1", "validate_every=3", *READING)
     for length in (32, 16):
@@ -85,7 +85,7 @@ def test_an_evaluation_beside_the_runs_is_told_by_its_checkpoint(swept: Path, tm
 
 
 def copied(run: Path, to: Path, *changes: tuple[str, str, str]) -> None:
-    """A run with other words in its files: `(file, word, other)`."""
+    """Copy a run with replaced words in its files: `(file, word, other)`."""
     shutil.copytree(run, to)
     for file, word, other in changes:
         text = (to / file).read_text()
@@ -109,7 +109,7 @@ def test_a_run_has_one_curve_of_a_study_and_studies_are_not_mixed(swept: Path, t
 
 @pytest.mark.slow
 def test_other_data_is_another_cell(swept: Path, tmp_path: Path) -> None:
-    """Two corpora would otherwise pass for two seeds."""
+    """Otherwise two corpora would count as two seeds."""
     run = swept / "context_length-16_positions-alibi_seed-0"
     data = json.loads((run / "versions.json").read_text())["data"]
     copied(run, tmp_path / "a")
@@ -193,8 +193,8 @@ def test_the_report_holds_all_it_needs(swept: Path, tmp_path: Path, capsys: pyte
     assert "<script" not in page
     headings = re.findall("<h2>(.*)</h2>", page)
     assert headings[:2] == ["Result", "What can&#39;t be concluded"]
-    assert {"What was run", "Loss as it fell", "Effects on validation loss", "Does it hold?"} <= set(headings)
-    assert headings[-1] == "To repeat it"
+    assert {"What was run", "Loss during training", "Effects on validation loss", "Does it hold?"} <= set(headings)
+    assert headings[-1] == "How to repeat it"
     markdown = (tmp_path / "report/report.md").read_text()
     pictures = re.findall(r"!\[.*\]\((.*)\)", markdown)
     assert len(pictures) == page.count("data:image/svg+xml") == 3
@@ -262,10 +262,10 @@ def test_what_is_damaged_is_named(
         ("config.yaml", "a: " + "[" * 3000, "config.yaml: "),
         ("config.yaml", "2026-11-28: 1", "config.yaml: keys must be str"),
         ("config.yaml", None, "config.yaml: not a regular file"),
-        ("versions.json", "[]", "versions.json: not the record of a run"),
+        ("versions.json", "[]", "versions.json: not written by a run"),
         ("versions.json", "[" * 100_000, "versions.json: nested too deeply"),
         ("versions.json", '{"began": "soon"}', "versions.json: Invalid isoformat string: 'soon'"),
-        ("versions.json", '{"command": 3}', "versions.json: not the record of a run"),
+        ("versions.json", '{"command": 3}', "versions.json: not written by a run"),
         ("versions.json", None, "versions.json: not a regular file"),
         ("metrics.csv", "step,a\nnan,1\n", "metrics.csv: nan is not a step"),
         ("metrics.csv", "step,a\n1e300,1\n", "metrics.csv: 1e+300 is not a step"),
@@ -357,7 +357,7 @@ def test_one_bad_evaluation_hides_no_other(holds: str | None, says: str, swept: 
 
 
 def test_names_are_text(swept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a terminal nor a reader of reports obeys a folder's name."""
+    """A folder's name can't inject control characters or HTML."""
     names = ["\x1b[31mred\x9b2J", "[bold]loud[/bold] [/]", "<script>alert(1)<|script>![x](http:evil)", "\udcff"]
     for number, name in enumerate(names):
         copied(swept / "context_length-16_positions-alibi_seed-0", tmp_path / "runs" / name)

@@ -1,4 +1,4 @@
-"""`gptstar runs`: a line for each run, which runs, and in which order."""
+"""The table of `gptstar runs`: its lines, selection and order."""
 
 import io
 import json
@@ -27,7 +27,7 @@ LONG = "sweep/optimizer-adamw_learning_rate-{}_with_a_name_that_is_much_too_long
 
 
 def run(name: str, loss: float = 3.0, **changes: object) -> Run:
-    """A run that a directory could hold."""
+    """Return a run as read from a directory."""
     config = {
         "batch_tokens": 1000,
         "total_steps": 51_000,
@@ -168,7 +168,7 @@ def test_numbers_are_sorted_as_numbers_and_missing_ones_come_last() -> None:
         ("loss", "'loss' is not a condition: write KEY OP VALUE, such as 'loss < 4'"),
         ("loss < ", "is not a condition"),
         ("__import__('os') == 1", "is not a condition"),
-        ("loss < few", "compares the size of 'few', which is not a number"),
+        ("loss < few", "compares with 'few', which is not a number"),
         ("los < 4", "no run has los: choose from loss"),
         ("model.width == 4", "no run has model.width: choose from"),
     ],
@@ -182,7 +182,7 @@ def test_conditions_that_say_nothing_are_refused(condition: str, says: str) -> N
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
-    """Two run directories."""
+    """Make two run directories."""
     for number, name in enumerate(("a", "b")):
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)

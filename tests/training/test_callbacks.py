@@ -1,4 +1,4 @@
-"""Callbacks of the user's own: what they end stays ended, and what they keep resumes."""
+"""The user's own callbacks: runs that they ended stay ended, and their state resumes."""
 
 import signal
 from collections.abc import Callable
@@ -19,7 +19,7 @@ NO_PROGRESS = ("optimizer.learning_rate=1e-12", "validate_every=3", "checkpoint_
 
 
 def stopping(patience: int, *others: str) -> str:
-    """EarlyStopping that nothing satisfies: it stops at the validation number `patience` + 1."""
+    """Return an EarlyStopping that nothing satisfies: it stops at validation number `patience` + 1."""
     own = f'use: "lightning.pytorch.callbacks:EarlyStopping", monitor: validation/loss, patience: {patience}'
     return f"trainer.callbacks=[{', '.join(['{' + own + ', min_delta: 1.0}', *others])}]"
 
@@ -30,7 +30,7 @@ def other(name: str, **arguments: int) -> str:
 
 
 class SetsUp(pl.Callback):
-    """Counts steps from where `setup` puts it, as a callback may that needs the Trainer to begin."""
+    """A callback that counts steps from a value set in `setup`, which needs the Trainer."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -50,7 +50,7 @@ class SetsUp(pl.Callback):
 
 
 class CountsDown(pl.Callback):
-    """Has a state of the name of its argument."""
+    """A callback whose state is named by its argument."""
 
     def __init__(self, left: int) -> None:
         self.left = left
@@ -66,7 +66,7 @@ class CountsDown(pl.Callback):
 
 
 class Interrupts(pl.Callback):
-    """Sends SIGTERM in the validation of a step, once."""
+    """A callback that sends SIGTERM once, in the validation of a step."""
 
     sent = False
 
@@ -81,7 +81,7 @@ class Interrupts(pl.Callback):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This module can be named in a configuration, and is imported once."""
+    """Make this module importable by a configuration."""
     import sys
 
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
@@ -98,7 +98,7 @@ def test_a_run_that_a_callback_ended_is_only_concluded_again(overrides: Override
     run_here(overrides(*NO_PROGRESS, stopping(2), "report=true"))
     said = capsys.readouterr().out
     assert "ended at step 9 by EarlyStopping: " in said
-    assert "to train on, change trainer.callbacks" in said
+    assert "to train further, change trainer.callbacks" in said
     assert (tmp_path / "run/report.json").exists()
     assert max(recorded(tmp_path / "run")) == 9
     assert Status.read(tmp_path / "run").reason == ended.reason

@@ -1,4 +1,4 @@
-"""Windows that grow: the same tokens in the same order, shorter at first."""
+"""Sequence-length warm-up: the same tokens in the same order, in shorter windows first."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_folding_keeps_every_target_with_what_is_right_before_it() -> None:
 
 @pytest.mark.slow
 def test_a_short_stage_is_a_run_at_that_length(overrides: Overrides, tmp_path: Path) -> None:
-    """Against the data layer, which cuts windows of its own where the context is short from the beginning."""
+    """The reference is the data layer, which cuts short windows itself if the context is short throughout."""
     long = next(int(word.partition("=")[2]) for word in overrides() if word.startswith("data.context_length="))
     short = ("total_steps=12", f"data.context_length={long // 2}", "hardware.micro_batch_size=4")
     run_here(overrides(*short, output="short"))
@@ -64,9 +64,9 @@ def test_a_run_goes_on_across_a_stage(overrides: Overrides, tmp_path: Path) -> N
 def test_another_curriculum_is_refused(overrides: Overrides, refusal: Callable[..., str]) -> None:
     run_here(overrides("total_steps=6", "schedule.decay_until=16"))
     line = refusal(run_here, overrides("schedule.decay_until=16", "curriculum.first_length=8"))
-    assert "curriculum.first_length (there None, here 8)" in line
+    assert "curriculum.first_length (checkpoint: None, now: 8)" in line
 
 
 def test_a_run_reaches_its_context(overrides: Overrides, refusal: Callable[..., str]) -> None:
     line = refusal(run_here, overrides("curriculum.first_length=8", "curriculum.steps=24"))
-    assert "curriculum.steps=24 leaves none of 24 steps to the whole data.context_length" in line
+    assert "curriculum.steps=24 leaves none of 24 steps for the full data.context_length" in line

@@ -1,4 +1,4 @@
-"""Checkpoints that another process scores while the run trains."""
+"""Background evaluation of a run's checkpoints."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def evaluating(overrides: Overrides, task_files: Path) -> Overrides:
 
 
 def scores(folder: Path) -> dict[int, dict[str, float]]:
-    """What a run recorded of its evaluations, by step: once for each."""
+    """Return the scores that a run recorded, by step, and check that each step has one row."""
     rows = [row for row in read_metrics(folder) if any("evaluation/" in key for key in row)]
     steps = [int(row["step"]) for row in rows]
     assert steps
@@ -50,7 +50,7 @@ def scores(folder: Path) -> dict[int, dict[str, float]]:
 
 @pytest.fixture
 def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """The process that evaluates is killed as it gets a checkpoint, so many times."""
+    """Kill the background process a number of times when it receives a checkpoint."""
 
     def kill(times: int) -> list[int]:
         killed: list[int] = []
@@ -129,13 +129,13 @@ def test_a_checkpoint_at_which_it_always_dies_is_given_up(
 ) -> None:
     dying(evaluator.ATTEMPTS)
     run_here(evaluating())
-    assert "step 10 is not evaluated: its process died 2 times, at last by SIGKILL" in capsys.readouterr().out
+    assert "step 10 is not evaluated: its process died 2 times, most recently by SIGKILL" in capsys.readouterr().out
     assert sorted(scores(tmp_path / "run")) == [20, 24]
 
 
 @pytest.mark.slow
 def test_a_killed_trainer_loses_no_evaluation(evaluating: Overrides, tmp_path: Path) -> None:
-    """Killed as soon as a checkpoint that is to be evaluated is there, again and again."""
+    """The run is killed repeatedly, each time a checkpoint waits for its evaluation."""
     run_here(evaluating(output="whole"))
     for due in (10, 20, 24):
         words = [sys.executable, str(ROOT / "train.py"), *evaluating("checkpoint_keep=1")]
@@ -156,7 +156,7 @@ def test_what_failed_is_tried_again_and_settings_stay(
     dying(2 * evaluator.ATTEMPTS)  # of the first two steps
     run_here(evaluating("checkpoint_keep=9"))
     assert sorted(scores(tmp_path / "run")) == [24]
-    assert "evaluation.limit=3, and earlier steps" in refusal(run_here, evaluating("evaluation.limit=3"))
+    assert "evaluation.limit=3, but earlier steps" in refusal(run_here, evaluating("evaluation.limit=3"))
     (evaluation_of(tmp_path / "run", 10) / "error.txt").unlink()  # as if a full disk had kept it from being written
     run_here(evaluating("checkpoint_keep=9"))
     assert sorted(scores(tmp_path / "run")) == [10, 20, 24]
@@ -175,7 +175,7 @@ def test_a_folder_that_can_not_be_written_ends_no_run(
 
 @pytest.mark.slow
 def test_older_checkpoints_of_later_steps_are_not_evaluated(evaluating: Overrides, tmp_path: Path) -> None:
-    """A run goes on from an earlier checkpoint where the newest is damaged, and writes later ones again."""
+    """If the newest checkpoint is damaged, a run resumes from an earlier one, and writes later ones again."""
     run_here(evaluating(output="whole"))
     run_here(evaluating("checkpoint_keep=9", "evaluation.every_n_steps=null"))
     for step in (20, 24):
@@ -222,7 +222,7 @@ def test_a_run_refuses_tasks_before_its_first_step(
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_ranks_train_as_without_evaluations(strategy: str, overrides, evaluating, tmp_path: Path) -> None:
-    """Two ranks have the same losses with and without, to the bit, and the scores of one process."""
+    """Two ranks have bitwise the same losses with and without evaluations, and the scores of one process."""
     two = [f"hardware={strategy}", "hardware.devices=2", "hardware.accelerator=cpu", "hardware.micro_batch_size=2"]
     for words in (overrides(*two, output="without"), evaluating(*two, output="with")):
         done = run_script("train.py", words)

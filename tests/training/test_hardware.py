@@ -1,4 +1,4 @@
-"""How a run computes: precision, forms of attention, activation checkpointing, compilation, and what it costs."""
+"""Hardware settings: precision, attention, activation checkpointing, compilation, and memory."""
 
 import itertools
 import shutil
@@ -23,7 +23,7 @@ Overrides = Callable[..., list[str]]
 
 
 def losses(folder: Path) -> list[float]:
-    """A run's training loss at each step."""
+    """Return a run's training loss at each step."""
     return [row["train/loss"] for row in read_metrics(folder) if "train/loss" in row]
 
 
@@ -99,7 +99,7 @@ def test_speed_waiting_and_memory_are_recorded(overrides: Overrides, tmp_path: P
     ("settings", "told"),
     [
         ({"attention": "flex", "accelerator": "cpu"}, "can't train on a CPU"),
-        ({"attention": "products", "accelerator": "cpu", "compile": "always"}, "without a compiler"),
+        ({"attention": "products", "accelerator": "cpu", "compile": "always"}, "only on a CPU without compilation"),
         ({"accelerator": "gpu"}, "sees no GPU"),
         ({"micro_batch_size": 0}, "below 1"),
     ],
@@ -196,7 +196,7 @@ def test_a_shape_more_than_announced_is_an_error(
     with monkeypatch.context() as patched:
         patched.setattr(Curriculum, "length", lambda self, step, full: full // 2 if step < 2 else full)
         said = refusal(run_here, overrides(*words, "hardware.compile=always"))
-    assert "met a shape more than the 2 it was to be compiled for: run it with hardware.compile=never" in said
+    assert "was called with more than the 2 shapes that it was compiled for: run it with hardware.compile=never" in said
 
 
 # Embeddings of 39 MB: glibc maps what is larger than 32 MB afresh each time, however lucky the process.
@@ -235,7 +235,7 @@ def test_steps_reuse_freed_memory_without_the_kernel() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="what /proc tells")
 def test_the_peak_is_not_that_of_the_process_which_started_it() -> None:
-    """Linux hands `ru_maxrss` on to what a large process starts."""
+    """Linux passes `ru_maxrss` of a large process on to its children."""
     code = "import torch; from gptstar.inference.memory import peak_bytes; print(peak_bytes(torch.device('cpu')))"
     large = f"import subprocess, sys; x = bytearray(3 * 10**9); subprocess.run([sys.executable, '-c', {code!r}])"
     done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True)

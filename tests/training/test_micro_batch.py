@@ -1,4 +1,4 @@
-"""How a step is split: what fits a card by arithmetic, what fills it, and what a run keeps to its end."""
+"""Micro-batches: those that fit and fill a GPU by arithmetic, and those that a resumed run keeps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_a_card_is_filled_and_no_more(name: str, size: int) -> None:
 
 
 def test_a_compiled_step_is_planned_near_its_measured_peak() -> None:
-    """11.5 GB with autocast and 10.3 GB with bfloat16 weights on a GPU; gpt303 with half as many sequences, 12.3 GB."""
+    """The measured peaks are 11.5 GB with autocast, 10.3 GB with bfloat16 weights, and 12.3 GB for gpt303."""
     for name, precision, size, measured in (
         ("gpt127", "bf16", 64, 11.5e9),
         ("gpt127", "bf16_weights", 64, 10.3e9),
@@ -112,7 +112,7 @@ def test_a_stray_part_of_a_gpu_is_refused(given: str, monkeypatch: pytest.Monkey
 
 
 class Two(Ranks):
-    """Ranks of which the other chose something else."""
+    """Two ranks, of which the other chose other micro-batches."""
 
     other = MicroBatches(1, 1)
 
@@ -127,7 +127,7 @@ def agree(
     memory: float = 80e9,
     ranks: Ranks | None = None,
 ) -> tuple[MicroBatches, list[str]]:
-    """What a run on an H100 with so much free memory takes, and what it is warned of."""
+    """Return the micro-batches of a run on an H100 with the given free memory, and its warnings."""
     warnings: list[str] = []
     device = replace(known_device("H100"), memory=int(memory))
     monkeypatch.setattr(micro_batch, "free_device", lambda _: device)
@@ -150,7 +150,7 @@ def test_a_run_goes_on_with_what_it_kept_as_long_as_it_fits(monkeypatch: pytest.
     assert agree(saved, monkeypatch) == (kept, [])  # though 64 would fill the card
     smaller, warnings = agree(saved, monkeypatch, memory=5e9)
     assert smaller.size < 16
-    assert "the checkpoint's 16 sequences at once do not fit the memory that is free" in warnings[0]
+    assert "the checkpoint's 16 sequences at once do not fit into the free memory" in warnings[0]
     assert agree(kept.as_dict(2), monkeypatch)[0].size == 64  # another number of devices rounds otherwise anyway
     assert agree(replace(kept, accumulate=32).as_dict(1), monkeypatch)[0].size == 64  # of another batch
 

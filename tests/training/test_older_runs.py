@@ -1,4 +1,4 @@
-"""Runs made before keys had roles and choices had classes: what is in them is read as it was written."""
+"""Runs from before keys had roles and choices had classes keep their meaning."""
 
 import hashlib
 import json
@@ -76,13 +76,13 @@ def test_the_same_command_may_continue_them_and_another_may_not(optimizer: str) 
 def test_a_run_with_the_quickstarts_settings_beside_other_text_says_how_to_go_on(
     overrides: Callable[..., list[str]], tmp_path: Path, refusal: Callable[..., str]
 ) -> None:
-    """Till `experiment=none`, a command without an experiment had them: the same command is refused, with the cure."""
+    """Before `experiment=none`, a command without an experiment had these settings; now it is refused, with a fix."""
     words = overrides("total_steps=6", "schedule.decay_until=12", "schedule.final_fraction=0.1")
     run_here([*words, "experiment=quickstart"])
     again = [word for word in words if word != "total_steps=6"] + ["total_steps=12"]
     line = refusal(run_here, again)
-    assert "under other settings: optimizer.learning_rate (there 0.004, here 0.0006): give the same" in line
-    assert "experiment=quickstart chooses the settings that this run began with" in line
+    assert "with other settings: optimizer.learning_rate (checkpoint: 0.004, now: 0.0006): give the same" in line
+    assert "experiment=quickstart has the settings that this run began with" in line
     run_here([*again, "experiment=quickstart"])
     assert max(recorded(tmp_path / "run")) == 12
 

@@ -1,4 +1,4 @@
-"""What a run is said to need, against what it needs."""
+"""The estimated needs of a run against the measured ones."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ BATCH, LENGTH = 3, 64
 
 
 def bytes_saved(config: GPTConfig, *, bf16: bool, attention: str, again: bool) -> int:
-    """What autograd holds between forward and backward pass, without parameters and without the loss's own gradient."""
+    """Return the bytes that autograd keeps for the backward pass, without parameters and the loss's gradient."""
     model = GPT(config)
     model.use(attention=attention, activation_checkpointing=again)
     storages = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -138,5 +138,5 @@ def test_this_machine_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_device_without_a_data_sheet_is_refused(refusal) -> None:
-    assert "--device V100 is none of B200" in refusal(main, ["plan", "--device", "V100"])
+    assert "--device V100 is unknown: choose one of B200" in refusal(main, ["plan", "--device", "V100"])
     assert "--share 2 is not in (0, 1]" in refusal(main, ["plan", "--device", "H100", "--share", "2"])

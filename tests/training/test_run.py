@@ -1,4 +1,4 @@
-"""Runs in this process: what is learned, recorded, saved, resumed and refused."""
+"""Runs in this process: learning, recording, saving, resuming and errors."""
 
 import csv
 import json
@@ -115,7 +115,7 @@ def test_one_batch_is_memorised(overrides: Overrides, tmp_path: Path) -> None:
 
 
 class StopAt(Callback):
-    """Sends a signal to this process at a moment of a run."""
+    """A callback that sends a signal to this process at a given moment of a run."""
 
     def __init__(self, hook: str, step: int, number: int) -> None:
         self.step, self.number = step, number
@@ -186,11 +186,11 @@ def test_a_resume_under_other_settings_is_refused_by_key(overrides: Overrides, t
     run_here(overrides("total_steps=6"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     line = refusal(run_here, overrides("total_steps=9", "optimizer.beta2=0.99", "model.gelu=tanh"))
-    assert "optimizer.beta2 (there 0.95, here 0.99)" in line
-    assert "model.gelu (there exact, here tanh)" in line
-    assert "schedule.decay_until (there 6, here 9)" in line
+    assert "optimizer.beta2 (checkpoint: 0.95, now: 0.99)" in line
+    assert "model.gelu (checkpoint: exact, now: tanh)" in line
+    assert "schedule.decay_until (checkpoint: 6, now: 9)" in line
     line = refusal(run_here, overrides("total_steps=9"))
-    assert "total_steps=9 would change what follows from it" in line
+    assert "total_steps=9 would change settings that" in line
     assert "give schedule.decay_until=6 to train longer" in line
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
     assert "holds a run and resume=never" in refusal(run_here, overrides("total_steps=6", "resume=never"))
@@ -223,7 +223,7 @@ def test_a_run_killed_before_it_saved_begins_again(overrides: Overrides, trained
 
 
 class SeesLast(Callback):
-    """Notes the step that a run would go on from, at every step after the fifth."""
+    """A callback that records the step from which a run would resume, at every step after the fifth."""
 
     def __init__(self, path: Path, found: list[int]) -> None:
         self.path, self.found = path, found
@@ -292,7 +292,7 @@ def test_a_run_can_not_be_shortened(overrides: Overrides, trained_once: Trained,
     shutil.copytree(trained_once("schedule.decay_until=12"), tmp_path / "run", symlinks=True)
     before = (tmp_path / "run/config.yaml").read_text()
     line = refusal(run_here, overrides("schedule.decay_until=12", "total_steps=20"))
-    assert "total_steps=20 is behind" in line
+    assert "total_steps=20 is less than step" in line
     line = refusal(run_here, overrides("schedule.decay_until=12", "total_steps=30", "trainer.max_time=abc"))
     assert "Lightning refuses" in line
     assert (tmp_path / "run/config.yaml").read_text() == before
@@ -317,7 +317,7 @@ def test_an_optimizer_of_another_shape_is_refused(overrides: Overrides, tmp_path
     source.training.optimizer["norm.weight"]["exp_avg"] = torch.zeros(3)
     write(tmp_path / "altered.ckpt", source)
     more = ("total_steps=8", "schedule.decay_until=12", f"resume={tmp_path / 'altered.ckpt'}")
-    assert "exp_avg of norm.weight is missing or of another shape" in refusal(run_here, overrides(*more))
+    assert "exp_avg of norm.weight is missing or has another shape" in refusal(run_here, overrides(*more))
 
 
 def test_too_little_held_out_text_is_refused(overrides: Overrides, tmp_path: Path, refusal) -> None:
@@ -451,7 +451,7 @@ def test_a_finished_run_is_not_that_of_another_precision(
     run_here(overrides(*few, "hardware.micro_batch_size=2"))
     assert "is finished already" in capsys.readouterr().out
     other = overrides(*few, "hardware.precision=bf16")
-    assert "hardware.precision (there float32, here bf16)" in refusal(run_here, other)
+    assert "hardware.precision (checkpoint: float32, now: bf16)" in refusal(run_here, other)
 
 
 def test_a_directory_serves_one_run_at_a_time(overrides: Overrides, tmp_path: Path, refusal) -> None:
@@ -544,7 +544,7 @@ def test_metrics_that_are_a_folder_are_refused(tmp_path: Path) -> None:
 
 
 def test_small_runs_are_small() -> None:
-    """The settings that the tests share are what they say."""
+    """The tests' shared settings are as small as intended."""
     config = TrainConfig.parse(compose("train", [*SMALL, "data=local", "data.files=x"]))
     assert (config.recipe.sequences_per_step, config.micro_batches(free_device(config.hardware)).accumulate) == (8, 2)
     assert shutil.which("git")

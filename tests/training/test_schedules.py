@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step, and one long run ended at several lengths."""
+"""Learning-rate schedules, and one long run that is branched to end at several lengths."""
 
 import math
 import shutil
@@ -59,7 +59,7 @@ def test_the_others_need_no_end() -> None:
     ("given", "said"),
     [
         ({"warmup_steps": 90, "shape": "wsd"}, "are more than the 100 steps until the decay ends"),
-        ({"warmup_steps": 100}, "leaves nothing of total_steps=100 to decay in"),
+        ({"warmup_steps": 100}, "leaves no steps of total_steps=100 for the decay"),
         ({"warmup_steps": 1, "decay_steps": 5}, "decay_steps=5 is a key of schedule=wsd, not of schedule=cosine"),
         ({"warmup_steps": 1, "decay_steps": 0, "shape": "wsd"}, "decay_steps=0 is below 1"),
         (
@@ -97,11 +97,11 @@ def test_one_long_run_ends_at_many_lengths(
 
     last = tmp_path / "long/last.ckpt"
     late = overrides(*more, "total_steps=30", f"branch_from={last}", output="late")
-    assert "can't be branched from at step 24: at step 19 it learned at 0.612" in refusal(run_here, late)
+    assert "can't be branched from at step 24: at step 19 its learning rate was 0.612" in refusal(run_here, late)
     warm = overrides(*more, "total_steps=13", f"branch_from={at_7}", "schedule.warmup_steps=2", output="warm")
-    assert "at step 1 it learned at 0.333 of the peak, which this schedule puts at 0.5" in refusal(run_here, warm)
+    assert "at step 1 its learning rate was 0.333 of the peak, but this schedule has 0.5" in refusal(run_here, warm)
     other = overrides(*more, "total_steps=13", f"branch_from={at_7}", "optimizer.beta2=0.9", output="other")
-    assert "under other settings: optimizer.beta2" in refusal(run_here, other)
+    assert "with other settings: optimizer.beta2" in refusal(run_here, other)
     plain = overrides(*more, "total_steps=13", f"resume={at_7}", output="plain")
     assert "with branch_from for another schedule" in refusal(run_here, plain)
 
@@ -114,7 +114,7 @@ def test_what_can_not_be_branched_from_is_named(
     assert whole.training is not None
     write(tmp_path / "weights.ckpt", replace(whole, training=None))
     weights = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'weights.ckpt'}", output="a")
-    assert "holds weights alone" in refusal(run_here, weights)
+    assert "holds weights only" in refusal(run_here, weights)
     unknown = replace(whole.training, settings=whole.training.settings | {"schedule.later": 1})
     write(tmp_path / "unknown.ckpt", replace(whole, training=unknown))
     later = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'unknown.ckpt'}", output="b")

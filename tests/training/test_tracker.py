@@ -1,4 +1,4 @@
-"""What trackers are told, read back by their own readers."""
+"""Trackers receive the right data, as read back by their own readers."""
 
 import json
 import struct
@@ -22,7 +22,7 @@ SAID = ("train/loss", "validation/loss", "tokens_per_second", "gradient_norm", "
 
 
 def records(file: Path) -> list[Record]:
-    """Of a `.wandb` file, a log in LevelDB's format: blocks of 32 KiB; checksum, size and kind, then the data."""
+    """Read the records of a `.wandb` file, a log in LevelDB's format: 32 KiB blocks; checksum, size, kind, data."""
     data, place, found, parts = file.read_bytes(), 7, [], b""
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:
@@ -94,7 +94,7 @@ def test_an_offline_wandb_run_goes_on_under_its_id(
 
 @pytest.mark.slow
 def test_wandb_itself_finds_both_parts(overrides: Overrides, tmp_path: Path) -> None:
-    """The command that is printed, as far as it goes without an account."""
+    """The printed command works, as far as it can without an account."""
     words = overrides("tracker=wandb", "schedule.warmup_steps=1", "schedule.decay_until=6", "checkpoint_every=1")
     run_here([*words, "total_steps=4"])
     run_here([*words, "total_steps=6"])
@@ -151,7 +151,7 @@ def test_wandb_without_a_key_is_refused_before_anything_is_prepared(
 
 
 def run_of(folder: Path) -> Any:
-    """What the newest part of an offline wandb run says of itself."""
+    """Return the metadata of the newest part of an offline wandb run."""
     part = sorted((folder / "wandb").glob("offline-run-*"))[-1]
     return next(record.run for record in records(next(part.glob("*.wandb"))) if record.HasField("run"))
 
@@ -194,5 +194,5 @@ def test_a_run_by_itself_has_no_group(overrides: Overrides, tmp_path: Path, caps
     run = run_of(tmp_path / "run")
     assert (run.run_group, run.display_name, list(run.tags)) == ("", "alone", ["one"])
     *_, sync, last = capsys.readouterr().out.strip().splitlines()
-    assert sync.startswith("to send it to wandb, in one piece: wandb sync ")
+    assert sync.startswith("to upload the whole run to wandb: wandb sync ")
     assert last.startswith("validation loss ")

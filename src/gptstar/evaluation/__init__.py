@@ -1,1 +1,1 @@
-"""How good a model is, and how far beyond its training context it stays good."""
+"""Evaluation of models: harness tasks, loss against context length, recall, attention heads, and comparisons."""

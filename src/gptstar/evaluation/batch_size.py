@@ -1,4 +1,4 @@
-"""How much to read at once: what a CPU reads fastest, and what a GPU's memory holds."""
+"""The batch size of an evaluation: the fastest on a CPU, or the largest that fits into a GPU's memory."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,22 +7,23 @@ from gptstar.inference.memory import MASK_CELL, activation_bytes, cache_bytes, u
 from gptstar.model import GPT, GPTConfig
 
 FEWEST_TOKENS, MOST_TOKENS = 1024, 2**16
-"""Limits on a GPU. By arithmetic 65,536 tokens fill one; the limit leaves several batches for ranks to share."""
+"""The smallest and the largest batch on a GPU, in tokens. By arithmetic 65,536 tokens keep a GPU busy; a higher limit
+would leave too few batches for the ranks to share."""
 
 LOGIT = 16
-"""Bytes of a logit: in the model's type, in float32, and two temporaries of its normalisation."""
+"""Bytes per logit: in the model's type, in float32, and two temporaries of its normalisation."""
 
 VALUE = 4
-"""Bytes of a value: that of float32, whatever autocast computes in."""
+"""Bytes per value: those of float32, even under autocast."""
 
 
 class BatchSize(NamedTuple):
-    """The most that a device reads at once.
+    """The limits of a batch on a device.
 
     Attributes:
-        tokens: padding included.
-        mask_cells: of attention masks, `row * head * query * key`.
-        logits: `token * n_vocab`.
+        tokens: the most tokens, including padding.
+        mask_cells: the most entries of attention masks, `row * head * query * key`.
+        logits: the most logits, `token * n_vocab`.
     """
 
     tokens: int
@@ -31,7 +32,7 @@ class BatchSize(NamedTuple):
 
 
 def batch_size_for(model: GPT, *, cpu_tokens: int) -> BatchSize:
-    """Return the batch size for a model on its device, where a CPU reads `cpu_tokens` at once fastest."""
+    """Return the batch size for a model on its device; on a CPU it is `cpu_tokens`."""
     device = model.token_embedding.weight.device
     if device.type != "cuda":
         return BatchSize(cpu_tokens, mask_cells=2**26, logits=2**25)
@@ -39,10 +40,11 @@ def batch_size_for(model: GPT, *, cpu_tokens: int) -> BatchSize:
 
 
 def batch_size_within(room: int, config: GPTConfig) -> BatchSize:
-    """Return the batch size that fits `room` bytes of a GPU.
+    """Return the batch size that fits into `room` bytes of a GPU.
 
-    Half of them are for tokens, at their activations and their part of a KV cache each, in float32; a quarter is for
-    masks, and a quarter for logits. Tokens are a power of two, so that nearly the same memory gives the same batches.
+    Half of the memory is for tokens, with their activations and their part of a KV cache in float32, a quarter for
+    masks, and a quarter for logits. The number of tokens is a power of two, so that slightly different amounts of
+    memory give the same batches.
     """
     token_bytes = activation_bytes(config, VALUE) + cache_bytes(config, VALUE)
     fitting = room // 2 // token_bytes
@@ -52,5 +54,5 @@ def batch_size_within(room: int, config: GPTConfig) -> BatchSize:
 
 
 def smallest(sizes: Sequence[BatchSize]) -> BatchSize:
-    """Return the batch size that all of some ranks can read: they must form the same batches."""
+    """Return the batch size that fits on all ranks, which must form the same batches."""
     return BatchSize(*map(min, zip(*sizes, strict=True)))

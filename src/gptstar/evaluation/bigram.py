@@ -1,4 +1,4 @@
-"""The model to beat: an interpolated Kneser-Ney bigram of the same training tokens."""
+"""The baseline: an interpolated Kneser-Ney bigram model of the same training tokens."""
 
 import math
 
@@ -10,16 +10,16 @@ DISCOUNT = 0.75
 
 
 class Bigram:
-    """`P(w | v) = max(c(vw) - D, 0) / c(v) + D n(v) / c(v) P_continuation(w)`.
+    """A bigram model: `P(w | v) = max(c(vw) - D, 0) / c(v) + D n(v) / c(v) P_continuation(w)`.
 
-    `c` counts, `n(v)` is the number of different tokens after `v`, and `P_continuation(w)` is proportional to the
-    number of different tokens before `w`, plus one so that nothing is impossible.
+    `c` counts occurrences, and `n(v)` is the number of different tokens after `v`. `P_continuation(w)` is proportional
+    to the number of different tokens before `w` plus one, so that no token has probability 0.
 
     Source: Chen and Goodman, "An Empirical Study of Smoothing Techniques", 1999, section 2.7.
     """
 
     def __init__(self, tokens: np.ndarray, n_vocab: int) -> None:
-        """Count the pairs of a text, `(token,)`."""
+        """Count the pairs of neighbouring tokens in a text `(token,)`."""
         self._n_vocab = n_vocab
         pairs, self._counts = np.unique(tokens[:-1] * n_vocab + tokens[1:], return_counts=True)
         self._pairs = pairs
@@ -29,7 +29,7 @@ class Bigram:
         self._continuation = preceders / preceders.sum()
 
     def loss(self, tokens: np.ndarray) -> float:
-        """Mean loss of each token given the one before, in nats."""
+        """Return the mean loss in nats per token of a text `(token,)`, from its second token on."""
         before, after = tokens[:-1], tokens[1:]
         pairs = before * self._n_vocab + after
         place = np.minimum(np.searchsorted(self._pairs, pairs), len(self._pairs) - 1)
@@ -41,10 +41,12 @@ class Bigram:
 
 
 def bigram_loss(folder: ShardFolder, max_tokens: int, counted: int | None = None) -> float:
-    """Loss of a bigram counted on training text, in nats a token, on up to `max_tokens` of each held-out corpus.
+    """Return the held-out loss of a bigram model in nats per token.
 
     Args:
-        counted: training tokens to count at most, of each corpus in proportion to its size; None for all.
+        folder: the shards with training and held-out text.
+        max_tokens: the most held-out tokens of each corpus.
+        counted: the most training tokens to count, of each corpus in proportion to its size; None for all.
     """
     train = [folder.stream("train", name) for name in folder.corpora("train")]
     held_out = [folder.stream("validation", name) for name in folder.corpora("validation")]

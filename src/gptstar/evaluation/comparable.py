@@ -1,4 +1,4 @@
-"""Whether two evaluations measure the same, and on which items."""
+"""Checks that two evaluations are comparable, and the pairing of their items."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,14 +7,14 @@ from gptstar.errors import ConfigError
 from gptstar.evaluation.results import Sample, TaskResult, TaskResults
 
 Pairs = list[tuple[Sample, Sample]]
-"""Items of A and of B, each pair of the same content."""
+"""Pairs of items of A and B with the same content."""
 
 
 def paired_items(a: TaskResult, b: TaskResult, of_b: str) -> tuple[Pairs, list[str]]:
-    """The items of a task that both results have, and a note if one has others.
+    """Pair the items of a task that both results have, and add a note if one has further items.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the results have no item in common.
     """
     pairs = _pairs(a.samples, b.samples)
     if not pairs:
@@ -29,22 +29,24 @@ def paired_items(a: TaskResult, b: TaskResult, of_b: str) -> tuple[Pairs, list[s
 
 
 def _pairs(a: Sequence[Sample], b: Sequence[Sample]) -> Pairs:
-    """The same items in both, in A's order; of equal items the first with the first, and so on."""
+    """Pair the items that both have, in A's order; duplicates are paired in order of their occurrence."""
     others = defaultdict(list)
     for sample in sorted(b, key=lambda sample: -sample.item):
-        others[sample.hash].append(sample)  # the first item is the last of the list
+        others[sample.hash].append(sample)  # reversed, so that pop() returns the first
     in_order = sorted(a, key=lambda sample: sample.item)
     return [(sample, others[sample.hash].pop()) for sample in in_order if others[sample.hash]]
 
 
 def check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[object], of_b: str) -> None:
-    """Refuse two results on a task that measure different things.
+    """Check that two results on a task were measured in the same way.
 
     Args:
-        seeds: of A's and B's few-shot examples.
+        a, b: the results.
+        seeds: the seeds of A's and B's few-shot examples.
+        of_b: the letter of the second result in messages.
 
     Raises:
-        ConfigError: names what differs, and the cure.
+        ConfigError: a setting differs; the message names it, and the fix.
     """
     facts: list[tuple[str, object, object, str]] = [
         ("version", a.version, b.version, "lm-eval"),
@@ -63,7 +65,7 @@ def check_comparable(a: TaskResult, b: TaskResult, seeds: Sequence[object], of_b
 
 
 def differences(a: TaskResults, b: TaskResults, of_b: str) -> list[str]:
-    """What differs and leaves scores comparable, a line each."""
+    """Return a line for each difference that leaves scores comparable."""
     notes = []
     tasks_a, tasks_b = ([task.task for task in results.tasks] for results in (a, b))
     for name, mine, theirs in (("A", tasks_a, tasks_b), (of_b, tasks_b, tasks_a)):

@@ -1,4 +1,4 @@
-"""Evaluations set against the first of them, item by item. B minus A throughout."""
+"""Comparisons of evaluations with the first of them, item by item. All differences are B minus A."""
 
 import functools
 import math
@@ -17,28 +17,28 @@ from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, 
 
 CAVEAT = (
     "This compares checkpoints, not recipes: each is one training run, and other seeds would differ too. "
-    "The intervals and p are over the choice of items."
+    "Intervals and p cover the choice of items only."
 )
 
 PRELIMINARY = 0.05
-"""A difference with a smaller p is at least preliminary; below `LEVEL` it is significant."""
+"""The level of p below which a difference is preliminary; below `LEVEL` it is significant."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One metric of one task, over the items that both have.
+    """The comparison of one metric of one task, over the items that both results have.
 
     Attributes:
-        a, b: the metric over those items.
+        a, b: the metric's values over those items.
         difference: b - a.
-        ratio: b / a, of perplexities only.
-        low, high: of the 95 % interval of the ratio where there is one, else of the difference; None without interval.
-        p: two-sided; None where the metric is not a mean over items.
-        p_holm: adjusted for the tasks; of each task's primary metric only.
-        test: that p comes from.
-        primary: the task's first metric that has a p: one a task, and these are Holm's family.
-        items: in both.
-        is_member: whether a group of the task is compared too, which is tested in its place.
+        ratio: b / a, for perplexities only.
+        low, high: the 95 % interval of the ratio if there is one, otherwise of the difference; None without interval.
+        p: the two-sided p-value; None if the metric is not a mean over items.
+        p_holm: the p-value adjusted by Holm's method, for each task's primary metric only.
+        test: the name of the test that gives p.
+        primary: whether this is the task's first metric with a p; these metrics are Holm's family.
+        items: the number of items in both results.
+        is_member: whether the task belongs to a group that is compared too, and tested in its place.
     """
 
     task: str
@@ -60,7 +60,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether B is better or worse than A, by the adjusted p where there is one, in words."""
+        """Whether B is better or worse than A in words, by the adjusted p if there is one."""
         p = self.p if self.p_holm is None else self.p_holm
         if p is None:
             return "not tested"
@@ -72,12 +72,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """Several results of one kind, each set against the first.
+    """Comparisons of several results of one kind with the first, the reference.
 
     Attributes:
-        names: what to call them, all different; the first is the reference, called A in tables, the next one B.
-        rows: of each but the reference.
-        notes: what a reader has to know, a line each.
+        kind: the kind of the results.
+        names: distinct names of the results; tables call the reference A, the next one B, and so on.
+        rows: the rows of each result but the reference.
+        notes: caveats, one line each.
     """
 
     kind: Literal["tasks", "length"]
@@ -87,27 +88,28 @@ class Comparisons:
 
 
 def letter(number: int) -> str:
-    """What a result is called in a table, by its number from 0: A to Z, then A1 and so on."""
+    """Return the letter of a result in tables, by its index from 0: A to Z, then A1 and so on."""
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
 def compare_tasks(results: Sequence[TaskResults]) -> Comparisons:
-    """Pair evaluations with the first, item by item, and test each metric they share.
+    """Compare evaluations with the first, item by item, and test each metric that they share.
 
-    Items are paired by their hash. Accuracies have McNemar's test, and other metrics a paired bootstrap-t; items of one
-    cluster count as one. Perplexities are tested by their losses and shown with their ratio, which is exp of the
-    losses' difference. Holm's adjustment has one family: the first metric of each task, of all that are compared. A
-    group counts as one task, in place of its tasks.
+    Items are paired by their hash. Accuracies are tested by McNemar's test, other metrics by a paired bootstrap-t; the
+    items of a cluster count as one. Perplexities are tested by their losses and shown as a ratio, which is exp of the
+    losses' difference. Holm's family consists of the first metric of each task in all comparisons. A group counts as
+    one task, in place of its members.
 
     Raises:
-        ConfigError: no task in both; a task whose items, version, context length or few-shot examples differ.
+        ConfigError: there is no common task; or the items, version, context length or few-shot examples of a task
+            differ.
     """
     rows: list[Sequence[Row]] = []
     notes: list[str] = []
     for number, other in enumerate(results[1:], start=1):
-        of_other, said = _compared(results[0], other, letter(number))
+        of_other, own_notes = _compared(results[0], other, letter(number))
         rows.append(of_other)
-        notes += said
+        notes += own_notes
     adjusted, n_tests = with_holm(rows)
     if n_tests > 1:
         n_others = len(results) - 1
@@ -117,7 +119,7 @@ def compare_tasks(results: Sequence[TaskResults]) -> Comparisons:
 
 
 def with_holm(rows: Sequence[Sequence[Row]]) -> tuple[tuple[tuple[Row, ...], ...], int]:
-    """Adjust the p of all primary rows for their number, which is returned too."""
+    """Adjust the p of all primary rows by Holm's method, and return the rows with the number of tests."""
     tests = [row.p for of_one in rows for row in of_one if row.primary and row.p is not None]
     adjusted = iter(holm(tests))
     return tuple(
@@ -127,7 +129,7 @@ def with_holm(rows: Sequence[Sequence[Row]]) -> tuple[tuple[tuple[Row, ...], ...
 
 
 def _compared(a: TaskResults, b: TaskResults, of_b: str) -> tuple[list[Row], list[str]]:
-    """The rows of two evaluations, not adjusted, and notes that call them A and `of_b`."""
+    """Return the unadjusted rows of two evaluations, with notes that call them A and `of_b`."""
     tasks_b = {task.task: task for task in b.tasks}
     shared = [(task, tasks_b[task.task]) for task in a.tasks if task.task in tasks_b]
     if not shared:
@@ -139,8 +141,8 @@ def _compared(a: TaskResults, b: TaskResults, of_b: str) -> tuple[list[Row], lis
     for task_a, task_b in shared:
         check_comparable(task_a, task_b, seeds, of_b)
         if not task_a.members:
-            pairs_of[task_a.task], said = paired_items(task_a, task_b, of_b)
-            notes += said
+            pairs_of[task_a.task], own_notes = paired_items(task_a, task_b, of_b)
+            notes += own_notes
     grouped = grouped_by([task for task, _ in shared])
     rows: list[Row] = []
     for task_a, task_b in shared:
@@ -158,7 +160,7 @@ def _compared(a: TaskResults, b: TaskResults, of_b: str) -> tuple[list[Row], lis
 
 
 def _group_rows(a: TaskResult, b: TaskResult, pairs_of: Mapping[str, Pairs]) -> list[Row]:
-    """A row for each metric of a group that both have, over the items of its tasks that both have."""
+    """Return a row for each common metric of a group, over the common items of its tasks."""
     if missing := [member for member in a.members if member not in pairs_of]:
         raise ConfigError(f"{a.task} can't be compared: the results lack its task {missing[0]}: evaluate again")
     members = [pairs_of[member] for member in a.members]
@@ -173,10 +175,11 @@ def _group_rows(a: TaskResult, b: TaskResult, pairs_of: Mapping[str, Pairs]) -> 
 def _rows(
     a: TaskResult, b: TaskResult, tested: Callable[[Metric], Tested | None], n_items: int, *, whole: bool
 ) -> list[Row]:
-    """A row for each metric that both have; only for means over items unless all items are paired (`whole`).
+    """Return a row for each common metric; unless all items are paired (`whole`), only for means over items.
 
     Args:
-        tested: a metric of A and of B over the same items, and how they differ; None where the items can't tell.
+        tested: a function that returns a metric's values of A and B over the same items with their paired difference;
+            None if the items don't suffice.
     """
     metrics_b = {metric.name: metric for metric in b.metrics if metric.subset is None}
     rows: list[Row] = []
@@ -184,13 +187,13 @@ def _rows(
         other = metrics_b.get(metric.name)
         if metric.subset is not None or other is None or other.kind != metric.kind:
             continue
-        found = tested(metric) if metric.kind != "other" else None
-        if found is None and whole:  # the two figures, and nothing to test
+        outcome = tested(metric) if metric.kind != "other" else None
+        if outcome is None and whole:  # show the two values without a test
             change = Paired(other.value - metric.value, math.nan, math.nan, math.nan, "none")
-            found = (metric.value, other.value), change
-        if found is None:
+            outcome = (metric.value, other.value), change
+        if outcome is None:
             continue
-        values, paired = found
+        values, paired = outcome
         low, high, p = (None if math.isnan(number) else number for number in (paired.low, paired.high, paired.p))
         row = Row(
             task=a.task,
@@ -214,13 +217,13 @@ def _rows(
 
 
 def _tested(task: str, pairs: Pairs, metric: Metric) -> Tested:
-    """A metric of A and of B over the same items, and how they differ: by their ratio where it is a perplexity."""
+    """Return a metric's values of A and B over the same items, with their paired difference or ratio."""
     name, kind = metric.name, metric.kind
     if not all(name in sample.scores for pair in pairs for sample in pair):
         raise ConfigError(f"{task}: the results lack {name} of some items: evaluate again")
     scores = np.asarray([(first.scores[name], second.scores[name]) for first, second in pairs], dtype=float)
-    a, b = scores[:, 0], scores[:, 1]  # (item,), or (item, 2): log-likelihoods, and what they are per
-    # Of a file without what tells clusters each item is its own: the other side knows better.
+    a, b = scores[:, 0], scores[:, 1]  # (item,), or (item, 2): log-likelihoods and their weights
+    # If one file lacks the column that defines clusters, each of its items is its own cluster: use the other side's.
     both = [[sample.cluster for sample in side] for side in zip(*pairs, strict=True)]
     clusters = min(both, key=lambda side: len(set(side)))
     if kind == "mean":
@@ -229,7 +232,7 @@ def _tested(task: str, pairs: Pairs, metric: Metric) -> Tested:
         return (float(a.mean()), float(b.mean())), paired
     weights = a[:, 1]
     if not (weights == b[:, 1]).all():
-        raise ConfigError(f"{task}: {name} weighs the same items differently in A and B, so it can't be compared")
+        raise ConfigError(f"{task}: {name} weights the same items differently in A and B, so it can't be compared")
     losses = -a[:, 0], -b[:, 0]
     paired = paired_ratio(*losses, weights, clusters)
     value_a, value_b = (from_nats(loss.sum() / weights.sum(), kind) for loss in losses)
@@ -238,7 +241,7 @@ def _tested(task: str, pairs: Pairs, metric: Metric) -> Tested:
 
 
 def names_of(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Names that differ: by step, place or content where the checkpoints' own don't, by letter at last."""
+    """Return distinct names: equal ones get the checkpoint's step, path or hash, or else a letter."""
     names = [str(checkpoint.get("name") or "unnamed") for checkpoint in checkpoints]
     for name in {name for name in names if names.count(name) > 1}:
         alike = [number for number, each in enumerate(names) if each == name]
@@ -254,9 +257,9 @@ def names_of(checkpoints: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def by_checkpoint(results: Sequence[TaskResults]) -> list[TaskResults]:
-    """Join evaluations of one checkpoint, of the same dtype and few-shot examples, in the order of the last of each.
+    """Merge evaluations of the same checkpoint with the same dtype and few-shot examples, ordered by the last of each.
 
-    Of a task that several of them have the last one counts.
+    If several contain the same task, the last one counts.
     """
     joined: dict[tuple[str, ...], TaskResults] = {}
     for each in results:

@@ -19,40 +19,42 @@ VERDICTS = f"Significant is p < {LEVEL}, preliminary p < {PRELIMINARY}, adjusted
 UNADJUSTED = "p in brackets is not adjusted."
 
 GAP, LEAST_NAME = 2, 8
-"""Columns of a terminal between those of a table, and that a task's name keeps."""
+"""The space between columns of a table, and the least width of a task's name, in characters."""
 
 WIDE = 110
-"""Columns of a terminal in which the figures of A and B fit too."""
+"""The width of a terminal, in characters, from which the values of A and B are shown too."""
 
 
-def print_comparisons(found: Comparisons, console: Console, *, all_metrics: bool = False) -> None:
+def print_comparisons(comparisons: Comparisons, console: Console, *, all_metrics: bool = False) -> None:
     """Print a legend, a table for each result but the reference, and the notes.
 
     Args:
-        all_metrics: also those of a task that come after its first, which have no adjusted p.
+        all_metrics: whether to show all metrics of a task; those after the first have no adjusted p.
     """
     lines: list[str | Table] = []
-    for number, name in enumerate(found.names):
+    for number, name in enumerate(comparisons.names):
         place = f"{letter(number)}: "
         after = "" if number else " (the reference)"
         lines.append(place + shortened(name, console.width - len(place + after)) + after)
-    for number, rows in enumerate(found.rows, start=1):
-        table = _table(found, letter(number), rows, console.width, all_metrics=all_metrics)
-        lines += ["", _heading(found, letter(number), rows), table]
-    brackets = [UNADJUSTED] if any(not row.primary and row.p is not None for rows in found.rows for row in rows) else []
-    for line in (*lines, "", VERDICTS, *(brackets if all_metrics else []), *found.notes):
+    for number, rows in enumerate(comparisons.rows, start=1):
+        table = _table(comparisons, letter(number), rows, console.width, all_metrics=all_metrics)
+        lines += ["", _heading(comparisons, letter(number), rows), table]
+    brackets = (
+        [UNADJUSTED] if any(not row.primary and row.p is not None for rows in comparisons.rows for row in rows) else []
+    )
+    for line in (*lines, "", VERDICTS, *(brackets if all_metrics else []), *comparisons.notes):
         console.print(line, highlight=False, markup=False)
 
 
-def _heading(found: Comparisons, of_b: str, rows: tuple[Row, ...]) -> str:
-    if found.kind == "tasks":
+def _heading(comparisons: Comparisons, of_b: str, rows: tuple[Row, ...]) -> str:
+    if comparisons.kind == "tasks":
         return f"{of_b} minus A; perplexities {of_b} / A"
     return f"{of_b} minus A, {'bits per byte' if rows[0].metric == 'bits_per_byte' else 'loss in nats per token'}"
 
 
-def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, all_metrics: bool) -> Table:
-    """A table no wider than the terminal: the names of tasks give way, and figures are never cut."""
-    is_length = found.kind == "length"
+def _table(comparisons: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, all_metrics: bool) -> Table:
+    """Return a table that fits the terminal: task names may be shortened, numbers never are."""
+    is_length = comparisons.kind == "length"
     has_values, has_items = width >= WIDE or is_length, width >= WIDE
     tested = {row.task for row in rows if row.primary}
     values, items = ("A", of_b) if has_values else (), ("items",) if has_items else ()
@@ -76,33 +78,40 @@ def _table(found: Comparisons, of_b: str, rows: tuple[Row, ...], width: int, *, 
     return table
 
 
-def comparison_markdown(found: Comparisons) -> str:
-    """The same as Markdown, with all metrics, without a newline at its end."""
-    parts = [", ".join(f"{letter(number)}: {name}" for number, name in enumerate(found.names))]
-    for number, rows in enumerate(found.rows, start=1):
+def comparison_markdown(comparisons: Comparisons) -> str:
+    """Return comparisons as Markdown, with all metrics, without a trailing newline."""
+    parts = [", ".join(f"{letter(number)}: {name}" for number, name in enumerate(comparisons.names))]
+    for number, rows in enumerate(comparisons.rows, start=1):
         header = [each.replace("B", letter(number)) for each in COLUMNS]
         cells = [(*_cells(row), row.verdict) for row in rows]
         parts.append("\n".join(markdown_table(header, cells, n_left=2)))
-    return in_markdown("\n\n".join((*parts, VERDICTS, *found.notes)))
+    return in_markdown("\n\n".join((*parts, VERDICTS, *comparisons.notes)))
 
 
-def comparison_tree(found: Comparisons) -> dict[str, Any]:
-    """The same as plain values: `model` of a row is the name of what is compared with the reference, `a`."""
+def comparison_tree(comparisons: Comparisons) -> dict[str, Any]:
+    """Return comparisons as plain values; a row's `model` is the result that is compared with the reference, `a`."""
     rows = [
         {"model": name} | asdict(row) | {"verdict": row.verdict}
-        for name, of_one in zip(found.names[1:], found.rows, strict=True)
+        for name, of_one in zip(comparisons.names[1:], comparisons.rows, strict=True)
         for row in of_one
     ]
-    pair = {"b": found.names[1]} if len(found.names) == 2 else {}
-    return {"kind": found.kind, "a": found.names[0], **pair, "names": found.names, "rows": rows, "notes": found.notes}
+    pair = {"b": comparisons.names[1]} if len(comparisons.names) == 2 else {}
+    return {
+        "kind": comparisons.kind,
+        "a": comparisons.names[0],
+        **pair,
+        "names": comparisons.names,
+        "rows": rows,
+        "notes": comparisons.notes,
+    }
 
 
-def records(found: Comparisons) -> Iterator[dict[str, Any]]:
-    """A line of a frame for each row."""
-    for each in comparison_tree(found)["rows"]:
-        is_length = found.kind == "length"
+def records(comparisons: Comparisons) -> Iterator[dict[str, Any]]:
+    """Yield a record for each row, for a data frame."""
+    for each in comparison_tree(comparisons)["rows"]:
+        is_length = comparisons.kind == "length"
         place = {"task": "" if is_length else each["task"], "context_length": int(each["task"]) if is_length else None}
-        yield {"kind": found.kind, "reference": found.names[0], **each, **place}
+        yield {"kind": comparisons.kind, "reference": comparisons.names[0], **each, **place}
 
 
 def _cells(row: Row) -> tuple[str, ...]:

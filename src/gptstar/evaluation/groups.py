@@ -1,4 +1,4 @@
-"""Items of a group of tasks, and how two models differ on them."""
+"""The comparison of two models on a group of tasks."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,17 @@ from gptstar.evaluation.statistics.paired import Paired, paired_ratio
 from gptstar.evaluation.statistics.strata import Stratum, pooled
 
 Tested = tuple[tuple[float, float], Paired]
-"""A metric of A and of B, and how they differ."""
+"""A metric's values of A and B, and their paired difference."""
 
 
 def strata_of(name: str, kind: Kind, members: Sequence[Sequence[Sample]], *, by_size: bool) -> list[Stratum]:
-    """The items of a group's tasks, each task a stratum, whose weighted mean of ratios is the group's metric in nats.
+    """Return one stratum per task; the weighted mean of the strata's ratios is the group's metric in nats.
 
     Args:
-        kind: of the metric: `mean` or `bits_per_byte`.
-        members: items of the tasks that have the metric.
-        by_size: whether a task weighs as much as it has items.
+        name: the name of the metric.
+        kind: the kind of the metric: `mean` or `bits_per_byte`.
+        members: the items of the tasks that have the metric.
+        by_size: whether tasks are weighted by their number of items.
     """
     strata = []
     for samples in members:
@@ -31,13 +32,15 @@ def strata_of(name: str, kind: Kind, members: Sequence[Sequence[Sample]], *, by_
 
 
 def compared_group(metric: Metric, members: Sequence[Pairs], *, by_size: bool) -> Tested | None:
-    """A group's metric of A and of B over the same items, and how they differ: by a paired bootstrap-t within tasks.
+    """Compare a group's metric of A and B over the same items, by a paired bootstrap-t within tasks.
 
     Args:
-        members: items of the tasks that have the metric, paired.
+        metric: the group's metric.
+        members: the paired items of the tasks that have the metric.
+        by_size: whether tasks are weighted by their number of items.
 
     Returns:
-        None where the items can't tell: a task has a single one.
+        The values of A and B with their difference; None if a task has a single item.
     """
     sides = [[[pair[side] for pair in pairs] for pairs in members] for side in (0, 1)]
     first, second = (pooled(strata_of(metric.name, metric.kind, side, by_size=by_size)) for side in sides)

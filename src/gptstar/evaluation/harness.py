@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's view of our model: it hands over texts, and gets log-likelihoods and continuations."""
+"""The adapter of our model to lm-evaluation-harness, which requests log-likelihoods and continuations of texts."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from gptstar.evaluation.tasks.worker import Prompt, Worker
 from gptstar.inference.sampling import Sampling
 
 MAX_NEW = 256
-"""Tokens written where a task does not say how many, as for the harness's own models."""
+"""The number of generated tokens if a task does not state it, as for the harness's own models."""
 
 NEUTRAL: dict[str, object] = {
     "num_beams": 1,
@@ -46,7 +46,7 @@ NEUTRAL: dict[str, object] = {
     "eta_cutoff": 0,
     "use_cache": True,
 }
-"""Settings that are not offered, each with the value that leaves a text as it is."""
+"""Unsupported settings of generation, each with the value that has no effect."""
 
 
 def lm(
@@ -57,31 +57,31 @@ def lm(
     dtype: Dtype = "float32",
     batch_tokens: int | None = None,
 ) -> "HarnessModel":
-    """Load a checkpoint as lm-evaluation-harness takes it: `lm_eval.simple_evaluate(gptstar.lm(path), tasks=["piqa"])`.
+    """Load a checkpoint for lm-evaluation-harness: `lm_eval.simple_evaluate(gptstar.lm(path), tasks=["piqa"])`.
 
-    Scores are those of `evaluate.py`, which gives WikiText a longer context than other tasks: 2,048 tokens.
+    Scores equal those of `evaluate.py`, except that `evaluate.py` gives WikiText a context of 2,048 tokens.
 
     Args:
-        path: a checkpoint, a run directory, whose best checkpoint is taken, or an exported Hugging Face folder.
-        context_length: tokens read at most; 1,024, or what learned positions hold, unless given.
-        device: as PyTorch calls it; `auto` takes a GPU where there is one.
-        dtype: the type of products.
-        batch_tokens: tokens to read at once; by default 1,024 on a CPU, and on a GPU what its memory holds.
+        path: a checkpoint, a run directory, of which the best checkpoint is used, or an exported Hugging Face folder.
+        context_length: the most tokens to read; by default 1,024, or the number of learned positions if smaller.
+        device: PyTorch's name of the device; `auto` uses a GPU if there is one.
+        dtype: the type of matrix products.
+        batch_tokens: the number of tokens to read at once; by default 1,024 on a CPU, and as many as fit on a GPU.
 
     Raises:
-        CheckpointError: missing, damaged, unsafe, or without a tokenizer; names the file.
-        ConfigError: `context_length` exceeds what learned positions hold; or there is no such device or type.
+        CheckpointError: the checkpoint is missing, damaged or unsafe, or has no tokenizer; the message names the file.
+        ConfigError: `context_length` exceeds the learned positions, or the device or type does not exist.
     """
     if dtype not in get_args(Dtype):
         raise ConfigError(f"dtype={dtype} is not one of {', '.join(get_args(Dtype))}")
     model = load(path)
     if model.tokenizer is None:
-        raise CheckpointError(f"{Path(path)} holds no tokenizer, and tasks are text: import it with --tokenizer FILE")
+        raise CheckpointError(f"{Path(path)} holds no tokenizer, which tasks need: import it with --tokenizer FILE")
     tokenizer = Tokenizer(model.tokenizer)
     length = TasksConfig(context_length=context_length).length_for("any", model.config.n_ctx)
     try:
         model = model.to(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch's, of a device that is not here
+    except (RuntimeError, AssertionError) as error:  # PyTorch's errors for a missing device
         raise ConfigError(f"device={device}: {in_one_line(error)}") from error
     worker = Worker(Scorer(model, dtype=dtype, batch_tokens=batch_tokens), tokenizer)
     about = {"model_num_parameters": model.config.n_params, "model_dtype": dtype}
@@ -89,64 +89,64 @@ def lm(
 
 
 def n_to_write(task: Task) -> int:
-    """Tokens that a task wants written for each item at most; none where it only scores.
+    """Return the most tokens that a task generates per item; 0 if it generates no text.
 
     Raises:
-        ConfigError: it asks for a way of writing that is not offered.
+        ConfigError: the task needs an unsupported setting of generation.
     """
     settings = task.config.generation_kwargs if task.OUTPUT_TYPE == "generate_until" else None
     return writing_of(settings, task.config.task)[0] if settings is not None else 0
 
 
 def writing_of(settings: dict[str, Any], task: str) -> tuple[int, tuple[str, ...], Sampling]:
-    """What a task's `generation_kwargs` ask for: new tokens at most, the texts that end one, and how tokens are drawn.
+    """Translate a task's `generation_kwargs` to the number of new tokens, the stop strings, and the sampling.
 
     Raises:
-        ConfigError: a setting that is not offered and may change a text, or has a value that it can't have.
+        ConfigError: a setting is unsupported and may change a text, or it has an invalid value.
     """
     try:
         choices = {key: value for key, value in normalize_gen_kwargs(settings, MAX_NEW).items() if value is not None}
         n_new, until, is_drawn = choices.pop("max_gen_toks"), choices.pop("until"), choices.pop("do_sample")
         if n_new < 1 or not isinstance(is_drawn, bool) or not all(isinstance(text, str) for text in until if text):
             given = f"max_gen_toks={n_new}, until={until}, do_sample={is_drawn}"
-            raise ValueError(f"{given}: give a number of 1 or more, texts, and true or false")
+            raise ValueError(f"{given}: give a number of 1 or more, strings, and true or false")
         drawn = {key: choices.pop(key) for key in ("temperature", "top_k", "top_p", "typical_p") if key in choices}
         if is_drawn:
             drawn |= {"temperature": float(drawn.get("temperature", 1.0)), "top_k": drawn.get("top_k") or None}
-        else:  # none of these changes which token is the likeliest
+        else:  # these settings don't change the likeliest token
             drawn = {"temperature": 0.0}
             choices = {
                 key: value for key, value in choices.items() if key not in ("min_p", "epsilon_cutoff", "eta_cutoff")
             }
         sampling = Sampling(**drawn, repetition_penalty=choices.pop("repetition_penalty", 1.0))
     except (ConfigError, TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{task} has generation_kwargs that can't be used: {in_one_line(error)}") from error
+        raise ConfigError(f"{task} has invalid generation_kwargs: {in_one_line(error)}") from error
     refused = [f"{key}={value}" for key, value in choices.items() if key not in NEUTRAL or value != NEUTRAL[key]]
     if refused:
         raise ConfigError(
-            f"{task} asks for {', '.join(refused)}, which is not offered: remove it from the task's generation_kwargs"
+            f"{task} sets {', '.join(refused)}, which is not supported: remove it from the task's generation_kwargs"
         )
     return n_new, tuple(text for text in until if text), sampling
 
 
 def room_for_prompt(context_length: int, n_new: int, task: str) -> int:
-    """Tokens of a prompt that the model can read when it is to write `n_new`; a task that leaves none is refused."""
+    """Return how many tokens of a prompt fit into the context beside `n_new` generated ones, or raise a ConfigError."""
     if n_new >= context_length:
         raise ConfigError(
-            f"evaluation.context_length={context_length} leaves no room for a prompt, as {task} wants {n_new} tokens "
-            "written: give a longer one"
+            f"evaluation.context_length={context_length} leaves no room for a prompt, because {task} generates {n_new} "
+            "tokens: give a longer context"
         )
     return context_length - n_new
 
 
 @register_model("gptstar")
 class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no types
-    """A model as the harness's evaluator takes it; its registry has it by the name `gptstar`.
+    """Our model for the harness's evaluator, registered there as `gptstar`.
 
     Attributes:
-        context_length: tokens read at most. What is longer loses its beginning, and a text that is scored whole is cut
-            into windows that predict each token once, the last of them with a full context.
-        n_cut: requests that lost their beginnings so far.
+        context_length: the most tokens to read. The beginning of longer requests is cut off. A whole text is scored in
+            windows that predict each token once; the last window has a full context.
+        n_cut: the number of requests whose beginning was cut off so far.
     """
 
     def __init__(
@@ -157,11 +157,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         context_length: int,
         about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Take requests for a team on its rank 0.
+        """Forward requests to a team, on its rank 0.
 
         Args:
-            progress_of: given the number of requests, returns a progress callback.
-            about: what the harness's files say of the model.
+            team: the ranks that process requests.
+            tokenizer: the tokenizer of the model.
+            progress_of: a function that, given the number of requests, returns a progress callback.
+            context_length: the most tokens to read.
+            about: the description of the model in the harness's files.
         """
         super().__init__()
         self._about = dict(about or {})
@@ -174,7 +177,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         """Load a checkpoint from arguments of `lm` in a string, such as `path=runs/mine,dtype=bfloat16`.
 
         Raises:
-            Refusal: as `create_from_arg_obj`.
+            Refusal: for the same reasons as in `create_from_arg_obj`.
         """
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
@@ -185,12 +188,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         """Load a checkpoint from arguments of `lm`.
 
         Args:
-            additional_config: the harness's own options, of which `device` counts. Its batch sizes do not: requests are
-                batched by tokens (`batch_tokens`), and in float32 the scores do not depend on it.
+            arg_dict: the arguments of `lm` by name.
+            additional_config: the harness's own options, of which only `device` is used. Batch sizes are ignored,
+                because requests are batched by tokens (`batch_tokens`).
 
         Raises:
-            ConfigError: an argument that `lm` does not take, or no path.
-            CheckpointError: as `lm`.
+            ConfigError: `lm` has no such argument, or `path` is missing.
+            CheckpointError: for the same reasons as in `lm`.
         """
         given, known = dict(arg_dict), list(signature(lm).parameters)
         if unknown := sorted(set(given) - set(known)):
@@ -202,32 +206,32 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         return lm(given.pop("path"), **given)
 
     def get_model_info(self) -> dict[str, Any]:
-        """What the harness's files say of the model."""
+        """Return the description of the model for the harness's files."""
         return dict(self._about)
 
     @property
     def max_length(self) -> int:
-        """Tokens read at most, by the harness's name."""
+        """The context length, by the harness's name."""
         return self.context_length
 
     @property
     def eot_token_id(self) -> int:
-        """The token that stands before a text without a context."""
+        """The token that precedes a text without a context."""
         return self._bpe.end_of_text
 
     @property
     def tokenizer_name(self) -> str:
-        """The name by which the harness would tell its caches of requests apart."""
+        """The tokenizer's fingerprint, which the harness uses in the keys of its request cache."""
         return self._bpe.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Tokens of a text; what looks like a special token in it is text, and none is added."""
+        """Tokenize a text; special tokens in it are treated as text, and none are added."""
         return list(self._encode(string))
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation in nats, and whether greedy decoding would have written it."""
+        """Return the log-likelihood of each continuation in nats, and whether it is the greedy one."""
         scorables = []
         for (context, continuation), before, after in requests:
             try:
@@ -243,7 +247,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         return [tuple(score) for score in scores]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[float]:
-        """The log-likelihood of each whole text, in nats, from the token that separates documents on."""
+        """Return the log-likelihood of each whole text in nats, after an end-of-text token."""
         windows, owners = [], []
         for number, request in enumerate(requests):
             for window in get_rolling_token_windows(
@@ -258,19 +262,18 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
         return totals
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = True) -> list[str]:
-        """Each text's continuation, up to what a task says ends it.
+        """Generate a continuation of each text, up to the task's stop strings.
 
         Raises:
-            ConfigError: the context length leaves no room for what a task wants written, or it asks for a way of
-                writing that is not offered.
+            ConfigError: the generated tokens leave no room for a prompt, or the task needs an unsupported setting.
         """
         prompts = [self._prompt(*request.args) for request in requests]
-        is_drawn = [prompt.sampling.temperature > 0 for prompt in prompts]  # which is not to be repeated from a cache
+        is_drawn = [prompt.sampling.temperature > 0 for prompt in prompts]  # sampled texts must not come from the cache
         cached = [None if drawn else request.args for request, drawn in zip(requests, is_drawn, strict=True)]
         return self._results(prompts, "generate_until", cached)
 
     def _results(self, requests: Sequence[Scorable | Prompt], kind: str = "", cached: Sequence[Any] = ()) -> list[Any]:
-        """Results of requests; those with arguments in `cached` go to the harness's cache of this kind as they come."""
+        """Process requests; results of those with arguments in `cached` are added to the harness's cache of `kind`."""
         report = self._progress_of(len(requests))
 
         def on_results(results: Mapping[int, Any]) -> None:
@@ -291,7 +294,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness has no type
 
 
 def run_harness() -> None:
-    """Run the harness's own command on `sys.argv`, with `gptstar` among its models."""
-    from lm_eval.__main__ import cli_evaluate  # sets up logging, which is for its command alone
+    """Run the harness's own command on `sys.argv`, with the model type `gptstar` registered."""
+    from lm_eval.__main__ import cli_evaluate  # the import configures logging, which only this command should do
 
     cli_evaluate()

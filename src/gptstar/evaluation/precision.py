@@ -1,4 +1,4 @@
-"""The precision of products in an evaluation."""
+"""The precision of matrix products in an evaluation."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import torch
 
 @contextlib.contextmanager
 def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Compute products in `dtype`: float32 without TF32, or less by autocast."""
+    """Compute matrix products in `dtype` within the context: float32 without TF32, or a narrower type by autocast."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""Progress of a study of several checkpoints: a bar at a terminal, and a line at every tenth elsewhere."""
+"""Progress display of a study: a bar in a terminal, elsewhere one line per tenth."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from gptstar.terminal import Tenths
 
 
 class StudyProgress:
-    """Counts the tokens that a study has read."""
+    """A counter of the tokens that a study has read, which updates the progress display."""
 
     def __init__(self, bar: Progress, task: TaskID, tenths: Tenths, verb: str) -> None:
         self._bar, self._task, self._tenths, self._verb = bar, task, tenths, verb
 
     def turn_to(self, name: str) -> None:
-        """Name the checkpoint that is read from here on."""
+        """Show the name of the next checkpoint."""
         self._bar.update(self._task, description=f"{self._verb} {name}")
 
     def advance(self, tokens: int) -> None:
-        """Count tokens that were read."""
+        """Add tokens that were read."""
         self._bar.advance(self._task, tokens)
         self._tenths.advance(tokens)
 
 
 @contextlib.contextmanager
 def study_progress(console: Console, verb: str, n_tokens: int) -> Iterator[StudyProgress]:
-    """Show how much of a study is done; `verb` is what it does, such as `reading`."""
+    """Show the progress of a study over `n_tokens`; `verb` describes the work, such as `reading`."""
     with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
         yield StudyProgress(bar, bar.add_task(verb, total=n_tokens), Tenths(console, verb, n_tokens), verb)

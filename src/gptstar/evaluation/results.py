@@ -1,4 +1,4 @@
-"""The results of an evaluation: `results.json`, written and read."""
+"""The results of an evaluation, and reading and writing of `results.json`."""
 
 import json
 import math
@@ -21,22 +21,22 @@ HEADER = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": "tasks"}
 FILE_NAME = "results.json"
 
 Kind = Literal["mean", "perplexity", "bits_per_byte", "other"]
-"""How a metric follows from its items.
+"""The kinds of metrics, by their aggregation over items.
 
-`mean` of one number each; `perplexity` exp(-sum of log-likelihoods / sum of weights) and `bits_per_byte`
--sum of log-likelihoods / sum of bytes / ln 2, of two numbers each, `[log-likelihood, weight]`; `other` is what the
-task's own code makes of them.
+`mean` averages one number per item. The next two sum pairs `[log-likelihood, weight]`: `perplexity` is
+exp(-sum of log-likelihoods / sum of weights), and `bits_per_byte` is -sum of log-likelihoods / sum of bytes / ln 2.
+`other` is an aggregation by the task's own code.
 """
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a task, with its 95 % interval.
+    """A metric of a task, with its 95 % interval.
 
     Attributes:
-        low, high: None where the metric is not a mean over items and so has no interval here.
-        method: of the interval, such as `Wilson` or `bootstrap-t over documents`.
-        subset: of the items it is over: None for all of them, or `clean`, those that training never saw.
+        low, high: the interval; None if the metric is not a mean over items, and so has no interval here.
+        method: the method of the interval, such as `Wilson` or `bootstrap-t over documents`.
+        subset: the subset of items: None for all of them, or `clean` for those that are not in the training text.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Sample:
     """One item of a task.
 
     Attributes:
-        item: its number in the file or split, from 0.
-        hash: sha256 of the item, by which two evaluations are paired.
-        cluster: items with the same number are not independent, such as Winogrande's twins and copies.
-        scores: by metric: a number, or `[log-likelihood, weight]`.
-        log_likelihoods: of each choice, in nats.
+        item: the item's index in the file or split, from 0.
+        hash: the item's sha256, by which two evaluations are paired.
+        cluster: the item's cluster; items of one cluster, such as Winogrande's twins and copies, are not independent.
+        scores: the item's score by metric: a number, or `[log-likelihood, weight]`.
+        log_likelihoods: the log-likelihood of each choice, in nats.
     """
 
     item: int
@@ -71,19 +71,21 @@ class Sample:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task, or a group of tasks with the harness's score of the group.
+    """The result on one task, or on a group of tasks with the harness's score of the group.
 
     Attributes:
-        version: the harness's, of the task.
-        source: of the items: `path` and `sha256` of a file, or the Hub's `dataset` and `split`; empty for a group.
-        context_length: in tokens, of this task; of a group the longest of its tasks.
-        num_fewshot: examples before each item; of a group the most of its tasks.
-        samples: empty for a group, whose items are those of its tasks.
-        n_cut: requests that were longer, and lost their beginnings.
-        n_copies: items that are copies of an earlier one, and of one cluster with it.
-        gen_kwargs: what was given over the task's own way of writing; None where the task writes no texts.
+        version: the harness's version of the task.
+        source: the source of the items: `path` and `sha256` of a file, or `dataset` and `split` on the Hub; empty for a
+            group.
+        context_length: the context length in tokens; of a group the longest of its tasks.
+        num_fewshot: the number of few-shot examples; of a group the most of its tasks.
+        metrics: the metrics of the task or group.
+        samples: the scored items; empty for a group, whose items are those of its tasks.
+        n_cut: the number of requests that exceeded the context length, so that their beginning was cut off.
+        n_copies: the number of items that are copies of an earlier one, and in one cluster with it.
+        gen_kwargs: the settings of generation that the user overrode; None if the task generates no text.
         members: the tasks of a group, at any depth; empty for a task.
-        by_size: the metrics of a group that weigh each task by its items; the others weigh all tasks alike.
+        by_size: the metrics of a group that weight tasks by their number of items; others weight all tasks equally.
     """
 
     task: str
@@ -102,12 +104,13 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class TaskResults:
-    """All of an evaluation on tasks.
+    """The results of an evaluation on tasks.
 
     Attributes:
-        checkpoint: `name`, `path`, `sha256`, `n_params`, `step`, `tokens`, and `model`, its configuration.
-        protocol: `dtype`, `limit`, seeds, and what else shapes the scores.
-        versions: of the packages that took part.
+        checkpoint: the checkpoint's `name`, `path`, `sha256`, `n_params`, `step`, `tokens` and `model` (configuration).
+        protocol: the settings that shape the scores, such as `dtype`, `limit` and seeds.
+        versions: the versions of the packages involved.
+        tasks: the results of groups and tasks.
     """
 
     checkpoint: dict[str, Any]
@@ -121,39 +124,39 @@ class TaskResults:
 
     @property
     def fewshot_seed(self) -> object:
-        """The seed by which few-shot examples were drawn."""
+        """The seed of the few-shot examples."""
         return (self.protocol.get("seeds") or {}).get("fewshot")
 
 
 def grouped_by(tasks: Sequence[TaskResult]) -> set[str]:
-    """Names of tasks and groups that lie within another group among them."""
+    """Return the names of tasks and groups that belong to another group among them."""
     groups = [(task.task, set(task.members)) for task in tasks if task.members]
     within = {name for name, members in groups if any(members < others for _, others in groups)}
     return within.union(*(members for _, members in groups))
 
 
 def versions_of(*packages: str) -> dict[str, str]:
-    """The versions of this code, which may be a checkout that is not installed, and of other packages."""
+    """Return the versions of this code, which may be an uninstalled checkout, and of other packages."""
     return {"gptstar": __version__} | {name: version(name) for name in packages}
 
 
 def from_nats(nats: float, kind: Kind) -> float:
-    """A mean loss in nats as a metric shows it: a perplexity, or bits per byte."""
+    """Convert a mean loss in nats to a perplexity or bits per byte."""
     with np.errstate(over="ignore"):
         return float(np.exp(nats) if kind == "perplexity" else nats / math.log(2))
 
 
 def to_json(figures: Any) -> str:
-    """Figures as text; NaN and infinities become null, as JSON lacks them."""
+    """Convert figures to JSON; NaN and infinities become null, because JSON lacks them."""
     finite = json.loads(json.dumps(figures), parse_constant=lambda _: None)
     return json.dumps(finite, indent=1) + "\n"
 
 
 def write_tasks(results: TaskResults, folder: Path) -> Path:
-    """Write `results.json` into a folder, whole or not at all.
+    """Write `results.json` into a folder atomically.
 
     Raises:
-        OSError: it can't be written; an older one stands.
+        OSError: the file can't be written; an older one remains.
     """
     path = folder / FILE_NAME
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,10 +165,10 @@ def write_tasks(results: TaskResults, folder: Path) -> Path:
 
 
 def write_study(folder: Path, kind: str, config: Any, **found: Any) -> None:
-    """Write `results.json` of a study into its folder, whole or not at all; `config` is the study's dataclass.
+    """Write `results.json` of a study into its folder atomically; `config` is the study's dataclass.
 
     Raises:
-        OSError: it can't be written; an older one stands.
+        OSError: the file can't be written; an older one remains.
     """
     about = {"kind": kind, "protocol": asdict(config), "versions": versions_of("torch", "numpy", "tokenizers")}
     write_text(folder / FILE_NAME, to_json(HEADER | about | found))
@@ -175,19 +178,23 @@ def read_tasks(path: Path) -> TaskResults:
     """Read the results of an evaluation on tasks: a `results.json`, or the folder that holds it.
 
     Raises:
-        ConfigError: missing, damaged, or of another kind; names the file.
+        ConfigError: the file is missing, damaged, or of another kind; the message names it.
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
         return parse_tasks(read_json(file))
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(
-            f"{file} is not results of tasks, as evaluate.py evaluation.tasks=[…] writes them: {problem(error)}"
+            f"{file} does not hold results of evaluate.py evaluation.tasks=[…]: {problem(error)}"
         ) from error
 
 
 def parse_tasks(tree: Any) -> TaskResults:
-    """Make results of what a `results.json` says. Raises ValueError or AttributeError if it is damaged or other."""
+    """Build results from the tree of a `results.json`.
+
+    Raises:
+        ValueError, AttributeError: the tree is damaged, or of another kind.
+    """
     header = {key: tree.get(key) for key in HEADER}
     if header != HEADER:
         raise ValueError(f"its header is {header} instead of {HEADER}")
@@ -195,7 +202,7 @@ def parse_tasks(tree: Any) -> TaskResults:
 
 
 def problem(error: Exception) -> str:
-    """What is wrong with a file, in one line: where pydantic found several things wrong, the first."""
+    """Describe the problem of a file in one line; of several errors by pydantic, the first."""
     if isinstance(error, KeyError):
         return f"no {in_one_line(error)}"
     if not isinstance(error, ValidationError):

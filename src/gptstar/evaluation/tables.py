@@ -1,4 +1,4 @@
-"""Studies of context length as tables, for the terminal and as Markdown."""
+"""Tables of length studies, for the terminal and as Markdown."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,17 +11,17 @@ from gptstar.evaluation.statistics.intervals import Interval
 from gptstar.evaluation.statistics.paired import paired_ratio
 from gptstar.terminal import in_markdown
 
-if TYPE_CHECKING:  # they import torch, which `gptstar compare` need not wait for
+if TYPE_CHECKING:  # they import torch, which would delay `gptstar compare`
     from gptstar.evaluation.length.curve import Curve
     from gptstar.evaluation.length.figures import LengthResult
 
 UNDEFINED = "undefined"
 MOST_DIGITS = 8
-"""Digits after the point of a figure whose interval is narrow."""
+"""Digits after the decimal point of a figure with a narrow interval."""
 
 
 def length_table(curve: "Curve", title: str | None = None) -> Table:
-    """One model at each context length, for the terminal: figures with half the width of their 95 % intervals."""
+    """Return one model's figures at each context length for the terminal, ± half the width of their 95 % intervals."""
     table = Table(title=Text(title or f"{curve.name}, ± half of the 95 % interval"))
     change = "change" if curve.reference is None else f"change vs {curve.reference:,}"
     for column in ("context", "×", "loss", change, "perplexity", "bits/byte"):
@@ -39,9 +39,9 @@ def length_table(curve: "Curve", title: str | None = None) -> Table:
 
 
 def comparison_table(curves: "Sequence[Curve]", *, bits: bool = False) -> Table:
-    """Several models at each context length, by their loss or bits per byte, for the terminal.
+    """Return several models' loss or bits per byte at each context length, for the terminal.
 
-    Two that scored the same targets have the paired difference of their losses too.
+    Two models that scored the same targets also get the paired difference of their losses.
     """
     table = Table(title=f"{'bits per byte' if bits else 'loss'}, ± half of the 95 % interval")
     table.add_column("context", justify="right")
@@ -61,7 +61,7 @@ def comparison_table(curves: "Sequence[Curve]", *, bits: bool = False) -> Table:
 
 
 def cost_line(curve: "Curve") -> str:
-    """What reading took, and how it grows with the context."""
+    """Return a line with the time and memory at each context length, and how they grow."""
     costs = "; ".join(
         f"{result.context_length:,}: {result.seconds:.1f} s, {(result.memory or 0) / 1e9:.2f} GB"
         for result in curve.lengths
@@ -73,14 +73,14 @@ def cost_line(curve: "Curve") -> str:
 
 
 def length_markdown(curves: "Sequence[Curve]", head: Sequence[str]) -> str:
-    """All models of a study, with whole intervals, below the lines of `head` about the text and the protocol."""
+    """Return all models of a study with full intervals as Markdown, below the lines `head` on text and protocol."""
     lines = ["# Loss against context length", "", *head]
     for curve in curves:
         change = "change" if curve.reference is None else f"change against {curve.reference:,}"
         columns = ["context", "mean context", "tokens", "loss", change, "p", "perplexity", "bits/byte", "s", "GB"]
         lines += ["", f"## {curve.name}", "", f"Intervals are of 95 %, over {curve.units}.", ""]
         if curve.reference is None:
-            lines[-2] = "The published estimator has no intervals."
+            lines[-2] = "The published estimator has no confidence intervals."
         lines += [*markdown_table(columns, map(_markdown_cells, curve.lengths)), "", cost_line(curve)]
         if curve.positions:
             columns = ["tokens before a target", "targets", "loss"]
@@ -90,7 +90,7 @@ def length_markdown(curves: "Sequence[Curve]", head: Sequence[str]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left: int = 0) -> list[str]:
-    """The lines of a Markdown table, with the first `n_left` columns aligned to the left, the others to the right."""
+    """Return the lines of a Markdown table; the first `n_left` columns are left-aligned, the others right-aligned."""
     rule = ["---" if number < n_left else "---:" for number in range(len(header))]
     lines = []
     for row in (header, rule, *rows):
@@ -100,7 +100,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left:
 
 
 def _half(interval: Interval | None, sign: str = "") -> str:
-    """A figure with half the width of its interval."""
+    """Format a figure ± half the width of its interval."""
     if interval is None:
         return UNDEFINED
     value, half = signed(interval.value, 3, sign), (interval.high - interval.low) / 2
@@ -108,7 +108,7 @@ def _half(interval: Interval | None, sign: str = "") -> str:
 
 
 def _change(result: "LengthResult") -> Interval | None:
-    """The change of a result's loss against the reference."""
+    """Return the change of a result's loss from the reference length."""
     paired = result.change
     return None if paired is None else Interval(paired.difference, paired.low, paired.high, paired.test)
 
@@ -125,7 +125,7 @@ def _markdown_cells(result: "LengthResult") -> list[str]:
 
 
 def _whole(interval: Interval, digits: int, sign: str = "") -> str:
-    """A figure with its interval, with more digits where that is narrow."""
+    """Format a figure with its interval, with more digits if that is narrow."""
     width = interval.high - interval.low
     if width > 0 and math.isfinite(width):
         digits = min(MOST_DIGITS, max(digits, 1 - math.floor(math.log10(width))))
@@ -134,5 +134,5 @@ def _whole(interval: Interval, digits: int, sign: str = "") -> str:
 
 
 def signed(value: float, digits: int, sign: str) -> str:
-    """A figure with the sign that sentences have, and none for a negative zero but what `sign` asks for."""
+    """Format a number with a typographic minus, and without a minus for a value that rounds to zero."""
     return f"{value:{sign}z.{digits}f}".replace("-", "−")

@@ -1,4 +1,4 @@
-"""Causal self-attention, and which of its fast forms computes it."""
+"""Causal self-attention, and the choice among its fast implementations."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gptstar.model.config import GPTConfig
 
 WEIGHTS_AT_ONCE = 2**22
-"""Weights that `Attention.weights` makes at once: 16 MiB in float32, in one query at least."""
+"""Attention weights that `Attention.weights` computes at once: 16 MiB in float32. One query may need more."""
 
 
 def causal_attention(
@@ -37,14 +37,14 @@ def causal_attention(
     form: AttentionForm = "auto",
     documents: Tensor | BlockMask | None = None,
 ) -> Tensor:
-    """Causal attention, with shapes as in `gptstar.model.kernels`.
+    """Compute causal attention; `gptstar.model.kernels` states the shapes.
 
     Args:
-        bias: slopes; or a table `(head, distance)`, for `flex` only; or a function that gives the bias of pairs, which
-            has one form only; None for no bias.
-        form: how to compute; without a bias `bias`, `columns` and `flex` are all PyTorch's kernel for plain causal
-            attention, and with documents `bias` and `columns` are `attention_within_documents`.
-        documents: also the mask that `block_mask` makes of them for FlexAttention, so that layers can share it.
+        bias: ALiBi's slopes `(head,)`; or a table `(head, distance)`, for `flex` only; or a function that returns the
+            bias of pairs, which ignores `form`; or None for no bias.
+        form: the implementation. Without a bias, `bias`, `columns` and `flex` all call PyTorch's kernel for plain
+            causal attention. With documents, `bias` and `columns` both call `attention_within_documents`.
+        documents: the document of each position, or the mask that `block_mask` made from them, which layers can share.
     """
     if bias is not None and not isinstance(bias, Tensor):
         assert not isinstance(documents, BlockMask)
@@ -68,12 +68,13 @@ def causal_attention(
 
 
 def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of queries `(batch, head, query, d_head)` to the keys of a view.
+    """Compute attention of queries `(batch, head, query, d_head)` to the keys of a view.
 
-    Keys and values may be of a wider type than queries, as a cache keeps them.
+    A KV cache may hold keys and values in a wider type than the queries have.
 
     Args:
-        mask: `(batch or 1, head or 1, query, key)`, bool, or float32 to add to scores; None where all keys count.
+        mask: `(batch or 1, head or 1, query, key)`, bool, or float32 to add to scores; None if every query attends to
+            every key.
     """
     dtype, compiling = query.dtype, torch.compiler.is_compiling()
     # A compiler casts keys and values as it reads them; elsewhere PyTorch's kernel does not need float32 copies.
@@ -88,7 +89,7 @@ def viewed_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def _attention_of_one(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of one query per row; a CPU reads keys times vector twice as fast as vector times keys."""
+    """Compute attention of one query per row; a CPU multiplies keys by vector twice as fast as vector by keys."""
     scores = (key @ (query * query.shape[3] ** -0.5).transpose(2, 3)).transpose(2, 3)  # (batch, head, 1, key)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
@@ -99,7 +100,7 @@ class Attention(nn.Module):
     """Multi-head causal self-attention.
 
     Args:
-        shared: parameters of positions that layers share, which their owner registers.
+        shared: the parameters of positions that all layers share; the model registers them.
     """
 
     def __init__(self, config: "GPTConfig", shared: nn.Module | None) -> None:
@@ -116,17 +117,17 @@ class Attention(nn.Module):
         self.softmax_scale = self.scale.parameters(self.n_heads)
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape, or that of the tokens that a view selects."""
+        """Map `(batch, position, d_model)` to the same shape, or to the shape of the tokens that a view selects."""
         query, key, value = self._projections(x, scope)
         return self.out(self.mixed(x, query, key, value, scope))
 
     def mixed(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None) -> Tensor:
-        """Values by the weights of attention, before the last projection: `(batch, query, head * d_head)`.
+        """Return the heads' outputs before the last projection: `(batch, query, head * d_head)`.
 
         Args:
-            x, scope: as `forward` takes them; positions may read the input.
-            query: `(batch, query, head * d_head)`, of the tokens whose output is needed.
-            key: `(batch, position, head * d_head)`; `value` likewise.
+            x, scope: the arguments of `forward`; some kinds of positions read the input.
+            query: `(batch, query, head * d_head)`, for the tokens whose output is needed.
+            key: `(batch, position, head * d_head)`; `value` has the same shape.
         """
         scope = scope.under(self.mask) if isinstance(scope, View) else scope
         per_token = self.positions.per_token(x, self._of_positions[0])
@@ -141,15 +142,17 @@ class Attention(nn.Module):
         return self._attended(query, key, value, scope, per_token).transpose(1, 2).flatten(2)
 
     def weights(self, x: Tensor, first: int = 0) -> Iterator[tuple[Pairs, Tensor]]:
-        """Yield the weights of attention by blocks of queries, so that memory grows with the length. For measurements.
+        """Yield the attention weights, one block of queries at a time, so that memory grows linearly with the length.
+
+        Only measurements use this.
 
         Args:
-            x: `(batch, position, d_model)`, the normed input of texts from their beginnings.
-            first: the first query; the queries are all from there on.
+            x: `(batch, position, d_model)`, the normed input; each row begins at the beginning of its text.
+            first: the position of the first query; the queries are all positions from there on.
 
         Yields:
-            A block's queries with their keys, which are all tokens up to the block's last, and `(batch, head, query,
-            key)`, 0 where a query does not attend.
+            The pairs of a block: its queries, and as keys all tokens up to its last query. Then their weights `(batch,
+            head, query, key)`, which are 0 where a query does not attend to a key.
         """
         query, key, _ = map(self._by_head, self._projections(x, None))
         at = torch.arange(x.shape[1], device=x.device)[None]
@@ -169,13 +172,13 @@ class Attention(nn.Module):
             start = stop
 
     def _by_head(self, x: Tensor) -> Tensor:
-        """`(batch, position, head * d_head)` → `(batch, head, position, d_head)`."""
+        """Reshape `(batch, position, head * d_head)` to `(batch, head, position, d_head)`."""
         return x.view(*x.shape[:2], self.n_heads, self.d_head).transpose(1, 2)
 
     def _attended(
         self, query: Tensor, key: Tensor, value: Tensor, scope: Scope | None, per_token: Tensor | None
     ) -> Tensor:
-        """`(batch, head, position, d_head)` of each → the same of the queries."""
+        """Choose an implementation and call it: three times `(batch, head, position, d_head)` → the queries' shape."""
         if isinstance(scope, View):
             known: Sequence[Tensor] = (key, value) if per_token is None else (key, value, per_token)
             if scope.cache is not None:
@@ -197,7 +200,7 @@ class Attention(nn.Module):
         """Count the keys that each query attends to: `(batch or 1, query)`, int64.
 
         Args:
-            places: `(1, position)`, int64: positions in a text without documents.
+            places: `(1, position)`, int64: positions in the text; used where no documents are given.
         """
         if isinstance(scope, View) and not scope.is_causal:
             return scope.n_visible()
@@ -217,12 +220,12 @@ class Attention(nn.Module):
         return functools.partial(self._bias_of_pairs, per_token)
 
     def _bias_of_pairs(self, per_token: Tensor | None, pairs: Pairs) -> Tensor:
-        """Return the bias of pairs, whose keys are the first of those that `per_token` holds."""
+        """Return the bias of pairs; their keys are the first ones that `per_token` holds."""
         of_keys = None if per_token is None else per_token[:, :, : pairs.keys.shape[1]]
         return self.positions.bias(pairs, self.n_heads, self._of_positions[0], of_keys)
 
     def _view_mask(self, view: View, per_token: Tensor | None) -> Tensor | None:
-        """Return the mask that `viewed_attention` takes; layers share it where it is the same in all."""
+        """Return the mask that `viewed_attention` takes; layers share it if it is the same in all of them."""
         if not self.positions.adds_bias:
             mask = view.attention_mask()
             return None if mask is None else mask[:, None]
@@ -231,7 +234,7 @@ class Attention(nn.Module):
         return view.biased_mask(bias, self.positions if is_shared else None)
 
     def shared_scope(self, x: Tensor, scope: Scope | None) -> Scope | None:
-        """Return what the layers of a compiled graph share: FlexAttention's mask, where they take that form."""
+        """Return the scope that the layers of a compiled graph share, with FlexAttention's mask if they use that."""
         if isinstance(scope, View | BlockMask | SharedMask) or not torch.compiler.is_compiling():
             return scope
         needs_mask = self.positions.adds_bias or self.mask.hides(x.shape[1])
@@ -260,9 +263,9 @@ class Attention(nn.Module):
         return self.dropout if self.training else 0.0
 
     def _projections(self, x: Tensor, scope: Scope | None) -> Sequence[Tensor]:
-        """Queries, keys and values, `(batch, position, head * d_head)`; queries only of tokens with an output."""
+        """Return queries, keys and values `(batch, position, head * d_head)`; queries only of tokens with an output."""
         selected = select_queries(x, scope)
-        if selected is x or not isinstance(self.qkv, nn.Linear):  # what inference packed can't be split
+        if selected is x or not isinstance(self.qkv, nn.Linear):  # weights packed for inference can't be split
             query, key, value = self.qkv(x).chunk(3, dim=-1)
             return select_queries(query, scope), key, value
         width = self.n_heads * self.d_head

@@ -1,6 +1,6 @@
-"""Residual blocks by name: GPT*'s parallel one, with one norm, and GPT-2's sequential one, with two.
+"""Residual blocks by name: GPT*'s parallel block has one LayerNorm, GPT-2's sequential block has two.
 
-Your own is a module that derives from `Block`, in a file that you name as a plugin:
+To add your own, derive a class from `Block` in a file that you name as a plugin:
 
     @BLOCKS.register("mine")
     class Mine(Block):
@@ -27,7 +27,7 @@ LAYER_NORM_EPS = 1e-5
 
 
 class MLP(nn.Module):
-    """`d_model → d_ff → d_model` with a GELU between."""
+    """The feed-forward network: `d_model → d_ff → d_model` with a GELU between."""
 
     def __init__(self, config: "GPTConfig") -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.mlp_width, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, position, d_model)` → the same shape."""
+        """Map `(batch, position, d_model)` to the same shape."""
         return self.down(self.gelu(self.up(x)))
 
 
 def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Let a block's forward pass be computed again in the backward pass, where `activation_checkpointing` is set."""
+    """Make a block recompute its forward pass during the backward pass if `activation_checkpointing` is set."""
 
     @functools.wraps(forward)
     def run(self: Any, x: Tensor, scope: Scope | None = None) -> Tensor:
@@ -54,14 +54,14 @@ def _checkpointed(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class Block(nn.Module):
-    """A residual block: attention and MLP, and what stands around them.
+    """A residual block: attention, MLP, LayerNorms and dropout.
 
     Weight decay applies to the weights of `nn.Linear` modules and to nothing else. Unless `initial` says otherwise, a
-    parameter begins with ones in a module whose name ends with `norm`, with zeros where its own name ends with `bias`,
-    else with N(0, 0.02).
+    parameter starts with ones in a module whose name ends with `norm`, with zeros if its own name ends with `bias`,
+    and otherwise from N(0, 0.02).
 
     Attributes:
-        norms: names of its LayerNorms, such as `norm`, which become attributes.
+        norms: names of the block's LayerNorms, such as `norm`; each becomes an attribute.
         attention: `attention(x, scope)`, `(batch, position, d_model)` → the same shape, or that of the selected tokens.
         mlp: `(batch, position, d_model)` → the same shape.
     """
@@ -81,22 +81,23 @@ class Block(nn.Module):
             cls.forward = _checkpointed(cls.forward)  # type: ignore[method-assign]
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """`(batch, position, d_model)` → the same shape, or that of the selected tokens.
+        """Map `(batch, position, d_model)` to the same shape, or to the shape of the selected tokens.
 
         Args:
-            scope: for `attention`; `select_queries(x, scope)` selects from `x` the tokens that attention returns.
+            scope: what restricts attention; pass it on to `attention`. `select_queries(x, scope)` selects from `x` the
+                tokens that attention returns.
         """
         raise NotImplementedError
 
     @classmethod
     def initial(cls, name: str, shape: torch.Size) -> Tensor | None:
-        """Draw a parameter on the CPU, by its name within the block; None leaves it to the model."""
+        """Draw a parameter's initial value on the CPU, by its name within the block; None means the model's default."""
         return None
 
     @classmethod
     @functools.cache
     def n_own_params(cls, d_model: int) -> int:
-        """Count the parameters beside those of attention and MLP."""
+        """Count the block's parameters outside attention and MLP."""
         none: Any = nn.Identity()
         with torch.device("meta"):
             block = cls(none, none, d_model=d_model, dropout=0.0)
@@ -116,7 +117,7 @@ class ParallelBlock(Block):
     norm: nn.LayerNorm
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """As `Block.forward`."""
+        """Add both branches to the residual stream at once."""
         normed = self.norm(x)
         attended = self.dropout(self.attention(normed, scope))
         return select_queries(x, scope) + attended + self.dropout(self.mlp(select_queries(normed, scope)))
@@ -134,6 +135,6 @@ class SequentialBlock(Block):
     mlp_norm: nn.LayerNorm
 
     def forward(self, x: Tensor, scope: Scope | None = None) -> Tensor:
-        """As `Block.forward`."""
+        """Add attention to the residual stream, then the MLP of the sum."""
         x = select_queries(x, scope) + self.dropout(self.attention(self.attention_norm(x), scope))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))

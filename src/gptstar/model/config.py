@@ -1,4 +1,4 @@
-"""What a model is: sizes and variants."""
+"""The configuration of a model: its sizes and variants."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -19,19 +19,20 @@ SOFTMAX_SCALES.register("ssmax")(SSMax)
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes and variants of a model: all that it takes to build one.
+    """Sizes and variants of a model: everything needed to build it.
 
     Attributes:
-        n_layers, d_model, n_heads, n_vocab: sizes.
+        n_layers, d_model, n_heads, n_vocab: number of blocks, width, number of heads, and size of the vocabulary.
         d_head, d_ff: width of a head, by default `d_model / n_heads`, and of the MLP, by default `4 * d_model`.
-        residual: a block's name: `parallel`, `sequential`, or the user's own. A mapping of the name (`kind`) and the
-            module that defines it (`plugin`) becomes the name.
-        positions: an object. A name, or a mapping of its keys with the name as `kind`, becomes one.
-        n_ctx: capacity of positions that have one, as learned ones do.
-        attention_window, attention_sinks: what `mask` is made of; None means no window.
-        softmax_scale: an object. A name, or a mapping of its keys with the name as `kind`, becomes one.
+        residual: the name of a block: `parallel`, `sequential`, or the user's own. It may be given as a mapping of the
+            name (`kind`) and the module that defines it (`plugin`).
+        positions: the kind of positions. It may be given as a name, or as a mapping of its keys with the name as
+            `kind`.
+        n_ctx: the number of learned positions; None for all other kinds.
+        attention_window, attention_sinks: the window and the attention sinks of `mask`; None means no window.
+        softmax_scale: the scale of attention scores. It may be given as a name, or as a mapping like `positions`.
         gelu: `exact` (erf) or `tanh`, GPT-2's approximation.
-        dropout: on embeddings, attention weights and both branches of a block.
+        dropout: probability of dropout on embeddings, attention weights and both branches of a block.
         residual_init: std of the residual projections: 0.02 / sqrt(2 n_layers) as in GPT-2, or 0.02 / sqrt(n_layers)
             as in the original GPT* (`legacy`).
     """
@@ -85,10 +86,10 @@ class GPTConfig:
 
     @classmethod
     def parse(cls, tree: Any) -> Self:
-        """Make one from what `as_dict` returned, and check it as a configuration's values are checked.
+        """Build a configuration from what `as_dict` returned, and check its values.
 
         Raises:
-            ConfigError: a key is not known, or a value breaks a rule; names the key.
+            ConfigError: a key is unknown, or a value breaks a rule; the message names the key.
         """
         if not isinstance(tree, dict):
             raise ConfigError(f"model={tree} is not a mapping of keys")
@@ -96,12 +97,12 @@ class GPTConfig:
 
     @property
     def mask(self) -> Mask:
-        """Which of the keys up to its own a query attends to."""
+        """The attention mask beyond causality: a sliding window with sinks."""
         return Mask(self.attention_window, self.attention_sinks)
 
     @property
     def modifiers(self) -> tuple[str, ...]:
-        """What changes attention beside the positions, in words such as `a window of 512`; empty where nothing does."""
+        """Changes of attention other than positions, in words such as `a window of 512`; empty if there are none."""
         window, sinks = self.attention_window, self.attention_sinks
         scale = SOFTMAX_SCALES.name_of(self.softmax_scale)
         in_words = {f"a window of {window}": window, f"{sinks} sinks": sinks, scale: self.softmax_scale.counts_keys}
@@ -126,7 +127,7 @@ class GPTConfig:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return every field, with derived widths; choices are names, or mappings if they have keys."""
+        """Return every field, with derived widths; a choice is its name, or a mapping if it has keys."""
         resolved = replace(self, d_head=self.head_width, d_ff=self.mlp_width)
         positions = POSITIONS.describe(self.positions)
         scale = SOFTMAX_SCALES.describe(self.softmax_scale)
@@ -140,7 +141,7 @@ class GPTConfig:
 
     @property
     def n_params(self) -> int:
-        """Number of parameters by arithmetic, the tied embedding counted once."""
+        """Number of parameters, computed without building the model; the tied embedding counts once."""
         D, F, A = self.d_model, self.mlp_width, self.n_heads * self.head_width
         attention = (D + 1) * 3 * A + (A + 1) * D
         mlp = (D + 1) * F + (F + 1) * D
@@ -150,8 +151,8 @@ class GPTConfig:
     def training_flops(self, context_length: int) -> int:
         """Return floating-point operations per training token: `6 N + 12 L H K T`.
 
-        N leaves out parameters of positions and of the softmax's scale. T is the context length, or what a window shows
-        of it.
+        N excludes the parameters of positions and of the softmax scale. T is the number of keys that a query at the end
+        of the context attends to: the context length, or less with a window.
 
         Source: Chowdhery et al., "PaLM", 2022, appendix B.
         """

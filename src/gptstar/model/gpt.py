@@ -1,4 +1,4 @@
-"""GPT* and its GPT-2-shaped relatives: one class, read from top to bottom.
+"""GPT* and GPT-2 as one class.
 
 The published GPT* is `residual="parallel", positions="alibi"`; GPT-2 is `residual="sequential", positions="learned",
 gelu="tanh"`. Unless its positions have a capacity, the model has no context length: the length is the tensor's shape.
@@ -30,9 +30,9 @@ class GPT(nn.Module):
     """A decoder-only transformer with tied embeddings.
 
     Attributes:
-        positions: the configuration's, or scaled ones within `scaled_positions`.
-        mask: the configuration's, or what `use` was given.
-        tokenizer: `tokenizers` JSON of what its tokens mean, where it came with the weights; carried along, never used.
+        positions: the configuration's positions, or scaled ones within `scaled_positions`.
+        mask: the configuration's mask, or the one that `use` was given.
+        tokenizer: JSON of the `tokenizers` library, if it came with the weights; the model stores it without using it.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -67,18 +67,18 @@ class GPT(nn.Module):
         attention_window: int | None = None,
         attention_sinks: int = 0,
     ) -> None:
-        """Choose how to compute; the results stay the same but for rounding, unless a window is given.
+        """Choose how to compute. Without a window, results change by rounding only.
 
         Args:
-            attention: the form of causal attention.
+            attention: the implementation of causal attention.
             activation_checkpointing: in training keep only the input of each block, and compute the block again in the
                 backward pass: a third more work for a fraction of the memory.
-            logits_at_once: logits that the loss holds; a batch with more is computed in pieces.
-            attention_window, attention_sinks: read with attention cut, as `Mask` says, whatever the configuration has;
-                it stays as it is. None means the configuration's. A window as long as the text cuts nothing.
+            logits_at_once: the most logits that the loss holds; it computes those of a larger batch in pieces.
+            attention_window, attention_sinks: restrict attention as `Mask` describes, in place of the configuration's
+                values, which stay unchanged. None means the configuration's. A window as long as the text does nothing.
 
         Raises:
-            ConfigError: a window below 1, or sinks below 0 or without a window.
+            ConfigError: the window is below 1, or there are fewer than 0 sinks, or sinks without a window.
         """
         try:
             given = Mask(attention_window, attention_sinks)
@@ -93,10 +93,10 @@ class GPT(nn.Module):
                 module.activation_checkpointing = activation_checkpointing
 
     def initial_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Draw weights as GPT-2: N(0, 0.02), residual projections scaled down by depth, biases zero, norms one.
+        """Draw weights as GPT-2 does: N(0, 0.02), residual projections scaled down by depth, biases 0, norms 1.
 
-        Positions and blocks may draw their own. Each parameter is drawn by itself on the CPU, so that a seed gives the
-        same weights on every device, and in parts.
+        Positions and blocks may define the initial values of their own parameters. Each parameter is drawn separately
+        on the CPU, so that a seed gives the same weights on every device, and for sharded models.
         """
         block = BLOCKS.find(self.config.residual)
         depth = self.config.n_layers * (2 if self.config.residual_init == "gpt2" else 1)
@@ -128,21 +128,22 @@ class GPT(nn.Module):
         *,
         reduction: Literal["none", "sum"] = "none",
     ) -> Tensor:
-        """Return logits, or with targets losses.
+        """Return the logits, or the losses if targets are given.
 
         Args:
             tokens: `(batch, position)`, int64.
             targets: `(batch, position)`, int64: the token that follows each position; negative where there is none.
-            documents: `(batch, position)`, int64: the document of each position, to which its attention is restricted.
-                Learned positions count on across documents.
-            reduction: with targets `none`, or `sum`, which is the fast way to train; a sum has one backward pass only.
+            documents: `(batch, position)`, int64: the document of each position. A token attends to its own document
+                only. Learned positions don't restart at a document.
+            reduction: `none` for the loss of each target, or `sum`, which trains faster but allows one backward pass
+                only.
 
         Returns:
-            Without targets the logits, `(batch, position, n_vocab)`. With targets the losses, `(batch, position)`, 0
-            where there is no target, or their sum: float32, in nats.
+            Without targets the logits, `(batch, position, n_vocab)`. With targets the losses in nats, float32: `(batch,
+            position)`, 0 where there is no target, or their sum.
 
         Raises:
-            ConfigError: more tokens than the positions' capacity.
+            ConfigError: there are more tokens than learned positions.
         """
         if targets is None:
             return self.logits(self.hidden(tokens, documents))
@@ -153,7 +154,7 @@ class GPT(nn.Module):
         return losses.sum() if reduction == "sum" else losses
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """`(batch, position, d_model)` and targets `(batch, position)` → their losses, as `token_losses`."""
+        """Return the losses of targets `(batch, position)` from hidden states, as `token_losses` does."""
         return token_losses(hidden, self.token_embedding.weight, targets, self.logits_at_once)
 
     def hidden(self, tokens: Tensor, scope: Scope | None = None, selected: Tensor | None = None) -> Tensor:
@@ -162,8 +163,8 @@ class GPT(nn.Module):
         Args:
             tokens: `(batch, position)`, int64.
             scope: documents, as `forward` takes them, or a view.
-            selected: `(batch, selected)`, int64: the positions that the last block computes; None means all. Not
-                together with documents.
+            selected: `(batch, selected)`, int64: the positions that the last block computes; None means all. It can't
+                be combined with documents.
 
         Returns:
             `(batch, position, d_model)`, normed; or `(batch, selected, d_model)`.
@@ -171,7 +172,7 @@ class GPT(nn.Module):
         return self.trunk(self.token_embedding(tokens), scope, selected)
 
     def trunk(self, x: Tensor, scope: Scope | None = None, selected: Tensor | None = None) -> Tensor:
-        """Embedded tokens `(batch, position, d_model)` → what `hidden` returns."""
+        """Run all blocks on embedded tokens `(batch, position, d_model)`, and return what `hidden` returns."""
         view = scope.under(self.mask) if isinstance(scope, View) else None
         scope = view or scope
         self._check_capacity(x.shape[1], view)
@@ -190,7 +191,7 @@ class GPT(nn.Module):
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`(…, d_model)` → `(…, n_vocab)`."""
+        """Project hidden states `(…, d_model)` to logits `(…, n_vocab)`."""
         return nn.functional.linear(hidden, self.token_embedding.weight)
 
     def _check_capacity(self, n_positions: int, view: View | None) -> None:

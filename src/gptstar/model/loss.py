@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token, from the output of the last block."""
+"""The cross-entropy loss of the next token, from the output of the last block."""
 
 import torch
 from torch import Tensor
@@ -15,10 +15,10 @@ ALIGNED = 128
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, at_once: int = LOGITS_AT_ONCE) -> Tensor:
-    """Loss of each target token, in nats, `(batch, position)`, float32; 0 where there is no target.
+    """Return the loss of each target token in nats, `(batch, position)`, float32; 0 where there is no target.
 
-    More logits than `at_once` are computed in pieces, each of which is computed again in the backward pass: a third
-    more work in the head, for memory that does not grow with the batch.
+    More than `at_once` logits are computed in pieces, and each piece again in the backward pass. This costs a third
+    more work in the output head, and its memory does not grow with the batch.
 
     Args:
         hidden: `(batch, position, d_model)`, the normed output of the last block.
@@ -39,24 +39,24 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, at_once: int =
 
 
 def _losses(hidden: Tensor, rows: Tensor, n_vocab: int, targets: Tensor) -> Tensor:
-    """`(token, d_model)`, the head's rows and targets `(token,)` → losses, `(token,)`."""
+    """Return the losses `(token,)` of hidden states `(token, d_model)` and targets `(token,)`."""
     logits = linear(hidden, rows).float()  # (token, row)
     if len(rows) > n_vocab:
         added = torch.arange(len(rows), device=rows.device) >= n_vocab
-        logits = logits.masked_fill(added, -torch.inf)  # so the loss is that of n_vocab tokens
+        logits = logits.masked_fill(added, -torch.inf)  # the added rows must not change the loss
     losses = cross_entropy(logits, targets.clamp(min=0), reduction="none")
     return losses.where(targets >= 0, 0.0)
 
 
 def aligned_rows(n_vocab: int) -> int:
-    """Rows of the padded output head: the next multiple of `ALIGNED`."""
+    """Return the number of rows of the padded output head: the next multiple of `ALIGNED`."""
     return -(-n_vocab // ALIGNED) * ALIGNED
 
 
 def aligned(weight: Tensor) -> Tensor:
-    """The output head `(n_vocab, d_model)` with rows of 0 added where `aligns_products`: `(row, d_model)`.
+    """Pad the output head `(n_vocab, d_model)` with rows of 0 if `aligns_products`: `(row, d_model)`.
 
-    Nothing outside a forward pass sees the added rows.
+    The added rows exist within a forward pass only.
     """
     missing = aligned_rows(len(weight)) - len(weight)
     return pad(weight, (0, 0, 0, missing)) if missing and aligns_products(weight.device) else weight

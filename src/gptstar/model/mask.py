@@ -1,4 +1,4 @@
-"""Which of the keys up to its own token a query attends to. Exported models carry this file: it needs torch only."""
+"""Sliding-window attention with attention sinks. Exported models carry this file, so it imports torch only."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,17 @@ from torch import Tensor
 class Mask:
     """A query attends to the last `window` keys, itself included, and to the first `sinks` keys of its document.
 
-    It restricts attention and nothing else: distances stay those in the text, for every kind of positions. Xiao et al.
-    count positions within what is kept instead, so that a sink is never further away than the window is long. With
-    distances in the text, a bias that falls with distance, as ALiBi's does, takes a distant sink's weight away.
+    It restricts attention only: distances remain those in the text, for every kind of positions. Xiao et al. instead
+    number the remaining keys anew, so that a sink is never further away than the window is long. With distances in the
+    text, a bias that falls with distance, such as ALiBi's, gives a distant sink almost no weight.
 
-    A KV cache keeps all keys, and memory for it does not shrink.
+    A KV cache still keeps all keys: a window does not reduce its memory.
 
     Source: Xiao et al., "Efficient Streaming Language Models with Attention Sinks", 2023; not read in the original.
 
     Attributes:
-        window: None means all keys up to the query's own.
+        window: the number of keys that a query attends to, itself included; None means all keys up to its own.
+        sinks: the number of keys at the beginning of a document that every query attends to.
 
     Raises:
         ValueError: a value is out of its range, or there are sinks without a window.
@@ -39,13 +40,13 @@ class Mask:
             )
 
     def hides(self, n_keys: int) -> bool:
-        """Whether a query of a text of so many tokens can't attend to all of those before it."""
+        """Whether the mask hides any earlier key in a text of `n_keys` tokens."""
         return self.window is not None and n_keys > self.window + self.sinks
 
     def visible(self, queries: Tensor, keys: Tensor, places: Tensor | None = None) -> Tensor:
-        """Whether a key lies within the window of a query, or is a sink: `(batch or 1, query, key)`, bool.
+        """Return whether a key lies within a query's window, or is a sink: `(batch or 1, query, key)`, bool.
 
-        That the key belongs to the query's document, and is not after the query, remains to be asked.
+        The caller also has to mask keys of other documents, and keys after the query.
 
         Args:
             queries: `(batch or 1, query)`, int64: positions in the text.
@@ -58,15 +59,15 @@ class Mask:
         return near if not self.sinks else near | ((keys if places is None else places)[:, None] < self.sinks)
 
     def n_visible(self, places: Tensor) -> Tensor:
-        """Count the keys that queries attend to, by the queries' positions in their documents; int64, as those."""
+        """Count the keys that each query attends to, given the queries' positions in their documents; both int64."""
         return places + 1 if self.window is None else (places + 1).clamp(max=self.window + self.sinks)
 
     def key_ranges(self, start: int, stop: int, *, one_document: bool) -> tuple[range, ...]:
-        """Where the keys lie that a block of queries needs, in ascending order.
+        """Return the ranges of keys that a block of queries needs, in ascending order.
 
         Args:
-            start, stop: where the queries begin and end.
-            one_document: whether the text is a single document: then sinks are at its beginning only.
+            start, stop: the first query, and the one after the last.
+            one_document: whether the text is a single document, so that sinks are at its beginning only.
         """
         first = 0 if self.window is None else max(0, start - self.window + 1)
         if first <= self.sinks or (self.sinks and not one_document):
@@ -75,4 +76,4 @@ class Mask:
 
 
 FULL = Mask()
-"""A query attends to all keys up to its own."""
+"""Full causal attention: a query attends to all keys up to its own."""

@@ -1,4 +1,4 @@
-"""What multiplies the products of queries and keys before the softmax. Exported models carry this file."""
+"""The scale of attention scores before the softmax. Exported models carry this file."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,47 +10,47 @@ from torch import Tensor, nn
 from gptstar.fields import Count
 
 UNKNOWN_CONTEXT = 512
-"""The training context where none is known."""
+"""The training context that is assumed if none is known."""
 
 
 @dataclass(frozen=True)
 class SoftmaxScale:
-    """Nothing beside `1 / sqrt(d_head)`.
+    """The standard scale, `1 / sqrt(d_head)`; subclasses multiply it by another factor.
 
     Attributes:
-        counts_keys: whether the class multiplies by what depends on the number of keys.
+        counts_keys: whether the factor depends on the number of keys.
     """
 
     counts_keys: ClassVar[bool] = False
 
     def trained_with(self, context_length: int) -> "SoftmaxScale":
-        """Return the same for a training context of so many tokens, where it depends on that."""
+        """Return the scale for a training context of `context_length` tokens; the standard one ignores it."""
         return self
 
     def parameters(self, n_heads: int) -> nn.Module | None:
-        """Make the parameters of a layer."""
+        """Make the parameters of one layer; None if there are none."""
         return None
 
     def n_params(self, n_heads: int) -> int:
-        """Count the parameters of a layer."""
+        """Count the parameters of one layer."""
         return 0
 
     def initial(self, shape: torch.Size) -> Tensor:
-        """Draw a parameter on the CPU."""
+        """Draw a parameter's initial value on the CPU."""
         raise NotImplementedError
 
     def scaled(self, query: Tensor, n_keys: Tensor, parameters: Any) -> Tensor:
-        """Multiply queries `(batch, head, query, d_head)`, in their type.
+        """Multiply queries `(batch, head, query, d_head)` by the factor; the result has their shape and type.
 
         Args:
             n_keys: `(batch or 1, query)`, int64: the number of keys that each query attends to, itself included.
-            parameters: those of the layer.
+            parameters: the layer's parameters, as `parameters` made them.
         """
         return query
 
 
 class SSMaxParameters(nn.Module):
-    """s of each head of a layer, `(head,)`. Not a matrix, so it has no weight decay."""
+    """SSMax's `s` for each head of a layer, `(head,)`. It gets no weight decay."""
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
@@ -61,19 +61,18 @@ class SSMaxParameters(nn.Module):
 class SSMax(SoftmaxScale):
     """SSMax: `q k / sqrt(d_head)` is multiplied by `s ln n`, where n is the number of keys that the query attends to.
 
-    s is learned for each head of each layer, without weight decay. It starts at `1 / ln L`, L being the training
-    context, so that at the start a query that attends to L keys has the softmax's own weights. n counts the keys within
-    the document, and within the window of attention where there is one.
+    s is learned for each head of each layer, without weight decay. It starts at `1 / ln L`, where L is the training
+    context, so that initially a query that attends to L keys gets the weights of a plain softmax. n counts the keys
+    within the document, and within the attention window if there is one.
 
-    The products of queries and keys are multiplied, a bias of positions is not. The paper's definition multiplies all
-    logits, but its models are rotary, whose logits are these products, and it is computed by multiplying queries. ALiBi
-    and its relatives state their bias on the scale of a plain softmax. Multiplied by `s ln n`, their slopes would
-    become steeper as the text becomes longer, and hide more of what SSMax is to find.
+    SSMax scales the products of queries and keys, but not a positional bias. The paper scales all scores; its models
+    are rotary, so their scores are these products. ALiBi and similar kinds define their bias for a plain softmax:
+    scaled by `s ln n`, their slopes would become steeper in longer texts, and would hide what SSMax is meant to find.
 
-    Source: Nakanishi, "Scalable-Softmax Is Superior for Attention", 2025; its abstract and reports of it were read.
+    Source: Nakanishi, "Scalable-Softmax Is Superior for Attention", 2025. We read its abstract and reports about it.
 
     Attributes:
-        context_length: L. A training run takes its own; a model that is built without one takes 512.
+        context_length: L in tokens; a training run uses its own context length, other models use 512.
     """
 
     context_length: Count | None = None
@@ -81,19 +80,19 @@ class SSMax(SoftmaxScale):
     counts_keys: ClassVar[bool] = True
 
     def trained_with(self, context_length: int) -> "SSMax":
-        """Let s start at this training context, unless it is given."""
+        """Return the scale with L set to the training context, unless L is given."""
         return self if self.context_length is not None else replace(self, context_length=context_length)
 
     def parameters(self, n_heads: int) -> nn.Module:
-        """Make a layer's s."""
+        """Make the parameter s of one layer."""
         return SSMaxParameters(n_heads)
 
     def n_params(self, n_heads: int) -> int:
-        """One per head."""
+        """Count one parameter per head."""
         return n_heads
 
     def initial(self, shape: torch.Size) -> Tensor:
-        """`1 / ln L`; of a context of one token, which has one key, that of two."""
+        """Return `1 / ln L` for each head; an L of 1 counts as 2, to avoid dividing by 0."""
         context_length = self.context_length or UNKNOWN_CONTEXT
         return torch.full(shape, 1 / math.log(max(2, context_length)), device="cpu")
 

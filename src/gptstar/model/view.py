@@ -11,13 +11,13 @@ from gptstar.model.positions.base import Bias, Pairs, Positions
 
 
 class Cache:
-    """Keys, values and what else each attention layer keeps of the tokens read before. For inference only.
+    """The KV cache: keys, values and further per-token tensors of each attention layer. For inference only.
 
-    The cache keeps tokens in the order in which it gets them. `View` holds their positions and the mask.
+    The cache keeps tokens in the order of their arrival. `View` holds their positions and the attention mask.
 
     Args:
-        capacity: tokens of a row to allocate memory for. When more tokens come, the memory doubles.
-        dtype: the type of keys and values in memory; by default their own. Anything else keeps its own type.
+        capacity: tokens per row to allocate memory for. When more tokens come, the memory doubles.
+        dtype: the type in which keys and values are stored, by default their own; other tensors keep their type.
     """
 
     def __init__(self, capacity: int = 0, dtype: torch.dtype | None = None) -> None:
@@ -26,10 +26,10 @@ class Cache:
         self._lengths: dict[nn.Module, int] = {}
 
     def extend(self, layer: nn.Module, key: Tensor, value: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
-        """Add what a layer keeps of new tokens, and return what it has of all tokens, as views of the memory.
+        """Add a layer's tensors of new tokens, and return those of all tokens, as views of the memory.
 
         Args:
-            key: `(batch, head, position, width)`; the others likewise.
+            key: `(batch, head, position, width)`; `value` and `more` have the same axes.
         """
         start = self._lengths.get(layer, 0)
         stop, parts = start + key.shape[2], (key, value, *more)
@@ -53,7 +53,7 @@ class Cache:
         return torch.empty(size, dtype=dtype, device=like.device)
 
     def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch: `(row,)`, int64."""
+        """Keep only the given rows of the batch, `(row,)`, int64, in that order."""
         for layer, memory in self._memory.items():
             length = self._lengths[layer]
             for each in memory:  # in place, and only what is in use
@@ -66,15 +66,16 @@ class View:
     """Positions of tokens, and the mask that says which keys each query attends to.
 
     Attributes:
-        queries: `(batch, query)`, int64: the position of each token that is read now; a batch of one if all rows have
-            the same positions.
-        keys: `(batch, key)`, int64: the position of each key: those in the cache, then those read now.
+        queries: `(batch, query)`, int64: the position of each new token; a batch of one if all rows have the same
+            positions.
+        keys: `(batch, key)`, int64: the position of each key: the cached ones, then the new ones.
         mask: `(batch, query, key)`, bool: the attention mask; each query attends to at least one key. None means that
-            each query attends to all keys that do not stand after it. With `selected` it is `(batch, selected, key)`.
-        cache: keys and values of the tokens read before; the layers add those read now.
-        length: positions that the queries need, if the caller knows it: to read it off a GPU is to wait for it.
-        selected: `(batch, selected)`, int64: the tokens read now whose output is needed; None means all.
-        within: what further hides keys, by their positions; None means nothing.
+            each query attends to all keys at its own or earlier positions. With `selected`: `(batch, selected, key)`.
+        cache: the KV cache of earlier tokens; the layers add the new ones.
+        length: the number of positions that the queries need, if the caller knows it; otherwise it is read from the
+            device, which on a GPU costs a synchronisation.
+        selected: `(batch, selected)`, int64: the new tokens whose output is needed; None means all.
+        within: a sliding window that hides further keys; None means no window.
     """
 
     queries: Tensor
@@ -87,11 +88,11 @@ class View:
     _masks: dict[Positions | str, Tensor] = field(default_factory=dict)
 
     def under(self, mask: Mask) -> "View":
-        """Return the same view with the keys hidden that a mask hides."""
+        """Return the view with `mask` applied on top."""
         return self if mask.window is None or mask == self.within else replace(self, within=mask, _masks={})
 
     def select(self, selected: Tensor) -> "View":
-        """Return the same view for a block that computes the output of some tokens only: `(batch, selected)`, int64."""
+        """Return the view for a block that computes only the selected tokens' output: `(batch, selected)`, int64."""
         mask = self.mask
         if mask is not None:
             mask = mask.expand(len(selected), -1, -1).gather(1, selected[..., None].expand(-1, -1, mask.shape[2]))
@@ -106,18 +107,18 @@ class View:
 
     @property
     def n_positions(self) -> int:
-        """Positions that the queries need."""
+        """The number of positions that the queries need: their largest position plus one."""
         return self.length if self.length is not None else int(self.queries.max()) + 1
 
     @property
     def is_causal(self) -> bool:
-        """Whether these are sequences read from their beginnings, and all of their output is needed."""
+        """Whether plain causal attention suffices: whole sequences without a cache, and all outputs are needed."""
         return self.mask is None and self.selected is None and self.queries.shape == self.keys.shape
 
     def text_mask(self) -> Tensor | None:
-        """Return which keys belong to the text of a query, and do not stand after it, as `attention_mask` does."""
+        """Return the attention mask without the sliding window, in the shape of `attention_mask`."""
         if self.mask is not None or (self.selected is None and self.queries.shape[1] == 1):
-            return self.mask  # a token that is read by itself stands after all others
+            return self.mask  # a single new token comes after all others
         if "text" not in self._masks:
             self._masks["text"] = self.selected_positions[:, :, None] >= self.keys[:, None]
         return self._masks["text"]
@@ -143,8 +144,8 @@ class View:
         """Return bias and attention mask together: `(batch or 1, head, query, key)`, float32, `-inf` at hidden keys.
 
         Args:
-            bias: what else is added to scores.
-            shared_by: the positions that give the bias, if it is the same in all layers: then it is computed once.
+            bias: a function that returns the bias of pairs.
+            shared_by: the positions that define the bias, if all layers share it; it is then computed once.
         """
         if shared_by is not None and shared_by in self._masks:
             return self._masks[shared_by]
@@ -159,18 +160,18 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class SharedMask:
-    """FlexAttention's mask, with the documents `(batch, position)` that it was made of."""
+    """FlexAttention's mask, together with the documents `(batch, position)` from which it was made."""
 
     blocks: BlockMask
     documents: Tensor
 
 
 Scope = Tensor | BlockMask | SharedMask | View
-"""A restriction of attention: the documents `(batch, position)` that positions belong to, or a view."""
+"""What restricts attention: the document of each position `(batch, position)`, a mask made from it, or a view."""
 
 
 def select_queries(x: Tensor, scope: Scope | None) -> Tensor:
-    """Select the tokens of `(batch, position, …)` whose output is needed: all, unless a view selects some."""
+    """Select from `(batch, position, …)` the tokens whose output is needed: all, unless a view selects some."""
     if not isinstance(scope, View) or scope.selected is None:
         return x
     return x.gather(1, scope.selected[..., None].expand(-1, -1, x.shape[2]))

@@ -1,1 +1,1 @@
-"""Plots, one file for each question. They take plain values: run directories, reports and notebooks show the same."""
+"""Plots, one file per question. They take plain values, so run directories, reports and notebooks show the same."""

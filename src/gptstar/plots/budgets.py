@@ -1,4 +1,4 @@
-"""What does a recipe reach with each budget? Final loss against tokens."""
+"""The final loss of recipes against their token budgets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from gptstar.plots.style import legend_below, new_figure, styled, styles, tidy
 
 @dataclass(frozen=True)
 class BudgetLine(Line):
-    """The mean final loss of a recipe at each budget in tokens, and that of every run."""
+    """A recipe's mean final loss at each token budget, and the loss of every run."""
 
     runs: Sequence[Point] = ()
 
 
 @styled
 def draw_budgets(lines: Sequence[BudgetLine]) -> Figure | None:
-    """Draw a line for each recipe with several budgets, a level for one, and a dot for each run.
+    """Draw a line per recipe with several budgets, a horizontal line for a single budget, and a dot per run.
 
-    Returns None if no recipe has several budgets.
+    Return None if no recipe has several budgets.
     """
     if all(len(each.points) < 2 for each in lines):
         return None

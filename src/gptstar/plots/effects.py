@@ -1,4 +1,4 @@
-"""What did each choice change? Effects with their 95 % intervals."""
+"""The effects of choices, with their 95 % intervals."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gptstar.plots.style import BLUE, GREY, INK, PAPER, new_figure, styled, tidy
 
 @dataclass(frozen=True)
 class EffectPoint:
-    """The effect of one level of a factor against another, with its interval; NaN where there is none."""
+    """The effect of one level of a factor against another, with its interval; NaN if there is none."""
 
     factor: str
     level: object
@@ -26,7 +26,7 @@ class EffectPoint:
 
 @styled
 def draw_effects(points: Sequence[EffectPoint], outcome: str) -> Figure | None:
-    """Draw a line for each effect, under its factor and the level it is against; None if there is no effect."""
+    """Draw one row per effect, under its factor and reference level; return None if there is no effect."""
     if not points:
         return None
     rows: list[tuple[str, EffectPoint | None]] = []
@@ -52,6 +52,6 @@ def draw_effects(points: Sequence[EffectPoint], outcome: str) -> Figure | None:
     axes.set_yticks([place for place, _ in named], [label for _, label in named])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.margins(x=0.1)
-    explained = "95 % intervals over seeds; filled: significant, open: not"
+    explained = "95 % intervals over seeds; filled: significant, open: not significant"
     figure.supxlabel(f"change of {outcome}\n{explained}", fontsize=10)
     return figure

@@ -1,4 +1,4 @@
-"""Which value of a numeric factor is best, and may a better one lie beyond those tried?"""
+"""The outcome against a numeric factor: which value is best, and whether the range tried is wide enough."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,10 @@ from gptstar.plots.style import GREY, legend_below, new_figure, styled, styles, 
 
 @dataclass(frozen=True)
 class FactorLine(Line):
-    """The outcome of one arm at each value of a factor, ascending; the one at `best` is marked, if there is one.
+    """The outcome of one arm at each value of a factor, ascending.
 
     Attributes:
+        best: the value of the factor to mark as the best; None to mark none.
         is_at_edge: whether a value beyond those tried may be better.
     """
 
@@ -26,9 +27,9 @@ class FactorLine(Line):
 
 @styled
 def draw_factor(lines: Sequence[FactorLine], factor: str, outcome: str) -> Figure | None:
-    """Draw an outcome against a numeric factor: a line for each arm, bars from the lowest to the highest seed.
+    """Draw an outcome against a numeric factor: a line for each arm, with bars from the lowest to the highest seed.
 
-    Returns None unless an arm has several values of the factor.
+    Return None unless an arm has several values of the factor.
     """
     drawn = [each for each in lines if each.points]
     if all(len(each.points) < 2 for each in drawn):
@@ -48,7 +49,7 @@ def draw_factor(lines: Sequence[FactorLine], factor: str, outcome: str) -> Figur
         for begin, end in ((low, min(places)), (max(places), high)):
             axes.axvspan(begin, end, color=GREY, alpha=0.15, linewidth=0)
         axes.set_xlim(low, high)
-        notes.append("arrow: at the edge of the values tried; shaded: not tried")
+        notes.append("arrow: best at the edge of the values tried; shaded: not tried")
     axes.set_title("; ".join(notes), fontsize=9, color=GREY, loc="left")
     legend_below(figure, axes)
     return figure

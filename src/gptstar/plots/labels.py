@@ -1,4 +1,4 @@
-"""Short labels: numbers with the digits that differ, names without what they share."""
+"""Short labels: numbers with just the digits in which they differ, names without their common parts."""
 
 import math
 import re
@@ -12,12 +12,12 @@ from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, NullLo
 from gptstar.terminal import shortened
 
 LONGEST = 24
-"""Letters of a name in a plot."""
+"""The most characters of a name in a plot."""
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def level_texts(levels: Sequence[Any]) -> list[str]:
-    """Levels of a factor as tables and plots show them: three digits of a number, or as many as differ."""
+    """Format the levels of a factor for tables and plots: numbers with three digits, or as many as tell them apart."""
     numbers = {each for each in levels if isinstance(each, float) and math.isfinite(each)}
     digits = 3
     while digits < 17 and len({f"{each:.{digits}g}" for each in numbers}) < len(numbers):
@@ -32,7 +32,7 @@ def _text(level: Any, digits: int) -> str:
 
 
 def short_names(names: Sequence[str], longest: int = LONGEST) -> list[str]:
-    """Names without the folders or first words that all share, the middle of long ones left out; all still differ."""
+    """Shorten names by their common folders or first words, and by the middle of long ones; all remain distinct."""
     words = [re.split("(?<=[-/])", name) for name in names]
     shared = 0
     if len(set(names)) > 1:
@@ -46,7 +46,7 @@ def short_names(names: Sequence[str], longest: int = LONGEST) -> list[str]:
 
 
 def power_text(value: float, *, as_power: bool = False) -> str:
-    """A tick of a logarithmic axis: 0.01, 500, 20,000, 10⁶; all as powers where one of the axis is long."""
+    """Format a tick of a logarithmic axis: 0.01, 500, 20,000, 10⁶, or with `as_power` always as a power."""
     exponent = math.floor(math.log10(value) + 1e-9)
     if -4 < exponent < 5 and not as_power:
         return f"{value:,.10g}"
@@ -55,7 +55,7 @@ def power_text(value: float, *, as_power: bool = False) -> str:
 
 
 def tokens_axis(axes: Axes) -> None:
-    """Show tokens as 30k, 1.5M and 26B."""
+    """Label an axis of tokens with 30k, 1.5M and 26B."""
     engineering = EngFormatter(sep="")
 
     def short(tokens: float, _: float = 0) -> str:
@@ -66,9 +66,9 @@ def tokens_axis(axes: Axes) -> None:
 
 
 def scale_for(values: Sequence[float]) -> str:
-    """The scale on which the values of a factor lie most evenly: `linear`, or `log` to base `2` or `10`.
+    """Return the scale on which the values are spaced most evenly: `linear`, or `log` to base `2` or `10`.
 
-    Two values are on a logarithmic scale from a ratio of 3.
+    Two values get a logarithmic scale from a ratio of 3.
     """
     places = sorted(set(values))
     if len(places) < 2 or places[0] <= 0:
@@ -88,7 +88,7 @@ def _unevenness(gaps: Sequence[float]) -> float:
 
 
 def factor_axis(axes: Axes, values: Sequence[float]) -> None:
-    """Put the x axis on the scale that suits the values, with a tick at each of them."""
+    """Set the scale of the x axis that suits the values, with a tick at each of them."""
     places = sorted(set(values))
     scale = scale_for(places)
     if scale == "linear":
@@ -103,7 +103,7 @@ def factor_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def length_axis(axes: Axes, places: Sequence[int]) -> None:
-    """Put context lengths on a logarithmic axis, with a tick at each."""
+    """Set a logarithmic axis of context lengths, with a tick at each."""
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(places)))
     axes.xaxis.set_major_formatter(FixedFormatter([_length(each, len(places) > 5) for each in sorted(places)]))

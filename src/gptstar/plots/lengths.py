@@ -1,4 +1,4 @@
-"""Does a model hold beyond its training context? Loss against context length, and below it the paired change."""
+"""Loss against context length, and below it the paired change since the training context."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,19 +13,22 @@ from gptstar.plots.lines import Point, draw_bars
 from gptstar.plots.style import GREY, INK, legend_below, new_figure, styled, styles, tidy
 
 LEAST_HEIGHT = 0.5
-"""Nats that an axis of losses shows at least: noise is not to look like a slope."""
+"""The least height of an axis of losses in nats, so that noise does not look like a slope."""
 MOST_ABOVE = 1.0
-"""Nats above the highest loss within training contexts that are shown at least, where a model fails beyond them."""
+"""The space in nats above the highest loss within training contexts if a model fails beyond them."""
 PER_ROW = 2
 
 
 @dataclass(frozen=True)
 class LengthLine:
-    """A model, or the mean of an arm over seeds, read at each context length, ascending.
+    """The losses of a model, or the mean of an arm over seeds, at each context length, ascending.
 
     Attributes:
-        changes: of the loss since the reference length, on the same targets, with the interval of the difference.
-        undefined: lengths that the model can't read.
+        name: the name of the model or arm.
+        trained_at: the training context in tokens; None if it is unknown.
+        losses: the losses at the context lengths.
+        changes: the changes of the loss since the reference length, on the same targets, with their intervals.
+        undefined: the lengths that the model can't read.
     """
 
     name: str
@@ -44,9 +47,9 @@ def draw_lengths(
     change: str = "change since the\ntraining context",
     legend: str = "",
 ) -> Figure | None:
-    """Draw losses, and under them their changes; a panel for each training context where arms share several.
+    """Draw losses, and their changes below; if arms share several training contexts, each of these gets a panel.
 
-    Where a model is undefined, a cross stands above and no line goes there. Returns None if nothing was read.
+    A cross at the top marks lengths that a model can't read. Return None if there are no losses.
     """
     if not any(each.losses or each.undefined for each in lines):
         return None
@@ -76,7 +79,7 @@ def _panels(lines: Sequence[LengthLine]) -> list[list[LengthLine]]:
 
 
 def _grid(n_panels: int, has_changes: bool) -> tuple[Figure, list[list[Axes]]]:
-    """For each panel the axes of its losses and, under them, of its changes; those of a kind share their heights."""
+    """Return for each panel the axes of losses, and below them of changes; axes of one kind share their limits."""
     columns = min(PER_ROW, n_panels)
     bands = math.ceil(n_panels / columns)
     heights = [2.0, 1.2] if has_changes else [2.4]
@@ -100,7 +103,7 @@ def _draw_panel(
     length_axis(losses, sorted({int(each) for line in lines for each in _lengths(line)}))
     for number, line in enumerate(lines):
         style = style_of[line.name]
-        shift = 2 ** (0.02 * (number - (len(lines) - 1) / 2))  # so that bars stand beside each other
+        shift = 2 ** (0.02 * (number - (len(lines) - 1) / 2))  # so that bars don't overlap
         draw_bars(losses, line.losses, line.name, style, shift)
         crosses = [0.97 - 0.04 * number] * len(line.undefined)
         near_axis = losses.get_xaxis_transform()
@@ -126,7 +129,7 @@ def _lengths(line: LengthLine) -> Iterator[float]:
 def _mark_training(
     axes: Sequence[Axes], lines: Sequence[LengthLine], style_of: dict[str, dict[str, Any]], is_one_of_several: bool
 ) -> None:
-    """Shade what was seen in training, or mark where it ends for each model."""
+    """Shade the training context, or mark where it ends for each model."""
     trained = {line.trained_at for line in lines}
     if trained == {None}:
         return
@@ -144,12 +147,12 @@ def _mark_training(
     if others or trained_at is None:
         axes[0].set_title("dotted: where a model's training context ends", fontsize=9, color=GREY, loc="left")
         return
-    note = f"trained at {trained_at:,.0f}" if is_one_of_several else f"seen in training (up to {trained_at:,.0f})"
+    note = f"trained at {trained_at:,.0f}" if is_one_of_several else f"training context (up to {trained_at:,.0f})"
     axes[0].text(0.02, 0.03, note, transform=axes[0].transAxes, color=GREY, fontsize=9)
 
 
 def _limit(grid: Sequence[Sequence[Axes]], lines: Sequence[LengthLine], least: float) -> None:
-    """Keep the height that losses within training contexts need; where a model fails beyond, its line leaves."""
+    """Limit the axes to the losses within training contexts; the line of a model that fails beyond leaves the plot."""
     values = [point.value for line in lines for point in line.losses if math.isfinite(point.value)]
     if not values:
         return
@@ -173,7 +176,7 @@ def _legend(
     style_of: dict[str, dict[str, Any]],
     title: str,
 ) -> None:
-    """Name every line once, also those that are not in the first panel."""
+    """Draw a legend with every line once, including those that are missing in the first panel."""
     undefined = {each.name for each in lines if each.undefined}
     names = [f"{name} (×: undefined)" if name in undefined else name for name in style_of]
     axes = grid[0][0]

@@ -1,4 +1,4 @@
-"""What plots are given: values with intervals, and lines of them."""
+"""The data of plots: points with intervals, and lines of points."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 @dataclass(frozen=True)
 class Point:
-    """A value at a place, with its interval or range; NaN where there is none."""
+    """A value at a position on the x axis, with its interval or range; NaN if there is none."""
 
     x: float
     value: float
@@ -20,14 +20,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A named line."""
+    """A named line of points."""
 
     name: str
     points: Sequence[Point]
 
 
 def draw_bars(axes: Axes, points: Sequence[Point], name: str | None, style: dict[str, Any], shift: float = 1) -> None:
-    """Draw a line through points, with bars where there are intervals (matplotlib leaves out what is NaN)."""
+    """Draw a line through points, with bars for their intervals (matplotlib skips NaN)."""
     values = [each.value for each in points]
     reach = [
         [max(each.value - each.low, 0.0) for each in points],

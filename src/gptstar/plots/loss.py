@@ -1,4 +1,4 @@
-"""How did the loss fall? Training and validation loss against tokens."""
+"""Training and validation loss against tokens."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,12 +14,12 @@ from gptstar.plots.lines import Point
 from gptstar.plots.style import BLUE, COLOURS, GREY, ORANGE, legend_below, new_figure, save, styled, styles, tidy
 
 START = 0.1
-"""The share of the tokens whose training losses may lie above the plot: the end is what is compared."""
+"""The share of the tokens, from the start, whose training losses may lie above the plot; the end is compared."""
 
 
 @dataclass(frozen=True)
 class LossCurve:
-    """The losses of a run, or of an arm as the mean over seeds, against tokens; points may have a band."""
+    """The losses of a run, or an arm's mean over seeds, against tokens; points may have a band."""
 
     name: str
     training: Sequence[Point] = ()
@@ -27,19 +27,19 @@ class LossCurve:
 
     @property
     def last(self) -> float:
-        """The last validation loss, else the last training loss; infinite if it is not a number."""
+        """The last validation loss, or else the last training loss; infinite if it is nan."""
         last = (*self.training[-1:], *self.validation[-1:])[-1].value
         return last if math.isfinite(last) else math.inf
 
 
 def plot_loss(rows: Sequence[Mapping[str, float]], path: Path, title: str, bigram: float | None = None) -> None:
-    """Save the picture of one run, from the rows of its `metrics.csv`, with a bigram model's loss as a line to beat."""
+    """Save the picture of one run, from the rows of its `metrics.csv`, with a bigram model's loss as the baseline."""
     save(draw_run(rows, title, bigram), path)
 
 
 @styled
 def draw_run(rows: Sequence[Mapping[str, float]], title: str, bigram: float | None = None) -> Figure:
-    """Draw the training and validation loss of one run against tokens seen."""
+    """Draw the training and validation loss of one run against tokens."""
     figure = new_figure(3.5)
     axes = tidy(figure.subplots())
     axes.set(title=title, ylabel="loss (nats per token)")
@@ -67,9 +67,9 @@ def draw_run(rows: Sequence[Mapping[str, float]], title: str, bigram: float | No
 
 @styled
 def draw_losses(curves: Sequence[LossCurve], legend: str = "") -> Figure | None:
-    """Draw the loss of several arms against tokens, the best in colour: thin for training, marked for validation.
+    """Draw the losses of several arms against tokens, the best in colour; thin lines: training, marked: validation.
 
-    Returns None if no loss was recorded.
+    Return None if no loss was recorded.
     """
     drawn = [each for each in curves if each.training or each.validation]
     if not drawn:
@@ -106,7 +106,7 @@ def _line(axes: Axes, points: Sequence[Point], name: str | None, **style: Any) -
 
 
 def _leave_out_the_start(axes: Axes, curves: Sequence[LossCurve]) -> None:
-    """Let the first training losses leave the plot at its top, where they would press all others together."""
+    """Cut off the first training losses at the top, which would squeeze all others together."""
     training = [point for curve in curves for point in curve.training]
     validation = [point for curve in curves for point in curve.validation]
     after = START * max(point.x for point in (*training, *validation))
@@ -121,5 +121,5 @@ def _leave_out_the_start(axes: Axes, curves: Sequence[LossCurve]) -> None:
 
 
 def _finite(points: Iterable[Point]) -> Iterator[float]:
-    """Yield the values of points and the ends of their bands, as far as they are finite."""
+    """Yield the finite values of points and ends of their bands."""
     yield from (each for point in points for each in (point.value, point.low, point.high) if math.isfinite(each))

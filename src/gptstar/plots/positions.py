@@ -1,4 +1,4 @@
-"""Where in the window does a model predict well? Loss by the number of tokens before a target."""
+"""Loss by the number of tokens before a target."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from gptstar.plots.style import GREY, legend_below, new_figure, styled, styles, 
 
 @dataclass(frozen=True)
 class PositionLine(Line):
-    """The loss in each bin of positions, at its geometric middle; `ends` are the last positions of the bins."""
+    """The loss in each bin of positions, drawn at the bin's geometric mean; `ends` are the bins' last positions."""
 
     ends: Sequence[int] = ()
     trained_at: int | None = None
@@ -20,7 +20,7 @@ class PositionLine(Line):
 
 @styled
 def draw_positions(lines: Sequence[PositionLine], title: str) -> Figure:
-    """Draw a line for each model, with 95 % intervals, and mark where its training context ends."""
+    """Draw a line for each model, with 95 % intervals, and mark the end of its training context."""
     figure = new_figure(3.6)
     axes = tidy(figure.subplots())
     length_axis(axes, sorted({end for line in lines for end in line.ends}))

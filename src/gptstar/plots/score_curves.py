@@ -1,4 +1,4 @@
-"""How did scores on tasks change while models trained? Scores against tokens."""
+"""Scores on tasks against tokens of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MOST_PANELS = 6
 
 @dataclass(frozen=True)
 class ScoreCurves:
-    """The scores of several runs on one task; a point's place is in tokens."""
+    """The scores of several runs on one task; the x values are tokens."""
 
     task: str
     metric: str
@@ -23,7 +23,7 @@ class ScoreCurves:
 
 @styled
 def draw_score_curves(panels: Sequence[ScoreCurves]) -> Figure | None:
-    """Draw a panel for each of the first tasks, a line for each of the first runs; None where no score was recorded."""
+    """Draw a panel per task and a line per run, of the first ones only; return None if no score was recorded."""
     drawn = [panel for panel in panels if panel.lines][:MOST_PANELS]
     if not drawn:
         return None

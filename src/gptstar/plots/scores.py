@@ -1,4 +1,4 @@
-"""How do models score beside the published ones? A panel for each metric."""
+"""Scores of models compared with published ones, with one panel per metric."""
 
 import math
 import textwrap
@@ -15,21 +15,21 @@ from gptstar.plots.style import BLUE, GREY, ORANGE, WIDTH, new_figure, styled, t
 PER_ROW = 2
 MOST_PANELS = 24
 LONGEST = 18
-"""Letters of a model's name."""
+"""The most characters of a model's name."""
 SPREAD, MOST_SPREAD = 5, 1000
-"""Values of which the largest is so many times the smallest are on a logarithmic axis: ratios, and any others."""
+"""The ratio of the largest to the smallest value that needs a logarithmic axis: for ratio metrics, and for others."""
 LONG = 1e4
-"""From this value on, the ticks of a logarithmic axis are powers, lest they run into each other."""
+"""The value from which ticks of a logarithmic axis are powers, so that they don't overlap."""
 TITLE = 12
-"""Letters of a title in an inch of the figure's width."""
+"""Characters of a title per inch of the figure's width."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one model; its interval is NaN where there is none.
+    """The score of one model; its interval is NaN if there is none.
 
     Attributes:
-        is_same_metric: whether it is of the panel's metric; a published one that is not, or may not be, is a cross.
+        is_same_metric: whether the score is known to be of the panel's metric; otherwise it is drawn as a cross.
     """
 
     model: str
@@ -41,11 +41,11 @@ class Score:
 
 @dataclass(frozen=True)
 class ScorePanel:
-    """One metric of a task: what was measured, and what was published.
+    """The measured and published scores of one metric of a task.
 
     Attributes:
-        is_ratio: of a metric such as a perplexity, whose ratios count.
-        chance: what guessing scores, if it is known.
+        is_ratio: whether ratios of the metric matter, as for a perplexity.
+        chance: the score of guessing, if it is known.
     """
 
     title: str
@@ -58,14 +58,14 @@ class ScorePanel:
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether its axis has to be logarithmic for all of its values to be read."""
+        """Whether the values need a logarithmic axis to be legible."""
         values = [each.value for each in (*self.ours, *self.published) if math.isfinite(each.value)]
         return bool(values) and 0 < min(values) < max(values) / (SPREAD if self.is_ratio else MOST_SPREAD)
 
 
 @styled
 def draw_scores(panels: Sequence[ScorePanel], title: str = "") -> Figure | None:
-    """Draw our scores with 95 % intervals above the published ones, of 24 metrics at most; None if there is none."""
+    """Draw our scores with 95 % intervals above published ones, for at most 24 metrics; return None without scores."""
     drawn = panels[:MOST_PANELS]
     if not drawn:
         return None
@@ -89,12 +89,12 @@ def draw_scores(panels: Sequence[ScorePanel], title: str = "") -> Figure | None:
 
 
 def _is_shaded(panel: ScorePanel) -> bool:
-    """Whether the interval of the only score is continued down to the published ones."""
+    """Whether the interval of our only score is shaded down to the published ones."""
     return len(panel.ours) == 1 and math.isfinite(panel.ours[0].low)
 
 
 def _our_names(panel: ScorePanel, title: str) -> list[str]:
-    """The names of our scores; a long one that the title begins with isn't cut but is `this model`."""
+    """Return the names of our scores; a long name that the title already begins with becomes `this model`."""
     names = [
         "this model" if len(each.model) > LONGEST and title.startswith(each.model) else each.model
         for each in panel.ours

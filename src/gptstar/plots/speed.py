@@ -1,4 +1,4 @@
-"""How fast did each arm train? Tokens per second."""
+"""The speed of each arm in tokens per second."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Speeds:
 
 @styled
 def draw_speeds(arms: Sequence[Speeds]) -> Figure | None:
-    """Draw a dot for each run and a line at the median of each arm, from zero; None if no speed was recorded."""
+    """Draw a dot per run and a line at each arm's median, from zero on; return None if no speed was recorded."""
     drawn = [each for each in arms if each.values]
     if not drawn:
         return None

@@ -1,7 +1,7 @@
-"""How every plot looks: colours, sizes, axes, and the two forms in which a figure is saved.
+"""The style of all plots: colours, sizes, axes, and saving as PNG or SVG.
 
-An SVG in a page takes the page's colours, light or dark. A PNG can't know the page that shows it, so it has its own
-light paper, which is legible on either.
+An SVG in a page follows the page's light or dark mode. A PNG can't, so it has its own light background, which is
+legible in both.
 """
 
 import functools
@@ -17,17 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Figure
 
 INK, PAPER, GREY = "#1c1c1c", "#fdfdfd", "#767676"
-"""Text and axes; what is behind them; and what only helps to read, legible on both papers."""
+"""Colours of text and axes, of the background, and of reading aids, which are legible on light and dark backgrounds."""
 DARK_INK, DARK_PAPER = "#e4e4e4", "#161616"
 BLUE, ORANGE = "#1F7FC0", "#D55E00"
 COLOURS = BLUE, ORANGE, "#009E73", "#CC79A7", INK
-"""For colour-blind readers: those of Okabe and Ito's palette that have a contrast of 3 on either paper; the blue is
-lighter than theirs."""
+"""Colours of lines, which colour-blind readers can tell apart: those of Okabe and Ito's palette with a contrast of 3 on
+both backgrounds; the blue is lighter than theirs."""
 MARKERS, DASHES = "osD^vPX", ("-", "--", ":", "-.")
-"""For prints without colour."""
+"""Markers and dashes of lines, which tell them apart in prints without colour."""
 
 WIDTH = 5.4
-"""Inches; with text of 10 points, 15 pixels high where the picture is 600 pixels wide, and 9 on a phone."""
+"""The width of figures in inches. Text of 10 points is then 15 pixels high in a picture of 600 pixels, 9 on a phone."""
 PIXELS = 1600
 
 _LOOK: dict[Any, Any] = {
@@ -42,7 +42,7 @@ _LOOK: dict[Any, Any] = {
     "axes.facecolor": PAPER,
     "figure.facecolor": PAPER,
     "savefig.facecolor": PAPER,
-    "text.parse_math": False,  # names may hold what is taken for maths
+    "text.parse_math": False,  # names may contain dollar signs
     "svg.fonttype": "path",
     "svg.hashsalt": "gptstar",
 }
@@ -53,26 +53,26 @@ F = TypeVar("F", bound=Figure | None)
 
 
 def styled(draw: Callable[P, F]) -> Callable[P, F]:
-    """Give all that a function draws this look, whatever the defaults are where its figure is shown."""
+    """Decorate a function so that all it draws has this style, whatever matplotlib's defaults are."""
 
     @functools.wraps(draw)
     def within(*args: P.args, **kwargs: P.kwargs) -> F:
         with rc_context(_LOOK):
             figure = draw(*args, **kwargs)
             if figure is not None:
-                figure.draw_without_rendering()  # ticks are made now, not where it is shown
+                figure.draw_without_rendering()  # create the ticks now, within the style
             return figure
 
     return within
 
 
 def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure, in inches."""
+    """Make an empty figure of the given size in inches."""
     return Figure(figsize=(width, height), dpi=125, layout="constrained")
 
 
 def tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> Axes:
-    """Leave only the lines that help to read values."""
+    """Remove all lines but those that help to read values."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis=grid, color=GREY, alpha=0.25)
     axes.set_axisbelow(True)
@@ -80,13 +80,13 @@ def tidy(axes: Axes, grid: Literal["x", "y"] = "y") -> Axes:
 
 
 def styles() -> Iterator[dict[str, Any]]:
-    """Yield a colour, a marker and a dash for each line of a plot, over and over."""
+    """Yield a colour, a marker and a dash for each line of a plot, in an endless cycle."""
     for colour, marker, dash in zip(cycle(COLOURS), cycle(MARKERS), cycle(DASHES), strict=False):
         yield {"color": colour, "marker": marker, "linestyle": dash}
 
 
 def legend_below(figure: Figure, axes: Axes, title: str = "") -> None:
-    """Name the lines of a plot under it, if there are several."""
+    """Draw a legend below the plot if it has several lines."""
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
         columns = max(1, min(4, len(names), 54 // (max(map(len, names)) + 7)))
@@ -102,13 +102,13 @@ def legend_below(figure: Figure, axes: Axes, title: str = "") -> None:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a PNG, 1,600 pixels wide."""
+    """Write a figure as a PNG, 1,600 pixels wide."""
     with rc_context(_LOOK):
         figure.savefig(path, dpi=PIXELS / figure.get_figwidth())
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an SVG whose ink and paper follow the reader's choice of light or dark."""
+    """Return a figure as an SVG that follows the reader's choice of light or dark mode."""
     file = io.StringIO()
     with rc_context(_LOOK):
         figure.savefig(file, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""What was asked of a set of runs and what came out, in sentences; and what they can't decide, and why."""
+"""The findings of a set of runs in sentences, and the limits of what they show."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -16,13 +16,13 @@ from gptstar.results.frames import EXPERIMENT
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
 
 SHORT_STEPS = 200
-"""Runs of fewer steps are called short."""
+"""The number of steps below which runs are called short."""
 PLURALS = {RATE: "learning rates", CONTEXT: "training contexts", EXPERIMENT: "experiments"}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Sentences on what came out, and on what can't be concluded."""
+    """The findings of a set of runs, and the limits of what they show, in sentences."""
 
     findings: tuple[str, ...]
     limits: tuple[str, ...]
@@ -32,8 +32,9 @@ def answer(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) ->
     """Say which level of each factor has the lowest loss, by how much, and whether the loss holds at longer contexts.
 
     Args:
-        runs, lengths: the frames of these names; either may be empty.
-        factors: what `varied` finds in `runs`.
+        runs: the frame of runs; it may be empty.
+        lengths: the frame of losses at context lengths; it may be empty.
+        factors: the settings that vary, from `varied(runs)`.
     """
     if runs.empty:
         return Answer(("There is no run.",), ())
@@ -45,7 +46,7 @@ def answer(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) ->
 
 
 def states_text(runs: pd.DataFrame) -> str:
-    """How many runs are in which state."""
+    """Return the number of runs in each state, in words."""
     return ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
 
 
@@ -69,11 +70,11 @@ def _on_factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]
         settings = ", ".join(f"{factor} {level_texts([best[factor]])[0]}" for factor in factors)
         yield f"The lowest {_words(outcome)} is {best[outcome]:.3f}, of the run {best['run']} ({settings})."
         if len(finished) > 1:
-            yield "No two finished runs differ in one setting alone, so what a setting changed is not known."
+            yield "No two finished runs differ in a single setting, so the effect of a setting is not known."
 
 
 def _on_factor(runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str) -> str:
-    """The level with the lowest outcome, and by how much it is below the next; empty if it has no pair."""
+    """Return a sentence on the best level of a factor and its lead over the next; empty if runs can't be paired."""
     tried = Tried.of(runs, factor, factors, outcome)
     if len(tried.values) < 2:
         return ""
@@ -93,12 +94,12 @@ def _on_factor(runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome:
     cells = [each for each in without_seed(factors) if each != factor]
     averaged = f", averaged over {' and '.join(cells)}" if cells else ""
     n_complete = len(tried.complete)
-    said = f"has the lowest {_words(outcome)}" + (f" of the {n_complete} with all runs" * (n_complete < len(means)))
+    claim = f"has the lowest {_words(outcome)}" + (f" of the {n_complete} with all runs" * (n_complete < len(means)))
     if n_complete == 1:
-        said = f"alone has all runs and this {_words(outcome)}"
+        claim = f"alone has all runs and this {_words(outcome)}"
     next_one = ("the next, " if following == others[0] and n_complete > 1 else "") + names[following]
     return (
-        f"Of {len(means)} {PLURALS.get(factor, f'values of {factor}')}, {names[best]} {said}: "
+        f"Of {len(means)} {PLURALS.get(factor, f'values of {factor}')}, {names[best]} {claim}: "
         f"{means[best]:.{digits(change)}f}, {effect_text(change)} against {next_one}{averaged} ({_verdict(change)})"
     )
 
@@ -115,15 +116,15 @@ def _words(outcome: str) -> str:
 
 
 def findings_on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
-    """For each arm, the change of the loss at the longest context since its training context."""
+    """Yield a sentence for each arm on the change of its loss from the training context to the longest context."""
     for study, of_study in lengths.groupby("study", sort=False) if not lengths.empty else ():
         which = f" ({study})" if lengths["study"].nunique() > 1 else ""
         for arm, rows in arms_of(readings(runs, of_study, factors), reading_keys(factors)):
             by_multiple = changes(rows, factors)
-            longest, whose = max(by_multiple, default=0), "the model" if arm == "all runs" else arm
+            longest, model = max(by_multiple, default=0), "the model" if arm == "all runs" else arm
             if longest > 1:
                 yield (
-                    f"Read at {longest:g} × its training context{which}, the loss of {whose} changes by "
+                    f"Read at {longest:g} × its training context{which}, the loss of {model} changes by "
                     f"{effect_text(by_multiple[longest])} nats per token ({_verdict(by_multiple[longest])})."
                 )
 
@@ -135,24 +136,24 @@ def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) 
     n_seeds = finished[SEED].nunique() if SEED in factors else 1
     arms = without_seed(factors)
     if n_seeds == 1:
-        yield "There is one seed, so nothing is known of how much another would differ, and no interval can be given."
+        yield "There is one seed, so the variation between seeds is unknown, and no interval can be given."
     elif n_seeds < SEEDS and arms:
         yield (
-            f"There are {n_seeds} seeds, so every effect is preliminary: it takes {SEEDS} seeds and p < {LEVEL} to be "
-            "called significant."
+            f"There are {n_seeds} seeds, so every effect is preliminary: a significant one needs {SEEDS} seeds and "
+            f"p < {LEVEL}."
         )
     if arms and finished.groupby(arms, dropna=False).size().nunique() > 1:
-        yield "Some arms have fewer runs than others: each comparison rests on the seeds that its arms share."
+        yield "Some arms have fewer runs than others: each comparison uses the seeds that its arms share."
     steps = int(finished["step"].min())
     if steps < SHORT_STEPS:
         yield (
             f"The runs are short ({steps:,} steps, {int(finished['tokens'].min()):,} tokens): the order of the arms "
-            "may be another after more steps."
+            "may change with more steps."
             if arms
             else f"The run is short: {steps:,} steps, {int(finished['tokens'].min()):,} tokens."
         )
     for factor in numeric_factors(finished, factors):
-        if factor in (CONTEXT, STEPS):  # what a run is for, and what it may cost: neither is tuned
+        if factor in (CONTEXT, STEPS):  # these are chosen by purpose and budget, not tuned
             continue
         for tried in values_tried(finished, factor, factors):
             if tried.is_at_edge:
@@ -165,9 +166,9 @@ def _edge_text(factor: str, tried: Tried) -> str:
     text = level_texts(values)[values.index(tried.best)]
     end, side = ("highest", "higher") if tried.best == max(values) else ("lowest", "lower")
     arm = " and ".join(f"{_name(str(key))} {level_texts([level])[0]}" for key, level in tried.levels.items())
-    whose = f" for {arm}" if arm else ""
+    of_arm = f" for {arm}" if arm else ""
     name = _name(factor)
-    return f"The best {name}{whose}, {text}, is the {end} of the {len(values)} tried: a {side} one may be better."
+    return f"The best {name}{of_arm}, {text}, is the {end} of the {len(values)} tried: a {side} one may be better."
 
 
 def _name(factor: str) -> str:
@@ -184,15 +185,15 @@ def _why_left_out(runs: pd.DataFrame) -> str:
 
 
 def _unlike(finished: pd.DataFrame, arms: Sequence[str]) -> Iterator[str]:
-    """What else differs between arms, so that their losses don't compare as they are."""
+    """Yield sentences on further differences between arms that affect their comparison."""
     if outcome_of(finished) == BITS:
-        yield "The runs read other tokens, so losses per token can't be compared: these are bits per byte."
+        yield "The runs have different tokens, so losses per token aren't comparable: these are bits per byte."
     if CONTEXT in arms:
         yield (
-            "Each run is validated at its own context length: a difference between training contexts is partly one "
-            "of how much context the validation gives."
+            "Each run is validated at its own training context, so a longer one has the advantage of more context in "
+            "the validation, too."
         )
     others = [each for each in arms if each not in (RATE, CONTEXT)]
     if others and RATE not in arms and RATE in finished and finished[RATE].nunique() == 1:
         rate = level_texts([float(finished[RATE].iloc[0])])[0]
-        yield f"Only one learning rate was tried, {rate}: an arm may gain from another."
+        yield f"Only one learning rate was tried, {rate}: some arms may be better at another."

@@ -1,4 +1,4 @@
-"""The arms of a comparison: runs that differ in their seed alone, in the order of their levels, by short names."""
+"""The arms of a comparison, each with runs that differ in their seed only; their order and short names."""
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
@@ -13,26 +13,28 @@ SEED, RATE, OUTCOME, BITS = "seed", "optimizer.learning_rate", "validation_loss"
 
 
 def outcome_of(runs: pd.DataFrame) -> str:
-    """The column that runs can be compared by: bits per byte where they read other tokens."""
+    """Return the column by which runs can be compared: the loss, or bits per byte if they have different tokens."""
     keys = ("model.n_vocab", "data.fingerprint")
     return BITS if any(runs[key].nunique() > 1 for key in keys if key in runs) else OUTCOME
 
 
 def measured(runs: pd.DataFrame, outcome: str) -> pd.DataFrame:
-    """The runs whose outcome is a finite number."""
+    """Return the runs with a finite outcome."""
     return runs[np.isfinite(pd.to_numeric(runs[outcome]))]
 
 
 def by_seed(
     runs: pd.DataFrame, factors: Sequence[str], outcome: str, *, log: bool = False
 ) -> dict[Hashable, dict[Hashable, float]]:
-    """The outcome, or its logarithm, of each seed in each cell; runs that differ in nothing count as their mean.
+    """Return the outcome, or its logarithm, of each seed in each cell; runs with identical settings are averaged.
 
     Args:
-        factors: all settings that vary between the runs; those but the seed make the cells.
+        runs: the runs.
+        factors: all settings that vary between the runs; the combinations of all but the seed are the cells.
+        outcome: the column of the outcome.
 
     Raises:
-        ValueError: the logarithm of an outcome that is not positive.
+        ValueError: an outcome is not positive, so that it has no logarithm.
     """
     cells = without_seed(factors)
     values: dict[Hashable, dict[Hashable, list[float]]] = {}
@@ -44,19 +46,19 @@ def by_seed(
 
 
 def without_seed(factors: Sequence[str]) -> list[str]:
-    """The factors that tell arms apart."""
+    """Return the factors that distinguish arms: all but the seed."""
     return [each for each in factors if each != SEED]
 
 
 def levels_of(frame: pd.DataFrame, factor: str) -> list[Any]:
-    """The levels of a factor: numbers ascending; words in the order in which the runs began, as in the sweep."""
+    """Return the levels of a factor: numbers ascending, words in the order of the sweep (by when runs began)."""
     values = frame.sort_values("began")[factor] if "began" in frame.columns else frame[factor]
     levels = [value for value in values.drop_duplicates() if not (isinstance(value, float) and math.isnan(value))]
     return sorted(levels) if all(isinstance(level, int | float) for level in levels) else levels
 
 
 def by_levels(runs: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Sort runs by the levels of their factors: numbers ascending, words as in the sweep."""
+    """Sort runs by the levels of their factors: numbers ascending, words in the order of the sweep."""
     place_of = {factor: {level: n for n, level in enumerate(levels_of(runs, factor))} for factor in factors}
     places = pd.DataFrame({factor: runs[factor].map(place_of[factor]) for factor in factors}, index=runs.index)
     order = places.sort_values(list(factors), kind="stable").index if factors else runs.index
@@ -67,8 +69,8 @@ def arms_of(frame: pd.DataFrame, keys: Sequence[str]) -> Iterator[tuple[str, pd.
     """Yield the rows of each arm with its name, such as `alibi, 0.001`, in the order of the levels.
 
     Args:
-        frame: runs, or what was read of them, with columns for the keys.
-        keys: all that tells arms apart. Positions that are not scaled go without saying.
+        frame: runs, or results of them, with columns for the keys.
+        keys: the settings that distinguish arms; the name of an arm omits `none` for unscaled positions.
     """
     if not keys:
         yield "all runs", frame

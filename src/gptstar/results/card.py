@@ -1,4 +1,4 @@
-"""A model card: what an exported model is, what it was trained on, and how good it was measured to be."""
+"""Model cards: an exported model's architecture, training data and measured quality."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,24 +29,26 @@ def model_card(
     licence: str | None = None,
     evaluations: Sequence[Path] = (),
 ) -> str:
-    """Write the text of `README.md` in an exported folder, with the header that the Hub reads.
+    """Return the text of `README.md` for an exported folder, with the header that the Hub reads.
 
     Args:
-        path: the checkpoint's; its results in `evaluations` have its hash.
-        context_length: tokens that users may read at once.
-        licence: of the weights, as the Hub abbreviates it.
-        evaluations: folders of `results.json` files.
+        path: the path of the checkpoint.
+        checkpoint: the checkpoint; its results in `evaluations` are found by its hash.
+        name: the name of the model.
+        context_length: the context length in tokens that the card states.
+        licence: the licence of the weights, as the Hub abbreviates it.
+        evaluations: folders with `results.json` files.
 
     Raises:
-        ConfigError: an evaluation is damaged; names it.
+        ConfigError: an evaluation is damaged; the message names it.
     """
     known, training = identity(path, checkpoint), checkpoint.training
-    found = Loaded(evaluations) if evaluations else None
-    read = list(found.task_results().values()) if found is not None else []
-    if found is not None and found.damaged:
-        raise ConfigError(next(iter(found.damaged.values())))
+    loaded = Loaded(evaluations) if evaluations else None
+    read = list(loaded.task_results().values()) if loaded is not None else []
+    if loaded is not None and loaded.damaged:
+        raise ConfigError(next(iter(loaded.damaged.values())))
     evaluated = [each for each in read if each.checkpoint.get("sha256") == known["sha256"]]
-    best_loss = training.best_loss if training and not checkpoint.is_average else None  # which is of the last weights
+    best_loss = training.best_loss if training and not checkpoint.is_average else None  # it belongs to the last weights
     settings: dict[str, Any] = training.settings if training else {}
     data: dict[str, Any] = training.data if training else {}
     environment = Environment(

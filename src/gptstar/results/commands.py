@@ -1,4 +1,4 @@
-"""Commands as they would be typed: without quotes that no shell needs, a sweep's jobs as one sweep."""
+"""Commands as a person would type them: without needless quotes, and with the jobs of a sweep as one command."""
 
 import math
 import re
@@ -13,9 +13,9 @@ PLAIN_IN_HYDRA = re.compile(rf"'(?!(?:{NOT_TEXT})')([\w@%+./~:-]*)'", re.IGNOREC
 
 
 def as_typed(commands: Sequence[str]) -> list[str]:
-    """Write commands for a shell, wrapped; jobs of one folder that fill a grid of values become one sweep.
+    """Format commands for a shell, wrapped; jobs of one folder that form a grid of values become one sweep.
 
-    A command that can't be split into words, as some old ones, stays as it is.
+    A command that can't be split into words, such as some old ones, is kept verbatim.
     """
     groups: dict[tuple[str, ...], list[list[str]]] = {}
     unreadable = []
@@ -33,7 +33,7 @@ def as_typed(commands: Sequence[str]) -> list[str]:
 
 
 def _as_sweep(jobs: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
-    """One command with `-m` for jobs that are all combinations of some values; else each job's."""
+    """Yield one command with `-m` if the jobs are all combinations of some values, otherwise each job's command."""
     columns = [list(dict.fromkeys(words)) for words in zip(*jobs, strict=True)]
     swept = [n for n, values in enumerate(columns) if len(values) > 1 and not values[0].startswith("output=")]
     combinations = {tuple(job[n] for n in swept) for job in jobs}
@@ -54,7 +54,7 @@ def _as_sweep(jobs: Sequence[Sequence[str]]) -> Iterator[Sequence[str]]:
 
 
 def _without_sweep(words: Sequence[str]) -> list[str]:
-    """A job's words without those that a sweep gives it: its mode, and the names of its folder under trackers."""
+    """Return a job's words without those that a sweep adds: its mode, and the trackers' names of its folder."""
     folder = PurePath(next((word for word in words if word.startswith("output=")), "").strip("'"))
     given = ("hydra.mode=RUN", f"tracker.group='{folder.parent.name}'", f"tracker.run_name='{folder.name}'")
     return [word for word in words if word not in given]
@@ -76,7 +76,7 @@ def _wrapped(words: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word with as few quotes as it takes, around its value alone: `data.files='text/*'`."""
+    """Quote a word as little as necessary, around its value only: `data.files='text/*'`."""
     if PLAIN_IN_SHELL.fullmatch(word):
         return word
     key, equals, value = word.partition("=")

@@ -1,4 +1,4 @@
-"""Results set against the first of them, whatever names them: runs, folders of results, files, patterns."""
+"""Comparisons of results with the first of them, named by runs, folders of results, files or patterns."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ HOW = "evaluate.py checkpoint=RUN output=results/NAME writes scores on tasks, wi
 
 
 class Entrant(NamedTuple):
-    """What was found of one run, or in one folder of results: of each checkpoint, the newest first."""
+    """The results of one run or of one folder, for each checkpoint, the newest first."""
 
     place: Path
     tasks: list[TaskResults]
@@ -34,27 +34,27 @@ class Entrant(NamedTuple):
 
 
 def compare(*sources: Source) -> pd.DataFrame:
-    """Set results against the first of them, as `gptstar compare` does.
+    """Compare results with the first of them, as `gptstar compare` does.
 
     Args:
-        sources: run directories, folders of such, folders of results, `results.json` files, patterns and lists: at
-            least two results of one kind in all. The first is the reference.
+        sources: run directories, folders with some, folders of results, `results.json` files, patterns and lists. They
+            must hold at least two results of one kind; the first is the reference.
 
     Returns:
-        The columns of `COMPARE_FIGURES`, a line for each metric of a task, or each `context_length` (tokens), of each
-        `model`. `a` is the reference's figure, `b` the model's, and `difference` is b - a, in the metric's unit: a
-        share of items for `acc`, nats per token for `loss`. `low` and `high` are its 95 % interval over items, or over
-        documents; those of `ratio`, which is b / a, where there is one, of perplexities. `p` is two-sided, and `p_holm`
-        adjusted for all lines that are `primary`. `attrs["notes"]` holds what a reader has to know.
+        The columns of `COMPARE_FIGURES`, with a row for each `model` and metric of a task, or each `context_length`
+        (tokens). `a` is the reference's value, `b` the model's, and `difference` is b - a, in the metric's unit: a
+        share of items for `acc`, nats per token for `loss`. `ratio` is b / a, for perplexities only. `low` and `high`
+        are the 95 % interval of the ratio if there is one, otherwise of the difference, over items or documents. `p` is
+        two-sided, and `p_holm` adjusted for all rows that are `primary`. `attrs["notes"]` holds caveats.
 
     Raises:
-        ConfigError: a source does not exist; or less than two results can be compared.
+        ConfigError: a source does not exist, or fewer than two results can be compared.
     """
     loaded = Loaded(sources)
-    found = compared(loaded)
+    comparisons = compared(loaded)
     loaded.warn()
-    frame = pd.DataFrame([line for each in found for line in records(each)], columns=list(COMPARE_FIGURES))
-    frame.attrs["notes"] = [note for each in found for note in each.notes]
+    frame = pd.DataFrame([line for each in comparisons for line in records(each)], columns=list(COMPARE_FIGURES))
+    frame.attrs["notes"] = [note for each in comparisons for note in each.notes]
     return frame
 
 
@@ -62,48 +62,53 @@ def compared(loaded: Loaded) -> list[Comparisons]:
     """Compare results on tasks, and losses at context lengths, with the first of each.
 
     Raises:
-        ConfigError: as `compare`.
+        ConfigError: for the same reasons as in `compare`.
     """
     entrants = list(_entrants(loaded))
     readings, left_out = _of_one_study([each.readings for each in entrants if each.readings])
     tasks = [results for entrant in entrants for results in entrant.tasks]
-    found: list[Comparisons] = []
+    comparisons: list[Comparisons] = []
     refused: list[ConfigError] = []
     both: list[Callable[[], Comparisons]] = [partial(_on_shared_tasks, tasks)] if len(tasks) > 1 else []
     both += [partial(compare_curves, readings)] if len(readings) > 1 else []
     for compare_all in both:
         try:
-            found.append(compare_all())
-        except ConfigError as error:  # which does not hide the other kind
+            comparisons.append(compare_all())
+        except ConfigError as error:  # the other kind may still be comparable
             refused.append(error)
-    if not found and refused:
+    if not comparisons and refused:
         raise refused[0]
-    if not found:
+    if not comparisons:
         words = [
             (place, ["scores on tasks"] * bool(a) + ["losses at context lengths"] * bool(b)) for place, a, b in entrants
         ]
         held = [*(f"{place} has {' and '.join(each)}" for place, each in words), *loaded.damaged.values()]
-        raise ConfigError(f"a comparison takes two results of one kind: {'; '.join(held)}. {HOW}")
+        raise ConfigError(f"a comparison needs two results of one kind: {'; '.join(held)}. {HOW}")
     left_out += [f"Not compared: {error}." for error in refused]
-    return [*found[:-1], replace(found[-1], notes=(*left_out, *found[-1].notes))]
+    return [*comparisons[:-1], replace(comparisons[-1], notes=(*left_out, *comparisons[-1].notes))]
 
 
 def _on_shared_tasks(tasks: Sequence[TaskResults]) -> Comparisons:
-    """Compare what shares a task with the reference, and note the others; if nothing does, that is refused."""
+    """Compare all results that share a task with the reference, and note the others.
+
+    Raises:
+        ConfigError: no result shares a task with the reference.
+    """
     names = names_of([each.checkpoint for each in tasks])
     known = {task.task for task in tasks[0].tasks}
     shares = [bool(known & {task.task for task in each.tasks}) for each in tasks]
     if sum(shares) < 2:
         return compare_tasks(tasks)
-    found = compare_tasks([each for each, is_shared in zip(tasks, shares, strict=True) if is_shared])
+    compared = compare_tasks([each for each, is_shared in zip(tasks, shares, strict=True) if is_shared])
     others = [name for name, is_shared in zip(names, shares, strict=True) if not is_shared]
-    return replace(found, notes=(*(f"Left out: {name}, which shares no task with A." for name in others), *found.notes))
+    left_out = [f"Left out: {name}, which shares no task with A." for name in others]
+    return replace(compared, notes=(*left_out, *compared.notes))
 
 
 def _of_one_study(entrants: Sequence[Sequence[Reading]]) -> tuple[list[Reading], list[str]]:
-    """The readings of the newest study that all entrants have, on the same targets if possible; and what is left out.
+    """Return the readings of the newest study that all entrants have, on the same targets if possible, and notes.
 
-    Where there is none, the newest reading of each, which can't be compared.
+    Without a common study, return the newest reading of each entrant; these can't be compared.
     """
     if not entrants:
         return [], []
@@ -113,11 +118,11 @@ def _of_one_study(entrants: Sequence[Sequence[Reading]]) -> tuple[list[Reading],
         list(dict.fromkeys(f"{each.study}, targets {each.targets[:8] or 'unknown'}" for each in of_some))
         for of_some in (readings, [each for of_one in entrants for each in of_one])
     )
-    return readings, [f"Left out: what was read as {each}." for each in others if each not in used]
+    return readings, [f"Left out: the readings with {each}." for each in others if each not in used]
 
 
 def _shared(entrants: Sequence[Sequence[Reading]], key: Callable[[Reading], Hashable]) -> list[Reading]:
-    """The readings with the reference's newest key that all entrants have, of each model the newest."""
+    """Return each model's newest reading with the newest key of the reference that all entrants have."""
     keys = [[key(each) for each in of_one] for of_one in entrants]
     chosen = next((each for each in keys[0] if all(each in of_one for of_one in keys)), None)
     models: dict[tuple[int, str, str], Reading] = {}
@@ -129,12 +134,12 @@ def _shared(entrants: Sequence[Sequence[Reading]], key: Callable[[Reading], Hash
 
 
 def _entrants(loaded: Loaded) -> Iterator[Entrant]:
-    """What each path names: each run below it that was evaluated, and each folder of results that is of none.
+    """Yield the entrants of each path: each evaluated run below it, and each folder of results outside a run.
 
-    A file that an earlier path named already is not repeated.
+    A file that an earlier path contained is not repeated.
 
     Raises:
-        ConfigError: there is nothing below a path.
+        ConfigError: there are no results below a path.
     """
     tasks, readings, given = loaded.task_results(), _readings(loaded), set[Path]()
     for path in loaded.paths:
@@ -154,7 +159,7 @@ def _entrants(loaded: Loaded) -> Iterator[Entrant]:
 
 
 def _readings(loaded: Loaded) -> dict[Path, list[Reading]]:
-    """The curves of each file of a study of length that can be read."""
+    """Return the curves in each readable file of a length study."""
 
     def read(file: Path) -> list[Reading]:
         tree, readings = loaded.evaluations[file], []
@@ -167,4 +172,4 @@ def _readings(loaded: Loaded) -> dict[Path, list[Reading]]:
         return readings
 
     files = [file for file, tree in loaded.evaluations.items() if tree.get("kind") == "length"]
-    return {file: found for file in files if (found := loaded.of_file(file, read))}
+    return {file: curves for file in files if (curves := loaded.of_file(file, read))}

@@ -1,4 +1,4 @@
-"""Effects of a design: each level of a factor against the first, all else the same."""
+"""The effects of factors: each level against the first, with all other settings equal."""
 
 import math
 import warnings
@@ -26,8 +26,8 @@ class LevelEffect:
     """The effect of one level of a factor on an outcome, against another level.
 
     Attributes:
-        is_ratio: the effect is on the outcome's logarithm.
-        left_out: runs without a partner that differs in this factor alone, or of seeds that lack some cell.
+        is_ratio: whether the effect is on the outcome's logarithm.
+        left_out: the number of runs that have no partner differing in this factor only, or whose seed lacks a cell.
     """
 
     factor: str
@@ -40,12 +40,12 @@ class LevelEffect:
 
     @property
     def text(self) -> str:
-        """The value with its interval."""
+        """The effect with its interval."""
         return effect_text(self.effect, ratio=self.is_ratio)
 
 
 def effect_text(effect: Effect, *, ratio: bool = False, sign: str = "+") -> str:
-    """An effect with its interval, with more digits where it is narrow; an effect on a logarithm as a ratio."""
+    """Format an effect with its interval, with more digits if that is narrow; an effect on a logarithm as a ratio."""
     ends = [effect.value] if math.isnan(effect.low) else [effect.value, effect.low, effect.high]
     texts = [f"{math.exp(end):.3f}" if ratio else f"{end:{sign}z.{digits(effect)}f}" for end in ends]
     interval = f" [{', '.join(texts[1:])}]" if texts[1:] else ""
@@ -53,7 +53,7 @@ def effect_text(effect: Effect, *, ratio: bool = False, sign: str = "+") -> str:
 
 
 def digits(effect: Effect) -> int:
-    """Digits after the point, of which two at least are of the interval; of the value, where there is none."""
+    """Return the digits after the decimal point that show two digits of the interval, or of the value without one."""
     width = abs(effect.value) if math.isnan(effect.low) else effect.high - effect.low
     return 3 if width >= 5e-3 or width < 5e-6 else 4 if width >= 5e-4 else 5
 
@@ -66,24 +66,24 @@ def effects(
     against: str | None = None,
     ratio: bool = False,
 ) -> pd.DataFrame:
-    """Compare every level of every factor but the seed with the factor's first: what the report shows, as figures.
+    """Compare every level of every factor but the seed with the factor's first level, as the report does.
 
     Args:
-        frame: what `runs` returns; only finished runs count. Or any frame with a line for each run, the factors and the
-            outcome.
-        factors: all settings that vary, the seed among them. By default what `varied` finds, with each arm at its best
+        frame: the frame of `runs`, of which finished runs count; or any frame with a row for each run, and columns for
+            the factors and the outcome.
+        factors: all settings that vary, including the seed; by default those of `varied`, with each arm at its best
             learning rate if several were tried.
-        outcome: a column of the frame, such as `validation_loss` (nats per token) or `tokens_per_second`. By default
-            the loss, or `validation_bits_per_byte` where the runs read other tokens.
-        against: the level to compare with, in factors that have it, as text.
-        ratio: for positive outcomes, such as speed: the effect is a factor by which the outcome changes, the geometric
-            mean, instead of a difference in the outcome's unit.
+        outcome: a column of the frame, such as `validation_loss` (nats per token) or `tokens_per_second`; by default
+            the loss, or `validation_bits_per_byte` if the runs have different tokens.
+        against: the reference level of factors that have it, as text.
+        ratio: whether the effect is a ratio (of geometric means) instead of a difference, for positive outcomes such as
+            speed.
 
     Returns:
         The columns of `EFFECT_FIGURES`: `effect` with its 95 % interval over seeds from `low` to `high` and its p, all
-        NaN for a single seed; the number of `seeds` and of `cells`, other settings alike; `left_out` runs without a
-        partner; and the `verdict`: significant takes five seeds and p < 0.01. No line, and a `MissingResultsWarning`,
-        if no two runs differ in one thing alone.
+        NaN for a single seed; the number of `seeds`, and of `cells`, the combinations of other settings; the number of
+        `left_out` runs without a partner; and the `verdict`: significant needs five seeds and p < 0.01. If no two runs
+        differ in a single setting, no rows and a `MissingResultsWarning`.
 
     Raises:
         ConfigError: the frame lacks the outcome or a factor.
@@ -93,7 +93,7 @@ def effects(
     if factors is None:
         finished, factors = at_best_rate(finished, varied(finished))
     if lacks := [key for key in (outcome, *factors) if key not in finished]:
-        raise ConfigError(f"the frame has no column {', '.join(lacks)}: give one of {', '.join(map(str, finished))}")
+        raise ConfigError(f"the frame has no column {', '.join(lacks)}: choose from {', '.join(map(str, finished))}")
     lines = []
     for each in level_effects(finished, factors, outcome, against=against, ratio=ratio):
         ends = (each.effect.value, each.effect.low, each.effect.high)
@@ -102,8 +102,8 @@ def effects(
         lines.append((each.factor, each.level, each.against, outcome, value, low, high, each.effect.p, *evidence))
     if not lines:
         advice = "sweep over a setting and the seed, such as python train.py -m seed=0,1,2 model.residual=A,B"
-        said = f"no two of {len(finished)} finished runs differ in one setting alone: {advice}"
-        warnings.warn(said, MissingResultsWarning, stacklevel=2)
+        message = f"no two of {len(finished)} finished runs differ in a single setting: {advice}"
+        warnings.warn(message, MissingResultsWarning, stacklevel=2)
     return pd.DataFrame(lines, columns=list(EFFECT_FIGURES))
 
 
@@ -115,17 +115,18 @@ def level_effects(
     against: str | None = None,
     ratio: bool = False,
 ) -> list[LevelEffect]:
-    """Compare every level of every factor but the seed with one of the factor's; levels without a pair are left out.
+    """Compare every level of every factor but the seed with the factor's reference level.
 
-    A pair are two runs that differ in nothing else. Pairs are averaged over cells, then over seeds. Runs that differ in
-    nothing at all, as one that was repeated elsewhere, count as one, with their mean.
+    The comparison uses pairs of runs that differ in nothing else; levels without a pair are left out. Pairs are
+    averaged over cells, then over seeds. Runs with identical settings, such as repetitions, count as one, with their
+    mean.
 
     Args:
-        frame: what `frames.runs` returns, or any with a line for each run, the factors and the outcome.
-        factors: all settings that vary, the seed among them.
-        outcome: a column; by default the one that the runs can be compared by.
-        against: the level to compare with, in factors that have it; else the first.
-        ratio: for positive outcomes, such as speed: geometric means.
+        frame: the frame of `runs`, or any frame with a row for each run, and columns for the factors and the outcome.
+        factors: all settings that vary, including the seed.
+        outcome: the column of the outcome; by default that of `outcome_of`.
+        against: the reference level of factors that have it; other factors use their first level.
+        ratio: whether to compare geometric means, for positive outcomes such as speed.
     """
     outcome = outcome or outcome_of(frame)
     results = []
@@ -144,7 +145,7 @@ def level_effects(
                     if seed in after
                 }
                 effect = replace(blocked_effect(differences), is_decided=is_decided)
-            except ValueError:  # no pair, or the logarithm of a speed that was not recorded
+            except ValueError:  # there is no pair, or a missing speed has no logarithm
                 continue
             left_out = sum(map(len, [*before.values(), *after.values()])) - 2 * effect.n_seeds * effect.n_cells
             results.append(LevelEffect(factor, level, reference, outcome, effect, ratio, left_out))
@@ -152,12 +153,12 @@ def level_effects(
 
 
 def reference_of(levels: Sequence[Any], against: str | None) -> Any:
-    """The level that others are compared with: the one of this name, else the first; None if there is no level."""
+    """Return the reference level: the one named `against`, or else the first; None if there is no level."""
     return next((each for each in levels if str(each) == against), next(iter(levels), None))
 
 
 def effect_table(level_effects: Sequence[LevelEffect]) -> pd.DataFrame:
-    """Make a line for each effect."""
+    """Return a table with a row for each effect."""
     return pd.DataFrame(
         [
             {
@@ -175,15 +176,15 @@ def effect_table(level_effects: Sequence[LevelEffect]) -> pd.DataFrame:
 
 
 def evidence(effect: Effect) -> dict[str, Any]:
-    """The cells of a table that say what an effect rests on."""
+    """Return the cells of a table that describe the evidence for an effect."""
     p = "" if math.isnan(effect.p) else f"{effect.p:.2g}"
     return {"p": p, "seeds": effect.n_seeds, "cells": effect.n_cells}
 
 
 def tokens_to(curve: Sequence[tuple[float, float]], loss: float) -> float:
-    """Tokens, or hours if the curve has hours, after which a loss was first reached; NaN if it never was.
+    """Return the tokens (or hours, if the curve has hours) at which a loss was first reached; NaN if it never was.
 
-    Between two validations the loss is a line over the logarithm.
+    The loss is interpolated over the logarithm between two validations.
     """
     before: tuple[float, float] | None = None
     for tokens, value in curve:

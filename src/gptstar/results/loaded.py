@@ -1,4 +1,4 @@
-"""What paths hold, runs and evaluations: each file is read once, however many frames are made of it."""
+"""Runs and evaluations below paths; each file is read once, however many frames are made from it."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,26 +17,26 @@ from gptstar.training.status import read_config
 T = TypeVar("T")
 
 REPORT = "report.json"
-"""What a run with `report: true` writes about itself, among others the loss at several context lengths."""
+"""The report that a run with `report: true` writes, which includes the loss at several context lengths."""
 
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-"""Errors that reading a damaged evaluation raises."""
+"""The errors that reading a damaged evaluation may raise."""
 
 
 class DamagedWarning(UserWarning):
-    """A run or an evaluation that can't be read, and is left out."""
+    """The warning that a run or an evaluation can't be read, and is left out."""
 
 
 OTHER_KINDS = ("length", "heads", "recall")
-"""Kinds of evaluations that are not scores on tasks."""
+"""The kinds of evaluations other than scores on tasks."""
 
 
 class Loaded:
-    """Runs and evaluations below some paths, read when they are first asked for.
+    """The runs and evaluations below some paths, read at their first use.
 
     Attributes:
         paths: the folders and files that the sources name.
-        damaged: what can't be read of what was asked for so far: a line for each run or file.
+        damaged: a message for each run or file read so far that is damaged, by its path.
     """
 
     def __init__(self, sources: Iterable[Source]) -> None:
@@ -50,7 +50,7 @@ class Loaded:
 
     @cached_property
     def runs(self) -> dict[str, Run]:
-        """The runs that can be read, by their names."""
+        """The readable runs by name."""
         named = labelled(runs_below(self.paths))
         readable = {name: run for name, run in named.items() if run.state != "damaged"}
         for run in (run for name, run in named.items() if name not in readable):
@@ -58,18 +58,18 @@ class Loaded:
         return readable
 
     def check_has_runs(self) -> None:
-        """Raise a ConfigError if there is no run that can be read."""
+        """Raise a ConfigError if there is no readable run."""
         if not self.runs:
             raise ConfigError(next(iter(self.damaged.values()), no_run_in(self.paths)))
 
     @cached_property
     def evaluations(self) -> dict[Path, dict[str, Any]]:
-        """Each file of an evaluation with what it says, the oldest first."""
+        """The content of each evaluation file, the oldest first."""
         trees = {file: self.of_file(file, read_evaluation) for file in evaluation_files(self.paths)}
         return {file: tree for file, tree in trees.items() if tree is not None}
 
     def of_file(self, file: Path, read: Callable[[Path], T]) -> T | None:
-        """Read something of a file; None if it is damaged, which is noted."""
+        """Read from a file; if it is damaged, note that in `damaged` and return None."""
         try:
             return read(file)
         except DAMAGE as error:
@@ -77,13 +77,13 @@ class Loaded:
             return None
 
     def task_results(self) -> dict[Path, TaskResults]:
-        """The evaluations on tasks that can be read, the oldest first."""
+        """Return the readable evaluations on tasks, the oldest first."""
         trees = {file: tree for file, tree in self.evaluations.items() if tree.get("kind") not in OTHER_KINDS}
-        found = {file: self.of_file(file, lambda file: parse_tasks(trees[file])) for file in trees}
-        return {file: results for file, results in found.items() if results is not None}
+        parsed = {file: self.of_file(file, lambda file: parse_tasks(trees[file])) for file in trees}
+        return {file: results for file, results in parsed.items() if results is not None}
 
     def warn(self, missing: str = "", *, depth: int = 2) -> None:
-        """Warn whoever called the caller, or so many calls up, of what is damaged, and of what is missing."""
+        """Warn about damaged files and missing results; `depth` is the number of stack frames to the user's code."""
         for line in self.damaged.values():
             warnings.warn(line, DamagedWarning, stacklevel=depth + 1)
         if missing:
@@ -91,7 +91,7 @@ class Loaded:
 
 
 def evaluation_files(paths: Sequence[Path]) -> list[Path]:
-    """List the files of evaluations among some paths and below them, the oldest first."""
+    """Return the evaluation files among and below some paths, the oldest first."""
     files = {path.resolve() for path in paths if not path.is_dir()}
     for path in (path for path in paths if path.is_dir()):
         files |= {file.resolve() for file in path.rglob(FILE_NAME) if not file.parent.name.endswith(".partial")}
@@ -100,11 +100,11 @@ def evaluation_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_evaluation(file: Path) -> dict[str, Any] | None:
-    """Read a `results.json`, or the readings of a run's `report.json` in the form of one; None if it has none.
+    """Read a `results.json`, or the length readings of a run's `report.json` in the same form; None if it has none.
 
     Raises:
         OSError, ValueError: the file can't be read.
-        LookupError, TypeError, AttributeError: it is damaged.
+        LookupError, TypeError, AttributeError: the file is damaged.
     """
     tree = read_json(file)
     if not isinstance(tree, dict):
@@ -117,7 +117,7 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
         return {"kind": "length", **head, "curves": [plain | curve | {"checkpoint": plain["checkpoint"]}]}
     if not tree.get("lengths"):
         return None
-    # Until the protocol was written too, it was this one.
+    # Older reports don't record the protocol, which was this one.
     protocol = {"protocol": "disjoint", "max_tokens": flatten(read_config(file.parent)).get("data.validation_tokens")}
     reference = min(point["context_length"] for point in tree["lengths"])
     curve = plain | {"trained_at": None, "reference": reference, "lengths": tree["lengths"]}
@@ -126,5 +126,5 @@ def read_evaluation(file: Path) -> dict[str, Any] | None:
 
 
 def home_of(file: Path) -> Path:
-    """Find the run directory around a file of results; the file's folder, where it is in none."""
+    """Return the run directory that contains a file of results, or else the file's folder."""
     return next((each for each in file.parents if (each / DESCRIPTION).exists()), file.parent)

@@ -1,4 +1,4 @@
-"""A report of any set of runs: one HTML file with everything in it, and the same in Markdown."""
+"""Reports on sets of runs: a self-contained HTML file, and the same in Markdown."""
 
 import base64
 import re
@@ -19,26 +19,28 @@ from gptstar.results.sections import sections
 from gptstar.terminal import in_markdown, plain
 
 MOST_DIGITS = 6
-"""Digits of a number in a table."""
+"""The most digits of a number in a table."""
 MINUS = "\N{MINUS SIGN}"
 
 UNBREAKABLE = re.compile(r"\bp [<=] (?=\d)|(?<=\d) (?=(?:%|×|s|min|h|d|GB)(?!\w))|× (?=\d)")
-"""Spaces at which a browser is not to begin a line."""
+"""A pattern of spaces at which a browser must not break lines."""
 
 
-def write_report(found: Loaded, output: Path, title: str | None = None, against: str | None = None) -> list[Path]:
-    """Write `report.html`, and `report.md` with its pictures beside it; return their paths.
+def write_report(loaded: Loaded, output: Path, title: str | None = None, against: str | None = None) -> list[Path]:
+    """Write `report.html`, and `report.md` with separate pictures; return their paths.
 
     Args:
-        found: run directories, or folders of such.
-        against: the level that others are compared with, in factors that have it; else each factor's first.
+        loaded: the runs and evaluations to report on.
+        output: the folder to write to.
+        title: the title of the report; by default the names of the paths.
+        against: the reference level of factors that have it; other factors use their first level.
 
     Raises:
-        ConfigError: there is no run; or no factor has the level.
+        ConfigError: there is no run, or no factor has the level.
     """
-    contents = list(sections(found, against))
+    contents = list(sections(loaded, against))
     output.mkdir(parents=True, exist_ok=True)
-    title = title or ", ".join(path.resolve().name for path in found.paths)
+    title = title or ", ".join(path.resolve().name for path in loaded.paths)
     environment = Environment(
         loader=PackageLoader("gptstar.results"),
         autoescape=select_autoescape(),
@@ -92,7 +94,7 @@ def _markdown(title: str, contents: Sequence[Section], folder: Path) -> str:
 
 
 def summary(section: Section) -> str:
-    """What a reader opens: how much there is of a long section."""
+    """Return the label of a folded section: the amount of its content."""
     if section.table is not None:
         return _count(len(section.table), "line")
     return _count(len(section.commands), "command")
@@ -103,7 +105,7 @@ def _count(number: int, word: str) -> str:
 
 
 def _prose(text: str) -> Markup:
-    """A sentence as HTML: what is in backticks as code, and numbers on the line of their unit or of what they are."""
+    """Convert a sentence to HTML: backticks become code, and numbers stay on one line with their unit."""
     text = UNBREAKABLE.sub(lambda match: match[0].replace(" ", "\N{NO-BREAK SPACE}"), plain(text))
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
@@ -113,7 +115,7 @@ def _align(table: pd.DataFrame, column: int) -> Markup:
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:
-    """The cells of a table as text, line by line; numbers with the digits in which those of a column differ."""
+    """Return the cells of a table as text, row by row; the numbers of a column get the digits in which they differ."""
     columns = [_column(list(table.iloc[:, number])) for number in range(table.shape[1])]
     return [list(line) for line in zip(*columns, strict=True)]
 
@@ -125,7 +127,7 @@ def _column(values: Sequence[object]) -> list[str]:
     )
     cells = [_cell(value, digits) for value in values]
     are_figures = [isinstance(value, float) and value == value for value in values]
-    if numbers and all(1 <= abs(each) < 1000 for each in numbers):  # such as losses: as many decimals in each
+    if numbers and all(1 <= abs(each) < 1000 for each in numbers):  # such as losses: the same number of decimals
         shown = list(zip(cells, are_figures, strict=True))
         decimals = max(len(cell.partition(".")[2]) for cell, is_figure in shown if is_figure)
         cells = [f"{float(cell):.{decimals}f}" if is_figure else cell for cell, is_figure in shown]

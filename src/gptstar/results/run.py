@@ -20,28 +20,32 @@ from gptstar.training.status import FILE_NAME as STATUS_FILE
 from gptstar.training.status import Status, in_use, read_config
 
 State = Literal["running", "finished", "stopped", "failed", "killed", "refused", "damaged"]
-"""`stopped` had saved when it got a signal; `killed` left no reason; `refused` never began; `damaged` can't be read."""
+"""The states of a run as shown to users. A `stopped` run was saved at a signal, a `killed` one left no reason, a
+`refused` one never began, and a `damaged` one can't be read."""
 
 COUNTS = ("batch_tokens", "total_steps")
 NUMBERS = ("seed", "optimizer.learning_rate", "data.context_length", "model.n_vocab")
-"""Settings that runs are compared by, which have to be numbers."""
+"""Settings by which runs are compared; they must be numbers."""
 
 DESCRIPTION = "versions.json"
-"""The file by which a folder is known for a run directory: versions, data and command."""
+"""The file that marks a folder as a run directory; it holds versions, data and command."""
 
 MOST = 2**63
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory.
+    """A run, as read from its directory.
 
     Attributes:
+        path: the run directory.
+        state: the state of the run.
         reason: why it failed or stopped, or what is damaged, in one line.
-        config: as composed, nested.
+        config: the configuration as composed, nested.
         about: versions, data and command.
-        began, at: when it began and when it last wrote, in UTC.
-        rows: of `metrics.csv`.
+        began: when the run began, in UTC.
+        at: when the run last wrote, in UTC.
+        rows: the rows of `metrics.csv`.
     """
 
     path: Path
@@ -55,13 +59,13 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a run directory; one that can't be read is `damaged`, and the reason says what is wrong.
+        """Read a run directory; if that fails, the run is `damaged`, and its reason says why.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: the path is not a run directory.
         """
         if not path.is_dir():
-            raise ConfigError(f"{path} is not a run directory: give the output of train.py, or a folder of such")
+            raise ConfigError(f"{path} is not a run directory: give the output of train.py, or a folder with some")
         if not (path / "config.yaml").exists() and not (path / DESCRIPTION).exists():
             return cls(path, "refused", "", {}, {}, _touched(path), _touched(path), ())
         try:
@@ -83,28 +87,28 @@ class Run:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Words that the run was given, `tags=[…]`."""
+        """The run's tags, `tags=[…]`."""
         tags = self.config.get("tags")
         return (tags,) if isinstance(tags, str) else tuple(map(str, tags)) if isinstance(tags, list) else ()
 
     @property
     def step(self) -> int:
-        """The last that was recorded."""
+        """The last recorded step."""
         return int(max((row["step"] for row in self.rows), default=0))
 
     @property
     def tokens(self) -> int:
-        """Tokens read in training, up to the last step that was recorded."""
+        """The tokens of training up to the last recorded step."""
         return self.step * int(self.config.get("batch_tokens", 0))
 
     @property
     def validation_loss(self) -> float:
-        """The last, in nats a token; NaN before the first, and if the last of a finished run is not a number."""
+        """The last validation loss in nats per token; NaN before the first, or if a finished run ended with nan."""
         return self._validated("validation/loss")
 
     @property
     def validation_bits_per_byte(self) -> float:
-        """The same loss in bits per byte, which compares runs with different tokenizers."""
+        """The last validation loss in bits per byte, which is comparable between tokenizers."""
         return self._validated("validation/bits_per_byte")
 
     def _validated(self, metric: str) -> float:
@@ -114,17 +118,17 @@ class Run:
 
     @property
     def train_loss(self) -> float:
-        """The last that was recorded, in nats a token."""
+        """The last recorded training loss in nats per token."""
         return next((row["train/loss"] for row in reversed(self.rows) if "train/loss" in row), math.nan)
 
     @cached_property
     def tokens_per_second(self) -> float:
-        """The median of what was recorded, without validation."""
+        """The median of the recorded speeds, without validation."""
         return median(speeds) if (speeds := [row["tokens_per_second"] for row in self._timed]) else math.nan
 
     @cached_property
     def hours(self) -> float:
-        """Hours of training, without validation, from the tokens and speeds that were recorded."""
+        """The hours of training without validation, from the recorded tokens and speeds."""
         seconds, before = 0.0, 0.0
         for row in self._timed:
             seconds += max(0.0, row["tokens"] - before) / row["tokens_per_second"]
@@ -137,19 +141,19 @@ class Run:
 
 
 def _described(path: Path) -> tuple[dict[str, Any], datetime]:
-    """What `versions.json` says, and when the run began."""
+    """Return the content of `versions.json`, and when the run began."""
     file = path / DESCRIPTION
     try:
         about = read_json(file)
         if not isinstance(about, dict) or not isinstance(about.get("command", ""), str):
-            raise ValueError("not the record of a run")
+            raise ValueError("not written by a run")
         return about, datetime.fromisoformat(about.get("began") or _touched(file).isoformat()).astimezone(UTC)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{DESCRIPTION}: {in_one_line(error)}") from error
 
 
 def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
-    """Refuse numbers that can't be those of a run."""
+    """Check that the numbers are possible for a run."""
     flat = flatten(config)
     value: Any
     for key in NUMBERS:
@@ -166,10 +170,13 @@ def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
 
 
 def find_runs(sources: Iterable[Source]) -> list[Run]:
-    """Read the runs in folders: each a run directory, or one that holds some at any depth; in order of their paths.
+    """Read the runs in folders at any depth, in order of their paths.
+
+    Args:
+        sources: run directories, or folders that contain some.
 
     Raises:
-        ConfigError: a folder does not exist, or none of them holds a run.
+        ConfigError: a folder does not exist, or none of them contains a run.
     """
     paths = expand(sources)
     if not (runs := runs_below(paths)):
@@ -178,12 +185,12 @@ def find_runs(sources: Iterable[Source]) -> list[Run]:
 
 
 def no_run_in(paths: Iterable[Path]) -> str:
-    """Say that there is no run, and what to give."""
-    return f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder of such"
+    """Return the message that paths contain no run, with a fix."""
+    return f"no run in {', '.join(map(str, paths))}: give the output of train.py, or a folder with some"
 
 
 def runs_below(paths: Iterable[Path]) -> list[Run]:
-    """Read the runs in folders, as `find_runs` does; there may be none, and files are passed over."""
+    """Read the runs in folders as `find_runs` does, but accept that there are none, and skip files."""
     runs: dict[Path, Run] = {}
     for path in (path for path in paths if path.is_dir()):
         folders = [path]
@@ -194,7 +201,7 @@ def runs_below(paths: Iterable[Path]) -> list[Run]:
 
 
 def labelled(runs: Sequence[Run]) -> dict[str, Run]:
-    """Name each run by its path, without the folders that all are in."""
+    """Name each run by its path, without the common parent folders."""
     if not runs:
         return {}
     paths = [run.path.resolve() for run in runs]
@@ -202,7 +209,7 @@ def labelled(runs: Sequence[Run]) -> dict[str, Run]:
     by_name: dict[str, Run] = {}
     for path, run in zip(paths, runs, strict=True):
         name = plain(str(path.relative_to(shared)))
-        while name in by_name:  # which differ in what can't be shown
+        while name in by_name:  # paths that differ in unprintable characters only
             name += "'"
         by_name[name] = run
     return by_name

@@ -1,4 +1,4 @@
-"""The contents of a report on a set of runs, in order: the answer, what it rests on, what was run."""
+"""The sections of a report on a set of runs: the answer, its evidence, and the runs."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -26,18 +26,18 @@ from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_t
 from gptstar.training.settings import shown_keys
 
 EXPLAINED = (
-    "Intervals are of 95 %, by Student's t over seeds: pairs of runs that differ in this alone, averaged over all "
-    f"other settings, are what varies. With {SEEDS} seeds and p < {LEVEL} an effect is significant, else preliminary."
+    "95 % intervals are by Student's t over seeds, from pairs of runs that differ in this setting only, averaged over "
+    f"all other settings. With {SEEDS} seeds and p < {LEVEL} an effect is significant, otherwise preliminary."
 )
 
-TURNS = "Times can be compared where the arms took turns, `seed=` before the arms in the sweep, and nothing else ran."
+TURNS = "Times are comparable if the arms took turns (`seed=` before the arms in the sweep) and nothing else ran."
 
 
 def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
-    """Describe the runs in some folders, section by section; `against` is the level that others are compared with.
+    """Yield the sections of a report; `against` is the reference level of factors that have it.
 
     Raises:
-        ConfigError: there is no run; or no factor has the level.
+        ConfigError: there is no run, or no factor has the level.
     """
     found.check_has_runs()
     runs, curves, lengths, tasks = runs_of(found), curves_of(found), lengths_of(found), tasks_of(found)
@@ -45,7 +45,7 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     runs = by_levels(runs, factors)
     levels = [str(level) for factor in without_seed(factors) for level in levels_of(runs, factor)]
     if against is not None and against not in levels:
-        raise ConfigError(f"--against {against}: no factor has this level; there are {', '.join(levels) or 'none'}")
+        raise ConfigError(f"--against {against}: no factor has this level; known levels: {', '.join(levels) or 'none'}")
     finished = runs[runs["state"] == "finished"]
     yield from _answer(answer(runs, lengths, factors))
     if found.damaged:
@@ -63,14 +63,14 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     yield _repeat(found)
 
 
-def _answer(found: Answer) -> Iterator[Section]:
-    yield Section("Result", "\n\n".join(found.findings))
-    if found.limits:
-        yield Section("What can't be concluded", points=found.limits)
+def _answer(answer: Answer) -> Iterator[Section]:
+    yield Section("Result", "\n\n".join(answer.findings))
+    if answer.limits:
+        yield Section("What can't be concluded", points=answer.limits)
 
 
 def _factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
-    """The loss against each numeric factor, of every arm."""
+    """Yield a section on the loss against each numeric factor, for every arm."""
     for factor in numeric_factors(finished, factors):
         figure = factor_figure(finished, factor, factors)
         if figure is None:  # each arm tried one value
@@ -82,8 +82,8 @@ def _factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section
             heading, table = "Learning rates", _rates(tried)
             if any(each.is_at_edge for each in tried):
                 text += (
-                    " Where the best is at the end of the rates tried, a rate beyond may be better, and how the arm "
-                    "compares with others is not decided."
+                    " If an arm's best rate is at the end of those tried, a rate beyond may be better, and the arm's "
+                    "comparison with others is open."
                 )
         elif RATE in factors:
             text += " Each arm is at its best learning rate."
@@ -114,11 +114,11 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
         return
     text = [EXPLAINED]
     if outcome == BITS:
-        text.append("The runs read other tokens, so losses per token can't be compared: these are bits per byte.")
+        text.append("The runs have different tokens, so losses per token aren't comparable: these are bits per byte.")
     if len(left) < len(factors):
         text.append(
-            "Each arm is at its best learning rate, as above. It was chosen by the same seeds, which favours an arm "
-            "with more rates that are nearly as good, by up to half a standard error."
+            "Each arm is at its best learning rate, as above. The same seeds chose the rate, which favours an arm with "
+            "several nearly equal rates, by up to half a standard error."
         )
     heading = f"Effects on {outcome.replace('_', ' ')}"
     yield Section(heading, " ".join(text), table=effect_table(changes), picture=effects_figure(changes))
@@ -129,20 +129,20 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
 def _losses(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
     figure = loss_figure(runs, curves, factors)
     if figure is not None:
-        text = "Training and validation loss; the mean over seeds, and a band from the best to the worst."
+        text = "Training and validation loss: the mean over seeds, with a band from the best to the worst seed."
         table = _tokens_to(runs, curves, factors)
         if table is not None:
             text += " ± is a standard deviation."
         if table is not None and table.columns[-1] != "seeds":
             text += (
-                " The last column says when the mean of the seeds reached the highest final loss of all arms, by a "
-                "line over the logarithm of the tokens between validations; ≤: the first validation was below it."
+                " The last column shows when an arm's mean over seeds reached the highest final loss of all arms, "
+                "interpolated over the logarithm of tokens between validations; ≤: at the first validation already."
             )
-        yield Section("Loss as it fell", text, table=table, picture=figure)
+        yield Section("Loss during training", text, table=table, picture=figure)
 
 
 def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame | None:
-    """Tokens until every arm, as the mean of its seeds, has reached the loss of the one that ended worst."""
+    """Return a table of the arms' final losses, with the tokens to reach the final loss of the worst arm."""
     arms = without_seed(factors)
     validated = curves[curves["metric"] == "validation/loss"]
     finished = measured(runs[runs["state"] == "finished"], OUTCOME)
@@ -167,12 +167,12 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
 
 
 def _deviation(hours: pd.Series) -> str:
-    """The standard deviation of durations; empty for one."""
+    """Format the standard deviation of durations; empty for a single one."""
     return "" if len(hours) < 2 else "< 1 s" if hours.std() < 1 / 3600 else duration(hours.std())
 
 
 def _million_tokens_to(loss: float, curve: Sequence[tuple[float, float]]) -> str:
-    """After how many tokens a loss was reached, as a bound where the curve begins below it; empty if it never was."""
+    """Format the tokens at which a curve reached a loss, as a bound if it begins below; empty if it never did."""
     tokens = tokens_to(curve, loss)
     if math.isnan(tokens):
         return ""
@@ -182,7 +182,7 @@ def _million_tokens_to(loss: float, curve: Sequence[tuple[float, float]]) -> str
 def _costs(
     finished: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str], against: str | None
 ) -> Iterator[Section]:
-    """Where one factor other than the learning rate varies: what each recipe needs for the final loss of the first."""
+    """Yield a section on the tokens and hours to the reference recipe's final loss, if a single factor varies."""
     tuned, left = at_best_rate(measured(finished, OUTCOME), factors)
     varied = [each for each in left if each not in (SEED, STEPS)]
     if len(varied) != 1 or varied[0] == RATE or outcome_of(finished) == BITS:
@@ -195,11 +195,11 @@ def _costs(
         return
     n_validations = curves[curves["metric"] == "validation/loss"].groupby("run").size().max()
     if all(len(each.budgets) < 2 for each in candidates) and not n_validations > 1:
-        return  # no recipe has a line between two points to read a cost from
+        return  # no recipe has two points to interpolate between
     text = (
-        f"What each recipe needs for the final loss of {factor}={level}, as a ratio to what that took: seed by seed, "
-        "by a line over the logarithm between final losses at the budgets of the recipe, or, where it has one budget, "
-        f"between its validations. {TURNS} Intervals are of 95 %, by Student's t over seeds."
+        f"The cost of each recipe to reach the final loss of {factor}={level}, as a ratio to the cost of the latter, "
+        "seed by seed. It is interpolated over the logarithm between a recipe's final losses at its budgets, or "
+        f"between its validations if it has one budget. {TURNS} 95 % intervals are by Student's t over seeds."
     )
     table = cost_table(costs(candidates, reference, curves))
     heading = f"Tokens and hours to the loss of {factor}={level}"
@@ -216,7 +216,7 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
         lines.append(f"Varied: {'; '.join(varied)}.")
     alike = [f"{key} {runs[key].iloc[0]}" for key in shown_keys() if key in runs and runs[key].nunique() == 1]
     if alike:
-        lines.append("Alike in all: " + ", ".join(alike) + ".")
+        lines.append("The same in all runs: " + ", ".join(alike) + ".")
     return Section("What was run", "\n\n".join(lines))
 
 
@@ -232,5 +232,5 @@ def _repeat(found: Loaded) -> Section:
     data = sorted({str(run.about.get("data"))[:16] for run in runs})
     runs.sort(key=lambda run: run.began)
     commands = as_typed([run.about.get("command", "") for run in runs])
-    text = f"Code: {', '.join(commits)}. Data: {', '.join(data)}. What started the runs:"
-    return Section("To repeat it", text, commands=tuple(commands), is_long=len(commands) > 1)
+    text = f"Code: {', '.join(commits)}. Data: {', '.join(data)}. Commands that started the runs:"
+    return Section("How to repeat it", text, commands=tuple(commands), is_long=len(commands) > 1)

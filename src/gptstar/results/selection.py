@@ -1,4 +1,4 @@
-"""Which runs to show, and in which order: by their figures, their settings and their tags."""
+"""Selection and sorting of runs by figures, settings and tags."""
 
 import math
 import re
@@ -31,7 +31,7 @@ FIGURES: dict[str, Callable[[Run], Any]] = {
     "at": lambda run: run.at.timestamp(),
     "tags": lambda run: run.tags,
 }
-"""Columns that are not settings: losses in nats per token, `time` in hours, dates in seconds."""
+"""The columns that are not settings: losses in nats per token, `time` in hours, dates in seconds."""
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "==": eq,
@@ -48,7 +48,7 @@ EXAMPLES = "write KEY OP VALUE, such as 'loss < 4', 'model.d_model == 128' or 's
 
 @dataclass(frozen=True)
 class Condition:
-    """`KEY OP VALUE`, of figures, settings by their dotted keys, and tags."""
+    """A condition `KEY OP VALUE` on a figure, on a setting by its dotted key, or on tags."""
 
     key: str
     operator: str
@@ -56,10 +56,10 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> "Condition":
-        """Read a condition as it is typed.
+        """Parse a condition.
 
         Raises:
-            ConfigError: it is not a condition.
+            ConfigError: the text is not a condition.
         """
         match = re.fullmatch(r"\s*([\w./-]+?)\s*(==|!=|<=|>=|<|>|=)\s*(\S.*?)\s*", text)
         if match is None:
@@ -69,11 +69,11 @@ class Condition:
             value = value[1:-1]
         condition = cls(match[1], match[2], value)
         if condition.operator in ("<", ">", "<=", ">=") and _number(value) is None:
-            raise ConfigError(f"--where {text!r} compares the size of {value!r}, which is not a number: {EXAMPLES}")
+            raise ConfigError(f"--where {text!r} compares with {value!r}, which is not a number: {EXAMPLES}")
         return condition
 
     def holds(self, value: Any) -> bool:
-        """Whether it holds for what a run has there; never of a number that is missing."""
+        """Whether the condition holds for a run's value; it never holds for a missing number."""
         compare, number = OPERATORS[self.operator], _number(self.value)
         if isinstance(value, tuple):
             return (self.value in value) == (self.operator != "!=")
@@ -87,14 +87,14 @@ class Condition:
 def select(
     runs: Sequence[Run], conditions: Iterable[Condition] = (), tags: Iterable[str] = (), sort: str | None = None
 ) -> list[Run]:
-    """Keep the runs for which every condition holds and that have every tag, in the order of a column.
+    """Return the runs that satisfy every condition and have every tag, sorted by a column.
 
     Args:
-        sort: a figure, a setting, or `run` for the name; with `-` before it from the highest down. Runs without a value
+        sort: a figure, a setting, or `run` for the name; a leading `-` sorts in descending order. Runs without a value
             come last.
 
     Raises:
-        ConfigError: no run has such a figure or setting; names the nearest.
+        ConfigError: no run has the figure or setting; the message names the nearest.
     """
     conditions, tags = list(conditions), set(tags)
     settings = {id(run): flatten(run.config) for run in runs}

@@ -1,4 +1,4 @@
-"""What a person gives to name runs and evaluations: folders, files, patterns, and lists of these."""
+"""Sources of runs and evaluations: folders, files, patterns, and lists of these."""
 
 import os
 import re
@@ -10,20 +10,20 @@ from typing import TypeAlias
 from gptstar.errors import ConfigError
 
 Source: TypeAlias = "str | os.PathLike[str] | Iterable[Source]"
-"""A run directory, a folder that holds some at any depth, a results folder or file, a pattern, or any of these."""
+"""A run directory, a folder that contains some at any depth, a results folder or file, a pattern, or a list of them."""
 
-EXAMPLES = "give the output of train.py or evaluate.py, a folder of such, or a pattern such as 'runs/*-seed-*'"
+EXAMPLES = "give the output of train.py or evaluate.py, a folder with some, or a pattern such as 'runs/*-seed-*'"
 
 
 class MissingResultsWarning(UserWarning):
-    """There is nothing of what was asked for; the message says how to get it."""
+    """The warning that requested results don't exist; the message says how to make them."""
 
 
 def expand(sources: Iterable[Source]) -> list[Path]:
-    """List the folders and files that sources name, each once; a pattern's in the order of their names.
+    """Return the folders and files that sources name, each once; the matches of a pattern are sorted by name.
 
     Raises:
-        ConfigError: nothing was given, or something does not exist, or a pattern matches neither folder nor JSON.
+        ConfigError: there is no source, a path does not exist, or a pattern matches neither a folder nor JSON.
     """
     paths = list(dict.fromkeys(path for source in sources for path in _paths(source)))
     if not paths:
@@ -48,8 +48,8 @@ def _paths(source: Source) -> Iterator[Path]:
             raise ConfigError(f"{path} is neither a folder nor a results.json: {EXAMPLES}")
         yield path
     elif has_magic(str(path)):
-        found = [Path(each) for each in glob(str(path), recursive=True)]
-        matched = [each for each in found if each.is_dir() or each.suffix == ".json"]
+        matches = (Path(each) for each in glob(str(path), recursive=True))
+        matched = [each for each in matches if each.is_dir() or each.suffix == ".json"]
         if not matched:
             raise ConfigError(f"{path} matches no folder and no results.json: {EXAMPLES}")
         yield from sorted(matched, key=natural_key)
@@ -58,6 +58,6 @@ def _paths(source: Source) -> Iterator[Path]:
 
 
 def natural_key(path: Path | str) -> list[tuple[str, float]]:
-    """A key by which numbers are sorted by size: seed-10 after seed-9, learning_rate-0.001 after learning_rate-3e-4."""
+    """Return a sorting key that orders numbers by value: seed-10 after seed-9, rate-0.001 after rate-3e-4."""
     parts = re.findall(r"(\D+)(\d+(?:\.\d+)?(?:e-?\d+)?)?", f" {path}")
     return [(word, float(number or 0)) for word, number in parts]

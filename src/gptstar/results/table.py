@@ -1,4 +1,4 @@
-"""A table of runs for a terminal, a line each, and the same as JSON."""
+"""The table of runs in a terminal, with one line per run, and the same data as JSON."""
 
 import math
 import re
@@ -17,26 +17,26 @@ from gptstar.terminal import shortened
 RECORDED = ("state", "reason", "step", "tokens", "validation_loss", "train_loss", "tokens_per_second", "hours")
 COLOURS = {"finished": "green", "running": "cyan", "failed": "red", "killed": "red", "refused": "red", "damaged": "red"}
 LEAST_NAME, MOST_TAGS = 12, 14
-"""Characters that a name keeps, and that tags may take."""
+"""The least width of a name, and the largest of the tags, in characters."""
 
 
 def runs_table(runs: Sequence[Run]) -> ConsoleRenderable:
-    """Make a line for each run, however wide the terminal is: its progress, loss (nats per token), speed and time.
+    """Return a table that fits any terminal, with each run's progress, loss (nats per token), speed and time.
 
-    What all names begin with stands above the table if they don't fit; names that still don't are cut in their middle.
+    If names don't fit, their common beginning is shown above the table; names that still don't fit are shortened.
     """
     return _RunsTable(runs)
 
 
 class _RunsTable:
-    """Lays the table out for the width that there is."""
+    """The table of runs, laid out for the width of the console."""
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._runs = runs
         self._names = list(labelled(runs))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Lay the table out."""
+        """Lay out the table."""
         rows = [_cells(run) for run in self._runs]
         columns = ["state", "step", "tokens", "loss", "tok/s", "time", "ago"]
         if any(run.tags for run in self._runs):
@@ -64,9 +64,9 @@ def _cells(run: Run) -> list[str]:
 
 
 def _fitted(names: Sequence[str], width: int) -> tuple[str, list[str]]:
-    """What all names begin with, if they don't fit, and names of at most so many characters, all different if possible.
+    """Return the common beginning of names that don't fit, and names of at most `width` characters each.
 
-    A shared beginning ends at a separator.
+    The common beginning ends at a separator.
     """
     if max(map(len, names), default=0) <= width:
         return "", list(names)
@@ -74,13 +74,13 @@ def _fitted(names: Sequence[str], width: int) -> tuple[str, list[str]]:
     prefix = "".join(each[0] for each in takewhile(lambda each: len(set(each)) == 1, zip(*parts, strict=False)))
     rest = [name.removeprefix(prefix) for name in names]
     cut = [shortened(name, width) for name in rest]
-    if len(set(cut)) < len(set(rest)):  # what differs is in the middle: keep the end, where the seed is
+    if len(set(cut)) < len(set(rest)):  # the names differ in the middle: keep the end, which has the seed
         cut = [name if len(name) <= width else f"…{name[len(name) - width + 1 :]}" for name in rest]
     return prefix, cut
 
 
 def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Make a record of each run for JSON: its path, state, progress, losses and speed."""
+    """Return a record of each run for JSON: its path, state, progress, losses and speed."""
     return [
         {
             "run": str(run.path),
@@ -105,7 +105,7 @@ def _short(count: float, form: str = ".3g") -> str:
 
 
 def duration(hours: float) -> str:
-    """Say how long something took, in the unit that fits: `12 s`, `3.4 min`, `2.1 h`, `3.2 d`; empty if unknown."""
+    """Format a duration in a suitable unit: `12 s`, `3.4 min`, `2.1 h`, `3.2 d`; empty if unknown."""
     if not math.isfinite(hours):
         return ""
     for size, word in ((24, "d"), (1, "h"), (1 / 60, "min")):
@@ -116,7 +116,7 @@ def duration(hours: float) -> str:
 
 
 def age(at: datetime) -> str:
-    """Say how long ago something was, to a whole unit."""
+    """Format the time since `at`, rounded to a whole unit."""
     seconds = (datetime.now(UTC) - at).total_seconds()
     for size, word in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= size:

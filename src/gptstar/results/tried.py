@@ -1,4 +1,4 @@
-"""What was reached at each value of a factor that was tried, and which value is best."""
+"""The outcome at each tried value of a factor, and the best value."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -13,13 +13,14 @@ from gptstar.results.frames import AT_EDGE
 
 @dataclass(frozen=True)
 class Tried:
-    """What an arm reached at each value of a factor.
+    """The outcomes of an arm at each tried value of a factor.
 
     Attributes:
-        runs: of the arm.
-        values: by value of the factor, in order: `mean`, `min`, `max` and `size` over seeds, and over cells if the arm
-            has several; `is_complete` if no other value has more seeds, or other cells.
-        levels: of the arm, by factor.
+        runs: the runs of the arm.
+        values: a frame by value of the factor, in order: `mean`, `min`, `max` and `size` over seeds (and cells);
+            `is_complete` says that no other value has more seeds or other cells.
+        arm: the name of the arm.
+        levels: the levels of the arm, by factor.
     """
 
     runs: pd.DataFrame
@@ -29,10 +30,13 @@ class Tried:
 
     @classmethod
     def of(cls, runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str) -> Self:
-        """Average an outcome at each value of a factor over all else; a value without an outcome is left out.
+        """Average an outcome at each value of a factor over all other settings; values without an outcome are left out.
 
         Args:
-            factors: all that varies between the runs, the seed among it.
+            runs: the runs of the arm.
+            factor: the factor.
+            factors: all settings that vary between the runs, including the seed.
+            outcome: the column of the outcome.
         """
         others = [each for each in factors if each != factor]
         lines, n_seeds = {}, {}
@@ -47,7 +51,7 @@ class Tried:
 
     @property
     def complete(self) -> pd.Series:
-        """The means of the values that have as many seeds as any, in the same cells, the lowest first."""
+        """The means of all values with the full number of seeds and cells, the lowest first."""
         return self.values.loc[self.values["is_complete"], "mean"].sort_values(kind="stable")
 
     @property
@@ -62,9 +66,9 @@ class Tried:
 
 
 def values_tried(finished: pd.DataFrame, factor: str, factors: Sequence[str]) -> list[Tried]:
-    """Find the outcome of every arm at every value of a factor, at its best learning rate unless that is the factor.
+    """Return the outcome of every arm at every value of a factor; unless the factor is the learning rate, at its best.
 
-    Arms differ in the factors that are neither this one nor the seed. The outcome is what the runs can be compared by.
+    Arms differ in factors other than this one and the seed. The outcome is that of `outcome_of`.
     """
     outcome = outcome_of(finished)
     if factor != RATE:
@@ -73,19 +77,19 @@ def values_tried(finished: pd.DataFrame, factor: str, factors: Sequence[str]) ->
     arms = [each for each in without_seed(factors) if each != factor]
     tried = []
     for name, runs in arms_of(validated, arms) if len(validated) else ():
-        found = replace(Tried.of(runs, factor, factors, outcome), arm=name, levels=runs[arms].iloc[0].to_dict())
-        tried += [found] if len(found.values) else []
+        of_arm = replace(Tried.of(runs, factor, factors, outcome), arm=name, levels=runs[arms].iloc[0].to_dict())
+        tried += [of_arm] if len(of_arm.values) else []
     return tried
 
 
 def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Keep each arm of finished runs at its best learning rate, by the mean over seeds, lest one suffer by another's.
+    """Keep only the finished runs at each arm's best learning rate, by the mean over seeds.
 
-    A rate that lacks seeds which another rate of the arm has, because a run failed or is to come, is not chosen.
+    A rate with fewer seeds than another rate of the arm is not chosen, because a run failed or is still missing.
 
     Returns:
-        The runs that are left, with the column `AT_EDGE`, and the factors without the learning rate; all unchanged if
-        no arm tried several rates, or nothing but the rate was varied.
+        The remaining runs, with the column `AT_EDGE`, and the factors without the learning rate. Both are unchanged if
+        no arm tried several rates, or if only the rate varies.
     """
     others = [each for each in factors if each != RATE]
     tried = values_tried(frame, RATE, factors) if RATE in factors and without_seed(others) else []
@@ -96,10 +100,10 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
 
 
 def numeric_factors(runs: pd.DataFrame, factors: Sequence[str]) -> list[str]:
-    """Factors with a curve: numbers with at least three values; the learning rate with two."""
-    found = []
+    """Return the factors to draw as curves: numbers with at least three values, or two for the learning rate."""
+    numeric = []
     for factor in without_seed(factors):
         levels = levels_of(runs, factor)
         are_numbers = all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
-        found += [factor] if are_numbers and len(levels) >= (2 if factor == RATE else 3) else []
-    return found
+        numeric += [factor] if are_numbers and len(levels) >= (2 if factor == RATE else 3) else []
+    return numeric

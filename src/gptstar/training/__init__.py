@@ -1,1 +1,1 @@
-"""From windows to a trained model: optimizer, schedule, the Lightning loop, and what it records and saves."""
+"""Training: the Lightning loop, optimizers, schedules, and recording and saving of runs."""

@@ -1,4 +1,4 @@
-"""What reading after the last step may cost: a tenth of the training's floating-point operations."""
+"""The compute budget of evaluation after the last step: a tenth of the training's floating-point operations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,31 +7,32 @@ from gptstar.evaluation.length.config import LengthConfig
 from gptstar.model import GPTConfig
 
 SHARE = 0.1
-"""Of the operations of training."""
+"""The budget as a share of the training's operations."""
 
 PASSES = 3
-"""Forward passes that a token costs in training: the backward pass takes about two."""
+"""The cost of training on a token, in forward passes: the backward pass costs about two."""
 
 LEAST_WINDOWS = 16
-"""Blocks of targets below which no interval is worth its name, so nothing is read."""
+"""The fewest blocks of targets for a confidence interval; with fewer, nothing is read."""
 
 MOST_TARGETS = 2**12
-"""Targets of the report's reading at most, whatever the run could afford."""
+"""The most targets that the final report reads, even if the budget allows more."""
 
 BIGRAM_TOKENS = 2**24
-"""Tokens that a bigram is counted on at most: a second on a CPU, and half a gigabyte."""
+"""The most tokens for counting a bigram model: they take a second on a CPU, and half a gigabyte."""
 
 LEAST_STUDY = 2**10
-"""Targets of a study that the user asked for, however short the run."""
+"""The fewest targets of a length study, even if a short run's budget allows fewer."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The operations that a run which has ended may spend on reading.
+    """The floating-point operations that a finished run may spend on evaluation.
 
     Attributes:
+        model: the configuration of the model.
         trained_at: the context length in training, in tokens.
-        trained_tokens: tokens that the run read.
+        trained_tokens: the number of tokens that the run read.
     """
 
     model: GPTConfig
@@ -40,24 +41,24 @@ class Budget:
 
     @property
     def operations(self) -> float:
-        """Floating-point operations that may be spent."""
+        """The floating-point operations that may be spent."""
         return SHARE * self.trained_tokens * self.model.training_flops(self.trained_at)
 
     def _forward(self, length: int) -> float:
-        """Operations of a token in a forward pass of a window of so many tokens."""
+        """Return the operations per token of a forward pass over `length` tokens."""
         return self.model.training_flops(length) / PASSES
 
     def fixed_targets(self, lengths: Sequence[int]) -> int:
-        """Targets of a reading with `fixed_targets`, in blocks of half the shortest length; 0 if too few."""
+        """Return how many targets `fixed_targets` can read, in blocks of half the shortest length; 0 if too few."""
         block = max(1, min(lengths) // 2)
         each = sum(length * self._forward(length) for length in lengths)
         windows = min(int(self.operations / each), MOST_TARGETS // block)
         return windows * block if windows >= LEAST_WINDOWS else 0
 
     def study_targets(self, config: LengthConfig) -> int | None:
-        """Targets of the study at the end of a run whose configuration leaves their number open; else what it says.
+        """Return the number of targets for the length study at the end of a run, within its configuration and budget.
 
-        `LEAST_STUDY` is read whatever it costs: the user asked for the study.
+        The study reads at least `LEAST_STUDY` targets whatever they cost, because the user requested it.
         """
         if config.max_tokens is not None or config.limit is None:
             return config.max_tokens

@@ -1,4 +1,4 @@
-"""Callbacks of the user's own: built from the configuration, with their state in our checkpoints."""
+"""The user's own Lightning callbacks: built from the configuration, with their state in our checkpoints."""
 
 import re
 from collections.abc import Mapping
@@ -25,20 +25,20 @@ METRICS = "|".join(
 PLAIN = (str, int, float, bool)
 
 LARGEST = 10_000
-"""Values of a tensor that a callback's state may hold; weights belong elsewhere."""
+"""The most values of a tensor in a callback's state; weights do not belong there."""
 
 
 class UserCallbacks:
     """The callbacks that a configuration names, with their state in checkpoints.
 
     Args:
-        options: the keys of `trainer`, with `callbacks` among them.
+        options: the keys of `trainer`, including `callbacks`.
 
     Attributes:
-        callbacks: in the order of the configuration.
+        callbacks: the callbacks in the order of the configuration.
 
     Raises:
-        ConfigError: a callback can't be built; names it.
+        ConfigError: a callback can't be built; the message names it.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -60,19 +60,23 @@ class UserCallbacks:
         """Return the state of each callback by its key, as plain values.
 
         Raises:
-            TrainingError: a callback keeps what a checkpoint can't hold without running code; names it.
+            TrainingError: a callback's state has a value that a checkpoint can't hold; the message names the callback.
         """
         states = [(each, each.state_dict()) for each in self.callbacks]
         return {each.state_key: _plain(state, type(each).__name__) for each, state in states if state}
 
     def restore(self, states: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
-        """Restore what `states` gave, for those callbacks that are still there.
+        """Restore the state of each callback that is still configured.
 
-        An argument that the configuration changed, such as the patience of EarlyStopping, wins over a state that holds
-        it, too. `ended` is what `ending` gave with the states.
+        If the configuration changed an argument, such as the patience of EarlyStopping, the new value wins over the one
+        in the state.
+
+        Args:
+            states: the result of `states`, from the checkpoint.
+            ended: the result of `ending`, from the same checkpoint.
 
         Raises:
-            CheckpointError: a callback does not take its state; names it.
+            CheckpointError: a callback rejects its state; the message names it.
         """
         before = {spec["use"]: spec for spec in ended.get("callbacks", ())}
         for callback, spec in zip(self.callbacks, self._specs, strict=True):
@@ -86,16 +90,16 @@ class UserCallbacks:
             except Exception as error:
                 name = type(callback).__name__
                 raise CheckpointError(
-                    f"the checkpoint's state of trainer.callbacks {name} is refused by it ({with_type(error)}): give "
-                    "the callback the arguments it had, or another output"
+                    f"trainer.callbacks: {name} rejects its state in the checkpoint ({with_type(error)}): give it the "
+                    "arguments that it had, or choose another output"
                 ) from error
             vars(callback).update(given)
 
     def ending(self, trainer: pl.Trainer) -> dict[str, Any]:
         """Return the callbacks as configured, and the `reason` if one of them ended the run before its last step.
 
-        `trainer.max_time` ends a run, too, but such a run can go on. All ranks have to ask, and get the first one's
-        answer: each has a clock of its own.
+        `trainer.max_time` is not such a reason, because the run can continue. All ranks must call this method. They get
+        the first rank's answer, because their clocks differ.
         """
         if not self.callbacks:
             return {}
@@ -109,22 +113,26 @@ class UserCallbacks:
             return None
         names = [type(callback).__name__ for callback in self.callbacks]
         for name, callback in zip(names, self.callbacks, strict=True):
-            if said := getattr(callback, "stopping_reason_message", None):
-                return f"{name}: {' '.join(str(said).split()).rstrip('.')}"
-        return f"one of {', '.join(names)} asked to stop"
+            if message := getattr(callback, "stopping_reason_message", None):
+                return f"{name}: {' '.join(str(message).split()).rstrip('.')}"
+        return f"one of {', '.join(names)} requested a stop"
 
     def have_ended(self, ending: Mapping[str, Any]) -> str | None:
-        """Return why these callbacks ended a run before, by what its checkpoint holds; None if they did not."""
+        """Return why these callbacks ended the run earlier, according to its checkpoint; None if they did not."""
         return ending.get("reason") if ending.get("callbacks") == self._specs else None
 
 
 def _plain(value: Any, owner: str) -> Any:
-    """Tensors as mappings; other values as they are, if they are plain."""
+    """Convert a state to plain values; tensors become mappings.
+
+    Raises:
+        TrainingError: a value is not plain; the message names the callback, `owner`.
+    """
     if isinstance(value, torch.Tensor):
         if value.numel() > LARGEST:
             raise TrainingError(
                 f"trainer.callbacks: {owner} keeps {value.numel():,} values in a tensor, more than the {LARGEST:,} "
-                "that a checkpoint takes: leave it out of state_dict"
+                "that a checkpoint stores: leave it out of state_dict"
             )
         return {"__tensor__": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""When a run saves: at its intervals, at its best, and when a signal asks it to stop."""
+"""When a run saves checkpoints: at intervals, at the best validation loss, and when a signal stops it."""
 
 import signal
 from collections.abc import Callable
@@ -19,26 +19,26 @@ from gptstar.training.saving import BackgroundWriter
 
 
 def is_trial(trainer: pl.Trainer) -> bool:
-    """Whether this is a trial of a few batches (`fast_dev_run`), which leaves nothing behind."""
+    """Whether this is a trial of a few batches (`fast_dev_run`), which saves nothing."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
 class SaveCheckpoints(LightningCheckpoint):
-    """Saves steps into the run directory.
+    """Lightning callback that saves checkpoints into the run directory.
 
-    A step that is validated is saved after its validation, so that a run going on from there need not repeat it. A new
-    best is also the last, so a run goes on from there at the latest.
+    A step with a validation is saved after it, so that a resumed run need not repeat the validation. A checkpoint with
+    a new best loss also becomes `last.ckpt`.
 
     Args:
-        writer: writes the run directory's checkpoints.
+        writer: the writer of the run directory's checkpoints.
         record: how often to save and to validate.
-        tokenizer: JSON to store with the model.
-        describe: settings and data to store for a step.
-        callbacks: the user's, whose state is restored and stored.
-        state: the state from which the run goes on.
+        tokenizer: the tokenizer's JSON, to store with the model.
+        describe: a function that returns the settings and the data to store for a step.
+        callbacks: the user's callbacks, whose state is restored and stored.
+        state: the state from which the run starts or resumes.
 
     Raises:
-        Interrupted: from within the loop, after SIGINT, SIGTERM or SIGUSR2, once the run is saved.
+        Interrupted: SIGINT, SIGTERM or SIGUSR2 arrived; raised within the training loop after the run was saved.
     """
 
     def __init__(
@@ -60,26 +60,26 @@ class SaveCheckpoints(LightningCheckpoint):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Restore the callbacks' state once each has set itself up, as Lightning does."""
+        """Restore the state of the user's callbacks after their own `setup`, as Lightning does."""
         states, self._states = self._states, None
-        if states is not None:  # a validation after the fit sets up once more
+        if states is not None:  # a validation after the fit calls `setup` again
             self._writer.ranks.together(lambda: self._callbacks.restore(states, self._ended))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """From here on, a signal is answered at the end of a batch. A second SIGINT is Python's own."""
+        """Handle signals at the end of a batch from now on. A second SIGINT raises KeyboardInterrupt at once."""
         self.listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Again, in place of Lightning's own handler, which talks to the other ranks out of turn."""
+        """Replace Lightning's signal handler, which would communicate with the other ranks out of turn."""
         self.listen()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Answer a signal in a validation outside of training, too."""
+        """Handle signals during a validation outside of training, too."""
         if not trainer.training:
             self.listen()
 
     def listen(self) -> None:
-        """Answer signals from here on."""
+        """Install the signal handlers."""
         for number in (signal.SIGINT, signal.SIGTERM, PREEMPTED):
             before = signal.signal(number, self._receive)
             self._handlers.setdefault(number, before)
@@ -90,7 +90,7 @@ class SaveCheckpoints(LightningCheckpoint):
         return self._signal is not None
 
     def stop_listening(self) -> None:
-        """Give the signals back to whom they belonged."""
+        """Restore the signal handlers from before."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -102,21 +102,21 @@ class SaveCheckpoints(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """At the end of a step, save it if it is due and no validation comes first."""
+        """At the end of a step, save it if a checkpoint is due and no validation comes first."""
         assert isinstance(pl_module, LanguageModelling)
         validation_follows = trainer.enable_validation and self.validation_due(trainer)
         ended = pl_module.step_ended(batch_idx)
         if ended and self._due(trainer) and not validation_follows:
             self._save(trainer, pl_module)
-        if ended or trainer.world_size == 1:  # to ask the other ranks takes time
+        if ended or trainer.world_size == 1:  # not at every micro-batch: the ranks have to communicate
             self._stop_if_asked(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Answer a signal without waiting for the whole validation."""
+        """Handle a signal without waiting for the end of the validation."""
         self._stop_if_asked(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the best so far, and the step if it is due."""
+        """Save the step if its loss is the best so far, or if a checkpoint is due."""
         assert isinstance(pl_module, LanguageModelling)
         if trainer.sanity_checking or is_trial(trainer):
             return
@@ -129,7 +129,7 @@ class SaveCheckpoints(LightningCheckpoint):
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save where training stopped, as `trainer.max_time` may stop it at any step."""
+        """Save the last step, because `trainer.max_time` may stop training at any step."""
         if self._saved_step != trainer.global_step:
             self._save(trainer, pl_module)
 
@@ -139,7 +139,7 @@ class SaveCheckpoints(LightningCheckpoint):
         return is_evaluated or _is_due(trainer, self._record.checkpoint_every)
 
     def validation_due(self, trainer: pl.Trainer) -> bool:
-        """Whether the step that just ended is validated: at intervals, and the last."""
+        """Whether the step that just ended gets a validation: at intervals, and at the last step."""
         return _is_due(trainer, self._record.validate_every)
 
     def _stop_if_asked(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -149,20 +149,20 @@ class SaveCheckpoints(LightningCheckpoint):
         self._writer.wait()
         self._save(trainer, pl_module)
         self._writer.wait()
-        self._signal = self._signal or signal.SIGTERM  # another rank's
+        self._signal = self._signal or signal.SIGTERM  # the signal reached another rank
         self.leave_if_asked(trainer)
 
     def leave_if_asked(self, trainer: pl.Trainer) -> None:
-        """Stop for a signal that came, once everything is saved.
+        """Stop the run if a signal arrived; the caller has saved everything.
 
         Raises:
-            Interrupted: names the signal, the step, and how to go on.
+            Interrupted: a signal arrived; the message names it, the step, and how to continue.
         """
         if (number := self._signal) is None:
             return
         raise Interrupted(
             f"{signal.Signals(number).name} at step {trainer.global_step} of {trainer.max_steps}: saved; "
-            f"to go on, give the same command with output={self._record.output}",
+            f"to continue, repeat the command with output={self._record.output}",
             128 + number,
         )
 

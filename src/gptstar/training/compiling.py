@@ -1,4 +1,4 @@
-"""Compiling a run's model: one graph from tokens to loss for each shape, and an error instead of a slow fallback."""
+"""Compilation of a run's model: one graph from tokens to loss per shape, and an error instead of a slow fallback."""
 
 import contextlib
 import logging
@@ -13,20 +13,19 @@ from gptstar.model import GPT
 
 
 class NotCompiledError(TrainingError):
-    """The compiler failed, perhaps on this rank alone."""
+    """The compiler failed, possibly on this rank only."""
 
 
 def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
     """Compile a model in place; its state dict stays as it is.
 
     Args:
-        n_shapes: shapes and modes that the model will be called with; one more is an error.
-        by_block: compile each block and the loss by itself, as a model in parts (FSDP2) gathers its parameters between
-            blocks.
+        n_shapes: the number of shapes and modes with which the model will be called; more are an error.
+        by_block: compile each block and the loss separately, because FSDP2 gathers parameters between blocks.
     """
-    torch._dynamo.reset()  # what was compiled before would count
+    torch._dynamo.reset()  # earlier compilations would count towards the limit
     torch._dynamo.config.recompile_limit = n_shapes
-    # Selective checkpointing is announced as experimental, in four lines for each compilation.
+    # PyTorch warns in four lines per compilation that selective checkpointing is experimental.
     logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     if not by_block:
         model.compile(fullgraph=True, dynamic=False)
@@ -38,19 +37,19 @@ def compile_model(model: GPT, *, n_shapes: int, by_block: bool) -> None:
 
 @contextlib.contextmanager
 def compiled_call() -> Iterator[None]:
-    """Around a call of a compiled model, and its backward pass: say in one line what the compiler can't do.
+    """Wrap a call of a compiled model, or its backward pass, to turn compiler failures into one-line errors.
 
     Raises:
-        NotCompiledError: PyTorch can't compile the model here, or met a shape more than were announced, which it would
-            compute without the compiler, many times slower.
-        OutOfMemoryError: the compiler's own, as PyTorch raises it elsewhere.
+        NotCompiledError: PyTorch can't compile the model here, or met more shapes than `compile_model` allowed; it
+            would run these uncompiled, many times slower.
+        OutOfMemoryError: the device ran out of memory during compilation.
     """
     try:
         yield
     except torch._dynamo.exc.FailOnRecompileLimitHit as error:
         raise NotCompiledError(
-            f"the model met a shape more than the {torch._dynamo.config.recompile_limit} it was to be compiled for: "
-            "run it with hardware.compile=never"
+            f"the model was called with more than the {torch._dynamo.config.recompile_limit} shapes that it was "
+            "compiled for: run it with hardware.compile=never"
         ) from error
     except torch._dynamo.exc.BackendCompilerFailed as error:
         if isinstance(error.inner_exception, torch.OutOfMemoryError):
@@ -69,6 +68,6 @@ def compiled_call() -> Iterator[None]:
 def _unwritable(error: OSError) -> NotCompiledError:
     folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
     return NotCompiledError(
-        f"the compiler can't write to TORCHINDUCTOR_CACHE_DIR={folder} ({error.strerror}): give a folder with room, or "
-        "hardware.compile=never"
+        f"the compiler can't write to TORCHINDUCTOR_CACHE_DIR={folder} ({error.strerror}): choose a writable folder "
+        "with free space, or set hardware.compile=never"
     )

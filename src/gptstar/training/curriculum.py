@@ -1,4 +1,4 @@
-"""Short windows first: a context that doubles in stages, over the same tokens in the same order."""
+"""Sequence-length warm-up: the context doubles in stages, over the same tokens in the same order."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
@@ -11,15 +11,15 @@ from gptstar.fields import Before, Count, check_ranges
 
 @dataclass(frozen=True)
 class Curriculum:
-    """How the training context grows.
+    """Sequence-length warm-up: how the training context grows.
 
-    A step reads the same tokens at any length: a window of `data.context_length` is folded into shorter ones. So the
-    order of data knows nothing of it, and no token is seen twice.
+    A step reads the same tokens at any context length: a window of `data.context_length` is split into shorter ones.
+    So the curriculum does not change the data order, and no token is read twice.
 
     Attributes:
-        first_length: tokens of context at first; it doubles, in stages of as many steps, until it is
-            `data.context_length`. None: the same length from the first step on.
-        steps: the step from which on all windows are whole; half of the run unless given.
+        first_length: the initial context length in tokens. It doubles, in stages of equally many steps, up to
+            `data.context_length`. None means the full length from the first step on.
+        steps: the step from which windows have the full length; by default half of the run.
 
     Source: Li et al., "The stability-efficiency dilemma: investigating sequence length warmup", 2022; Press et al.,
     "Shortformer", 2021, section 4.
@@ -32,15 +32,15 @@ class Curriculum:
         check_ranges(self, "curriculum.")
         if self.steps is not None and self.first_length is None:
             raise ConfigError(
-                f"curriculum.steps={self.steps} without curriculum.first_length: give the length to begin at, or "
+                f"curriculum.steps={self.steps} needs curriculum.first_length: give the initial context length, or set "
                 "curriculum.steps=null"
             )
 
     def resolved(self, context_length: int, total_steps: int) -> Self:
-        """The same for a run, with nothing left to derive.
+        """Return the curriculum with all values filled in for a run.
 
         Raises:
-            ConfigError: doubling the first length does not lead to the context, or there is nothing to double.
+            ConfigError: doubling `first_length` never gives `context_length`, or `first_length` is not shorter.
         """
         if self.first_length is None:
             return self
@@ -53,26 +53,26 @@ class Curriculum:
         return replace(self, steps=self.steps or max(1, total_steps // 2))
 
     def check_end(self, planned_steps: int) -> None:
-        """See that windows are whole before a run ends.
+        """Check that windows reach the full length before the run ends.
 
         Args:
-            planned_steps: of the run, or of its schedule where that is longer, as the run is to go on then.
+            planned_steps: the steps of the run, or of its schedule if that is longer because the run will be continued.
 
         Raises:
-            ConfigError: they never are.
+            ConfigError: windows never reach the full length.
         """
         if self.steps is not None and self.steps >= planned_steps:
             raise ConfigError(
-                f"curriculum.steps={self.steps} leaves none of {planned_steps} steps to the whole data.context_length: "
+                f"curriculum.steps={self.steps} leaves none of {planned_steps} steps for the full data.context_length: "
                 "give fewer, or curriculum.steps=null for half of them"
             )
 
     def n_lengths(self, context_length: int) -> int:
-        """How many context lengths a run has."""
+        """Count the context lengths of a run."""
         return 1 if self.first_length is None else (context_length // self.first_length).bit_length()
 
     def length(self, step: int, context_length: int) -> int:
-        """Tokens of context in the update after `step` finished steps; of a resolved curriculum."""
+        """Return the context length in tokens after `step` finished steps; the curriculum must be resolved."""
         if self.first_length is None or self.steps is None or step >= self.steps:
             return context_length
         stages = self.n_lengths(context_length) - 1
@@ -80,5 +80,5 @@ class Curriculum:
 
 
 def folded(windows: Tensor, length: int) -> Tensor:
-    """`(sequence, context_length + 1)` → `(sequence * context_length / length, length + 1)`, of the same targets."""
+    """Split windows: `(sequence, context_length + 1)` → `(sequence * context_length / length, length + 1)`."""
     return windows.unfold(1, length + 1, length).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Tasks of the harness on a run's checkpoints: another process scores them while the run trains."""
+"""Harness tasks on a run's checkpoints: a background process scores them while the run trains."""
 
 import contextlib
 import shutil
@@ -32,36 +32,38 @@ from gptstar.training.metrics_csv import read_metrics
 from gptstar.training.record import Record
 
 GROUPS = ("evaluation/", "averaged/")
-"""How the names of scores begin: those of the last weights, and those of averaged weights."""
+"""Prefixes of the names of scores: for the last weights, and for averaged weights."""
 
 SETTINGS_FILE = "settings.json"
-"""In the folder of evaluations: what all of them have in common."""
+"""The file in the folder of evaluations that holds the settings common to all of them."""
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
 FAR_BEHIND = 3
-"""Checkpoints that wait, at which the run says so once."""
+"""The number of waiting checkpoints above which the run prints a warning, once."""
 
 
 MOST_SHOWN = 5
-"""Tasks of an evaluation in the run's output; the trackers have all."""
+"""The most tasks of an evaluation in the run's output; the trackers receive all."""
 
 
 class EvaluateCheckpoints(pl.Callback):
-    """Has checkpoints scored while the run trains, and records the scores at their steps, whenever they arrive.
+    """Lightning callback that has checkpoints scored while the run trains, and records the scores at their steps.
 
-    A checkpoint that waits is kept until it is scored (`kept.prune`), so a run that was killed goes on where it was.
+    A checkpoint is kept until it is scored (`kept.prune`), so a resumed run continues with the waiting ones.
 
     Args:
-        evaluator: the process; None on ranks that are not the first.
+        evaluator: the process that scores; None on all ranks but the first.
         record: the run directory, and how often to evaluate.
-        recorder: takes the scores, as `evaluation/TASK/METRIC`; of averaged weights as `averaged/TASK/METRIC`.
+        recorder: the receiver of the scores, as `evaluation/TASK/METRIC`, or `averaged/TASK/METRIC` for averaged
+            weights.
+        console: the console for the run's output.
     """
 
     def __init__(self, evaluator: Evaluator | None, record: Record, recorder: RecordMetrics, console: Console) -> None:
         self._evaluator, self._recorder, self._console = evaluator, recorder, console
         self._folder, self._every, self._keep = record.output, record.evaluation.every_n_steps, record.checkpoint_keep
-        self._polled, self._said_behind = 0.0, False
+        self._polled, self._has_warned = 0.0, False
         self._recorded: set[int] = set()
         self._given_up: set[int] = set()
         self._stale: dict[Path, int] = {}
@@ -69,19 +71,22 @@ class EvaluateCheckpoints(pl.Callback):
         self._last: int | None = None
 
     def check(self, start_step: int) -> None:
-        """Wait until the process has read the tasks, and take up what an earlier part of the run has left.
+        """Wait until the process has read the tasks, and prepare the evaluations of an interrupted run.
 
-        What this part trains again is evaluated again, and so is what failed, if its checkpoint is there.
+        Steps that will be trained again are evaluated again. So are failed evaluations whose checkpoint still exists.
+
+        Args:
+            start_step: the step from which the run starts or resumes.
 
         Raises:
-            ConfigError: the tasks can't be scored, or an earlier part of the run was scored with other settings.
+            ConfigError: the tasks can't be scored, or earlier steps of the run were scored with other settings.
             TrainingError: the process died.
         """
         if self._evaluator is None:
             return
         tasks = ", ".join(self._evaluator.order.config.tasks)
         device = self._evaluator.order.device.replace("cpu", "the CPU")
-        self._say(f"evaluates its checkpoints on {tasks} in a process of its own, on {device}")
+        self._say(f"a background process evaluates the checkpoints on {tasks}, on {device}")
         self._evaluator.check()
         self._check_settings()
         for path, step in evaluated_steps(self._folder).items():
@@ -106,28 +111,28 @@ class EvaluateCheckpoints(pl.Callback):
         for key, value in settings.items():
             if isinstance(before, dict) and before.get(key, value) != value:
                 raise ConfigError(
-                    f"evaluation.{key}={value}, and earlier steps of this run were evaluated with {before[key]}: give "
+                    f"evaluation.{key}={value}, but earlier steps of this run were evaluated with {before[key]}: give "
                     f"that, or evaluate its checkpoints with evaluate.py"
                 )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with what an earlier part of the run has left."""
+        """Begin with the checkpoints that an interrupted run left unscored."""
         if self._evaluator is not None:
             self._poll(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """Look now and then for what has arrived, and for what is to be scored next."""
+        """Every second or so, record the scores that have arrived, and begin the next evaluation."""
         if self._evaluator is not None and time.monotonic() - self._polled > SECONDS_BETWEEN_LOOKS:
             self._poll(trainer)
 
     def finish(self, trainer: pl.Trainer, ended: str | None, saver: SaveCheckpoints) -> None:
-        """Where the run is at its end, wait for what is still to be scored, unless a signal asks to stop.
+        """At the end of the run, wait for the remaining evaluations, or for a signal to stop.
 
         Args:
-            ended: by which callback, at a step that is scored whatever its number.
-            saver: answers signals.
+            ended: why a callback ended the run early, if one did; its last step is evaluated in any case.
+            saver: the callback that handles signals.
         """
         if self._evaluator is None or (ended is None and trainer.global_step < trainer.max_steps):
             return
@@ -140,18 +145,18 @@ class EvaluateCheckpoints(pl.Callback):
         prune(self._folder, self._keep, self._every)
 
     def _due(self, done: int) -> list[int]:
-        """The steps up to `done` that wait to be scored, and the run's last one."""
+        """Return the steps up to `done` that wait to be scored, and the run's last step."""
         steps = {step for step in waiting(self._folder, self._every) if step <= done}
         if self._last is not None and not is_evaluated(evaluation_of(self._folder, self._last)):
             steps.add(self._last)
         return sorted(step for step in steps - self._given_up if not self._is_stale(of_step(self._folder, step)))
 
     def _is_stale(self, path: Path) -> bool:
-        """Whether a checkpoint is one that this part of the run has yet to write again."""
+        """Whether a checkpoint predates the resumed run, which will overwrite it."""
         return path in self._stale and path.exists() and path.stat().st_mtime_ns == self._stale[path]
 
     def _poll(self, trainer: pl.Trainer) -> bool:
-        """Record what has arrived, and begin the next; whether nothing is left."""
+        """Record the scores that have arrived, begin the next evaluation, and return whether none is left."""
         assert self._evaluator is not None
         self._polled = time.monotonic()
         is_idle, given_up = self._evaluator.poll()
@@ -168,11 +173,11 @@ class EvaluateCheckpoints(pl.Callback):
         steps = self._due(trainer.global_step)
         if not steps:
             return True
-        if len(steps) > FAR_BEHIND and not self._said_behind:
-            self._said_behind = True
+        if len(steps) > FAR_BEHIND and not self._has_warned:
+            self._has_warned = True
             self._say(
-                f"{len(steps)} checkpoints wait to be evaluated, and are kept until then: evaluation.limit, a larger "
-                "evaluation.every_n_steps or another evaluation.device would make it faster",
+                f"{len(steps)} checkpoints wait to be evaluated, and are kept until then: to speed it up, set "
+                "evaluation.limit, a larger evaluation.every_n_steps or another evaluation.device",
                 style="yellow",
             )
         if self._last is not None:
@@ -187,14 +192,14 @@ class EvaluateCheckpoints(pl.Callback):
     def _begin(self, step: int) -> None:
         assert self._evaluator is not None
         self._step, settings = step, self._folder / EVALUATIONS / SETTINGS_FILE
-        with contextlib.suppress(OSError):  # it will be noticed when the results can't be written
+        with contextlib.suppress(OSError):  # writing the results will fail with a message
             if not settings.exists():
                 settings.parent.mkdir(exist_ok=True)
                 write_json(settings, self._evaluator.order.measured)
         self._evaluator.begin(Job(of_step(self._folder, step), evaluation_of(self._folder, step)))
 
     def _record(self, trainer: pl.Trainer, folder: Path, step: int) -> None:
-        """Send a step's scores to the trackers and show the first of each task; or say why there are none."""
+        """Send a step's scores to the trackers and print the first metric of each task, or why there are none."""
         scores: dict[str, float] = {}
         for group, results in zip(GROUPS, (folder, averaged_of(folder)), strict=True):
             if not results.exists():
@@ -218,7 +223,7 @@ class EvaluateCheckpoints(pl.Callback):
             return
         try:
             self._recorder.record(trainer, scores, step)
-        except TrainingError as error:  # of one rank alone, while the others train: the next start records it
+        except TrainingError as error:  # must not stop one rank while the others train; a resumed run records it
             self._say(f"evaluation of step {step:,} is not recorded: {error}")
 
     def _say(self, line: str, **style: Any) -> None:
@@ -226,5 +231,5 @@ class EvaluateCheckpoints(pl.Callback):
 
 
 def name_of(metric: Metric) -> str:
-    """The name of a metric in trackers: that of clean items, which training never saw, is told apart."""
+    """Return a metric's name in trackers; that of a subset, such as uncontaminated items, gets a suffix."""
     return f"{metric.name}_{metric.subset}" if metric.subset else metric.name

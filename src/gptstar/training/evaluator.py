@@ -1,4 +1,4 @@
-"""The process that scores a run's checkpoints, as the run sees it."""
+"""The handle of the background process that scores a run's checkpoints."""
 
 import contextlib
 import os
@@ -22,18 +22,18 @@ from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
 
 LOG_FILE = "log.txt"
-"""In the folder of an evaluation that was given up: the process's output."""
+"""The file with the process's output, in the folder of an evaluation that failed."""
 
 ATTEMPTS = 2
-"""At a checkpoint, before its evaluation is given up: one that runs out of memory does so again."""
+"""Attempts at a checkpoint before its evaluation is given up; one that runs out of memory will do so again."""
 
 
 class Evaluator:
-    """The process that scores checkpoints, one at a time. It ends with the run.
+    """A background process that scores checkpoints, one at a time. It ends with the run.
 
     Args:
-        order: what it is told at its start.
-        log: a file for what it says.
+        order: the tasks and settings, which the process receives at its start.
+        log: a file for the process's output.
     """
 
     def __init__(self, order: Order, log: IO[bytes]) -> None:
@@ -47,7 +47,7 @@ class Evaluator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._end()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -69,8 +69,8 @@ class Evaluator:
         return process
 
     def _end(self) -> str:
-        """End the process with its children, and return how it ended and why, as far as it said so."""
-        if self._process.poll() is None:  # later its number may be another's
+        """Kill the process with its children, and return how it ended, with the last line of its output."""
+        if self._process.poll() is None:  # once it has ended, its id may belong to another process
             os.killpg(self._process.pid, signal.SIGKILL)
         code = self._process.wait()
         answers: list[str] = []
@@ -81,8 +81,8 @@ class Evaluator:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        said = [line for line in (*self._output().splitlines(), *answers) if line.strip() and line != READY]
-        return f"{how}: {in_one_line(said[-1])}" if said else how
+        lines = [line for line in (*self._output().splitlines(), *answers) if line.strip() and line != READY]
+        return f"{how}: {in_one_line(lines[-1])}" if lines else how
 
     def _output(self) -> str:
         self._log.seek(0)
@@ -92,7 +92,7 @@ class Evaluator:
         """Wait until the process has read the tasks.
 
         Raises:
-            ConfigError: they can't be scored; as `prepared_tasks`.
+            ConfigError: the tasks can't be scored; the message is that of `prepared_tasks`.
             TrainingError: the process died.
         """
         answer = self._process.stdout.readline().strip() if self._process.stdout else ""
@@ -102,7 +102,7 @@ class Evaluator:
             raise ConfigError(answer)
 
     def begin(self, job: Job) -> None:
-        """Score a checkpoint."""
+        """Have the process score a checkpoint; `poll` says when it is done."""
         if self._process.poll() is not None:
             self._end()
             self._process = self._start()
@@ -110,9 +110,9 @@ class Evaluator:
         _send(self._process, job.line)
 
     def poll(self) -> tuple[bool, str]:
-        """Return whether the process has nothing to do, and why it has just given up its job, if it has."""
+        """Return whether the process is idle, and the reason if the last evaluation was given up (else empty)."""
         job = self._job
-        has_died = self._process.poll() is not None  # before looking for results, which it may leave as it dies
+        has_died = self._process.poll() is not None  # before looking for results, which a dying process may have left
         if job is None or is_evaluated(job.folder):
             self._job = None
             return True, ""
@@ -124,7 +124,7 @@ class Evaluator:
             self._attempts += 1
             _send(self._process, job.line)
             return False, ""
-        self._job, reason = None, f"its process died {ATTEMPTS} times, at last by {how}"
+        self._job, reason = None, f"its process died {ATTEMPTS} times, most recently by {how}"
         with contextlib.suppress(OSError):  # a full disk must not end the training
             job.folder.mkdir(parents=True, exist_ok=True)
             write_text(job.folder / LOG_FILE, output)
@@ -134,16 +134,16 @@ class Evaluator:
 
 def _send(process: subprocess.Popen[str], line: str) -> None:
     if process.stdin is not None:
-        with contextlib.suppress(BrokenPipeError):  # it died, which is noticed at the next look
+        with contextlib.suppress(BrokenPipeError):  # the process died, which the next `poll` notices
             process.stdin.write(f"{line}\n")
             process.stdin.flush()
 
 
 @contextlib.contextmanager
 def evaluator_of(recipe: Recipe, hardware: Hardware, record: Record, *, needed: bool) -> Iterator[Evaluator | None]:
-    """Start the process of a run's evaluations, if it has some: on a free GPU if there is one, else on the CPU.
+    """Start the process that evaluates a run's checkpoints, if the run has any: on a free GPU, or else on the CPU.
 
-    Beside a run that trains on the CPU it has one thread, elsewhere half of the cores.
+    It gets one thread if the run trains on the CPU, otherwise half of the cores.
     """
     if not needed or record.evaluation.every_n_steps is None or record.trainer.get("fast_dev_run"):
         yield None

@@ -1,4 +1,4 @@
-"""Where a run computes, and how."""
+"""The configuration of the machine: devices, precision, and how to compute."""
 
 import os
 import shutil
@@ -21,11 +21,11 @@ PEAK_BF16_FLOPS = {
     "4090": 165e12,
     "3090": 71e12,
 }
-"""Dense bfloat16 tensor-core rates from NVIDIA's data sheets, by a part of the device's name."""
+"""Dense bfloat16 rates in operations per second from NVIDIA's data sheets, by a part of the device's name."""
 
 
 def data_sheet_name(name: str) -> str | None:
-    """The name in `PEAK_BF16_FLOPS` of a GPU, given its full name; None if it is not there."""
+    """Return a GPU's key in `PEAK_BF16_FLOPS`, given its full name; None if it has none."""
     return next((part for part in PEAK_BF16_FLOPS if part in name), None)
 
 
@@ -34,25 +34,26 @@ Precision = Literal["float32", "bf16", "bf16_weights"]
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where a run computes, and how.
+    """The machine that a run uses: devices, precision, and how to compute.
 
     Attributes:
-        accelerator: `cpu`; `gpu`, one that PyTorch calls CUDA; `auto` takes a GPU if PyTorch sees one; `mps`, a Mac's
-            GPU, is refused.
-        precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights beside a float32
-            master, which the optimizer trains and checkpoints hold; `auto`: bf16 where the device is fast at it.
-        micro_batch_size: sequences a device computes at once, at most; it has no effect on what the result means.
-            `auto` takes what fits into a GPU and fills it, and 8 on a CPU.
-        attention: how attention is computed; `auto` takes the fastest that is exact.
-        logits: of a micro-batch on a GPU: `whole`, or in `pieces`, which are computed twice and take less memory;
-            `auto` takes whole where they fit.
-        activation_checkpointing: keep only what goes into each block for the backward pass, and compute it again: a
-            third more work for a fraction of the memory.
-        compile: `torch.compile` the model; `auto` does on a GPU, on CPUs it does not pay (docs/speed.md).
-        devices: of each node, with a process each; `auto` takes all GPUs, and on a CPU is one process.
-        nodes: machines.
-        strategy: of several devices: `ddp` has the whole model on each; `fsdp` (FSDP2) has parameters, gradients and
-            optimizer state in parts, and gathers the parameters of a block when it computes.
+        accelerator: `cpu`, `gpu` (a CUDA device in PyTorch's terms), or `auto`, which uses a GPU if PyTorch sees one.
+            `mps`, a Mac's GPU, is refused.
+        precision: `float32`; `bf16`: autocast over float32 weights; `bf16_weights`: bfloat16 weights with a float32
+            master copy, which the optimizer updates and checkpoints hold; `auto`: bf16 if the device is fast at it.
+        micro_batch_size: the most sequences that a device computes at once; it changes speed and memory, and results by
+            rounding only. `auto` fills a GPU within its memory; on CPUs it is 8, or 64 in each of several processes.
+        attention: the implementation of attention; `auto` chooses the fastest exact one.
+        logits: whether a GPU holds the logits of a micro-batch `whole`, or computes them twice in `pieces`, which needs
+            less memory; `auto` prefers whole logits if they fit.
+        activation_checkpointing: keep only the input of each block for the backward pass, and compute the block again:
+            a third more work for a fraction of the memory.
+        compile: whether to `torch.compile` the model; `auto` compiles on a GPU only, as it does not pay on CPUs
+            (docs/speed.md).
+        devices: the number of devices of each node, with one process each; `auto` means all GPUs, or one CPU process.
+        nodes: the number of machines.
+        strategy: how several devices share the work. With `ddp` each holds the whole model; with `fsdp` (FSDP2) each
+            holds a shard of parameters, gradients and optimizer state, and gathers a block's parameters when needed.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -74,10 +75,10 @@ class Hardware:
             )
 
     def check_here(self) -> None:
-        """See that this machine has the devices and the compiler, and that they can do what is asked for.
+        """Check that this machine has the devices and the compiler that the configuration needs.
 
         Raises:
-            ConfigError: it has not, or they can't; names the key and what to give instead.
+            ConfigError: one is missing or can't do what is configured; the message names the key and a fix.
         """
         if self.accelerator == "gpu" and not torch.cuda.is_available():
             raise ConfigError(
@@ -89,7 +90,8 @@ class Hardware:
             )
         if self.world_size > 1 and self.precision == "bf16_weights" and self.strategy == "ddp":
             raise ConfigError(
-                "hardware.precision=bf16_weights computes with a copy that ddp does not see: use hardware=fsdp, or bf16"
+                "hardware.precision=bf16_weights does not work with ddp, which can't see the bfloat16 copy: use "
+                "hardware=fsdp, or hardware.precision=bf16"
             )
         if self.attention == "flex" and self.device().type == "cpu":
             raise ConfigError(
@@ -102,13 +104,13 @@ class Hardware:
             )
         if self.attention == "flex" and not self.compiles():
             raise ConfigError(
-                "hardware.attention=flex is a part of a compiled model, and hardware.compile=never: use "
+                "hardware.attention=flex needs a compiled model, but hardware.compile=never: use "
                 "hardware.attention=auto"
             )
         if self.attention == "products" and self.compiles():
             raise ConfigError(
-                "hardware.attention=products is written for a CPU that runs without a compiler: use "
-                "hardware.attention=auto, or hardware.compile=never"
+                "hardware.attention=products works only on a CPU without compilation: use hardware.attention=auto, or "
+                "hardware.compile=never"
             )
         compiler = os.environ.get("CXX", "g++")
         if self.compiles() and not shutil.which(compiler):
@@ -116,17 +118,17 @@ class Hardware:
             raise ConfigError(f"hardware.compile={self.compile} needs a C++ compiler: {how}")
 
     def device(self) -> torch.device:
-        """Where a single process computes."""
+        """Return the device of a single process."""
         gpu = self.accelerator == "gpu" or (self.accelerator == "auto" and torch.cuda.is_available())
         return torch.device("cuda" if gpu else "cpu")
 
     def explain_device(self) -> str | None:
-        """Say which device `auto` took, and why; None if the configuration names one."""
+        """Explain which device `auto` chose, and why; None if the configuration names one."""
         if self.accelerator != "auto":
             return None
         if self.device().type == "cuda":
             return (
-                f"training on {torch.cuda.get_device_name()}: hardware.accelerator=auto takes a GPU if PyTorch sees one"
+                f"training on {torch.cuda.get_device_name()}: hardware.accelerator=auto uses a GPU if PyTorch sees one"
             )
         if torch.backends.mps.is_available():
             reason = "training on a Mac's GPU (mps) has not been tried"
@@ -138,45 +140,45 @@ class Hardware:
 
     @property
     def n_devices(self) -> int:
-        """`devices` made definite for the machine this runs on."""
+        """The number of devices of this node, with `auto` resolved."""
         if self.devices != "auto":
             return self.devices
         return max(1, torch.cuda.device_count()) if self.device().type == "cuda" else 1
 
     @property
     def world_size(self) -> int:
-        """Processes of the whole run."""
+        """The number of processes of the whole run."""
         return self.n_devices * self.nodes
 
     @property
     def sharded(self) -> bool:
-        """Whether each device has a part of the model only."""
+        """Whether each device holds only a shard of the model."""
         return self.strategy == "fsdp" and self.world_size > 1
 
     def check_world(self, world_size: int) -> None:
-        """Refuse to run in another number of processes than these devices need.
+        """Check that there is one process per device.
 
         Raises:
-            ConfigError: says how to start them.
+            ConfigError: there are more or fewer; the message says how to start them.
         """
         if world_size == 1 < self.world_size:
             raise ConfigError(
-                f"hardware asks for {self.world_size} devices, each of which needs a process: start them by train.py, "
-                "or several nodes by torchrun"
+                f"hardware names {self.world_size} devices, each of which needs a process: start them with train.py, "
+                "or with torchrun on several nodes"
             )
         if world_size != self.world_size:
             raise ConfigError(
-                f"WORLD_SIZE={world_size} in the environment, and hardware asks for {self.n_devices} devices on "
-                f"{self.nodes} nodes: give hardware.devices and hardware.nodes as they are, or unset WORLD_SIZE, RANK "
-                "and LOCAL_RANK if no launcher started this process"
+                f"WORLD_SIZE={world_size} in the environment, but hardware names {self.n_devices} devices on "
+                f"{self.nodes} nodes: correct hardware.devices and hardware.nodes, or unset WORLD_SIZE, RANK and "
+                "LOCAL_RANK if no launcher started this process"
             )
 
     def compiles(self) -> bool:
-        """`compile` made definite for the machine this runs on."""
+        """Whether the model is compiled on this machine, with `auto` resolved."""
         return self.compile == "always" or (self.compile == "auto" and self.device().type == "cuda")
 
     def resolved_precision(self) -> Precision:
-        """`auto` made definite for the machine this runs on."""
+        """Return the precision on this machine, with `auto` resolved."""
         if self.precision != "auto":
             return self.precision
         if self.device().type == "cuda":
@@ -185,7 +187,7 @@ class Hardware:
         return "bf16" if fast else "float32"
 
     def peak_flops(self) -> float | None:
-        """The device's bfloat16 rate by its data sheet, or None where we have none, as for CPUs and float32."""
+        """Return the device's bfloat16 rate by its data sheet; None for CPUs, for float32, and if it is unknown."""
         if self.device().type == "cpu" or self.resolved_precision() == "float32":
             return None
         known = data_sheet_name(torch.cuda.get_device_name())

@@ -1,4 +1,4 @@
-"""The loggers of a run, and the description that each of them records."""
+"""A run's loggers, and the description of the run that they record."""
 
 import contextlib
 import hashlib
@@ -21,11 +21,11 @@ from gptstar.training.status import read_config
 
 @contextlib.contextmanager
 def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[Logger]]:
-    """Open the CSV and the configured trackers; close them at the end, so that wandb's run does not last longer.
+    """Open the CSV logger and the configured trackers, and close them at the end.
 
     Args:
-        record: `output` is the run directory.
-        start_step: the step that the run goes on from.
+        record: the configuration of the trackers, and the run directory as `output`.
+        start_step: the step from which the run starts or resumes.
 
     Raises:
         ConfigError: a logger can't be built.
@@ -34,14 +34,14 @@ def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[
     loggers: list[Logger] = [MetricsCSV(folder, start_step)]
     if "tensorboard" in tracker.names:
         loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
-    own_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that goes on stays one run
-    run_id = os.environ.get("WANDB_RUN_ID", own_id)  # an agent of wandb's sweeps gives it
+    own_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a resumed run keeps its id
+    run_id = os.environ.get("WANDB_RUN_ID", own_id)  # set by the agent of a wandb sweep
     offline = tracker.mode == "offline"
     if "wandb" in tracker.names:
         where: dict[str, Any] = {"project": tracker.project, "offline": offline}
         where["resume"] = None if offline else "allow"
         if offline:
-            where["settings"] = {"silent": True}  # its command would send the last part of a run that went on
+            where["settings"] = {"silent": True}  # wandb's own hint would upload only the last part of a resumed run
         where |= {"group": tracker.group, "tags": list(record.tags)}
         loggers.append(WandbLogger(name=tracker.run_name or record.name, save_dir=folder, id=run_id, **where))
     loggers += [
@@ -56,11 +56,11 @@ def tracked(record: Record, start_step: int, console: Console) -> Iterator[list[
                 logger.experiment.finish()
     if "wandb" in tracker.names and offline:
         parts = "".join(f" '{part}'" for part in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}")))
-        console.print(f"to send it to wandb, in one piece: wandb sync{parts}", highlight=False, soft_wrap=True)
+        console.print(f"to upload the whole run to wandb: wandb sync{parts}", highlight=False, soft_wrap=True)
 
 
 def describe_run(loggers: Sequence[Logger], folder: Path, manifest: Manifest) -> None:
-    """Record the configuration, the versions and the manifest of the text in every tracker."""
+    """Record the configuration, the package versions and the data's manifest in every tracker."""
     about = read_json(folder / "versions.json")
     corpora = {corpus: manifest.total("train", "tokens", corpus) for corpus in manifest.sources}
     data = {"fingerprint": manifest.fingerprint, "tokenizer": manifest.tokenizer, "train_tokens": corpora}
@@ -69,10 +69,10 @@ def describe_run(loggers: Sequence[Logger], folder: Path, manifest: Manifest) ->
 
 
 def log_texts(loggers: Sequence[Logger], texts: dict[str, str]) -> None:
-    """Show texts by name, such as samples, where a tracker can."""
+    """Log texts by name, such as samples, to each tracker that can show them."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_text("texts", columns=["name", "text"], data=[[name, text] for name, text in texts.items()])
         if isinstance(logger, TensorBoardLogger):
             for name, text in texts.items():
-                logger.experiment.add_text(name, "    " + text.replace("\n", "\n    "))  # as it is, in Markdown
+                logger.experiment.add_text(name, "    " + text.replace("\n", "\n    "))  # verbatim in Markdown

@@ -1,4 +1,4 @@
-"""What a run measures: the writer of its CSV, and the callback that feeds all loggers."""
+"""The metrics of a run: the CSV logger, and the callback that feeds all loggers."""
 
 import contextlib
 import csv
@@ -24,9 +24,9 @@ from gptstar.training.throughput import Throughput
 
 
 class MetricsCSV(Logger):
-    """One row each time something is measured, appended at once; a column appears with its first value.
+    """Logger that appends a row to a CSV for each measurement; a column appears with its first value.
 
-    Lightning's own CSVLogger starts the file anew when a run goes on; this one keeps it up to the step it goes on from.
+    When a run resumes, Lightning's own CSVLogger begins a new file; this one keeps all rows up to the resumed step.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
@@ -43,11 +43,11 @@ class MetricsCSV(Logger):
 
     @property
     def version(self) -> str:
-        """None is needed: a run directory holds one run."""
+        """An empty version: a run directory holds one run."""
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run directory holds the configuration."""
+        """Do nothing: the run directory holds the configuration."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -66,7 +66,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         if not rows and not self._columns:
-            self._path.unlink(missing_ok=True)  # of a run that had not saved yet
+            self._path.unlink(missing_ok=True)  # rows of a run that never saved a checkpoint
             return
         try:
             with whole_file(self._path) as temporary, temporary.open("w", newline="") as file:
@@ -74,25 +74,27 @@ class MetricsCSV(Logger):
                 writer.writeheader()
                 writer.writerows(rows)
         except OSError as error:
-            raise TrainingError(f"can't write {self._path}: {error.strerror}; it is as it was") from error
+            raise TrainingError(f"can't write {self._path}: {error.strerror}; the file is unchanged") from error
 
 
 class RecordMetrics(pl.Callback):
-    """Sends the module's metrics to every logger, with speed and memory beside them: wall time, without validation.
+    """Lightning callback that sends the module's metrics to every logger, together with speed and memory.
 
-    - `tokens_per_second` and `mfu` (the model's floating-point operations over the device's peak) leave out the first
-      step at each context length, which compiles. A row has neither before another step has ended.
-    - `first_step_seconds` is the time that such first steps took since the row before.
-    - `data_wait` is the share of the time that was spent waiting for batches.
+    Speed is measured in wall time without validation:
+
+    - `tokens_per_second` and `mfu` (the model's floating-point operations over the device's peak) exclude the first
+      step at each context length, which may compile. A row lacks both if it covers such steps only.
+    - `first_step_seconds` is the duration of such first steps since the previous row.
+    - `data_wait` is the share of the time spent waiting for batches.
     - `peak_memory_gib` is the most memory that the process has held.
 
     Args:
-        recipe: the model and the size of a step, from which its floating-point operations follow.
-        log_every: steps between rows; the first and the last step are always logged, and those that were skipped.
-        peak_flops: floating-point operations per second of one device by its data sheet, or None where unknown.
+        recipe: the model and the size of a step, which determine the floating-point operations of a step.
+        log_every: the number of steps between rows; the first, the last and skipped steps are always logged.
+        peak_flops: one device's floating-point operations per second by its data sheet, or None if unknown.
 
     Attributes:
-        first_step_seconds: time of the last step if it was the first at its context length, else None.
+        first_step_seconds: the duration of the last step if it was the first at its context length, otherwise None.
     """
 
     def __init__(self, recipe: Recipe, *, log_every: int, peak_flops: float | None) -> None:
@@ -102,7 +104,7 @@ class RecordMetrics(pl.Callback):
         self.first_step_seconds: float | None = None
 
     def rates(self) -> dict[str, float]:
-        """Tokens per second and MFU of the last row that has them; until there is one, of the steps so far."""
+        """Tokens per second and MFU of the latest row that has them; before the first, those of the steps so far."""
         return self._last_rates or self._throughput.rates()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,7 +119,7 @@ class RecordMetrics(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """At the end of a step, time it, and log it if it is due."""
+        """At the end of a step, time it, and log a row if one is due."""
         assert isinstance(pl_module, LanguageModelling)
         if not pl_module.step_ended(batch_idx):
             return
@@ -146,7 +148,7 @@ class RecordMetrics(pl.Callback):
         self._throughput.pause()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the validation, and let the clock go on."""
+        """Log the validation, and restart the clock."""
         assert isinstance(pl_module, LanguageModelling)
         self._throughput.unpause()
         self.record(trainer, pl_module.validation_metrics)
@@ -161,7 +163,7 @@ class RecordMetrics(pl.Callback):
             self._throughput.unpause()
 
     def record(self, trainer: pl.Trainer, metrics: dict[str, float], step: int | None = None) -> None:
-        """Send metrics to every logger, but for those that are not finite; they are of the last step unless given."""
+        """Send all finite metrics to every logger, for the given step or else for the last one."""
         finite = {key: value for key, value in metrics.items() if math.isfinite(value)}
         for logger in trainer.loggers:
             logger.log_metrics(finite, step=trainer.global_step if step is None else step)

@@ -1,4 +1,4 @@
-"""The CSV that every run keeps of what it measured, read."""
+"""Reading of the metrics file that every run writes."""
 
 import csv
 from pathlib import Path
@@ -10,15 +10,15 @@ METRICS_FILE = "metrics.csv"
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run's CSV by step, each with the values it has; a last line that was cut short is left out."""
+    """Return the rows of a run's CSV, ordered by step, without empty values and without a truncated last line."""
     return [{key: float(value) for key, value in row.items()} for row in read_rows(folder / METRICS_FILE)]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The same as text.
+    """Return the rows of a run's CSV as text, ordered by step.
 
     Raises:
-        DataError: the file is not the record of a run; names it.
+        DataError: the file is not a run's metrics file; the message names it.
     """
     try:
         text = read_text(path, errors="replace").replace("\0", "")
@@ -26,12 +26,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
     except OSError as error:
         raise DataError(f"can't read {path}: {error.strerror}") from error
-    lines = [_values(line) for line in text.splitlines()]  # one by one, so that a damaged one costs no other
+    lines = [_values(line) for line in text.splitlines()]  # line by line, so that a damaged line affects no other
     if not lines or lines[0][:1] != ["step"]:
-        raise DataError(f"{path} is damaged or not the record of a run: move it away, and a new one is begun")
+        raise DataError(f"{path} is damaged or not a run's metrics file: move it away, and the run begins a new one")
     whole = (line for line in lines[1:] if len(line) == len(lines[0]) and line[0] and all(map(_is_number, line)))
     rows = [{key: value for key, value in zip(lines[0], line, strict=True) if value} for line in whole]
-    return sorted(rows, key=lambda row: float(row["step"]))  # the evaluation of a step arrives after later ones
+    return sorted(rows, key=lambda row: float(row["step"]))  # an evaluation is written later than its step
 
 
 def _values(line: str) -> list[str]:
@@ -42,7 +42,7 @@ def _values(line: str) -> list[str]:
 
 
 def _is_number(value: str) -> bool:
-    """A number, or nothing, as where a row has no value in a column."""
+    """Whether a cell is a number, or empty because the row has no value in that column."""
     try:
         float(value or 0)
     except ValueError:

@@ -1,4 +1,4 @@
-"""How a step is split into micro-batches: what fills a device, and fits into its memory."""
+"""The split of a step into micro-batches that fill a device and fit into its memory."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,20 +12,20 @@ from gptstar.training.hardware import Hardware
 from gptstar.training.plan import Device, Workload, free_device
 
 CPU_SEQUENCES, SHARED_CPU_SEQUENCES = 8, 64
-"""Sequences that a CPU computes at once: as one process, and as each of several."""
+"""The most sequences that a CPU process computes at once: as the only process, and as one of several."""
 
 FILLING_SECONDS = 0.025
-"""Work that fills a GPU, in seconds at its peak: smaller micro-batches leave a part of it idle. By arithmetic, at an
-H100's data sheet, 64 sequences of 512 tokens for GPT-127* and 32 for GPT-303*."""
+"""The least work of a micro-batch that keeps a GPU fully busy, in seconds at its peak rate. At the data sheet's rate of
+an H100, this is 64 sequences of 512 tokens for GPT-127* and 32 for GPT-303*."""
 
 SHARDED = 4
-"""Times as much work where parameters are gathered for each micro-batch."""
+"""The factor on that work if parameters are gathered for each micro-batch (FSDP)."""
 
 USABLE = 0.92
-"""Share of the free memory to plan with; the rest is lost to fragments and to what arithmetic does not know."""
+"""The share of free memory to plan with; the rest allows for fragmentation and errors of the estimate."""
 
 PIECE_LOGITS = 2**28
-"""Logits that a GPU holds at once where the whole do not fit: 512 MiB in bfloat16."""
+"""The logits that a GPU computes at once if they do not fit as a whole: 512 MiB in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class MicroBatches:
     """The micro-batches of an optimizer step on each device, all of one size.
 
     Attributes:
-        size: sequences computed at once.
-        accumulate: micro-batches of a step.
-        logits_at_once: logits that the loss holds; a micro-batch with more is computed in pieces.
+        size: the number of sequences of a micro-batch.
+        accumulate: the number of micro-batches of a step.
+        logits_at_once: the most logits that the loss holds; it computes those of a larger micro-batch in pieces.
     """
 
     size: int
@@ -46,12 +46,12 @@ class MicroBatches:
         return f"{self.size} sequences at once" + (f", {self.accumulate} times a step" if self.accumulate > 1 else "")
 
     def as_dict(self, world_size: int) -> dict[str, Any]:
-        """Return what a checkpoint stores, so that a run continues with the same micro-batches."""
+        """Return the values that a checkpoint stores, so that a resumed run has the same micro-batches."""
         return asdict(self) | {"world_size": world_size}
 
     @classmethod
     def restored(cls, saved: dict[str, Any], sequences: int, world_size: int) -> Self | None:
-        """Read what `as_dict` gave; None if it is damaged, or is of another batch or number of devices."""
+        """Restore from the result of `as_dict`; None if it is damaged, or made for another batch or device count."""
         keys = ("size", "accumulate", "logits_at_once", "world_size")
         if not all(isinstance(saved.get(key), int) and saved[key] > 0 for key in keys):
             return None
@@ -61,14 +61,14 @@ class MicroBatches:
 
 
 def micro_batches(hardware: Hardware, workload: Workload, device: Device) -> MicroBatches:
-    """Split a device's sequences of a step.
+    """Split a device's sequences of one step into micro-batches.
 
     Args:
-        device: its `memory` is what is free.
+        device: the device, with the free memory as its `memory`.
 
     Returns:
-        The largest that `hardware.micro_batch_size` allows; with `auto` the largest that fits, and no larger than
-        needed to fill the device.
+        The largest micro-batches that `hardware.micro_batch_size` allows; with `auto`, those that fill the device, if
+        they fit into its memory.
     """
     sizes = _divisors(workload.sequences)
     if hardware.micro_batch_size != "auto" or not workload.on_gpu:
@@ -87,15 +87,15 @@ def micro_batches(hardware: Hardware, workload: Workload, device: Device) -> Mic
 
 
 def _divisors(sequences: int) -> list[int]:
-    """Sizes that split a step into micro-batches of one size, the largest first."""
+    """Return the sizes that split a step into equal micro-batches, the largest first."""
     small = [size for size in range(1, math.isqrt(sequences) + 1) if sequences % size == 0]
     return sorted({*small, *(sequences // size for size in small)}, reverse=True)
 
 
 def _choices(hardware: Hardware, workload: Workload, sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Sizes, each with the logits to hold at once, the fastest first.
+    """Yield sizes with the number of logits to hold at once, the fastest choice first.
 
-    Whole logits save a third of the head's work: rather a quarter of the size with them than all of it without.
+    Whole logits save a third of the output head's work. This outweighs micro-batches of a quarter of the size.
     """
     if not workload.on_gpu:
         yield from ((size, LOGITS_AT_ONCE) for size in sizes)
@@ -108,7 +108,7 @@ def _choices(hardware: Hardware, workload: Workload, sizes: list[int]) -> Iterat
 
 
 def whole_logits(workload: Workload, size: int) -> int:
-    """Logits of a micro-batch, with those of added rows."""
+    """Count the logits of a micro-batch, including those of padded rows."""
     return size * workload.context_length * aligned_rows(workload.model.n_vocab)
 
 
@@ -119,11 +119,11 @@ def agreed_micro_batches(
     ranks: Ranks,
     warn: Callable[[str], None],
 ) -> MicroBatches:
-    """Choose the micro-batches of a run, alike on all ranks: those of its checkpoint, or what every rank can hold.
+    """Choose the micro-batches of a run, the same on all ranks: the checkpoint's, or else ones that fit every rank.
 
     Args:
         saved: the micro-batches in the checkpoint; empty for a new run.
-        warn: gets a line if the devices can't hold those of the checkpoint.
+        warn: a function that prints a warning if those of the checkpoint don't fit.
     """
     device = free_device(hardware)
     each = ranks.gathered(micro_batches(hardware, workload, device))
@@ -135,14 +135,14 @@ def agreed_micro_batches(
     if all(ranks.gathered(workload.memory(saved_batches.size, saved_batches.logits_at_once).total <= device.memory)):
         return saved_batches
     warn(
-        f"warning: the checkpoint's {saved_batches.size} sequences at once do not fit the memory that is free: "
-        f"the run goes on with {agreed.size}, and its losses may differ in their last digits"
+        f"warning: the checkpoint's {saved_batches.size} sequences at once do not fit into the free memory: the run "
+        f"continues with {agreed.size}, and its losses may differ in their last digits"
     )
     return agreed
 
 
 def _allowed(batches: MicroBatches, hardware: Hardware, workload: Workload) -> bool:
-    """Whether the configuration would allow the micro-batches of a checkpoint."""
+    """Whether the configuration allows the micro-batches of a checkpoint."""
     at_most = hardware.micro_batch_size
     if at_most != "auto" and batches.size != next(size for size in _divisors(workload.sequences) if size <= at_most):
         return False
@@ -151,9 +151,9 @@ def _allowed(batches: MicroBatches, hardware: Hardware, workload: Workload) -> b
 
 
 def out_of_memory(batches: MicroBatches) -> TrainingError:
-    """Return the error for a device that can't hold a step."""
+    """Return the error for a step that exceeds the device's memory."""
     smaller = f"hardware.micro_batch_size={batches.size // 2}" if batches.size > 1 else "a smaller model"
     return TrainingError(
-        f"the GPU's memory does not hold a step of {batches}: give {smaller}, hardware.logits=pieces or "
+        f"a step of {batches} exceeds the GPU's memory: try {smaller}, hardware.logits=pieces or "
         "hardware.activation_checkpointing=true"
     )

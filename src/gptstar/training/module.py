@@ -1,4 +1,4 @@
-"""Windows to loss: the LightningModule around a plain PyTorch model."""
+"""The LightningModule around a plain PyTorch model: from windows of tokens to losses and metrics."""
 
 import contextlib
 import math
@@ -31,30 +31,30 @@ from gptstar.training.working_copy import WorkingCopy
 
 STEADIER = "try a lower optimizer.learning_rate, hardware.precision=float32"
 MOST_SKIPPED = 10
-"""Steps in a row."""
+"""The number of skipped steps in a row at which training stops."""
 
 
 class LanguageModelling(pl.LightningModule):
-    """Next-token prediction.
+    """Training of a model on next-token prediction.
 
-    Everything random or scheduled is a function of the step, so a run that stops and goes on is the run that never
-    stopped.
+    All randomness and all schedules are functions of the step, so an interrupted and resumed run equals one that was
+    never interrupted.
 
     Args:
-        beginning: the model, and the state of its optimizer and of its average.
-        recipe: resolved. With `data.attention` within documents, a position belongs to the document whose number is
-            that of the end-of-text tokens before it. Where `data.has_gaps`, negative targets count for nothing, and a
-            step's loss and gradient are means over the targets that all its micro-batches on all ranks hold together.
-        hardware: whether to compile, what to compute in, and whether each rank has a part of the model.
-        tracker: whether to measure a gradient norm for each block as well.
-        tokenizer: the text's: end-of-text, and the bytes of text behind each token.
-        corpora: names of the validation loaders, in order.
+        beginning: the model, with the state of its optimizer and its averaged weights.
+        recipe: the resolved recipe. If `data.attention` stays within documents, each end-of-text token ends one. If
+            `data.has_gaps`, positions with negative targets have no loss, and a step's loss and gradient are means over
+            the targets of all its micro-batches on all ranks.
+        hardware: the precision, whether to compile, and whether the model is sharded over ranks.
+        tracker: whether to measure a gradient norm per block.
+        tokenizer: the tokenizer of the text, for the end-of-text token and the bytes per token.
+        corpora: the corpora of the validation loaders, in order.
 
     Attributes:
-        length: tokens of context in the last optimizer step.
-        validates_first: whether a validation comes before the first step of this process.
-        step_metrics: of the last optimizer step.
-        validation_metrics: of the last validation.
+        length: the context length of the last optimizer step, in tokens.
+        validates_first: whether this process begins with a validation.
+        step_metrics: metrics of the last optimizer step.
+        validation_metrics: metrics of the last validation.
     """
 
     _token_bytes: Tensor
@@ -88,11 +88,11 @@ class LanguageModelling(pl.LightningModule):
         self.validation_metrics: dict[str, float] = {}
 
     def step_ended(self, batch_idx: int) -> bool:
-        """Whether a micro-batch, counted from where this process began, is the last of its optimizer step."""
+        """Whether a micro-batch, counted from the start of this process, is the last of its optimizer step."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def configure_model(self) -> None:
-        """Give this rank its part of the model, and of the optimizer's state."""
+        """Shard the model, and load this rank's part of its weights and optimizer state."""
         if self._materialise is not None and not isinstance(self.model, FSDPModule):
             assert self.device_mesh is not None
             shard(self.model, self.device_mesh["data_parallel"], bf16_weights=self._bf16_weights)
@@ -100,7 +100,7 @@ class LanguageModelling(pl.LightningModule):
             self._optimizer_state, self._saved_average = self._materialise(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Its state restored where the run goes on."""
+        """Build the optimizer, and restore its state if the run resumes."""
         optimizer = self.recipe.optimizer.build(self.model)
         self.recipe.optimizer.restore(optimizer, self.model, self._optimizer_state)
         self._optimizer_state = {}
@@ -108,9 +108,9 @@ class LanguageModelling(pl.LightningModule):
 
     @cached_property
     def _computing(self) -> GPT:
-        """The model, or its copy in bfloat16; made at its first use, when the model is on its device.
+        """The model that computes: the master, or its bfloat16 copy; made at its first use, on the model's device.
 
-        A cached property, so that PyTorch does not take it for a second submodule. One in parts casts as it gathers.
+        It is a cached property so that PyTorch does not register it as a second submodule. FSDP casts by itself.
         """
         if self._bf16_weights and self._materialise is None:
             self._working_copy = WorkingCopy(self.model)
@@ -121,12 +121,12 @@ class LanguageModelling(pl.LightningModule):
 
     @cached_property
     def average(self) -> RunningAverage:
-        """The average of the weights; made at its first use, as `_computing`."""
+        """The averaged weights; made at their first use, when the model is on its device."""
         saved, self._saved_average = self._saved_average, {}
         return RunningAverage(self.recipe.averaging, self.model, saved)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step, and let the working copy and the average know."""
+        """Update the weights, then the bfloat16 copy and the average."""
         step = self.global_step + 1
         super().optimizer_step(*args, **kwargs)
         self._refresh_copy()
@@ -137,12 +137,12 @@ class LanguageModelling(pl.LightningModule):
             self._working_copy.refresh()
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's; of one in parts this rank's."""
+        """Return the model's state dict; of a sharded model, this rank's part."""
         self._reshard()
         return self.model.state_dict()
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """State by parameter name: of the optimizer, or before there is one what it will be given; as `weights`."""
+        """Return the optimizer's state by parameter name (sharded: this rank's part), or the one it will start with."""
         optimizers = self.trainer.optimizers
         if not optimizers:
             return self._optimizer_state
@@ -150,19 +150,19 @@ class LanguageModelling(pl.LightningModule):
         return state_by_name(optimizers[0], self.model)
 
     def _reshard(self) -> None:
-        """A validation leaves the last parameters that it gathered, which no optimizer knows."""
+        """Free the full parameters that a validation may leave gathered; the optimizer knows the shards only."""
         if isinstance(self.model, FSDPModule):
             self.model.reshard()
 
     def on_train_start(self) -> None:
-        """Validate first if the run was interrupted before it could, as part of the fit, where callbacks see it."""
+        """Run the validation that an interrupted run missed, as part of the fit, so that callbacks see it."""
         if self.validates_first:
             self.trainer.validating = True
             self.trainer.fit_loop.epoch_loop.val_loop.run()
             self.trainer.training = True
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        """Begin a step: dropout's seed is a function of seed, step and rank, so there is no state of it to save."""
+        """Begin a step: seed dropout by seed, step and rank, so that no random state has to be saved."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             sequence = np.random.SeedSequence((self.recipe.seed, self.global_step, self.global_rank))
             torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
@@ -170,14 +170,14 @@ class LanguageModelling(pl.LightningModule):
             self._step_share = torch.zeros((), device=self.device)
 
     def _loss(self, windows: Tensor, reduction: Literal["none", "sum"]) -> Tensor:
-        """`(sequence, context_length + 1)` → the loss of each target, nats, 0 where there is none; or their sum."""
+        """Return the losses of windows `(sequence, context_length + 1)` in nats, 0 without a target; or their sum."""
         inputs, targets = inputs_of(windows[:, :-1]), windows[:, 1:]
         documents = self._documents(inputs)
         with self._compiled_call():
             return self._computing(inputs, targets, documents=documents, reduction=reduction)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run the backward pass, which a compiler may compile only now."""
+        """Run the backward pass; it may be compiled only now, so compiler errors can arise here."""
         with self._compiled_call():
             super().backward(loss, *args, **kwargs)
 
@@ -185,16 +185,16 @@ class LanguageModelling(pl.LightningModule):
         return compiled_call() if self._n_graphs else contextlib.nullcontext()
 
     def _documents(self, inputs: Tensor) -> Tensor | None:
-        """`(sequence, position)`: the number of end-of-text tokens before each position, or None."""
+        """Return each position's document, `(sequence, position)`: the end-of-text tokens before it; or None."""
         if self._end_of_text is None:
             return None
         ends = (inputs == self._end_of_text).long()
         return ends.cumsum(dim=1) - ends
 
     def training_step(self, windows: Tensor, batch_idx: int) -> Tensor:
-        """`(sequence, context_length + 1)` → mean loss over all positions, nats a token.
+        """Return the mean loss of windows `(sequence, context_length + 1)` in nats per token.
 
-        Positions without a target count as 0 here; the mean over those with one is made when the step ends.
+        Positions without a target count as 0 here; `configure_gradient_clipping` divides by the share with a target.
         """
         self.length = self.recipe.curriculum.length(self.global_step, windows.shape[1] - 1)
         windows = folded(windows, self.length)
@@ -205,11 +205,11 @@ class LanguageModelling(pl.LightningModule):
         return loss
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        """Set the learning rate, measure and clip the gradient, and refuse one that is not finite.
+        """Set the learning rate, measure and clip the gradient, and skip or refuse a gradient that is not finite.
 
         Raises:
-            TrainingError: loss or gradient is nan or infinite, and not to be skipped, or goes on so; the weights are
-                still those of the step before.
+            TrainingError: loss or gradient is nan or infinite, and `on_nonfinite` is `stop` or too many steps were
+                skipped in a row; the weights are still those of the previous step.
         """
         step = self.global_step
         rate = self.recipe.optimizer.learning_rate * self.recipe.schedule.fraction(step)
@@ -217,7 +217,7 @@ class LanguageModelling(pl.LightningModule):
             group["lr"] = rate
         mean_loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
         if self._fill:
-            # Micro-batches differ in how many targets they hold, so each was weighed by its positions till now.
+            # Micro-batches have different numbers of targets, so until here each was weighted by its positions.
             share = self.trainer.strategy.reduce(self._step_share, reduce_op="mean")
             mean_loss = mean_loss / share
             torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], share)
@@ -239,19 +239,19 @@ class LanguageModelling(pl.LightningModule):
         self._show(self.step_metrics)
 
     def _skip(self, step: int, loss: float, gradient_norm: float) -> None:
-        """All ranks see the same loss and norm, so all do the same."""
+        """Skip a step, or stop; all ranks have the same loss and norm, so all do the same."""
         self._skipped_in_a_row += 1
-        said = f"step {step}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}"
+        line = f"step {step}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}"
         if self.recipe.on_nonfinite == "stop":
-            raise TrainingError(f"{said}: {STEADIER}, or on_nonfinite=skip")
+            raise TrainingError(f"{line}: {STEADIER}, or on_nonfinite=skip")
         if self._skipped_in_a_row == MOST_SKIPPED:
-            raise TrainingError(f"{said}, and {MOST_SKIPPED} steps in a row were skipped: nothing is learned any more")
+            raise TrainingError(f"{line}, and {MOST_SKIPPED} steps in a row were skipped: {STEADIER}")
         for parameter in self.model.parameters():
-            parameter.grad = None  # what has no gradient, AdamW leaves alone
+            parameter.grad = None  # the optimizer skips parameters without a gradient
         self.step_metrics = {"skipped": 1.0}
 
     def _show(self, metrics: dict[str, float]) -> None:
-        """Let callbacks see metrics under Lightning's own roof; `RecordMetrics` is what sends them to loggers."""
+        """Make metrics available to Lightning's callbacks; `RecordMetrics` sends them to the loggers."""
         for name, value in metrics.items():
             self.log(name, value, logger=False)
 
@@ -264,11 +264,11 @@ class LanguageModelling(pl.LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        """Begin the sums of each corpus."""
+        """Reset the sums of each corpus."""
         self._validation = ValidationSums(self.corpora, self._token_bytes)
 
     def validation_step(self, windows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """`(sequence, context_length + 1)` of one corpus: add to its sums, by the last weights and averaged ones."""
+        """Add the losses of windows to their corpus's sums, with the last weights and with averaged ones."""
         losses, averaged = self._loss(windows, "none"), None
         if self.average.tensors:
             with self._averaged_weights():
@@ -277,7 +277,7 @@ class LanguageModelling(pl.LightningModule):
 
     @contextlib.contextmanager
     def _averaged_weights(self) -> Iterator[None]:
-        """Compute with averaged weights, whole or in parts, and with the last ones again."""
+        """Use averaged weights within the context, then the last weights again."""
         self._reshard()
         with self.average.swapped():
             self._refresh_copy()
@@ -286,10 +286,10 @@ class LanguageModelling(pl.LightningModule):
         self._refresh_copy()
 
     def on_validation_epoch_end(self) -> None:
-        """Make metrics of the sums of all ranks.
+        """Compute the metrics from the sums of all ranks.
 
         Raises:
-            TrainingError: the loss is not finite, so neither are the weights, or what they compute; all ranks see it.
+            TrainingError: the loss is not finite, because the weights or the activations are not; on all ranks alike.
         """
         sums = self.trainer.strategy.reduce(self._validation.sums, reduce_op="sum").cpu()
         self.validation_metrics = self._validation.metrics(sums, averaged=bool(self.average.tensors))

@@ -1,4 +1,4 @@
-"""Lightning's callbacks and loggers, and any others of their kind, from the words of a configuration."""
+"""Construction of Lightning's callbacks and loggers, or the user's own, from a configuration."""
 
 import inspect
 import re
@@ -12,10 +12,10 @@ Part = TypeVar("Part")
 
 
 def check_specs(key: str, specs: Any) -> None:
-    """See that a value is a list of parts, each with the class to `use`.
+    """Check that a value is a list of mappings, each with the class to `use`.
 
     Raises:
-        ConfigError: it is not; says how to write it.
+        ConfigError: it is not; the message shows the right form.
     """
     example = f'{key}=[{{use: "PACKAGE.MODULE:CLASS", ARGUMENT: VALUE}}]'
     if not isinstance(specs, list | tuple):
@@ -27,21 +27,22 @@ def check_specs(key: str, specs: Any) -> None:
 
 
 def build_named(key: str, spec: Mapping[str, Any], kind: type[Part], **defaults: Any) -> Part:
-    """Build the part that `{use: "package.module:Class", argument: value}` stands for.
+    """Build the object that `{use: "package.module:Class", argument: value}` describes.
 
     Args:
-        key: of the configuration, for refusals.
-        kind: what the class has to be a subclass of.
-        defaults: arguments that are given unless the spec has them, and only if the class takes them.
+        key: the configuration's key, for error messages.
+        spec: the mapping with the class to `use` and its arguments.
+        kind: the required base class.
+        defaults: arguments for classes that accept them; those in the spec win.
 
     Raises:
-        ConfigError: the class can't be imported, is of another kind, or refuses its arguments; names it.
+        ConfigError: the class can't be imported, has another base, or rejects its arguments; the message names it.
     """
     module, _, name = spec["use"].partition(":")
     arguments = {str(argument): value for argument, value in spec.items() if argument != "use"}
     try:
         cls = getattr(import_user_module(module), name)
-    except Exception as error:  # whatever the user's module does
+    except Exception as error:  # the user's module may raise anything
         raise ConfigError(f"{key}: {spec['use']} can't be imported: {in_one_line(error)}") from error
     if not (isinstance(cls, type) and issubclass(cls, kind)):
         raise ConfigError(f"{key}: {spec['use']} is not a {kind.__name__} of Lightning's")
@@ -49,4 +50,4 @@ def build_named(key: str, spec: Mapping[str, Any], kind: type[Part], **defaults:
         taken = inspect.signature(cls).parameters
         return cls(**{name: value for name, value in defaults.items() if name in taken} | arguments)
     except Exception as error:
-        raise ConfigError(f"{key}: {spec['use']} refuses its arguments: {in_one_line(error)}") from error
+        raise ConfigError(f"{key}: {spec['use']} rejects its arguments: {in_one_line(error)}") from error

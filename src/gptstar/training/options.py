@@ -1,4 +1,4 @@
-"""Options passed through to Lightning's Trainer, and those that are not."""
+"""Options that are passed through to Lightning's Trainer."""
 
 import inspect
 from difflib import get_close_matches
@@ -34,24 +34,24 @@ OURS = {
     "barebones": "the code",
     "inference_mode": "the code",
 }
-"""Trainer options that follow from other keys."""
+"""Trainer options that can't be given, with the keys that determine them."""
 
 TRACE = "trace"
-"""The value of `trainer.profiler` that stands for our own profiler (`profile.py`)."""
+"""The value of `trainer.profiler` that selects our own profiler (`profile.py`)."""
 
 PROFILERS = (TRACE, "simple", "advanced", "pytorch")
 
 
 def lightning_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that are passed on as they are: without callbacks, which are built, and our own profiler."""
+    """Return the options for Lightning's Trainer, without `callbacks` and our own profiler; others build those."""
     return {key: value for key, value in options.items() if key != "callbacks" and (key, value) != ("profiler", TRACE)}
 
 
 def check_trainer_options(options: dict[str, Any]) -> None:
-    """Refuse what the Trainer doesn't take, or what another key decides.
+    """Refuse options that the Trainer doesn't have, or that another key determines.
 
     Raises:
-        ConfigError: names the key and the valid one.
+        ConfigError: there is such an option; the message names it and the right key.
     """
     for key in ("overfit_batches", "limit_train_batches"):
         value = options.get(key, 1)
@@ -63,12 +63,12 @@ def check_trainer_options(options: dict[str, Any]) -> None:
     check_specs("trainer.callbacks", options.get("callbacks", ()))
     if not options.keys() - {"callbacks"}:
         return
-    import lightning.pytorch as pl  # takes seconds, and commands that don't train read a configuration, too
+    import lightning.pytorch as pl  # it takes seconds, and commands that don't train also parse a configuration
 
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self"}
     for key in options:
         if key in OURS:
-            raise ConfigError(f"trainer.{key} is not passed through: it follows from {OURS[key]}")
+            raise ConfigError(f"trainer.{key} can't be set: it follows from {OURS[key]}")
         if key not in known:
             near = get_close_matches(key, sorted(known - set(OURS)), 1)
             raise ConfigError(

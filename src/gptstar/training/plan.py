@@ -1,4 +1,4 @@
-"""What a run needs, by arithmetic: memory of each device, and time."""
+"""Estimates of a run's needs, by arithmetic: memory per device, and time."""
 
 import time
 from dataclasses import dataclass, fields
@@ -21,38 +21,38 @@ from gptstar.training.optimizers.adamw import AdamW
 from gptstar.training.recipe import Recipe
 
 CPU_PROGRAM, GPU_PROGRAM = 600_000_000, 1_500_000_000
-"""Bytes of Python, PyTorch and its libraries; of a GPU its context and libraries, assumed."""
+"""Bytes of memory for Python, PyTorch and its libraries, and on a GPU for its context and libraries (assumed)."""
 
 ASSUMED = "assumed"
 ASSUMED_SHARE = 0.4
 SHARES = {"H200": (0.48, "measured with a prototype of the same graph")}
-"""Shares of the data sheet's peak that training reaches on a GPU, by the names of `PEAK_BF16_FLOPS`, and their source
-(docs/speed.md)."""
+"""The share of the data sheet's peak that training reaches on a GPU, and its source (docs/speed.md). The keys are those
+of `PEAK_BF16_FLOPS`."""
 CPU_SHARE = (0.7, "measured")
 
 GPU_MEMORY = {"B200": 180, "H200": 141, "H100 PCIe": 80, "H100": 80, "A100": 80, "L40S": 48, "4090": 24, "3090": 24}
-"""GB, by the names of `PEAK_BF16_FLOPS`."""
+"""Memory of GPUs in GB, by the keys of `PEAK_BF16_FLOPS`."""
 
 TYPICAL_PEAK = 300e12
-"""Floating-point operations a second of a GPU without a data sheet here; it decides how much work fills it."""
+"""Floating-point operations per second assumed for a GPU without a data sheet, to choose its micro-batches."""
 
 EAGER_LOGIT = 12
-"""Bytes of a logit that a loss without a compiler makes in float32: itself, its softmax, and the gradient of both."""
+"""Bytes per logit of an uncompiled loss, in float32: the logit, its softmax, and the gradient of both."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a device holds at the height of a training step.
+    """The peak memory of a device in a training step, in bytes by purpose. With FSDP, tensors are this rank's shards.
 
     Attributes:
-        parameters, gradients, optimizer: in float32, 16 bytes a parameter in all, 4 less in Muon's matrices, 6 less
-            with moments in 8 bits; with FSDP this rank's part.
-        averaged: averaged weights, in float32; with FSDP this rank's part.
+        parameters, gradients, optimizer: the training state in float32: 16 bytes per parameter in all, 4 fewer for
+            Muon's matrices, 6 fewer with 8-bit moments.
+        averaged: averaged weights in float32.
         casts: parameters in bfloat16.
-        gathered: with FSDP, whole parameters of the embedding and of two blocks, and the gradients of one.
-        activations: what the backward pass reads.
-        logits: of as many tokens as are made at once, with their gradient by what the head reads.
-        saving: a copy of what a checkpoint holds, while it is written; of a GPU's run it is in the machine's memory.
+        gathered: with FSDP, full parameters of the embedding and of two blocks, and the gradients of one block.
+        activations: tensors that the backward pass reads.
+        logits: the logits that are computed at once, and the gradient of the head's input.
+        saving: the copy of a checkpoint while it is written; 0 on a GPU, whose copy lies in the machine's memory.
         program: Python, PyTorch and its libraries.
     """
 
@@ -69,11 +69,11 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(self.parts().values())
 
     def parts(self) -> dict[str, int]:
-        """By name; those that are nothing are left out."""
+        """Return the parts by name, without those that are 0."""
         return {each.name: size for each in fields(self) if (size := getattr(self, each.name))}
 
 
@@ -82,15 +82,15 @@ ADAMW = AdamW(learning_rate=1e-3)
 
 @dataclass(frozen=True)
 class Workload:
-    """What a device computes in an optimizer step.
+    """The work of a device in an optimizer step, from which its memory follows.
 
     Attributes:
-        shards: the ranks that share parameters, gradients and optimizer state; 1 without FSDP.
-        on_gpu: attention keeps no weights.
-        optimizer: whose state is held.
-        averaging: whose average is held.
-        compiled: of a GPU: the logits become their own gradient. Else each step of the loss makes a tensor.
-        sequences: of a step, on each device.
+        shards: the number of ranks over which parameters, gradients and optimizer state are sharded; 1 without FSDP.
+        on_gpu: whether the device is a GPU, where attention stores no weights.
+        optimizer: the optimizer, for the size of its state.
+        averaging: the kind of averaging, for the size of its state.
+        compiled: whether a GPU compiles the loss, so that logits are turned into their gradient in place.
+        sequences: the sequences of a step on each device.
     """
 
     model: GPTConfig
@@ -106,7 +106,7 @@ class Workload:
 
     @classmethod
     def planned(cls, recipe: Recipe, hardware: Hardware, *, on_gpu: bool) -> Self:
-        """The workload of a configuration; a GPU that is not here computes in bf16."""
+        """Return the workload of a configuration; a GPU that this machine lacks is assumed to compute in bf16."""
         elsewhere = on_gpu and hardware.device().type == "cpu" and hardware.precision == "auto"
         return cls(
             recipe.model,
@@ -122,11 +122,11 @@ class Workload:
         )
 
     def memory(self, sequences: int, logits_at_once: int = LOGITS_AT_ONCE) -> Memory:
-        """What a device holds.
+        """Estimate the memory of a device.
 
         Args:
-            sequences: of a micro-batch.
-            logits_at_once: logits that the loss holds; of a micro-batch with more, pieces are computed twice.
+            sequences: the sequences of a micro-batch.
+            logits_at_once: the most logits that the loss holds; it computes those of a larger micro-batch in pieces.
         """
         model, shards, precision = self.model, self.shards, self.precision
         embedding, of_block = model.n_vocab * model.d_model, self._block_params
@@ -134,8 +134,8 @@ class Workload:
         copied = 4 * model.n_params + self.optimizer.state_bytes(model) + averaged
         casts = gathered = 0
         if shards > 1:
-            gathered = 4 * (embedding + of_block)  # gradients, before they are shared out
-            gathered += (2 if precision == "bf16_weights" else 4) * (embedding + 2 * of_block)  # one block ahead
+            gathered = 4 * (embedding + of_block)  # gradients, before they are reduced and scattered
+            gathered += (2 if precision == "bf16_weights" else 4) * (embedding + 2 * of_block)  # two: one is prefetched
         if precision == "bf16" or (precision == "bf16_weights" and shards == 1):
             casts = 2 * (embedding + of_block if shards > 1 else model.n_params)
         return Memory(
@@ -160,11 +160,11 @@ class Workload:
         return (self.model.n_params - self.model.n_vocab * self.model.d_model) // self.model.n_layers
 
     def _activations(self, tokens: int) -> int:
-        """What autograd keeps of a token in a block.
+        """Estimate the bytes of the tensors that autograd keeps for the backward pass.
 
-        It is the residual stream, the norm as each branch reads it, queries, keys and values, the heads' outputs (a
-        kernel keeps its own, the projection a copy), the MLP before and after its GELU. A softmax's scale that is
-        learned keeps queries in float32; on a CPU in float32 these are a part of the projection, which stays whole.
+        In each block these are the residual stream, the norms' outputs, queries, keys and values, the heads' outputs (a
+        GPU's kernel and the projection each keep a copy), and the MLP before and after its GELU. A learned softmax
+        scale also keeps the queries in float32.
         """
         model, width = self.model, self._width
         D, F, A = model.d_model, model.mlp_width, model.n_heads * model.head_width
@@ -180,15 +180,15 @@ class Workload:
         return tokens * (again if self.activation_checkpointing else kept * model.n_layers) + tokens * 8 * D
 
     def _logits(self, tokens: int, at_once: int) -> int:
-        """Logits, which become their own gradient, and the head's gradient by what it reads.
+        """Estimate the bytes of the logits, which are turned into their gradient in place, and of the hidden gradient.
 
-        Measured on a GPU: a compiled step of GPT-127* at 64 x 512 tokens peaks at 11.5 GB, of which this is 3.4.
+        In a compiled step of GPT-127* at 64 x 512 tokens on a GPU, which peaked at 11.5 GB, this is 3.4 GB.
         """
         model, width = self.model, self._width
         room = aligned_rows(model.n_vocab) if self.on_gpu else model.n_vocab
         padded = width * room * model.d_model if room > model.n_vocab else 0
         held = min(tokens * room, at_once)
-        in_pieces = self.on_gpu and tokens * room > at_once  # a piece's gradient beside it, once it is computed again
+        in_pieces = self.on_gpu and tokens * room > at_once  # a recomputed piece and its gradient coexist
         a_logit = width * (2 if in_pieces else 1)
         if self.on_gpu and not self.compiled:
             a_logit = 2 * width + EAGER_LOGIT
@@ -197,14 +197,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Device:
-    """What a device has, by its data sheet or as measured.
+    """The memory and speed of a device, by its data sheet or as measured.
 
     Attributes:
-        memory: bytes.
-        peak_flops: in bfloat16.
-        share: of that, what training reaches.
-        is_gpu: or a CPU.
-        source: where the share is from; `assumed` where nothing was measured.
+        memory: the memory in bytes.
+        peak_flops: the peak rate in floating-point operations per second.
+        share: the share of that rate that training reaches.
+        is_gpu: whether the device is a GPU; otherwise it is a CPU.
+        source: the source of the share; `assumed` if it was not measured.
     """
 
     name: str
@@ -216,20 +216,20 @@ class Device:
 
 
 def known_device(name: str) -> Device:
-    """A GPU by its name, or a part of it such as `H100`.
+    """Return a GPU by its name, or by a part of it such as `H100`.
 
     Raises:
-        ConfigError: we have no data sheet of it.
+        ConfigError: its data sheet is unknown.
     """
     known = data_sheet_name(name)
     if known is None:
-        raise ConfigError(f"--device {name} is none of {', '.join(GPU_MEMORY)}")
+        raise ConfigError(f"--device {name} is unknown: choose one of {', '.join(GPU_MEMORY)}")
     share, source = SHARES.get(known, (ASSUMED_SHARE, ASSUMED))
     return Device(known, GPU_MEMORY[known] * 10**9, PEAK_BF16_FLOPS[known], share, is_gpu=True, source=source)
 
 
 def this_device(hardware: Hardware) -> Device:
-    """What this machine has for each process; the rate of a device without a data sheet is measured, in a second."""
+    """Return this machine's device per process; without a data sheet, its rate is measured for a second."""
     if hardware.device().type == "cuda":
         properties = torch.cuda.get_device_properties(0)
         known = data_sheet_name(properties.name)
@@ -244,7 +244,7 @@ def this_device(hardware: Hardware) -> Device:
 
 
 def free_device(hardware: Hardware) -> Device:
-    """This process's device, with the memory that is free now; of a GPU that jobs share, this job's part."""
+    """Return this process's device with the memory that is free now, within the job's share of a GPU."""
     if hardware.device().type == "cpu":
         return Device("cpu", machine_bytes(), 0.0, 1.0, is_gpu=False)
     free, total = torch.cuda.mem_get_info()
@@ -255,7 +255,7 @@ def free_device(hardware: Hardware) -> Device:
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Of the product of two square matrices, which all cores share."""
+    """Measure the floating-point operations per second of a matrix product on all cores."""
     size = 2048 if device.type == "cpu" else 8192
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
@@ -268,18 +268,18 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def check_fits(workload: Workload, device: Device) -> None:
-    """See that a device holds parameters, gradients and optimizer state, before anything is prepared.
+    """Check that parameters, gradients and optimizer state fit into a device, before the text is prepared.
 
     Raises:
-        ConfigError: it does not; says how much there is.
+        ConfigError: they don't fit; the message states the needed and the available memory.
     """
     needed = workload.memory(1)
     state = needed.parameters + needed.gradients + needed.optimizer + needed.averaged
     if state > device.memory:
         raise ConfigError(
-            f"model: {workload.model.n_params:,} parameters need {state / 1e9:,.0f} GB of memory on each device with "
-            f"their gradients and the optimizer's state, and there are {device.memory / 1e9:,.0f} GB: give a smaller "
-            "model, or split it over devices by hardware=fsdp"
+            f"model: {workload.model.n_params:,} parameters with gradients and optimizer state need "
+            f"{state / 1e9:,.0f} GB of memory on each device, which has {device.memory / 1e9:,.0f} GB: choose a "
+            "smaller model, or shard it over devices with hardware=fsdp"
         )
 
 
@@ -292,6 +292,6 @@ def step_seconds(
     devices: int,
     activation_checkpointing: bool,
 ) -> float:
-    """How long a step takes devices that reach their usual share of their peak and wait for nothing else."""
+    """Estimate the seconds of a step on devices that reach the given share of their peak and wait for no data."""
     again = 4 / 3 if activation_checkpointing else 1.0
     return again * model.training_flops(context_length) * batch_tokens / (device.peak_flops * device.share * devices)

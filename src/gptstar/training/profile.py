@@ -1,4 +1,4 @@
-"""Where the time of an optimizer step goes: a trace to look at, and the operations that take most of it."""
+"""Profiles of optimizer steps: a trace to view, and a table of the slowest operations."""
 
 import contextlib
 import os
@@ -21,21 +21,21 @@ from gptstar.training.module import LanguageModelling
 TRACE_FILE, TABLE_FILE = "trace.json.gz", "profile.txt"
 
 UNTOUCHED_STEPS = 2
-"""The first compiles; in the second, memory and libraries may still be set up."""
+"""Steps before the profiler starts: the first compiles, and the second may still set up memory and libraries."""
 
 WARM_UP_STEPS = 1
-"""Run under the profiler, which is slow to start, and are thrown away."""
+"""Steps that run under the profiler and are discarded, because the profiler starts slowly."""
 
 RECORDED_STEPS = 3
-"""At most; a run that ends before has fewer."""
+"""The most steps that are profiled; a run that ends earlier has fewer."""
 
 ROWS = 10
 
 
 class ProfileSteps(pl.Callback):
-    """Profiles a few steps after the first ones, and writes a trace and a table into the run directory.
+    """Lightning callback that profiles a few early steps, and writes a trace and a table into the run directory.
 
-    Only the first rank does. A run that stops before the last of these steps leaves neither file.
+    Only the first rank is profiled. A run that ends before the last of these steps leaves neither file.
     """
 
     def __init__(self, console: Console, recorder: RecordMetrics) -> None:
@@ -48,7 +48,7 @@ class ProfileSteps(pl.Callback):
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
-        for name in (TRACE_FILE, TABLE_FILE):  # of an earlier profile
+        for name in (TRACE_FILE, TABLE_FILE):  # left by an earlier profile
             with contextlib.suppress(OSError):
                 (folder / name).unlink(missing_ok=True)
         before = UNTOUCHED_STEPS + WARM_UP_STEPS
@@ -56,7 +56,7 @@ class ProfileSteps(pl.Callback):
         if left <= before:
             self._say(f"nothing is profiled: {left} steps are left, the first {before} are skipped: raise total_steps")
             return
-        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's profiler prints lines of its own
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # silence PyTorch's profiler
         on_gpu = trainer.strategy.root_device.type == "cuda"
         steps = min(RECORDED_STEPS, left - before)
         self._profiler = profile(
@@ -70,10 +70,10 @@ class ProfileSteps(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """Tell the profiler where a step ends."""
+        """Signal the end of a step to the profiler."""
         assert isinstance(pl_module, LanguageModelling)
         if self._profiler is not None and pl_module.step_ended(batch_idx):
-            with self._recorder.paused():  # to write a trace takes longer than a step
+            with self._recorder.paused():  # writing a trace takes longer than a step
                 self._profiler.step()
             if self._profiler.step_num == self._last_step:
                 self._stop()
@@ -90,7 +90,7 @@ class ProfileSteps(pl.Callback):
                 wide.print(summary.table(ROWS))
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
-            self._say(f"warning: the profile can't be written ({reason}); the run goes on")
+            self._say(f"warning: the profile can't be written ({reason}); the run continues")
             return
         self._say(
             f"trace in {folder / TRACE_FILE}: open it at https://ui.perfetto.dev or chrome://tracing; the table is in "
@@ -101,7 +101,7 @@ class ProfileSteps(pl.Callback):
         self._console.print(line, soft_wrap=True, highlight=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop a profiler whose last step never came, as under `trainer.max_time`."""
+        """Stop the profiler if training ended before its last step, for instance by `trainer.max_time`."""
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -117,7 +117,7 @@ class ProfileSteps(pl.Callback):
 
 @dataclass(frozen=True)
 class Operation:
-    """An operation of the CPU, or a kernel of the GPU: its own time, without what it calls, and its calls, per step."""
+    """A CPU operation or GPU kernel: its self time, without operations that it calls, and its calls, both per step."""
 
     name: str
     seconds: float
@@ -126,11 +126,11 @@ class Operation:
 
 @dataclass(frozen=True)
 class Summary:
-    """The profiled steps.
+    """A summary of the profiled steps.
 
     Attributes:
-        step_seconds: wall time of a step under the profiler.
-        operations: longest first.
+        step_seconds: the wall time of a step under the profiler.
+        operations: the operations, the longest first.
     """
 
     steps: int
@@ -140,21 +140,21 @@ class Summary:
 
     @property
     def kind(self) -> str:
-        """What an operation is on this device."""
+        """The word for an operation on this device."""
         return "kernel" if self.on_gpu else "operation"
 
     @property
     def total_seconds(self) -> float:
-        """Own time of all operations, per step."""
+        """The self time of all operations per step, in seconds."""
         return sum(operation.seconds for operation in self.operations)
 
     def headline(self) -> str:
-        """What the shares are of."""
+        """One line with the time of a step, and the time of all operations, of which `table` shows shares."""
         step, total = 1e3 * self.step_seconds, 1e3 * self.total_seconds
         return f"{self.steps} steps of {step:,.1f} ms while profiled; {self.kind}s take {total:,.1f} ms of each"
 
     def table(self, rows: int) -> Table:
-        """The operations that took most time; `share` is of the time of all operations."""
+        """Return a table of the slowest operations; `share` is relative to the time of all operations."""
         table = Table(box=None)
         table.add_column(self.kind)
         for heading in ("share", "ms per step", "calls per step"):
@@ -167,7 +167,7 @@ class Summary:
 
 
 def summarise(profiler: profile, steps: int, *, on_gpu: bool) -> Summary:
-    """Sum what a profiler recorded in some steps, by operation."""
+    """Sum the profiler's records by operation, and divide by the number of steps."""
     device = DeviceType.CUDA if on_gpu else DeviceType.CPU
     operations, step_microseconds = [], 0.0
     for event in profiler.key_averages():

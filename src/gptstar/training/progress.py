@@ -1,4 +1,4 @@
-"""A progress bar that counts optimizer steps; without a terminal, a line every tenth of the run."""
+"""A progress bar that counts optimizer steps; without a terminal, one line per tenth of the run."""
 
 import time
 from typing import Any
@@ -13,24 +13,24 @@ from gptstar.training.metrics import RecordMetrics
 from gptstar.training.module import LanguageModelling
 
 LINES = 10
-"""Lines of a run without a terminal, beside the one after its first step."""
+"""The number of progress lines of a run without a terminal, in addition to the one after its first step."""
 
 MOST_SECONDS_BETWEEN_LINES = 1800.0
 
 UPDATES_PER_SECOND = 2.0
-"""Redraws of the bar. A redraw takes the interpreter from the training loop for milliseconds."""
+"""Redraws of the bar per second. Each redraw blocks the training loop for milliseconds."""
 
 LONG_FIRST_STEP = 5.0
-"""Seconds from which on a first step is reported in a line of its own."""
+"""Seconds above which a first step is reported on its own line."""
 
 
 class StepProgress(ProgressBar):
-    """Steps done, loss, validation loss, speed and time left, within 80 columns.
+    """Progress display of a run within 80 columns: steps, loss, validation loss, speed and time left.
 
-    A line has a validation loss only if it was measured since the line before; the bar has the last one.
+    A line shows a validation loss only if it was measured since the previous line; the bar always shows the last one.
 
     Args:
-        recorder: measures the speed; it comes before this one among the Trainer's callbacks.
+        recorder: the callback that measures the speed; it must precede this one among the Trainer's callbacks.
         compiles: whether the first step at a context length includes compilation.
     """
 
@@ -53,10 +53,10 @@ class StepProgress(ProgressBar):
         self._validated = False
 
     def disable(self) -> None:
-        """Lightning calls this on every rank but the first. Nothing is left to do: only the first shows anything."""
+        """Do nothing: Lightning calls this on all ranks but the first, and only the first displays anything."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show the bar, or note the time."""
+        """Show the bar, or start the clock."""
         if trainer.is_global_zero and self._console.is_terminal:
             status = "compiling" if self._compiles else ""
             self._task = self._live.add_task("", total=self._total_steps, completed=trainer.global_step, status=status)
@@ -66,7 +66,7 @@ class StepProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """At the end of a step, advance; and report a first step that took long."""
+        """At the end of a step, advance the display, and report a slow first step."""
         assert isinstance(pl_module, LanguageModelling)
         if not (pl_module.step_ended(batch_idx) and trainer.is_global_zero):
             return
@@ -84,7 +84,7 @@ class StepProgress(ProgressBar):
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def _is_due(self, step: int, *, live: bool) -> bool:
-        """Whether to show a step: the last one, and of the others as many as are useful."""
+        """Whether to display a step: always the last one, the others at intervals."""
         since = time.monotonic() - self._shown
         if step == self._total_steps or not self._has_shown:
             return True
@@ -129,7 +129,7 @@ class StepProgress(ProgressBar):
 
 
 def _short(number: float) -> str:
-    """Three digits or so: `950`, `3.1k`, `186k`, `1.2M`."""
+    """Format a number with about three digits: `950`, `3.1k`, `186k`, `1.2M`."""
     for unit, size in (("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             scaled = number / size

@@ -1,4 +1,4 @@
-"""What shapes the result of a run."""
+"""The recipe of a run: the settings that shape its result."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
@@ -16,13 +16,13 @@ from gptstar.training.schedules import SCHEDULES, Schedule
 
 @dataclass(frozen=True)
 class Recipe:
-    """What shapes the result of a run; its precision, which does so too, is a key of `hardware`.
+    """The settings that shape the result of a run, except the precision, which is a key of `hardware`.
 
     Attributes:
-        seed: of initial weights, data order and dropout.
-        total_steps: optimizer steps in all.
-        batch_tokens: tokens per optimizer step.
-        on_nonfinite: `stop`, or `skip` a step whose loss or gradient is not finite.
+        seed: the seed of initial weights, data order and dropout.
+        total_steps: the number of optimizer steps.
+        batch_tokens: the number of tokens per optimizer step.
+        on_nonfinite: whether to `stop` at a step with an infinite or nan loss or gradient, or to `skip` it.
     """
 
     seed: Annotated[Seed, Shown.ALWAYS]
@@ -39,7 +39,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check_ranges(self, "")
         if self.total_steps * self.batch_tokens >= 2**62:
-            raise ConfigError(f"total_steps={self.total_steps} is more than can be counted")
+            raise ConfigError(f"total_steps={self.total_steps} is too large to count: give fewer steps")
         if self.batch_tokens % self.data.block_tokens:
             raise ConfigError(
                 f"batch_tokens={self.batch_tokens} is not a multiple of data.block_tokens={self.data.block_tokens}: "
@@ -53,11 +53,11 @@ class Recipe:
 
     @property
     def sequences_per_step(self) -> int:
-        """Sequences of an optimizer step, on all devices together."""
+        """The number of sequences of an optimizer step, over all devices."""
         return self.batch_tokens // self.data.context_length
 
     def resolved(self, precision: str) -> Self:
-        """Return the same for a run that computes in `precision`, with nothing left to derive."""
+        """Return the recipe with all derived values filled in, for a run that computes in `precision`."""
         return replace(
             self,
             optimizer=self.optimizer.resolved(precision),

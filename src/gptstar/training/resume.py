@@ -1,4 +1,4 @@
-"""Beginning a run, or going on from a checkpoint under the settings that made it."""
+"""The start of a run: from new weights, or from a checkpoint with the same settings."""
 
 import contextlib
 import math
@@ -29,25 +29,25 @@ from gptstar.training.status import read_config
 OF_SCHEDULE, OF_AVERAGE = "schedule.", "averaging."
 
 QUICKSTART = "quickstart"
-"""The name of runs that no experiment was given for, till one with its own text or model had neutral settings."""
+"""The name of runs without an experiment in older versions, even with their own text or model."""
 
 DERIVED = {"schedule.decay_until", "schedule.decay_steps", "curriculum.steps", "averaging.begin"}
 """Settings that follow from `total_steps` unless they are given."""
 
 Materialise = Callable[[GPT], tuple[OptimizerState, dict[str, Tensor]]]
-"""Gives a model in parts, whose tensors are empty, its weights; returns the optimizer's state, in parts too, and the
-averaged weights, whole or in parts."""
+"""A function that fills the empty tensors of a sharded model, and returns this rank's part of the optimizer's state and
+the averaged weights, full or sharded."""
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a run begins with.
+    """The initial state of a run.
 
     Attributes:
-        model: in train mode; of one that is to be sharded the shapes alone.
-        state: to train it from.
-        materialise: of one that is to be sharded.
-        averaged: averaged weights; empty before they begin, and of a model that is to be sharded.
+        model: the model in train mode; if it will be sharded, its shapes only (on the meta device).
+        state: the training state.
+        materialise: for a model that will be sharded, the function that fills its tensors.
+        averaged: the averaged weights; empty before averaging begins, and for a model that will be sharded.
     """
 
     model: GPT
@@ -57,12 +57,12 @@ class Beginning:
 
 
 def read_for(path: Path, record: Record, ranks: Ranks, *, sharded: bool) -> Checkpoint:
-    """Read and verify a checkpoint; without its tensors where each rank will read its own parts.
+    """Read and verify a checkpoint; of a sharded checkpoint without its tensors, because each rank reads its own.
 
-    A checkpoint of another run that this one only takes weights from (`init_from`) has no training state.
+    If the run only takes the checkpoint's weights (`init_from`), the training state is dropped.
 
     Raises:
-        CheckpointError: it is damaged; names the file.
+        CheckpointError: the checkpoint is damaged; the message names the file.
     """
     if sharded and in_parts(path):
         from gptstar.checkpoint.parts import verify_parts
@@ -75,7 +75,7 @@ def read_for(path: Path, record: Record, ranks: Ranks, *, sharded: bool) -> Chec
 
 
 def initial_weights(source: tuple[Path, Checkpoint] | None, record: Record) -> dict[str, Any]:
-    """Say which checkpoint's weights a run began with, for its own checkpoints; empty if it began with new ones."""
+    """Return the identity of the checkpoint that gave a run its weights; empty if it began with new weights."""
     if source is None or record.init_from is None:
         return {}
     path, checkpoint = source
@@ -94,19 +94,19 @@ def begin(
     *,
     sharded: bool,
 ) -> Beginning:
-    """A model and its state, new or those of a checkpoint.
+    """Return the model and its training state, new or from a checkpoint.
 
     Args:
-        source: what to go on from; None begins with new weights. One without training state lends its weights to a run
-            that begins at step 0.
-        recipe: resolved.
-        settings: of this run, by dotted key.
-        sharded: each rank is to have a part of the model.
+        source: the checkpoint and its path; None begins with new weights. From a checkpoint without training state, a
+            run takes the weights and begins at step 0.
+        recipe: the resolved recipe.
+        settings: the settings of this run, by dotted key.
+        sharded: whether the model will be sharded over ranks.
 
     Raises:
-        CheckpointError: the checkpoint is of another tokenizer, or its weights don't fit.
-        ConfigError: it was made under other settings or from other data, or is beyond the run's last step; names the
-            keys.
+        CheckpointError: the checkpoint has another tokenizer, or its weights don't fit.
+        ConfigError: the checkpoint has other settings or other data, or is beyond the run's last step; the message
+            names the keys.
     """
     new = TrainingState(0, 0, None, settings, data={}, optimizer={})
     if source is None:
@@ -125,7 +125,7 @@ def begin(
     if record.branch_from is not None and elsewhere:
         if checkpoint.training is None:
             raise ConfigError(
-                f"branch_from={path} holds weights alone, so there is no step to branch at: begin a run with them by "
+                f"branch_from={path} holds weights only, without a step to branch at: begin a run with them by "
                 f"resume={path}"
             )
         averages = _holds_average(path, checkpoint)
@@ -134,11 +134,11 @@ def begin(
     state = checkpoint.training or new
     if state.step > recipe.total_steps:
         raise ConfigError(
-            f"total_steps={recipe.total_steps} is behind {path}, which is at step {state.step}: give more steps, or "
+            f"total_steps={recipe.total_steps} is less than step {state.step} of {path}: give more steps, or choose "
             "another output"
         )
     if elsewhere:
-        state = replace(state, best_loss=None, callbacks={}, ended={})  # a run's best and its callbacks are its own
+        state = replace(state, best_loss=None, callbacks={}, ended={})  # these belong to the other run
     _check_average(path, checkpoint, recipe, state.step)
     averaged = checkpoint.averaged if checkpoint.training else {}
     if not sharded:
@@ -166,11 +166,11 @@ def _holds_average(path: Path, checkpoint: Checkpoint) -> bool:
 
 
 def _check_average(path: Path, checkpoint: Checkpoint, recipe: Recipe, step: int) -> None:
-    """See that what is averaged since before a step is there; a branch, or the original's state, may lack it."""
+    """Check that a checkpoint within the averaging phase holds averaged weights; that of another run may lack them."""
     if step and recipe.averaging.share(step) and not _holds_average(path, checkpoint):
         raise ConfigError(
-            f"{path} is at step {step:,} and holds no averaged weights, and averaging="
-            f"{AVERAGING.name_of(recipe.averaging)} begins before it: give averaging.begin={step}, or averaging=none"
+            f"{path} is at step {step:,} and holds no averaged weights, but averaging="
+            f"{AVERAGING.name_of(recipe.averaging)} begins earlier: give averaging.begin={step}, or averaging=none"
         )
 
 
@@ -180,21 +180,21 @@ def _shape_of(config: GPTConfig) -> GPT:
 
 
 def _branched(path: Path, state: TrainingState, settings: dict[str, Any], *, averages: bool) -> TrainingState:
-    """The state under our schedule, to which theirs was equal till now."""
+    """Return the state with this run's schedule, which must equal the checkpoint's up to its step."""
     try:
         theirs = _schedule(state.settings)
     except ConfigError as error:
-        raise ConfigError(f"{path} can't be branched from: {error}: use the version that made it") from error
+        raise ConfigError(f"{path} can't be branched from: {error}: use the gptstar version that made it") from error
     ours = _schedule(settings)
     for step in range(state.step):
         there, here = theirs.fraction(step), ours.fraction(step)
         if not math.isclose(there, here, abs_tol=1e-12):
             raise ConfigError(
-                f"{path} can't be branched from at step {state.step:,}: at step {step:,} it learned at {there:.3g} of "
-                f"the peak, which this schedule puts at {here:.3g}: branch from an earlier checkpoint, or with a later "
-                "or shorter decay"
+                f"{path} can't be branched from at step {state.step:,}: at step {step:,} its learning rate was "
+                f"{there:.3g} of the peak, but this schedule has {here:.3g}: branch from an earlier checkpoint, or "
+                "choose a later or shorter decay"
             )
-    prefixes = (OF_SCHEDULE,) if averages else (OF_SCHEDULE, OF_AVERAGE)  # an average goes on as it began
+    prefixes = (OF_SCHEDULE,) if averages else (OF_SCHEDULE, OF_AVERAGE)  # an average continues with its own settings
     ours_alone = {key: value for key, value in settings.items() if key.startswith(prefixes)}
     others = {key: value for key, value in state.settings.items() if not key.startswith(prefixes)}
     return replace(state, settings=others | ours_alone)
@@ -206,7 +206,7 @@ def _schedule(settings: dict[str, Any]) -> Schedule:
 
 
 def _parts(key: str, there: Any, here: Any) -> list[tuple[str, Any, Any]]:
-    """Split a choice with keys of its own, such as positions, into the keys that differ."""
+    """Split the difference of a choice with its own keys, such as positions, into the keys that differ."""
     if not (isinstance(there, dict) and isinstance(here, dict)):
         return [(key, there, here)]
     names = [name for name in {**there, **here} if there.get(name) != here.get(name)]
@@ -223,38 +223,39 @@ def _check_source(
 ) -> None:
     if checkpoint.tokenizer and Tokenizer(checkpoint.tokenizer).fingerprint != shards.manifest.tokenizer:
         raise CheckpointError(
-            f"{path} was made with another tokenizer than the shards in {shards.folder}: prepare the text with its own"
+            f"{path} and the shards in {shards.folder} have different tokenizers: prepare the text with the "
+            "checkpoint's tokenizer"
         )
     training = checkpoint.training
     fingerprint = training.data.get("fingerprint") if training else None
     if training and fingerprint not in (None, shards.manifest.fingerprint):
         raise ConfigError(
-            f"{path} has read the shards in {training.data['shards']}, and those in {shards.folder} hold other tokens: "
-            "give the same data, or choose another output to begin anew"
+            f"{path} was trained on the shards in {training.data['shards']}, but those in {shards.folder} hold other "
+            "tokens: give the same data, or choose another output to begin anew"
         )
     theirs = {f"model.{key}": value for key, value in checkpoint.model.as_dict().items()}
     if training and training.settings:
         theirs |= training.settings
         ours = settings
-    else:  # weights alone, which fit any settings but the model's
+    else:  # a checkpoint with weights only: just the model must agree
         ours = {key: value for key, value in settings.items() if key.startswith("model.")}
     changed = [each for key, there, here in differing(theirs, ours) for each in _parts(key, there, here)]
     if not changed:
         return
-    listed = ", ".join(f"{key} (there {there}, here {here})" for key, there, here in changed)
+    listed = ", ".join(f"{key} (checkpoint: {there}, now: {here})" for key, there, here in changed)
     keys = {key for key, _, _ in changed}
     ended = training is not None and training.step == theirs.get("schedule.decay_until")
     if ended and keys <= DERIVED and ours.get("schedule.decay_until") == total_steps:
         same = " ".join(f"{key}={there}" for key, there, _ in changed)
         raise ConfigError(
-            f"total_steps={total_steps} would change what follows from it and {path} was trained under: {listed}: give "
-            f"{same} to train longer with them as they were, or another output"
+            f"total_steps={total_steps} would change settings that {path} was trained with: {listed}: give {same} to "
+            "train longer with the old values, or choose another output"
         )
     of_schedule = all(key.startswith(OF_SCHEDULE) for key in keys)
-    cure = "the same, or another output" + (", with branch_from for another schedule" if of_schedule else "")
+    cure = "the same values, or another output" + (", with branch_from for another schedule" if of_schedule else "")
     if record.name != QUICKSTART and _name_of(path.parent) == QUICKSTART:
-        cure += f"; experiment={QUICKSTART} chooses the settings that this run began with"
-    raise ConfigError(f"can't go on from {path} under other settings: {listed}: give {cure}")
+        cure += f"; experiment={QUICKSTART} has the settings that this run began with"
+    raise ConfigError(f"can't resume from {path} with other settings: {listed}: give {cure}")
 
 
 def _name_of(folder: Path) -> str | None:

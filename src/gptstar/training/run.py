@@ -1,4 +1,4 @@
-"""A training run, from its configuration to its results, in the order in which things happen."""
+"""A training run from its configuration to its results, in chronological order."""
 
 from contextlib import ExitStack
 from dataclasses import replace
@@ -45,16 +45,16 @@ from gptstar.training.trainer import build_trainer, fast_forward, fit
 
 
 def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) -> None:
-    """Run to the last step, or go on to it, and conclude.
+    """Train to the last step, resuming if the run directory holds a checkpoint, and report the results.
 
     Args:
         config_yaml: the composed configuration as text, for the run directory.
 
     Raises:
-        Refusal: whatever the user can put right; what was saved before stands.
+        Refusal: the user can correct the error; saved checkpoints remain.
     """
     device_type = hardware.device().type
-    hardware.check_world(started_processes())  # before they meet: processes that are not there would be waited for
+    hardware.check_world(started_processes())  # first: joining would wait for missing processes
     with joined(device_type) as ranks, RunDirectory(record.output, ranks) as directory, ExitStack() as until_the_end:
         _set_up_memory(device_type)
         console = Terminal(quiet=not ranks.first)
@@ -124,21 +124,21 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
             ended = ended or callbacks.ending(trainer).get("reason")
             evaluations.finish(trainer, ended, saver)
         except (TrainingError, torch.OutOfMemoryError) as error:
-            raise _what_stands(error, batches, writer, record, ranks) from error
+            raise _refusal(error, batches, writer, record, ranks) from error
         finally:
             saver.stop_listening()
         saver.leave_if_asked(trainer)
         if ranks.first and not is_trial(trainer):
             run = Ended(trainer.global_step, shards, recipe, hardware, record)
             line = _conclusion(trainer, run, ended, console)
-            until_the_end.close()  # trackers may have a word to say before the last line
+            until_the_end.close()  # trackers may print something before the last line
             say(line)
             if run.step >= recipe.total_steps or ended is not None:
                 directory.finished(ended or "")
 
 
 def _set_up_memory(device_type: str) -> None:
-    """On a CPU keep what is freed, and on a GPU that runs share stay within this run's part."""
+    """On a CPU, reuse freed memory; on a GPU that several runs share, respect this run's share."""
     if device_type == "cpu":
         keep_freed_memory()
     if device_type == "cuda":
@@ -146,11 +146,11 @@ def _set_up_memory(device_type: str) -> None:
 
 
 def _conclusion(trainer: pl.Trainer, run: Ended, ended: str | None, console: Terminal) -> str:
-    """Conclude a run that is at its last step, or that callbacks have ended; return its last line."""
+    """Report on a run that reached its last step or was ended by a callback; return the run's last line."""
     if run.step < run.recipe.total_steps and ended is None:
-        return f"stopped at step {run.step:,}; output={run.record.output} goes on"
+        return f"stopped at step {run.step:,}; output={run.record.output} continues it"
     if ended is not None:
-        line = f"ended at step {run.step:,} by {ended}; to train on, change trainer.callbacks"
+        line = f"ended at step {run.step:,} by {ended}; to train further, change trainer.callbacks"
         console.print(line, soft_wrap=True, highlight=False)
     return conclude(trainer, run, console)
 
@@ -178,7 +178,7 @@ def _choose_forms(model: GPT, hardware: Hardware, batches: MicroBatches) -> None
 
 def _origin(source: tuple[Path, Checkpoint], step: int, total_steps: int) -> str:
     weights_of = "the weights of " if source[1].training is None else ""
-    return f"going on from {weights_of}{source[0]} at step {step:,} of {total_steps:,}"
+    return f"continuing from {weights_of}{source[0]} at step {step:,} of {total_steps:,}"
 
 
 def _headline(recipe: Recipe, record: Record, batches: MicroBatches) -> str:
@@ -191,7 +191,7 @@ def _headline(recipe: Recipe, record: Record, batches: MicroBatches) -> str:
 
 
 def _data_read(step: int, recipe: Recipe, data: WindowsDataModule, shards: ShardFolder) -> dict[str, Any]:
-    """What a checkpoint says of its text: which tokens they are, and how much of them was read."""
+    """Return what a checkpoint records about its data: the tokens' identity, and how many were read."""
     blocks = step * recipe.batch_tokens // recipe.data.block_tokens
     return {
         "blocks": blocks,
@@ -206,26 +206,26 @@ def _data_read(step: int, recipe: Recipe, data: WindowsDataModule, shards: Shard
 def _observers(
     recorder: RecordMetrics, recipe: Recipe, hardware: Hardware, record: Record, console: Console
 ) -> list[pl.Callback]:
-    """Our own callbacks that look on, in the order in which they have to look."""
+    """Return our callbacks that only observe the run, in the required order."""
     observers = [recorder, StepProgress(console, recipe.total_steps, recorder, compiles=hardware.compiles())]
     if record.trainer.get("profiler") == TRACE:
         observers.append(ProfileSteps(console, recorder))
     return observers
 
 
-def _what_stands(
+def _refusal(
     error: TrainingError | torch.OutOfMemoryError,
     batches: MicroBatches,
     writer: BackgroundWriter,
     record: Record,
     ranks: Ranks,
 ) -> Refusal:
-    """The refusal of a run that can't go on, with the checkpoint that is left of it."""
-    own = isinstance(error, NotCompiledError | torch.OutOfMemoryError)  # perhaps this rank's alone
+    """Return the error of a run that can't continue, which also names the checkpoint that remains."""
+    own = isinstance(error, NotCompiledError | torch.OutOfMemoryError)  # possibly on this rank only
     if not own or ranks.world_size == 1:
         writer.wait()
     last = record.output / LAST
-    kept = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
-    said = out_of_memory(batches) if isinstance(error, torch.OutOfMemoryError) else error
-    refusal = TrainingError(f"{said}; {kept}")
+    remains = f"{last} is kept" if last.exists() else "no checkpoint was due yet"
+    cause = out_of_memory(batches) if isinstance(error, torch.OutOfMemoryError) else error
+    refusal = TrainingError(f"{cause}; {remains}")
     return refusal if own else ranks.alike(refusal)

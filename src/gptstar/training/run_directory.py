@@ -1,4 +1,4 @@
-"""The run directory: its lock, its newest checkpoint, and the configuration and versions behind it."""
+"""The run directory: its lock, its newest checkpoint, and its record of configuration and versions."""
 
 import contextlib
 import platform
@@ -27,25 +27,25 @@ PACKAGES = ("torch", "lightning", "numpy", "tokenizers", "hydra-core", "omegacon
 
 
 HYDRAS = "multirun.yaml"
-"""What Hydra leaves in the output of a run that it submits."""
+"""The file that Hydra leaves in the output of a run that it submits."""
 
 
 class RunDirectory:
-    """The folder of one run, held by one job at a time, whose first rank writes in it.
+    """The folder of one run. One job at a time holds its lock, and that job's first rank writes in it.
 
     Args:
-        path: made if it is not there; the first rank's, on all of them.
+        path: the folder, created if it is missing; the first rank's path counts.
 
     Raises:
-        ConfigError: it can't be written, or another run is writing in it.
+        ConfigError: the folder can't be written, or another run is using it.
     """
 
     def __init__(self, path: Path, ranks: Ranks) -> None:
         self._ranks = ranks
         self.path = ranks.agreed(lambda: path)
         self._lock = FileLock(path / LOCK_NAME)
-        self._status: Status | None = None  # nothing before it has begun
-        if path != self.path:  # a time of day may be in it, and each rank has read the clock
+        self._status: Status | None = None  # None until the run has begun
+        if path != self.path:  # the path may contain the time, which differs between ranks
             _remove_unused(path)
         ranks.agreed(self._hold)
 
@@ -62,7 +62,7 @@ class RunDirectory:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Put on record how it ended, let another run in, and leave no trace of one that never began."""
+        """Record how the run ended, release the lock, and remove the folder of a run that never began."""
         if not self._ranks.first:
             return
         if self._status is not None:
@@ -78,23 +78,23 @@ class RunDirectory:
         """Record that the run has ended.
 
         Args:
-            reason: why it ended before its last step.
+            reason: why the run ended before its last step, if it did.
         """
         self._status = Status("finished", reason)
 
     def start_from(
         self, record: Record, read: Callable[[Path], Checkpoint], warn: Callable[[str], None]
     ) -> tuple[Path, Checkpoint] | None:
-        """The checkpoint to go on from, or None to begin. Where the directory's newest is damaged, the one before it.
+        """Return the checkpoint to start from, or None for a new run. Damaged checkpoints are skipped.
 
         Args:
-            record: what to start from.
-            read: each rank's way to read a checkpoint, and refuse it.
-            warn: gets a line for each checkpoint that is skipped.
+            record: the configuration of what to start from.
+            read: a function that reads and verifies a checkpoint on this rank.
+            warn: a function that prints a warning for each skipped checkpoint.
 
         Raises:
-            ConfigError: `never`, and the directory holds a run; or it holds what no run wrote.
-            CheckpointError: none is whole.
+            ConfigError: `resume=never`, but the folder holds a run; or it holds files that are not a run's.
+            CheckpointError: all checkpoints are damaged.
         """
         paths = self._ranks.agreed(lambda: self._candidates(record))
         for number, path in enumerate(paths, start=1):
@@ -106,10 +106,10 @@ class RunDirectory:
             problems = [each for each in self._ranks.gathered(problem) if each]
             if checkpoint is not None and not problems:
                 return path, checkpoint
-            said, lacks_plugin = problems[0]
+            message, lacks_plugin = problems[0]
             if lacks_plugin or number == len(paths):  # without the plugin the others can't be read either
-                raise self._ranks.alike(CheckpointError(said))
-            warn(f"warning: {said}; trying {paths[number].name}")
+                raise self._ranks.alike(CheckpointError(message))
+            warn(f"warning: {message}; trying {paths[number].name}")
         return None
 
     def _candidates(self, record: Record) -> list[Path]:
@@ -127,7 +127,7 @@ class RunDirectory:
         return own
 
     def describe(self, config_yaml: str, data_fingerprint: str) -> None:
-        """Write the configuration, and the versions, data and command behind it: from here on it is a run."""
+        """Record configuration, versions, data and command; from then on the folder counts as a run."""
         if not self._ranks.first:
             return
         try:
@@ -152,14 +152,14 @@ class RunDirectory:
 
 
 def _command() -> str:
-    """The command that was typed: `gptstar train …`, or a script."""
+    """Return the command as typed: `gptstar train …`, or a script."""
     typed = sys.argv[0] if sys.argv[0].startswith("gptstar ") else shlex.join(["python", sys.argv[0]])
     return " ".join([typed, *([shlex.join(sys.argv[1:])] if sys.argv[1:] else [])])
 
 
 def _versions() -> Iterator[tuple[str, str]]:
     for name in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):  # an extra
+        with contextlib.suppress(PackageNotFoundError):  # an optional dependency
             yield name, version(name)
 
 
@@ -170,16 +170,16 @@ def _remove_unused(path: Path) -> None:
 
 
 def _commit() -> str | None:
-    """The checkout's commit, marked if files differ from it; None for an installed package, wherever its folder is."""
+    """Return the checkout's commit, marked `-dirty` if files differ from it; None for an installed package."""
     commands = (
         ["ls-files", "--error-unmatch", Path(__file__).name],  # fails for a virtual environment inside another checkout
         ["describe", "--always", "--dirty", "--abbrev=12"],
     )
-    said = ""
+    output = ""
     try:
         for command in commands:
             git = ["git", "-C", str(Path(__file__).parent), *command]
-            said = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            output = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return said
+    return output

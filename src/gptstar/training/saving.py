@@ -1,4 +1,4 @@
-"""Writing checkpoints while training goes on."""
+"""Writing of checkpoints in the background, while training continues."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,15 +14,17 @@ from gptstar.ranks import Ranks
 
 
 class BackgroundWriter:
-    """Copies what is to be saved and writes the copy in a thread, one checkpoint at a time.
+    """Writer of checkpoints that copies the tensors and writes the copy in a thread, one checkpoint at a time.
 
-    A model that each rank has whole becomes a file, which the first rank writes; one in parts becomes a folder, to
-    which all of them write.
+    A model that is not sharded becomes a file, which the first rank writes. A sharded model becomes a folder, to which
+    all ranks write.
 
     Args:
         folder: the run directory.
-        keep: how many of the newest checkpoints are kept, beside the best.
-        evaluated_every: steps between checkpoints that are kept until they are evaluated.
+        keep: the number of newest checkpoints to keep, in addition to the best.
+        evaluated_every: the number of steps between checkpoints that are kept until they are evaluated.
+        ranks: the ranks of the run.
+        sharded: whether the model is sharded over ranks.
     """
 
     def __init__(
@@ -30,20 +32,20 @@ class BackgroundWriter:
     ) -> None:
         self._folder, self._keep, self.ranks, self._sharded = folder, keep, ranks, sharded
         self._evaluated_every = evaluated_every
-        self._apart = ranks.apart()
+        self._thread_ranks = ranks.with_own_group()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether this rank already knows that a checkpoint can't be written; `wait` says why."""
+        """Whether writing has failed on this rank; `wait` raises the reason."""
         return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def save(self, checkpoint: Checkpoint, step: int, *, best: bool) -> None:
-        """Begin to write a checkpoint, once the one before is written; all ranks have to.
+        """Begin to write a checkpoint after the previous one is written; all ranks must call this.
 
         Raises:
-            CheckpointError: the one before can't be written.
+            CheckpointError: the previous checkpoint can't be written.
         """
         self.wait()
         write_copy = self._writes(checkpoint)
@@ -51,17 +53,17 @@ class BackgroundWriter:
             self._pending = self._thread.submit(self._write, write_copy, of_step(self._folder, step), best)
 
     def wait(self) -> None:
-        """Until what was begun is written; all ranks have to.
+        """Wait until the pending checkpoint is written; all ranks must call this.
 
         Raises:
-            CheckpointError: it can't be, as on a full disk; what was saved before stands.
-            RefusedElsewhere: another rank's can't be.
+            CheckpointError: it can't be written, for instance because the disk is full; earlier checkpoints remain.
+            RefusedElsewhere: another rank can't write its part.
         """
         pending, self._pending = self._pending, None
         self.ranks.together(lambda: pending.result() if pending else None)
 
     def _writes(self, checkpoint: Checkpoint) -> Callable[[Path], None] | None:
-        """What this rank has to do for a path, on a copy of the tensors."""
+        """Return a function that writes this rank's copy of the tensors to a path; None if this rank writes nothing."""
         training = checkpoint.training
         assert training is not None
         states: dict[str, Any] = {
@@ -76,7 +78,7 @@ class BackgroundWriter:
 
             states = BlockingAsyncStager().stage(states)
             copied = _with(checkpoint, **states)
-            return lambda path: write_parts(path, copied, self._apart)
+            return lambda path: write_parts(path, copied, self._thread_ranks)
         if not self.ranks.first:
             return None
         copied = _with(

@@ -1,4 +1,4 @@
-"""The settings of a run that a checkpoint and a run directory hold, and whether two runs agree on them."""
+"""The settings that checkpoints and run directories record, and the comparison of two runs' settings."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ from gptstar.training.status import Status, read_config
 
 
 def run_keys() -> dict[str, Declared]:
-    """Every key of a run's configuration, with what its declaration says."""
+    """Return every key of a run's configuration, with its declaration."""
     computed = {
         "data.mixture": Declared(Role.RESULT, is_group=True),  # blocks of each corpus, which follow from its text
         "trainer.callbacks": Declared(Role.CHANGEABLE, before=[]),  # one of them may end the run
@@ -30,15 +30,16 @@ def run_keys() -> dict[str, Declared]:
 
 
 def shown_keys() -> list[str]:
-    """The keys that reports and model cards show even if all runs have the same value."""
+    """Return the keys that reports and model cards show even if all runs have the same value."""
     return [key for key, it in run_keys().items() if it.is_shown]
 
 
 def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:
-    """The settings that a checkpoint holds, by dotted key: what is fixed to a run's end, and what reports show.
+    """Return the settings that a checkpoint records, by dotted key: fixed settings, and those that reports show.
 
     Args:
-        recipe: resolved.
+        recipe: the resolved recipe.
+        hardware: the hardware, for the precision.
     """
     known = run_keys()
     groups = {
@@ -56,10 +57,10 @@ def settings_of(recipe: Recipe, hardware: Hardware) -> dict[str, Any]:
 
 
 def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the fixed settings that two runs have different values of: the key, their value and ours.
+    """Yield the fixed settings in which two runs differ: the key, their value and ours.
 
-    A setting that an older checkpoint lacks has the value that its declaration states for that case. Keys that one of
-    the two does not have, as another optimizer's, say nothing.
+    A setting that an older checkpoint lacks has the value that its declaration states for this case. Keys that only one
+    of the two runs has, such as those of another optimizer, are ignored.
     """
     known = run_keys()
     for key, value in ours.items():
@@ -70,10 +71,11 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tu
 
 
 def reopened_by(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys for whose values a finished run has to be run again.
+    """Yield the keys whose changed values require a finished run to be continued.
 
     Args:
-        before: the configuration that it was run under, nested, as composed; `now` likewise.
+        before: the configuration of the finished run, nested, as composed.
+        now: the present configuration, in the same form.
     """
     known, old, new = run_keys(), flatten(before), flatten(now)
     for key in {**old, **new}:
@@ -84,16 +86,16 @@ def reopened_by(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
 
 
 def has_nothing_left(record: Record, config_yaml: str) -> bool:
-    """Whether a run is finished, and so are the evaluations of its checkpoints."""
+    """Whether a run and the evaluations of its checkpoints are finished."""
     if not is_finished(record.output, config_yaml):
         return False
     return not waiting(record.output, record.evaluation.every_n_steps)
 
 
 def is_finished(folder: Path, config_yaml: str) -> bool:
-    """Whether a run has come to its end under this configuration, but for what does not shape the result.
+    """Whether a run finished with this configuration, ignoring keys that don't shape the result.
 
-    A run whose checkpoints were removed is not finished, as nothing is left to evaluate.
+    A run whose checkpoints were deleted does not count as finished, because it can't be evaluated.
     """
     status = Status.read(folder)
     if status is None or status.state != "finished" or not (folder / LAST).exists():

@@ -1,4 +1,4 @@
-"""A model in parts, one on each rank (FSDP2), and whole tensors from and to the parts."""
+"""Sharding of a model over ranks (FSDP2), and conversion between full tensors and shards."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,17 +11,17 @@ from gptstar.checkpoint.format import OptimizerState
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT
 
-if TYPE_CHECKING:  # half a second, which `--help` and the parsing of a configuration need not wait
+if TYPE_CHECKING:  # the import takes half a second, which would delay `--help`
     from torch.distributed.device_mesh import DeviceMesh
 
 
 def shard(model: GPT, mesh: "DeviceMesh", *, bf16_weights: bool = False) -> None:
-    """Leave this rank its part of every parameter; a block's are gathered when it computes, and given up after it.
+    """Shard every parameter over the ranks; a block's parameters are gathered while it computes, and then freed.
 
     Args:
-        model: the same on all ranks.
-        mesh: one-dimensional, of all ranks.
-        bf16_weights: gather parameters in bfloat16; gradients are still summed over ranks in float32.
+        model: the full model, the same on all ranks.
+        mesh: a one-dimensional mesh of all ranks.
+        bf16_weights: whether to gather parameters in bfloat16; gradients are still summed over ranks in float32.
 
     Source: Zhao et al., "PyTorch FSDP", 2023.
     """
@@ -32,26 +32,26 @@ def shard(model: GPT, mesh: "DeviceMesh", *, bf16_weights: bool = False) -> None
     )
     for module in (*model.blocks, model):
         sharded = fully_shard(module, mesh=mesh, mp_policy=policy)
-        if mesh.device_type == "cpu":  # PyTorch 2.8's gloo returns the sum where the average is asked for
+        if mesh.device_type == "cpu":  # PyTorch 2.8's gloo returns the sum instead of the average
             sharded.set_force_sum_reduction_for_comms(True)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Gather a tensor from the parts on all ranks; every rank has to call this."""
+    """Gather a full tensor from the shards on all ranks; all ranks must call this."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, which shares its memory; a whole tensor is its own part."""
+    """Return this rank's shard of a tensor, which shares its memory; a tensor that is not sharded returns itself."""
     from torch.distributed.tensor import DTensor
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def part_like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return this rank's part of a whole tensor if it has the shape of a sharded parameter; any other as it is."""
+    """Return this rank's shard of a full tensor if it has the shape of a sharded parameter; otherwise the tensor."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
@@ -63,10 +63,10 @@ def part_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(model: GPT, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Give a model in parts its weights, whole tensors by name; one at a time is held.
+    """Load full tensors by name into a sharded model, one at a time.
 
     Raises:
-        CheckpointError: they are another model's.
+        CheckpointError: the weights don't fit the model.
     """
     parameters = dict(model.named_parameters())
     for name, value in weights:
@@ -79,7 +79,7 @@ def fill(model: GPT, weights: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def parts_of(states: OptimizerState, model: GPT) -> OptimizerState:
-    """This rank's parts of the optimizer's state."""
+    """Return this rank's shards of the optimizer's state."""
     parameters = dict(model.named_parameters())
     return {
         name: {
@@ -91,13 +91,13 @@ def parts_of(states: OptimizerState, model: GPT) -> OptimizerState:
 
 
 def load_sharded(path: Path, model: GPT) -> tuple[OptimizerState, dict[str, Tensor]]:
-    """Read this rank's parts of a checkpoint in parts into a model.
+    """Read this rank's shards of a sharded checkpoint into a model.
 
     Returns:
-        The parts of the optimizer's state, and those of the averaged weights, which are empty where there are none.
+        The shards of the optimizer's state, and those of the averaged weights, which are empty if there are none.
 
     Raises:
-        CheckpointError: it is another model's, or damaged.
+        CheckpointError: the checkpoint is damaged, or does not fit the model.
     """
     from gptstar.checkpoint.parts import AVERAGED, load_parts, tensors_in
 

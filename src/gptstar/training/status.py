@@ -16,7 +16,7 @@ from gptstar.files import read_json, read_text, write_json
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
 
 State = Literal["running", "finished", "stopped", "failed"]
-"""`stopped` had saved and can go on; what was killed is left as `running`, without a lock."""
+"""The states of a run. A `stopped` run was saved and can resume. A killed run remains `running`, but without a lock."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Status:
     """The state of a run.
 
     Attributes:
-        reason: of what failed or stopped, in one line.
-        at: when it came to that state, in UTC.
+        state: the state, such as `running` or `finished`.
+        reason: why the run failed or stopped, in one line.
+        at: when it entered the state, in UTC.
     """
 
     state: State
@@ -34,7 +35,7 @@ class Status:
 
     @classmethod
     def read(cls, folder: Path) -> "Status | None":
-        """What a run directory says; None where it says nothing that can be read."""
+        """Read the status of a run directory; None if it has none, or it can't be read."""
         try:
             tree = read_json(folder / FILE_NAME)
             status = cls(str(tree["state"]), str(tree["reason"]), str(tree["at"]))  # type: ignore[arg-type]
@@ -43,13 +44,13 @@ class Status:
         return status if status.state in get_args(State) else None
 
     def write(self, folder: Path) -> None:
-        """Put it on record, as of now."""
+        """Write the status, with the present time."""
         now = Status(self.state, self.reason, datetime.now(UTC).isoformat(timespec="seconds"))
         write_json(folder / FILE_NAME, asdict(now))
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a process is at work in a run directory."""
+    """Whether a process is using a run directory."""
     path = folder / LOCK_NAME
     if not path.exists():
         return False
@@ -63,7 +64,7 @@ def in_use(folder: Path) -> bool:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # 30 times as fast as OmegaConf
-    """Reads numbers such as 1e-3, which YAML 1.1 takes for words, as OmegaConf does."""
+    """YAML loader that reads `1e-3` as a number, as OmegaConf does; YAML 1.1 reads it as a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -72,15 +73,15 @@ _Loader.add_implicit_resolver(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A run's configuration, as composed.
+    """Read a run's configuration, as composed.
 
     Raises:
-        OSError: it can't be read.
-        ValueError: it is not a configuration.
+        OSError: the file can't be read.
+        ValueError: the file is not a configuration.
     """
     try:
-        tree = yaml.load(read_text(folder / "config.yaml"), Loader=_Loader)  # a safe loader's child
-        json.dumps(tree, default=str)  # raises ValueError for an alias to what holds it, TypeError for a date as a key
+        tree = yaml.load(read_text(folder / "config.yaml"), Loader=_Loader)  # derived from a safe loader
+        json.dumps(tree, default=str)  # ValueError for a recursive alias, TypeError for a date as a key
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise ValueError(f"config.yaml: {in_one_line(error)}") from error
     if not isinstance(tree, dict):

@@ -4,13 +4,13 @@ import time
 
 
 class Throughput:
-    """Times the optimizer steps of this process.
+    """Timer of this process's optimizer steps.
 
-    The first step at each context length includes compilation. It does not count in tokens per second or MFU; its
-    seconds are reported apart.
+    The first step at each context length includes compilation. It is excluded from tokens per second and MFU; its
+    duration is reported separately.
 
     Args:
-        batch_tokens: tokens an optimizer step reads, over all devices.
+        batch_tokens: the tokens of an optimizer step, over all devices.
         peak_flops: floating-point operations per second of all devices together by the data sheet; None if unknown.
     """
 
@@ -40,19 +40,19 @@ class Throughput:
         self._last_end -= time.perf_counter()
 
     def unpause(self) -> None:
-        """Let the clock go on."""
+        """Restart the clock."""
         self._last_end += time.perf_counter()
 
     def end_step(self, length: int, flops: float, waited: float) -> float:
         """Count a step that ends now.
 
         Args:
-            length: its context length.
+            length: the step's context length.
             flops: the model's floating-point operations in it, over all devices.
             waited: seconds the process has waited for batches so far.
 
         Returns:
-            The step's seconds.
+            The duration of the step in seconds.
         """
         now = time.perf_counter()
         seconds, step_waited = now - self._last_end, waited - self._last_waited
@@ -68,14 +68,14 @@ class Throughput:
         return seconds
 
     def rates(self) -> dict[str, float]:
-        """Tokens per second and MFU since the interval began; empty if every step was the first at its length."""
+        """Return tokens per second and MFU of the interval; empty if every step was the first at its length."""
         if not self._steps:
             return {}
         rates = {"tokens_per_second": self._steps * self._batch_tokens / self._seconds}
         return rates | ({"mfu": self._flops / self._seconds / self._peak_flops} if self._peak_flops else {})
 
     def end_interval(self) -> dict[str, float]:
-        """Return the rates, the seconds of first steps and the share of waiting; begin a new interval."""
+        """Return the rates, the duration of first steps and the share of waiting, and begin a new interval."""
         metrics = self.rates() | ({"first_step_seconds": self._first_seconds} if self._first_seconds else {})
         metrics["data_wait"] = self._waited / (self._seconds + self._first_seconds)
         self._begin_interval()

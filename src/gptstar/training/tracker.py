@@ -1,4 +1,4 @@
-"""Where metrics go: the CSV always, TensorBoard, wandb or any logger of Lightning's by choice."""
+"""The configuration of trackers: TensorBoard, wandb or any Lightning logger, in addition to the CSV."""
 
 import os
 from dataclasses import dataclass, field
@@ -11,16 +11,16 @@ from gptstar.training.named import check_specs
 
 @dataclass(frozen=True)
 class Tracker:
-    """Where metrics go beside `metrics.csv`.
+    """The trackers that receive metrics in addition to `metrics.csv`.
 
     Attributes:
-        kind: one tracker, `tensorboard` or `wandb`; `csv` stands for none.
-        to: trackers by name, `{wandb: true}`: a choice of several, `tracker=[wandb,tensorboard]`, puts each here.
-        project, mode: of wandb; offline needs no account.
-        group, run_name: of wandb; in a sweep, unless given, the names of the sweep's folder and of the job's folder,
-            which says what was varied.
-        loggers: loggers of Lightning's, or of the same kind: `{use: "package.module:Class", argument: value}`.
-        gradient_norms: `total`, or `layers` for one a block as well.
+        kind: a single tracker: `tensorboard`, `wandb`, or `csv` for no additional one.
+        to: several trackers by name, such as `{wandb: true}`; `tracker=[wandb,tensorboard]` fills this in.
+        project, mode: wandb's project and mode; the mode `offline` needs no account.
+        group, run_name: wandb's group and name of the run; in a sweep by default the names of the sweep's folder and of
+            the job's folder, which shows what varies.
+        loggers: Lightning loggers, or the user's own: `{use: "package.module:Class", argument: value}`.
+        gradient_norms: which gradient norms to record: `total`, or `layers` for one per block as well.
     """
 
     kind: Literal["csv", "tensorboard", "wandb"] = "csv"
@@ -36,10 +36,10 @@ class Tracker:
         check_specs("tracker.loggers", self.loggers)
 
     def check_here(self) -> None:
-        """See that TensorBoard is installed if it is chosen, and that wandb would take what is sent to it.
+        """Check that a chosen TensorBoard is installed, and that wandb has a valid API key if it is online.
 
         Raises:
-            ConfigError: TensorBoard is missing, or wandb has no valid key.
+            ConfigError: TensorBoard is missing, or the API key.
         """
         if "tensorboard" in self.names and find_spec("tensorboard") is None:
             raise ConfigError("tracker=tensorboard needs the package tensorboard: pip install 'gptstar[tensorboard]'")
@@ -59,5 +59,5 @@ class Tracker:
 
     @property
     def names(self) -> list[str]:
-        """The trackers that are configured by name."""
+        """The names of the configured trackers."""
         return sorted({name for name, on in self.to.items() if on} | ({self.kind} - {"csv"}))

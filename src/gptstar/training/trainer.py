@@ -1,4 +1,4 @@
-"""The Lightning Trainer for a machine: devices, precision, counters, and the options passed through to it."""
+"""The Lightning Trainer of a run: devices, precision, step counters, and the user's own options."""
 
 import logging
 import warnings
@@ -29,13 +29,13 @@ def build_trainer(
     loggers: Sequence[Logger],
     callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
-    """A Trainer whose counters count what ours do.
+    """Build the Trainer of a run; its counters count optimizer steps.
 
     Args:
-        accumulate: micro-batches of a step.
+        accumulate: the number of micro-batches of a step.
 
     Raises:
-        ConfigError: an option has a value that the Trainer refuses.
+        ConfigError: the Trainer rejects the value of an option.
     """
     options = lightning_options(record.trainer)
     _quieten(profiling="profiler" in options)
@@ -61,12 +61,12 @@ def build_trainer(
             default_root_dir=record.output,
             use_distributed_sampler=False,
             enable_model_summary=False,
-            inference_mode=False,  # a validation after the last step is then the graph of those before it
+            inference_mode=False,  # so that the validation after the last step reuses the compiled graph
             **options | steps_to_batches,
         )
     except (MisconfigurationException, AttributeError, RuntimeError, TypeError, ValueError) as error:
         given = ", ".join(f"trainer.{key}={value}" for key, value in options.items())
-        raise ConfigError(f"Lightning refuses {given}: {str(error).strip().partition(chr(10))[0]}") from error
+        raise ConfigError(f"Lightning rejects {given}: {str(error).strip().partition(chr(10))[0]}") from error
 
 
 def _strategy(hardware: Hardware) -> str | DDPStrategy | ModelParallelStrategy:
@@ -81,24 +81,24 @@ def _strategy(hardware: Hardware) -> str | DDPStrategy | ModelParallelStrategy:
 
 
 def _quieten(*, profiling: bool) -> None:
-    """Keep Lightning to what concerns the user; its profiler reports through the same log."""
+    """Silence Lightning's messages that don't concern the user; its profiler needs the same log."""
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO if profiling else logging.WARNING)
     for message in (
-        "does not have many workers",  # one process reads memory-mapped shards faster than a model eats them
-        "smaller than the logging interval",  # we log by ourselves
-        "srun",  # one process a node, which starts the others, is what we ask SLURM for
+        "does not have many workers",  # one process reads memory-mapped shards faster than training consumes them
+        "smaller than the logging interval",  # our own callback logs
+        "srun",  # we request one process per node from SLURM, which starts the others
         "LeafSpec",  # a deprecation between Lightning and torch
-        "recommended to use `self.log",  # what we log is the mean over ranks already
-        "overfit_batches",  # our sampler gives the same batch again without being replaced
+        "recommended to use `self.log",  # our values are already means over ranks
+        "overfit_batches",  # our sampler repeats the same batch by itself
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
 
 
 def fast_forward(trainer: pl.Trainer, step: int) -> None:
-    """Set the trainer's counters to a step that ended.
+    """Set the trainer's counters to a finished step.
 
-    Weights, optimizer and data are restored by us, from the step; Lightning only has to count on from there. Its own
-    resume would need its loops' state in the checkpoint, which depends on its version and on the number of devices.
+    We restore weights, optimizer and data ourselves, so Lightning only has to count from there. Its own resume would
+    need the state of its loops in the checkpoint, which depends on its version and on the number of devices.
     """
     loop = trainer.fit_loop.epoch_loop
     batches = step * trainer.accumulate_grad_batches
@@ -117,9 +117,9 @@ def fit(
     *,
     trains: bool,
 ) -> None:
-    """Train to the last step, unless a callback ended the run before, and validate it.
+    """Train to the last step, unless a callback ended the run earlier, and validate it.
 
-    A validation that an interruption left open comes first, so that it is not missing from the record.
+    A validation that an interrupted run missed comes first.
     """
     if trains and trainer.global_step < trainer.max_steps:
         module.validates_first = 0 < trainer.global_step != saver.validated_step and saver.validation_due(trainer)

@@ -1,4 +1,4 @@
-"""What a validation adds up, and the metrics that it makes of the sums."""
+"""The sums over a validation, and the metrics computed from them."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 LAST, AVERAGED = "validation", "averaged"
-"""What the metrics of the last weights, and those of averaged ones, begin with."""
+"""Prefixes of the metrics: for the last weights, and for averaged weights."""
 
 
 class ValidationSums:
-    """Sums over the targets of each corpus.
+    """Sums of losses, targets and bytes over the validation text of each corpus.
 
     Args:
-        corpora: their names, in the order of the validation loaders.
-        token_bytes: `(n_vocab,)`: bytes of text behind each token.
+        corpora: the names of the corpora, in the order of the validation loaders.
+        token_bytes: `(n_vocab,)`, the bytes of text of each token.
 
     Attributes:
         sums: `(corpus, 4)`, float64: nats, nats by averaged weights, targets, bytes of text.
@@ -26,12 +26,13 @@ class ValidationSums:
         self.sums = torch.zeros(len(corpora), 4, dtype=torch.float64, device=token_bytes.device)
 
     def add(self, corpus: int, targets: Tensor, losses: Tensor, averaged: Tensor | None) -> None:
-        """Add windows of a corpus.
+        """Add the losses of a corpus's windows.
 
         Args:
+            corpus: the index of the corpus.
             targets: `(sequence, position)`, -1 where there is none.
-            losses: of each target, nats, 0 where there is none.
-            averaged: those by averaged weights, where there are any.
+            losses: the loss of each target in nats, 0 where there is none.
+            averaged: the losses with averaged weights; None if there are no averaged weights.
         """
         counted = targets >= 0
         n_bytes = self._token_bytes[targets.clamp(min=0)].where(counted, 0).sum()
@@ -40,11 +41,11 @@ class ValidationSums:
         self.sums[corpus] += torch.stack((nats, by_average, counted.sum(), n_bytes))
 
     def metrics(self, sums: Tensor, *, averaged: bool) -> dict[str, float]:
-        """Loss in nats a token, perplexity, and bits a byte of text, over all corpora and for each.
+        """Return the loss in nats per token, perplexity, and bits per byte of text, over all corpora and for each.
 
         Args:
-            sums: as the attribute, of all ranks together.
-            averaged: also those of averaged weights.
+            sums: the attribute `sums`, summed over all ranks.
+            averaged: whether to include the metrics of averaged weights.
         """
         rows = [("", sums.sum(0).tolist())]
         if len(self._corpora) > 1:

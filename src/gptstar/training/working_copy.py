@@ -1,4 +1,4 @@
-"""Weights in bfloat16 beside a float32 master: the products read half as much, and nothing is cast in each of them."""
+"""A bfloat16 working copy of a float32 model: matrix products read half the bytes and need no cast."""
 
 import copy
 from collections.abc import Callable
@@ -10,18 +10,21 @@ from gptstar.model import GPT
 
 
 class WorkingCopy:
-    """A bfloat16 model that computes for a float32 one: its gradients go to the master, the master's weights to it.
+    """A bfloat16 model that computes losses and gradients for a float32 master, which the optimizer updates.
 
-    Gradients are added up in float32 at once, over micro-batches too, so bfloat16 rounds each of them and no sum.
+    Each gradient is added to the master's in float32, also over micro-batches, so that no sum is rounded to bfloat16.
+
+    Args:
+        master: the float32 model.
 
     Attributes:
-        model: the copy, with the choices that were made by `use` before.
+        model: the bfloat16 copy, with the same choices of `use`.
 
     Source: Micikevicius et al., "Mixed Precision Training", 2018, section 3.1.
     """
 
     def __init__(self, master: GPT) -> None:
-        with torch.inference_mode(False):  # a run that goes on may validate first, and what is made there can't learn
+        with torch.inference_mode(False):  # a resumed run may validate first, and inference tensors can't be trained
             self.model = copy.deepcopy(master).bfloat16()
         self._weights: list[Tensor] = list(self.model.parameters())
         self._masters: list[Tensor] = list(master.parameters())
@@ -33,12 +36,12 @@ class WorkingCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take the master's weights, as after each step."""
+        """Copy the master's weights; call it after each step."""
         torch._foreach_copy_(self._weights, self._masters)
 
 
 def _hand_over(of_master: Tensor) -> Callable[[Tensor], None]:
-    """What moves a weight's gradient, as soon as it is whole, to the master's parameter."""
+    """Return a hook that adds a weight's finished gradient to the master's parameter."""
 
     def move(weight: Tensor) -> None:
         assert weight.grad is not None

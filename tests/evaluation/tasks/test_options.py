@@ -1,4 +1,4 @@
-"""What the harness's own options do here, by what they do there; and what tasks lack, in one line."""
+"""The harness's options have the same effect here as there, and missing parts of tasks give one-line errors."""
 
 import json
 import time
@@ -58,7 +58,7 @@ def items(**metadata):
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    """Definitions, and items of those that don't make them."""
+    """Write definitions of tasks, and items for those that don't generate them."""
     write_tasks_files(tmp_path / "tasks", n_items=7)
     (tmp_path / "tasks/writes.yaml").write_text(WRITES)
     rows = [{"text": f"the cat number {number}", "answer": "mat"} for number in range(5)]
@@ -175,9 +175,9 @@ def test_code_that_lacks_something_says_what(tasks: Path) -> None:
         return str(found.value)
 
     said = refused("makes")
-    assert "makes makes its items by code of its own, which failed (KeyError: 'word')" in said
+    assert "makes generates its items by its own code, which failed (KeyError: 'word')" in said
     assert "+evaluation.metadata.KEY=VALUE" in said
-    assert "what it fetches has to be in reach" in refused("makes", address="http://127.0.0.1:9/x", word="x")
+    assert "make sure that it can reach what it downloads" in refused("makes", address="http://127.0.0.1:9/x", word="x")
     (tasks / "code.py").write_text("import a_package_that_is_not_here\n")
     said = refused("makes")
     assert "the code of makes can't be imported here" in said

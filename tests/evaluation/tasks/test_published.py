@@ -1,4 +1,4 @@
-"""Published rows: complete and sourced; and ours beside them, as table, Markdown and picture."""
+"""Published results are complete and sourced, and are compared with ours in a table, Markdown and a picture."""
 
 import io
 import math
@@ -18,7 +18,7 @@ PUBLISHED = published_rows()
 
 
 def test_the_rows_are_those_of_the_original() -> None:
-    """As its readme.md and traininglog.md have them; GPT-3's PIQA as its paper has it."""
+    """The source is the original's readme.md and traininglog.md, and for GPT-3's PIQA its paper."""
     expected: dict[
         str, tuple[Any, ...]
     ] = {  # LAMBADA acc and perplexity, WikiText, PIQA, HellaSwag, Winogrande; tokens
@@ -134,10 +134,7 @@ def test_the_table_fits_a_terminal(ours: TaskResults) -> None:
 
 def test_footnotes_say_what_differs(ours: TaskResults) -> None:
     notes = " ".join(printed(ours, width=500)[20:])
-    assert (
-        "¹ not what the published figures are over: WikiText 60 of 62 items, validation split instead of test; "
-        in notes
-    )
+    assert "¹ differs from the published protocol: WikiText 60 of 62 items, validation split instead of test; " in notes
     assert (
         "; PIQA 1,102 of 1,838 items, the file does not say of which split ²" in notes
     )  # and nothing on the three that are whole
@@ -222,5 +219,5 @@ def test_models_share_a_panel_and_are_set_beside_the_published(ours: TaskResults
     other = replace(ours, checkpoint=ours.checkpoint | {"name": "other"}, tasks=ours.tasks[4:])
     panels = score_panels([ours, other])
     assert [score.model for score in panels[-1].ours] == ["mine", "other"]
-    said = "8 published scores beside other's, 0 are better, 8 are within its 95 % intervals, 0 are worse."
+    said = "8 published scores compared with other's, 0 are better, 8 are within its 95 % intervals, 0 are worse."
     assert beside_published(panels)[-1] == f"Of {said}"

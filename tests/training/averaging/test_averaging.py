@@ -1,4 +1,4 @@
-"""Averages of the weights: their definition, a run that stops and goes on, what is measured, and what is given away."""
+"""Weight averaging: definition, resumed runs, metrics, and export."""
 
 import json
 import shutil
@@ -37,13 +37,13 @@ EACH_STEP = ("total_steps=12", "checkpoint_every=1", "checkpoint_keep=20", "vali
 
 
 def steps(folder: Path) -> dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """The weights and the averaged weights after each step."""
+    """Return the weights and the averaged weights after each step."""
     read_all = [read_file(path) for path in folder.glob("step-*.ckpt")]
     return {each.training.step: (each.weights, each.averaged) for each in read_all}
 
 
 def weighted(saved: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]], shares: dict[int, float]) -> dict:
-    """The sum in float64 of the weights after some steps."""
+    """Return the weighted sum, in float64, of the weights after some steps."""
     total = sum(shares.values())
     names = next(iter(saved.values()))[0]
     return {name: sum(saved[i][0][name].double() * share / total for i, share in shares.items()) for name in names}
@@ -190,7 +190,10 @@ def test_what_an_average_needs_from_before_is_asked_for(
     [
         (("averaging=ema", "averaging.decay=1.0"), "averaging.decay=1.0 is not below 1"),
         (("averaging=ema", "averaging.fraction=0.5"), "averaging.fraction is a key of averaging=tail"),
-        (("averaging=tail", "averaging.fraction=0.01"), "averaging.fraction=0.01 is no whole step of total_steps=24"),
+        (
+            ("averaging=tail", "averaging.fraction=0.01"),
+            "averaging.fraction=0.01 is less than one step of total_steps=24",
+        ),
         (("averaging=swa",), "averaging=swa does not exist"),
     ],
 )

@@ -1,8 +1,8 @@
-"""The process that scores a run's checkpoints while the run trains.
+"""The background process that scores a run's checkpoints while the run trains.
 
 The run starts `python -m gptstar.evaluation.tasks.background` and writes lines of JSON to its standard input: first an
-`Order`, then a `Job` for each checkpoint. The answer to the order is a line: `ready`, or why the tasks can't be scored.
-The answer to a job is its folder, which appears when it is complete.
+`Order`, then a `Job` for each checkpoint. The process answers the order with one line: `ready`, or why the tasks can't
+be scored. It answers a job by creating the job's folder, once the results are complete.
 """
 
 import os
@@ -27,10 +27,10 @@ from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.ranks import end_with_the_launcher
 
 READY = "ready"
-"""The answer to an order that can be carried out."""
+"""The answer to an order whose tasks can be scored."""
 
 NICENESS = 10
-"""Evaluations on the CPU give way to training."""
+"""The niceness of evaluations on the CPU, so that training has priority."""
 
 INDIFFERENT = ("study", "every_n_steps", "device", "batch_tokens", "batch_size", "cache")
 """Settings that may differ between the evaluations of a run."""
@@ -38,14 +38,14 @@ INDIFFERENT = ("study", "every_n_steps", "device", "batch_tokens", "batch_size",
 
 @dataclass(frozen=True)
 class Order:
-    """What all checkpoints of a run have in common.
+    """The settings that are the same for all checkpoints of a run.
 
     Attributes:
-        config: the tasks.
-        device: PyTorch's name of where to evaluate.
-        n_ctx: how many positions the model's learned positions hold, or None.
-        threads: of a CPU.
-        plugins: modules to import, which register choices of the user's own.
+        config: the tasks, and how to score them.
+        device: PyTorch's name of the device to evaluate on.
+        n_ctx: the number of the model's learned positions; None for other kinds of positions.
+        threads: the number of threads on a CPU.
+        plugins: modules to import, which register the user's own choices.
     """
 
     config: TasksConfig
@@ -56,36 +56,36 @@ class Order:
 
     @property
     def line(self) -> str:
-        """The line that says it."""
+        """The order as a line of JSON."""
         return TypeAdapter(Order).dump_json(self).decode()
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The settings that scores depend on, as plain values: those of one run have to agree."""
+        """The settings on which scores depend, as plain values; they must be the same throughout a run."""
         tree: dict[str, Any] = TypeAdapter(TasksConfig).dump_python(self.config, mode="json")
         return {key: value for key, value in tree.items() if key not in INDIFFERENT}
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checkpoint, and the folder to write its results into; `FOLDER-averaged` for its averaged weights."""
+    """A checkpoint to score, and the folder for its results; those of averaged weights go to `FOLDER-averaged`."""
 
     checkpoint: Path
     folder: Path
 
     @property
     def line(self) -> str:
-        """The line that says it."""
+        """The job as a line of JSON."""
         return TypeAdapter(Job).dump_json(self).decode()
 
 
 def main() -> None:
-    """Take the order, and do its jobs until the run closes the input, or ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run decides what a signal to both means
+    """Read the order, then score checkpoints until the run closes the input or ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run receives the signal too, and ends this process
     signal.signal(PREEMPTED, signal.SIG_IGN)
     end_with_the_launcher()
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever else prints goes into the log
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # all other output goes into the log
     order = TypeAdapter(Order).validate_json(sys.stdin.readline())
     device = torch.device(order.device)
     if device.type == "cpu":
@@ -120,9 +120,9 @@ def main() -> None:
 
 
 def _parts(job: Job) -> list[tuple[dict[str, Any], Checkpoint, Path]]:
-    """Read what is scored: averaged weights, if there are some, and at last the last weights, which complete the job.
+    """Read the weights to score: averaged ones if there are any, then the last weights, which complete the job.
 
-    They come without the training state, as that of the optimizer may be twice the model.
+    The training state is dropped, because the optimizer's state may be twice as large as the model.
     """
     identity_of_last, read = read_with_identity(job.checkpoint)
     parts = [(identity_of_last, replace(read, training=None), job.folder)]
@@ -134,7 +134,7 @@ def _parts(job: Job) -> list[tuple[dict[str, Any], Checkpoint, Path]]:
 
 
 def _partial(folder: Path) -> Path:
-    """An empty place for results that are not complete."""
+    """Return an empty path for results that are not complete yet."""
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     return partial
@@ -151,7 +151,7 @@ def _explain(error: Refusal, folder: Path) -> None:
 
 
 def averaged_of(folder: Path) -> Path:
-    """Where the results of a job's averaged weights are."""
+    """Return the folder for the results of averaged weights."""
     return folder.with_name(f"{folder.name}-averaged")
 
 

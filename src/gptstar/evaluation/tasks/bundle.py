@@ -1,4 +1,4 @@
-"""Benchmark items in a folder, for machines without network: gathered once, with hashes, sources and licences."""
+"""Bundles of benchmark items for machines without a network, with hashes, sources and licences."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -22,21 +22,24 @@ from gptstar.files import file_sha256, whole_file
 def bundle(
     tasks: Sequence[str], folder: Path, *, source: Path | None, console: Console, num_fewshot: int | None = None
 ) -> dict[str, Entry]:
-    """Write what tasks need to `folder`: `TASK.jsonl`, `TASK/SPLIT.jsonl` for few-shot examples, and `manifest.json`.
+    """Write the items of tasks to `folder`: `TASK.jsonl`, `TASK/SPLIT.jsonl` for few-shot examples, `manifest.json`.
 
-    Files are in the columns of the dataset on the Hub, one item a line, and appear whole or not at all. The same call
-    goes on where an earlier one was interrupted. Returns what the manifest says of all files in the folder, by name.
+    Files have the columns of the dataset on the Hub, one item per line, and are written atomically. After an
+    interruption, the same call continues. Returns the manifest's entries of all files in the folder, by name.
 
     Args:
-        source: a folder of files, as `load_tasks` reads them, to take the items from; the Hub unless given.
-        num_fewshot: examples before each item, which come from another split; what each task says unless given.
+        tasks: the names of tasks, groups or tags.
+        folder: the folder to write.
+        source: a folder of files, as `load_tasks` reads them, from which to copy the items; by default the Hub.
+        console: the console for progress and the summary.
+        num_fewshot: the number of few-shot examples, which come from another split; by default each task's own.
 
     Raises:
-        ConfigError: no such task, or a file in the way.
-        DataError: items that are missing or damaged; the Hub is out of reach; a bundled file has changed.
+        ConfigError: a task does not exist, or a file is in the way.
+        DataError: items are missing or damaged, the Hub is unreachable, or a bundled file has changed.
     """
     if source is not None and (not source.is_dir() or source.resolve() == folder.resolve()):
-        raise ConfigError(f"--from={source} has to be another folder, of files such as {tasks[0]}.jsonl")
+        raise ConfigError(f"--from={source} must be another folder, with files such as {tasks[0]}.jsonl")
     manager = manager_for(tasks)
     names = dict.fromkeys(leaf for name in tasks for leaf in leaves(name, manager))
     try:
@@ -52,7 +55,7 @@ def bundle(
     size = sum(entry.bytes for entry in entries.values())
     console.print(
         f"{folder}: {len(entries)} files, {size / 1e6:.1f} MB, with sources and licences in {manifest.FILE_NAME}; "
-        f"to use it: evaluate.py … evaluation.data_dir={folder}",
+        f"use it with: evaluate.py … evaluation.data_dir={folder}",
         soft_wrap=True,
         highlight=False,
     )
@@ -62,7 +65,7 @@ def bundle(
 def _gather(
     folder: Path, config: dict[str, Any], split: str, evaluated: bool, source: Path | None, entries: dict[str, Entry]
 ) -> None:
-    """Bring the file of a task's split, and its entry in the manifest, up to date."""
+    """Write the file of a task's split and its entry in the manifest, unless both are up to date."""
     task = config["task"]
     name = f"{task}.jsonl" if evaluated else f"{task}/{split}.jsonl"
     path, entry = folder / name, entries.get(name)
@@ -101,11 +104,11 @@ def _gather(
             citation=known.citation if known else None,
             taken_from=None if local is None else local["sha256"],
         )
-        manifest.write_manifest(folder, entries)  # before the file: one that is in no manifest would be somebody else's
+        manifest.write_manifest(folder, entries)  # before the file: a file without an entry counts as the user's own
 
 
 def _write(temporary: Path, rows: Iterable[Any], path: Path) -> int:
-    """Write items, one a line, to what will be the file at `path`, and count them."""
+    """Write items, one per line, to the temporary file for `path`, and count them."""
     n_rows = 0
     try:
         temporary.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""From the harness's samples to figures with intervals."""
+"""Conversion of the harness's samples to metrics with confidence intervals."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from gptstar.evaluation.results import Kind, Metric, Sample, from_nats
 from gptstar.evaluation.statistics.intervals import Interval, accuracy_interval, join_clusters, ratio_interval
 
 BYPASS = "bypass"
-"""What the harness calls the metric of a task that is to have none."""
+"""The harness's name for the metric of a task without metrics."""
 
 KINDS: dict[Callable[..., float], Kind] = {
     harness_metrics.mean: "mean",
@@ -21,16 +21,16 @@ KINDS: dict[Callable[..., float], Kind] = {
     harness_metrics.weighted_perplexity: "perplexity",
     harness_metrics.bits_per_byte: "bits_per_byte",
 }
-"""By how the harness aggregates a metric."""
+"""The kind of a metric, by the function with which the harness aggregates it."""
 
 RIGHT_ANSWER = "bits_per_byte"
-"""The metric that every multiple-choice task has beside the harness's own: of its right answers."""
+"""The metric that we add to every multiple-choice task: the bits per byte of its right answers."""
 
 
 def samples_of(
     task: Task, logged: Sequence[Mapping[str, Any]], hashes: Sequence[str], clusters: Sequence[int]
 ) -> tuple[Sample, ...]:
-    """A sample for each item, from what the harness logged by item and filter, and from hashes and clusters by item."""
+    """Return a sample for each item, from the harness's log by item and filter, and the items' hashes and clusters."""
     scores: dict[int, dict[str, float | tuple[float, float]]] = {}
     choices: dict[int, tuple[float, ...]] = {}
     kinds = kinds_of(task)
@@ -54,24 +54,24 @@ def samples_of(
 
 
 def copies_of(logged: Sequence[Mapping[str, Any]], hashes: Sequence[str]) -> list[int]:
-    """By item, the number of the first that is a copy: of the same hash, or one that asks the model the very same."""
-    asked = {entry["doc_id"]: repr(entry["arguments"]) for entry in logged}
+    """Return for each item the index of its first copy: an item with the same hash, or with the same requests."""
+    requests = {entry["doc_id"]: repr(entry["arguments"]) for entry in logged}
     numbers = join_clusters(range(len(hashes)), hashes)
-    return join_clusters(numbers, [asked.get(number, number) for number in range(len(hashes))])
+    return join_clusters(numbers, [requests.get(number, number) for number in range(len(hashes))])
 
 
 def kinds_of(task: Task) -> dict[str, Kind]:
-    """How each metric of a task follows from its items."""
+    """Return the kind of each metric of a task."""
     return {name: KINDS.get(function, "other") for name, function in task.aggregation().items()}
 
 
 def metrics_of(
     task: Task, figures: Mapping[str, Any], samples: Sequence[Sample], *, subset: str | None = None
 ) -> tuple[Metric, ...]:
-    """Each figure of a task over some samples, and the bits per byte of its right answers.
+    """Return the metrics of a task over some samples, with the bits per byte of its right answers.
 
-    Figures that are not means over items are the harness's, of all items. Where the harness was told to compute none,
-    there are none.
+    Metrics that are not means over items are taken from the harness, for all items only. With `predict_only` there are
+    no metrics.
     """
     kinds, higher_is_better, metrics = kinds_of(task), task.higher_is_better(), []
     if BYPASS in kinds:
@@ -100,13 +100,13 @@ def metrics_of(
 
 
 def as_metric(name: str, interval: Interval, kind: Kind, better: bool, items: int, subset: str | None) -> Metric:
-    """A figure for the results; `better` says whether a higher one is."""
+    """Return a metric for the results; `better` says whether a higher value is better."""
     low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
     return Metric(name, interval.value, low, high, interval.method, kind, better, items, subset)
 
 
 def interval_of(kind: Kind, scores: Sequence[Any], clusters: Sequence[int]) -> Interval:
-    """A figure and its 95 % interval, from the scores of its items."""
+    """Return a metric's value with its 95 % interval, from the scores of its items."""
     values = np.asarray(scores, dtype=float)
     if kind != "mean":
         log_likelihoods, weights = values.T
@@ -117,14 +117,14 @@ def interval_of(kind: Kind, scores: Sequence[Any], clusters: Sequence[int]) -> I
 
 
 def full_name(metric: str, filter_name: str) -> str:
-    """A metric's name in results, with the filter of the answers if the task has several."""
+    """Return a metric's name in results, with the answers' filter if the task has several filters."""
     return metric if filter_name == "none" else f"{metric}_{filter_name}"
 
 
 def _right_answer(task: Task, entry: Mapping[str, Any]) -> tuple[float, float] | None:
-    """An item's right answer: its log-likelihood in nats, and its bytes as the model was asked for it.
+    """Return the log-likelihood of an item's right answer in nats, and the answer's length in bytes.
 
-    Of several right answers it is the one with the fewest bits per byte. None where the task names none.
+    If there are several right answers, the one with the fewest bits per byte counts. None if the task names none.
     """
     right = task.doc_to_text(entry["doc"]) if task.multiple_input else entry["target"]
     numbers = right if isinstance(right, list) else [right]
@@ -140,7 +140,7 @@ def _right_answer(task: Task, entry: Mapping[str, Any]) -> tuple[float, float] |
 
 
 def _number(value: Any) -> float | tuple[float, float] | None:
-    """A score as JSON can hold it; None for what some tasks keep for an aggregation of their own."""
+    """Return a score as JSON can hold it; None for other values, which some tasks keep for their own aggregation."""
     if isinstance(value, bool | int | float | np.number):
         return float(value)
     if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(each, int | float) for each in value):

@@ -1,4 +1,4 @@
-"""What to evaluate on, and how."""
+"""The configuration of an evaluation on tasks."""
 
 import re
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from gptstar.errors import ConfigError
 from gptstar.fields import Before, Count, NotNegative, Seed32, check_ranges
 
 SUITE = ("lambada_openai", "wikitext", "piqa", "hellaswag", "winogrande")
-"""What GPT* was published with."""
+"""The tasks with published results of GPT*."""
 
 CONTEXT_LENGTH = 1024
 LONGER_CONTEXTS = {"wikitext": 2048}
-"""As published."""
+"""Context lengths of particular tasks, as published."""
 
 
 @dataclass(frozen=True)
@@ -23,28 +23,30 @@ class TasksConfig:
     """Tasks of lm-evaluation-harness, and how to score them.
 
     Attributes:
-        study: what tells this apart from other evaluations.
-        tasks: their names in the harness; groups and tags of it too.
-        limit: the first so many items of each task only, to try things out.
-        include_path: a folder with definitions of the user's own tasks, as the harness reads them (`TASK.yaml`).
-        data_dir: a folder with a file for each task, in the columns of its dataset on the Hub; the Hub unless given.
-        context_length: tokens read at most, for every task; 1,024 and for WikiText 2,048 unless given, or what learned
-            positions hold.
-        num_fewshot: examples before each item; what each task says unless given. A task that says 0 keeps 0, as in the
-            harness.
-        fewshot_as_multiturn: of chat templates, which no model here has: false.
-        gen_kwargs: how texts are written, over what each task says: `{max_gen_toks: 32}`.
-        metadata: what the harness hands to the code of tasks that make their items: `{tokenizer: FOLDER}` for RULER.
-        predict_only: keep what the model answers, and compute no metrics.
-        dtype: of the products. In less than float32 scores depend on what else is in the batch.
-        batch_tokens: tokens to read at once; by default 1,024 on a CPU, and on a GPU what its memory holds.
-        batch_size: rows read at once at most.
-        seed: of the choice of few-shot examples, and of texts that are drawn.
-        cache: a folder that keeps scores, so that what was interrupted goes on.
-        overlap: what `gptstar data overlap --json` wrote: scores also for the items that the training text lacks.
-        every_n_steps: of a training run, between the checkpoints that are evaluated, and the last one; train.py only.
-        device: where a training run's checkpoints are evaluated, such as `cpu` or `cuda:1`; unless given, on a GPU that
-            the run leaves free, or else on the CPU. train.py only.
+        study: the kind of evaluation, set by `evaluation=harness`.
+        tasks: names of the harness's tasks, groups or tags.
+        limit: the number of items of each task to score, from the first on; for trials only.
+        include_path: a folder with definitions of the user's own tasks in the harness's format (`TASK.yaml`).
+        data_dir: a folder with a file for each task, in the columns of its dataset on the Hub; by default the Hub.
+        context_length: the most tokens that the model reads in every task; by default 1,024, and 2,048 for WikiText, or
+            the number of learned positions if that is smaller.
+        num_fewshot: the number of few-shot examples; by default each task's own. As in the harness, a task that
+            defines 0 keeps 0.
+        fewshot_as_multiturn: an option for chat templates, which no model here has; it must be false.
+        gen_kwargs: settings of generation that override each task's own, such as `{max_gen_toks: 32}`.
+        metadata: options that the harness passes to the code of tasks that generate their items, such as
+            `{tokenizer: FOLDER}` for RULER.
+        predict_only: whether to record the model's answers only, without metrics.
+        dtype: the type of matrix products; below float32, scores depend on the other requests in the batch.
+        batch_tokens: the number of tokens to read at once; by default 1,024 on a CPU, and as many as fit on a GPU.
+        batch_size: the most rows to read at once.
+        seed: the seed of few-shot examples and of sampled texts.
+        cache: a folder that stores scores, so that an interrupted evaluation can continue.
+        overlap: the output of `gptstar data overlap --json`; adds scores over items that are not in the training text.
+        every_n_steps: the number of steps between the checkpoints of a training run that are evaluated; the last one is
+            always evaluated. For train.py only.
+        device: the device that evaluates the checkpoints of a training run, such as `cpu` or `cuda:1`; by default a GPU
+            that the run does not use, or else the CPU. For train.py only.
     """
 
     study: Literal["harness"] = "harness"
@@ -73,19 +75,19 @@ class TasksConfig:
             raise ConfigError("evaluation.tasks is empty: name some, such as [piqa,winogrande]")
         if self.fewshot_as_multiturn:
             raise ConfigError(
-                "evaluation.fewshot_as_multiturn=true needs a chat template, as in the harness, and no model here has "
-                "one: leave it out"
+                "evaluation.fewshot_as_multiturn=true needs a chat template, which no model here has: leave it out"
             )
         if self.predict_only and self.every_n_steps is not None:
             raise ConfigError(
-                "evaluation.predict_only=true computes no metrics, which evaluation.every_n_steps logs: leave one out"
+                "evaluation.predict_only=true computes no metrics, but evaluation.every_n_steps needs them: leave one "
+                "out"
             )
 
     def check_here(self) -> None:
-        """See that the files exist.
+        """Check that the named files and the device exist.
 
         Raises:
-            ConfigError: one does not.
+            ConfigError: one does not exist.
         """
         for key, path in (("include_path", self.include_path), ("data_dir", self.data_dir)):
             if path is not None and not path.is_dir():
@@ -100,20 +102,24 @@ class TasksConfig:
         if not match:
             raise ConfigError(f"evaluation.device={name} is neither cpu nor a GPU such as cuda:1")
         if name != "cpu" and int(match[1] or 0) >= (there := torch.cuda.device_count()):
-            raise ConfigError(f"evaluation.device={name} is not here: PyTorch sees {there or 'no'} GPUs")
+            raise ConfigError(f"evaluation.device={name} does not exist here: PyTorch sees {there or 'no'} GPUs")
 
     def length_for(self, task: str, n_ctx: int | None) -> int:
-        """Tokens read at most in a task, by a model whose learned positions, if it has them, hold `n_ctx`.
+        """Return the most tokens that a model reads in a task.
+
+        Args:
+            task: the name of the task.
+            n_ctx: the number of the model's learned positions; None for other kinds of positions.
 
         Raises:
-            ConfigError: more is asked for than learned positions hold.
+            ConfigError: the configured length exceeds the learned positions.
         """
         if self.context_length is None:
             published = LONGER_CONTEXTS.get(task, CONTEXT_LENGTH)
             return min(published, n_ctx or published)
         if n_ctx is not None and self.context_length > n_ctx:
             raise ConfigError(
-                f"evaluation.context_length={self.context_length} exceeds the learned positions' n_ctx={n_ctx}, beyond "
-                f"which the model is undefined: give at most {n_ctx}"
+                f"evaluation.context_length={self.context_length} exceeds the model's n_ctx={n_ctx}; learned positions "
+                f"can't extrapolate: give at most {n_ctx}"
             )
         return self.context_length

@@ -1,4 +1,4 @@
-"""Tasks as the harness would be told of them, and a model that reads each in its own context length."""
+"""Per-task settings: the user's options for each task, and a model that uses each task's own context length."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,11 @@ from lm_eval.api.task import Task
 from gptstar.errors import ConfigError
 from gptstar.evaluation.tasks.config import TasksConfig
 
-UNSAFE = "runs programs that the model writes, which is not offered here: lm_eval has --confirm_run_unsafe_code for it"
+UNSAFE = "runs code that the model writes, which is not supported here: use lm_eval with --confirm_run_unsafe_code"
 
 
 def set_options(task: Task, config: TasksConfig) -> None:
-    """Tell a task what the user chose, as the harness's `simple_evaluate` does.
+    """Apply the user's options to a task, as the harness's `simple_evaluate` does.
 
     Raises:
         ConfigError: the task can't be evaluated here.
@@ -23,7 +23,7 @@ def set_options(task: Task, config: TasksConfig) -> None:
     name = task.config.task
     for is_so, problem in (
         (getattr(task, "UNSAFE_CODE", False), UNSAFE),
-        (getattr(task, "MULTIMODAL", False), "has pictures or sound, and models here read text"),
+        (getattr(task, "MULTIMODAL", False), "has pictures or sound, but models here read text only"),
     ):
         if is_so:
             raise ConfigError(f"evaluation.tasks: {name} {problem}")
@@ -32,28 +32,28 @@ def set_options(task: Task, config: TasksConfig) -> None:
     if config.predict_only:
         task.override_metric(metric_name="bypass")
     own = task.get_config("num_fewshot")
-    if own is None or (config.num_fewshot is not None and own != 0):  # a task that says 0 keeps it
+    if own is None or (config.num_fewshot is not None and own != 0):  # a task that defines 0 keeps it
         task.set_config(key="num_fewshot", value=config.num_fewshot or 0)
     task.set_fewshot_seed(seed=config.seed)
 
 
 class ByTask(LM):  # type: ignore[misc]  # the harness has no types
-    """Has each task's requests answered by the task's own model."""
+    """A harness model that forwards each task's requests to the task's own model."""
 
     def __init__(self, models: Mapping[str, LM | CachingLM]) -> None:
         super().__init__()
         self._models = models
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[Any]:
-        """The log-likelihood of each continuation, and whether greedy decoding would have written it."""
+        """Return the log-likelihood of each continuation, and whether it is the greedy one."""
         return self._answers("loglikelihood", requests)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[Any]:
-        """The log-likelihood of each whole text."""
+        """Return the log-likelihood of each whole text."""
         return self._answers("loglikelihood_rolling", requests)
 
     def generate_until(self, requests: Sequence[Instance]) -> list[Any]:
-        """Each text's continuation."""
+        """Return the generated continuation of each text."""
         return self._answers("generate_until", requests)
 
     def _answers(self, kind: str, requests: Sequence[Instance]) -> list[Any]:

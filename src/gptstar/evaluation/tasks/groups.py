@@ -1,4 +1,4 @@
-"""Scores of groups: the harness's own aggregation of their tasks, with our intervals."""
+"""Scores of task groups: the harness's own aggregation, with our confidence intervals."""
 
 import functools
 import math
@@ -17,20 +17,22 @@ from gptstar.evaluation.statistics.strata import Stratum, pooled
 from gptstar.evaluation.tasks.collect import RIGHT_ANSWER, as_metric, full_name
 
 Samples = Mapping[str | None, Mapping[str, Sequence[Sample]]]
-"""Items of each task, by subset: None for all of them."""
+"""The items of each task by subset; the subset None holds all items."""
 
 MOST_DRAWS = 2**26
-"""Items drawn for an interval: 1,000 resamples of all 67,000 of BLiMP take a second."""
+"""The most items drawn for an interval; 1,000 resamples of BLiMP's 67,000 items take a second."""
 
 
 def group_results(
     groups: Mapping[str, Group], output: Mapping[str, Any], tasks: Mapping[str, TaskResult], samples: Samples
 ) -> list[TaskResult]:
-    """A result for each group that the harness scores, in its order: a group stands before those within it.
+    """Return a result for each group that the harness scores, in its order, with outer groups first.
 
     Args:
+        groups: the groups by name.
         output: the harness's results.
-        tasks: ours, by name.
+        tasks: our results of the tasks, by name.
+        samples: the items of each task, by subset.
     """
     results = []
     for name, figures in ((name, output.get("groups", {}).get(name)) for name in groups):
@@ -63,7 +65,7 @@ def _metrics_of(
     members: Sequence[TaskResult],
     samples: Samples,
 ) -> tuple[list[Metric], tuple[str, ...]]:
-    """The harness's figures of a group, its right answers' bits per byte, and which of them weigh tasks by items."""
+    """Return a group's metrics, and the names of those that weight tasks by their number of items."""
     weighs = {each.metric: each.weight_by_size for each in group.aggregate_metric_list or ()}
     metrics: list[Metric] = []
     by_size: list[str] = []
@@ -75,7 +77,7 @@ def _metrics_of(
             metrics += _over_subsets(full, members, samples, by_size=weighs[name], value=float(value), better=better)
             by_size += [full] * weighs[name]
     if metrics and all(_metric(member, RIGHT_ANSWER) for member in members):
-        weight_by_size = next(iter(weighs.values()))  # of the group's first metric
+        weight_by_size = next(iter(weighs.values()))  # as for the group's first metric
         metrics += _over_subsets(RIGHT_ANSWER, members, samples, by_size=weight_by_size, value=None, better=False)
         by_size += [RIGHT_ANSWER] * weight_by_size
     return metrics, tuple(dict.fromkeys(by_size))
@@ -84,7 +86,7 @@ def _metrics_of(
 def _over_subsets(
     name: str, members: Sequence[TaskResult], samples: Samples, *, by_size: bool, value: float | None, better: bool
 ) -> list[Metric]:
-    """A group's metric over all items, as the harness has it (`value`), and over each subset of them."""
+    """Return a group's metric over all items, with the harness's `value` if given, and over each subset."""
     metrics = []
     for subset, of_tasks in samples.items():
         own = [(member, metric) for member in members if (metric := _metric(member, name, subset)) and metric.items]
@@ -103,20 +105,20 @@ def _over_subsets(
 
 
 def _interval(figure: float, kind: Kind, strata: Sequence[Stratum]) -> Interval:
-    """The interval of a group's figure; none where the items of no task differ, or a task has a single one."""
+    """Return the interval of a group's metric; none if all items have the same score, or a task has only one item."""
     items = pooled(strata)
     if items is None:
         return Interval(figure, math.nan, math.nan, "none")
     numbers, clusters = items
     n_resamples = min(RESAMPLES, max(999, MOST_DRAWS // len(numbers)))
-    found = ratio_interval(numbers, np.ones(len(numbers)), clusters, n_resamples=n_resamples)
-    if not found.low < found.high:
+    interval = ratio_interval(numbers, np.ones(len(numbers)), clusters, n_resamples=n_resamples)
+    if not interval.low < interval.high:
         return Interval(figure, math.nan, math.nan, "none")
     if kind == "bits_per_byte":
-        found = found.transformed(functools.partial(from_nats, kind=kind))
+        interval = interval.transformed(functools.partial(from_nats, kind=kind))
     elif all(((x >= 0) & (x <= 1)).all() for x in (np.asarray(stratum.numerators) for stratum in strata)):
-        found = replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
-    return Interval(figure, found.low, found.high, f"{found.method}, stratified by task")
+        interval = replace(interval, low=max(0.0, interval.low), high=min(1.0, interval.high))
+    return Interval(figure, interval.low, interval.high, f"{interval.method}, stratified by task")
 
 
 def _metric(task: TaskResult, name: str, subset: str | None = None) -> Metric | None:

@@ -1,4 +1,4 @@
-"""The harness's own result files, `results_TIME.json` and `samples_TASK_TIME.jsonl`, for scripts that read those."""
+"""Result files in the harness's own format, `results_TIME.json` and `samples_TASK_TIME.jsonl`, for existing scripts."""
 
 import contextlib
 import io
@@ -19,11 +19,12 @@ from gptstar.evaluation.tasks.config import TasksConfig
 from gptstar.evaluation.tasks.offline import Loaded
 
 BOOTSTRAP_ITERS = 1000
-"""For standard errors that have no formula, such as LAMBADA's perplexity; the harness's 100,000 would take minutes."""
+"""Resamples for standard errors without a formula, such as that of LAMBADA's perplexity; the harness's 100,000 would
+take minutes."""
 
 
 def with_errors(output: dict[str, Any], loaded: Loaded) -> None:
-    """Add the harness's standard errors to its results, of tasks and of groups."""
+    """Add the harness's standard errors to its results of tasks and groups."""
     results = output["results"]
     for task in loaded.tasks:
         figures, aggregation = results[task.config.task], task.aggregation()
@@ -41,22 +42,30 @@ def with_errors(output: dict[str, Any], loaded: Loaded) -> None:
 
 
 def facts_of(
-    who: Mapping[str, Any], config: TasksConfig, tokenizer: Tokenizer, device: torch.device, began: float
+    identity: Mapping[str, Any], config: TasksConfig, tokenizer: Tokenizer, device: torch.device, began: float
 ) -> dict[str, Any]:
-    """What `simple_evaluate` says beside the results: the model, the options, and the machine.
+    """Return the facts that `simple_evaluate` adds to its results: the model, the options, and the machine.
 
     Args:
-        began: seconds since the epoch.
+        identity: the checkpoint's identity.
+        config: the tasks and their options.
+        tokenizer: the checkpoint's tokenizer.
+        device: the device of the evaluation.
+        began: the start of the evaluation, in seconds since the epoch.
     """
     end = tokenizer.special_tokens[tokenizer.end_of_text], str(tokenizer.end_of_text)
     facts: dict[str, Any] = {
         "config": {
             "model": "gptstar",
-            "model_args": {"path": who.get("path"), "dtype": config.dtype, "context_length": config.context_length},
-            "model_num_parameters": who.get("n_params"),
-            "model_dtype": str(torch.float32),  # of the weights; products are in model_args.dtype
+            "model_args": {
+                "path": identity.get("path"),
+                "dtype": config.dtype,
+                "context_length": config.context_length,
+            },
+            "model_num_parameters": identity.get("n_params"),
+            "model_dtype": str(torch.float32),  # the weights' type; model_args.dtype is that of products
             "model_revision": "main",
-            "model_sha": who.get("sha256") or "",
+            "model_sha": identity.get("sha256") or "",
             "batch_size": config.batch_size,
             "batch_sizes": [],
             "device": str(device),
@@ -68,7 +77,7 @@ def facts_of(
         },
         "git_hash": get_commit_from_path(Path.cwd()),
         "date": began,
-        **{f"tokenizer_{role}_token": list(end) for role in ("pad", "eos", "bos")},  # as an exported model has them
+        **{f"tokenizer_{role}_token": list(end) for role in ("pad", "eos", "bos")},  # the same as in an exported model
         "eot_token_id": tokenizer.end_of_text,
     }
     add_env_info(facts)
@@ -76,13 +85,14 @@ def facts_of(
 
 
 def write_harness_files(output: dict[str, Any], folder: Path) -> None:
-    """Write the harness's files by its own writer. It takes the samples apart, so it comes last.
+    """Write the harness's files by its own writer, which modifies the samples, so call it last.
 
     Args:
-        output: the harness's results, with `facts_of` them.
+        output: the harness's results, with those of `facts_of`.
+        folder: the folder to write into.
 
     Raises:
-        OSError: not all of them can be written.
+        OSError: a file can't be written.
     """
     samples = output.pop("samples")
     tracker = EvaluationTracker(output_path=str(folder / "results.json"))
@@ -98,7 +108,7 @@ def write_harness_files(output: dict[str, Any], folder: Path) -> None:
 
 @contextlib.contextmanager
 def _in_this_process() -> Iterator[None]:
-    """Have the harness bootstrap without processes of its own, and without a word."""
+    """Make the harness bootstrap in this process, without output."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         before = os.environ.get("DISABLE_MULTIPROC")
         os.environ["DISABLE_MULTIPROC"] = "1"
@@ -113,10 +123,10 @@ def _in_this_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures_are_errors() -> Iterator[None]:
-    """The harness's writer only logs what it can't write: a warning, and then the reason."""
-    said: list[logging.LogRecord] = []
+    """Turn failures of the harness's writer, which it only logs, into errors."""
+    records: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = said.append  # type: ignore[method-assign, assignment]
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
     logger = logging.getLogger(EvaluationTracker.__module__)
     level, passes_on = logger.level, logger.propagate
     logger.addHandler(handler)
@@ -128,6 +138,6 @@ def _failures_are_errors() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = passes_on
-    for number, record in enumerate(said):
+    for number, record in enumerate(records):
         if record.levelno >= logging.WARNING:
-            raise OSError(": ".join(each.getMessage() for each in said[number : number + 2]))
+            raise OSError(": ".join(each.getMessage() for each in records[number : number + 2]))

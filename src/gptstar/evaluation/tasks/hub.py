@@ -1,4 +1,4 @@
-"""The Hugging Face Hub without its patience: no network is noticed at once, and what is cached is used."""
+"""The Hugging Face Hub without long waits: a missing network is detected at once, and the cache is used."""
 
 import contextlib
 import http.client
@@ -13,11 +13,11 @@ import datasets
 import huggingface_hub
 
 SECONDS = 5
-"""For an answer of any kind."""
+"""The most seconds to wait for an answer of any kind."""
 
 
 def reachable() -> bool:
-    """Whether the Hub answers at all; through the proxies that the environment names."""
+    """Whether the Hub answers, possibly through the environment's proxies."""
     if datasets.config.HF_HUB_OFFLINE:
         return False
     try:
@@ -31,9 +31,9 @@ def reachable() -> bool:
 
 @contextlib.contextmanager
 def without_waiting() -> Iterator[None]:
-    """Where the Hub is out of reach, tell its libraries so: they would retry for half a minute for each dataset.
+    """Switch the Hub's libraries to offline mode if the Hub is unreachable; they would retry for half a minute each.
 
-    Code of tasks that fetches by itself waits for seconds there, and not for ever.
+    The downloads of a task's own code then time out after seconds.
     """
     before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
     patience = socket.getdefaulttimeout()
@@ -48,7 +48,7 @@ def without_waiting() -> Iterator[None]:
 
 
 def revision_of(dataset: Any) -> str | None:
-    """The commit that a loaded dataset was made from, if it tells."""
+    """Return the commit of a loaded dataset; None if it is unknown."""
     addresses = " ".join(dataset.info.download_checksums or {})  # hf://datasets/OWNER/NAME@COMMIT/FILE
     commit = re.search(r"@([^/]{40})/", addresses)
     return commit and commit[1]

@@ -1,4 +1,4 @@
-"""Items of tasks from files on this machine, in the Hub's columns: read and checked."""
+"""Reading and checking of task items from local files, which have the columns of the Hub's datasets."""
 
 import json
 import zlib
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 class Rule(NamedTuple):
-    """What the harness's code needs of a column, and how to say so."""
+    """A requirement of the harness's code on a column, with its description."""
 
     accepts: Callable[[Any], bool]
     needed: str
@@ -62,14 +62,15 @@ COLUMNS: dict[str, dict[str, Rule]] = {
         "answer": Rule(lambda value: value in ("1", "2"), f"'1' or '2' {VALIDATION}"),
     },
 }
-"""What the harness's code reads of each task. On something else it would fail deep down, or score nonsense."""
+"""The columns that the harness's code reads in each task. With other values it would fail obscurely, or give wrong
+scores."""
 
 
 def items(path: Path) -> list[tuple[str, Row]]:
-    """Items of a file as they are, each with where it stands (`line 7`, or `row 7` of Parquet).
+    """Read the items of a file, each with its location (`line 7`, or `row 7` of Parquet).
 
     Raises:
-        DataError: damaged, empty, or not JSON objects; names file and line.
+        DataError: the file is damaged, empty, or has other lines than JSON objects; the message names file and line.
     """
     try:
         if path.suffix.lower() == ".parquet":
@@ -78,20 +79,20 @@ def items(path: Path) -> list[tuple[str, Row]]:
         else:
             rows = list(_lines(path))
     except (OSError, EOFError, zlib.error, zstandard.ZstdError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: can't be read ({in_one_line(error)}): damaged, cut short or gone") from error
+        raise DataError(f"{path}: can't be read ({in_one_line(error)}): damaged, truncated or missing") from error
     if not rows:
         raise DataError(f"{path}: holds no items")
     return rows
 
 
 def read(path: Path, task: str) -> list[tuple[str, Row]]:
-    """Items of a file for a task, each with where it stands, and all with the same columns.
+    """Read the items of a file for a task, each with its location, and all with the same columns.
 
-    A column that some items lack is null there in a task of the suite, which does not read it. In another task it is
-    left out, so that code that needs it fails instead of reading nulls.
+    In a task of the suite, a column that some items lack is null there, because the task does not read it. In other
+    tasks the column is left out, so that code that needs it fails instead of reading nulls.
 
     Raises:
-        DataError: as `items`; or columns are missing or hold what the task can't use; names file, line and column.
+        DataError: `items` fails, or a column is missing or has a wrong value; the message names file, line and column.
     """
     rows, rules = items(path), COLUMNS.get(task, {})
     for where, row in rows:
@@ -109,21 +110,21 @@ def read(path: Path, task: str) -> list[tuple[str, Row]]:
 
 
 def as_harness_dataset(*, gptstar: Mapping[str, Any], **_: Any) -> dict[str, datasets.Dataset]:
-    """Load the splits of a task in memory; the harness calls this as the task's `custom_dataset`.
+    """Load the splits of a task into memory; the harness calls this as the task's `custom_dataset`.
 
     Args:
-        gptstar: `task`; `files`, by split; and `absent`, splits of the task that nothing will be taken from: they are
-            empty, so that code that draws few-shot examples from them after all is stopped.
+        gptstar: a mapping of `task`, its name; `files`, by split; and `absent`, the splits that are not needed. These
+            are empty, so that code that does draw few-shot examples from them fails.
 
     Raises:
-        DataError: as `read`, or a column holds values of several types.
+        DataError: `read` fails, or a column holds values of several types.
     """
     splits = {}
     for split, path in gptstar["files"].items():
         rows = [row for _, row in read(Path(path), gptstar["task"])]
         try:
             splits[split] = datasets.Dataset.from_list(rows)
-        except (ValueError, TypeError) as error:  # pyarrow's are of these
+        except (ValueError, TypeError) as error:  # pyarrow's errors derive from these
             raise DataError(f"{path}: a column holds values of several types ({in_one_line(error)})") from error
     any_split = next(iter(splits.values()))
     return splits | {split: any_split.select([]) for split in gptstar["absent"]}

@@ -1,4 +1,4 @@
-"""Folders of benchmark items, and their `manifest.json`: where each file is from, under which licence, and its hash."""
+"""Folders of benchmark items, and their `manifest.json` with each file's source, licence and hash."""
 
 import json
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".parquet")
 
 @dataclass(frozen=True)
 class Entry:
-    """A file of a bundle. None is unknown.
+    """The manifest's entry for a file of a bundle; None means unknown.
 
     Attributes:
-        split: of the dataset.
-        stands_for: the split that the harness would take it as.
-        dataset, config, revision: on the Hub.
-        taken_from: sha256 of the local file that it was made from, if it was.
+        split: the split of the dataset that the file holds.
+        stands_for: the split as which the harness uses the file.
+        dataset, config, revision: the dataset on the Hub, its configuration, and its commit.
+        taken_from: the sha256 of the local file from which the items were copied, if there was one.
     """
 
     task: str
@@ -46,16 +46,16 @@ class Entry:
 
 
 def read_manifest(folder: Path) -> dict[str, Entry]:
-    """Files of a bundle by name; none where a folder has no manifest.
+    """Read the entries of a bundle's files, by name; empty if the folder has no manifest.
 
     Raises:
-        DataError: damaged, or of another format.
+        DataError: the manifest is damaged, or has another format.
     """
     path = folder / FILE_NAME
     try:
         tree = read_json(path)
         if not FORMAT.items() <= tree.items():
-            raise ValueError("of another format")
+            raise ValueError("another format")
         return TypeAdapter(dict[str, Entry]).validate_python(tree.get("files"))
     except FileNotFoundError:
         return {}
@@ -67,10 +67,10 @@ def read_manifest(folder: Path) -> dict[str, Entry]:
 
 
 def write_manifest(folder: Path, files: dict[str, Entry]) -> None:
-    """Write the manifest of a bundle, whole or not at all.
+    """Write the manifest of a bundle atomically.
 
     Raises:
-        OSError: it can't be written; the old one stands.
+        OSError: the manifest can't be written; the old one remains.
     """
     entries = {name: asdict(files[name]) for name in sorted(files)}
     tree = FORMAT | {"harness": version("lm-eval"), "files": entries}
@@ -78,10 +78,10 @@ def write_manifest(folder: Path, files: dict[str, Entry]) -> None:
 
 
 def verified_sha256(path: Path, entry: Entry | None) -> str:
-    """Hash a file, and compare the hash with that of the file's entry in its manifest, if it has one.
+    """Hash a file, and compare the hash with its entry in the manifest, if there is one.
 
     Raises:
-        DataError: the file can't be read, or is not the one that the manifest describes.
+        DataError: the file can't be read, or differs from the manifest's entry.
     """
     try:
         sha256 = file_sha256(path)
@@ -90,7 +90,7 @@ def verified_sha256(path: Path, entry: Entry | None) -> str:
     if entry is not None and entry.sha256 != sha256:
         raise DataError(
             f"{path}: sha256 {sha256[:12]}… is not the {entry.sha256[:12]}… of {FILE_NAME}: the file has changed since "
-            "it was bundled; remove it, then `gptstar evaluation bundle` writes it again"
+            "it was bundled; remove it, and let `gptstar evaluation bundle` write it again"
         )
     return sha256
 
@@ -101,29 +101,29 @@ def find_items(
     """Find and verify the file of a task's split: `TASK/SPLIT.jsonl`, or `TASK.jsonl` if the split is evaluated.
 
     Args:
-        option: what the user named the folder by.
+        option: the option by which the user named the folder.
         config: the task's definition.
 
     Returns:
-        `path` and `sha256`; `split`, `revision` and `licence` as far as they are known.
+        A mapping with `path` and `sha256`, and with `split`, `revision` and `licence` if they are known.
 
     Raises:
-        DataError: there are several, none, or it is not the file that the folder's manifest describes.
+        DataError: there is no such file, there are several, or it differs from the manifest's entry.
     """
     task = config["task"]
     stems = (f"{task}/{split}", task) if evaluated else (f"{task}/{split}",)
     paths = [path for stem in stems for ending in ENDINGS if (path := folder / f"{stem}{ending}").is_file()]
     if not paths:
-        purpose = "" if evaluated else ", which its few-shot examples are from"
+        purpose = "" if evaluated else ", from which its few-shot examples come"
         examples = "" if evaluated else f" --num-fewshot {num_fewshot or 1}"
         here = sorted({path.name.partition(".")[0] for path in folder.iterdir() if path.name.endswith(ENDINGS)})
-        offer = f", or evaluate what is there: evaluation.tasks=[{','.join(here)}]" if here and evaluated else ""
+        offer = f", or evaluate the tasks it has: evaluation.tasks=[{','.join(here)}]" if here and evaluated else ""
         raise DataError(
             f"{option}={folder} lacks {stems[-1]}.jsonl: the {split} split of {dataset_of(config)}{purpose}; on a "
-            f"machine with network `gptstar evaluation bundle DIR --tasks {task}{examples}` fetches it{offer}"
+            f"machine with a network, `gptstar evaluation bundle DIR --tasks {task}{examples}` downloads it{offer}"
         )
     if len(paths) > 1:
-        raise DataError(f"{paths[0]} and {paths[1]} both claim to be the {split} split of {task}: keep one")
+        raise DataError(f"{paths[0]} and {paths[1]} could both be the {split} split of {task}: keep one")
     path = paths[0]
     entry = read_manifest(folder).get(path.relative_to(folder).as_posix())
     file = {"path": str(path), "sha256": verified_sha256(path, entry)}
@@ -134,6 +134,6 @@ def find_items(
 
 
 def dataset_of(config: Mapping[str, Any]) -> str:
-    """The dataset of a task's definition, by its name on the Hub."""
+    """Return the name on the Hub of the dataset in a task's definition."""
     name = config.get("dataset_name")
     return f"{config.get('dataset_path', 'its dataset')}{f' ({name})' if name else ''}"

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on items from local files, or from the Hub; with the harness's own preprocessing."""
+"""Tasks of lm-evaluation-harness with items from local files or the Hub, and with the harness's own preprocessing."""
 
 import contextlib
 import difflib
@@ -26,15 +26,15 @@ from gptstar.evaluation.tasks.published import licence_of
 from gptstar.evaluation.tasks.registry import leaves, manager_for, quiet
 
 KEY = "gptstar"
-"""In a task's `dataset_kwargs`: where its items are from."""
+"""The key in a task's `dataset_kwargs` that holds the source of its items."""
 
 TWINS = 0.7
-"""Share of words in common from which two Winogrande sentences are twins: real ones have 0.8, others below 0.5."""
+"""The least share of common words of Winogrande twins: true twins have 0.8, other pairs less than 0.5."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Tasks with their items, each once, and the groups that they were asked for by, with the groups within those."""
+    """Loaded tasks, each once, and the requested groups with the groups inside them."""
 
     tasks: list[Task]
     groups: dict[str, Group]
@@ -47,7 +47,7 @@ def load_tasks(
     num_fewshot: int | None = None,
     include_path: Path | None = None,
 ) -> list[Task]:
-    """The tasks of `load`."""
+    """Load tasks as `load` does, and return them without the groups."""
     return load(names, data_dir, num_fewshot=num_fewshot, include_path=include_path).tasks
 
 
@@ -59,17 +59,17 @@ def load(
     include_path: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Build tasks, and those of groups and tags, for `lm_eval.evaluator.evaluate`: in the order of `names`, each once.
+    """Build tasks, also those of groups and tags, for `lm_eval.evaluator.evaluate`: in the order of `names`, each once.
 
     Args:
         data_dir: a folder with `TASK.jsonl` for each, or `TASK/SPLIT.jsonl` (also .jsonl.gz, .jsonl.zst, .parquet), in
             the columns of its dataset on the Hub; None to load them from the Hub.
-        num_fewshot: examples before each item; what each task says unless given. They need another split's file.
-        metadata: what the harness hands to the code of tasks that make their items.
+        num_fewshot: the number of few-shot examples, which need the file of another split; by default each task's own.
+        metadata: options that the harness passes to the code of tasks that generate their items.
 
     Raises:
-        ConfigError: no such task, one that reads its own data, or one whose code lacks something.
-        DataError: items that are missing, damaged or not as the task needs them; or the Hub is out of reach.
+        ConfigError: a task does not exist, reads its own data, or has code that needs a package or file.
+        DataError: items are missing, damaged or unsuitable for the task; or the Hub is unreachable.
     """
     manager = manager_for(names, include_path, metadata)
     datasets.disable_progress_bars()
@@ -90,18 +90,18 @@ def load(
 
 
 def splits_of(config: Mapping[str, Any], num_fewshot: int | None) -> tuple[list[str], list[str]]:
-    """Splits that a task takes items from, by its definition, and the others that it names.
+    """Return the splits from which a task takes items, by its definition, and the other splits that it names.
 
-    The first is the one that is evaluated; a second is the one that few-shot examples are from, if any are needed.
+    The first is evaluated. A second one, if few-shot examples need it, provides these.
 
     Raises:
-        ConfigError: it reads its own data.
+        ConfigError: the task reads its own data.
     """
     named = [config.get(f"{kind}_split") for kind in ("training", "validation", "test")]
     evaluated = named[2] or named[1]
     if evaluated is None:
         raise ConfigError(
-            f"evaluation.tasks: {config['task']} reads its own data, which local files can't stand for: leave it out"
+            f"evaluation.tasks: {config['task']} reads its own data, which local files can't replace: leave it out"
         )
     few_shot = config.get("fewshot_config") or {}
     source = few_shot.get("split") or config.get("fewshot_split") or next(filter(None, named))  # the harness's rule
@@ -114,7 +114,7 @@ def splits_of(config: Mapping[str, Any], num_fewshot: int | None) -> tuple[list[
 
 
 def _on_local_files(definition: Any, data_dir: Path, num_fewshot: int | None) -> Any:
-    """A task's entry in the harness's registry, as it was but for where the items are from."""
+    """Return a task's entry in the harness's registry with local files as the source of its items."""
     key, config, files = "evaluation.data_dir", definition.cfg, {}
     used, absent = splits_of(config, num_fewshot)
     for split in used:
@@ -128,16 +128,16 @@ def _on_local_files(definition: Any, data_dir: Path, num_fewshot: int | None) ->
 
 
 def _built(name: str, manager: TaskManager) -> Loaded:
-    """Build a task, or the tasks of a group or tag; refuse what can't be built by the name of the task."""
+    """Build a task, or the tasks of a group or tag; an error names the task that can't be built."""
     try:
         built = manager.load([name])
         return Loaded(list(built["tasks"].values()), built["groups"])
     except Refusal:
         raise
-    except Exception as error:  # of the harness, of datasets and what they rest on: there is no common one
+    except Exception as error:  # the harness and `datasets` have no common base of errors
         for leaf in leaves(name, manager):
             if leaf != name:
-                _built(leaf, manager)  # one of them fails, and is named
+                _built(leaf, manager)  # one of them fails with an error that names it
         config = manager.task_index[name].cfg or {}
         local = (config.get("dataset_kwargs") or {}).get(KEY)
         if local is not None:
@@ -149,21 +149,21 @@ def _built(name: str, manager: TaskManager) -> Loaded:
             raise refusal from error
         reason = with_type(error)
         if isinstance(error, ConnectionError):
-            reason = "the Hub can't be reached, and they are not in its cache"
+            reason = "the Hub is unreachable, and its cache lacks them"
         raise DataError(
-            f"the items of {name}, {dataset_of(config)} on the Hub, can't be had ({reason}): on a machine with network "
-            f"run `gptstar evaluation bundle DIR --tasks {name}`, then give evaluation.data_dir=DIR here"
+            f"the items of {name}, {dataset_of(config)} on the Hub, can't be loaded ({reason}): on a machine with a "
+            f"network run `gptstar evaluation bundle DIR --tasks {name}`, then give evaluation.data_dir=DIR here"
         ) from error
 
 
 def _missing_part(error: Exception) -> str | None:
-    """The column, or part of a value, that the harness's code looked for in vain."""
+    """Return the column, or the part of a value, that the harness's code did not find."""
     quoted = re.findall(r"'([^']*)'", str(error)) if isinstance(error, KeyError | jinja2.UndefinedError) else []
     return quoted[-1] if quoted else None
 
 
 def _unusable(path: str, where: str | None, task: str, row: Mapping[str, Any], error: Exception) -> DataError:
-    """The refusal of an item that the harness's code can't use, from the error that the code raised."""
+    """Return the error for an item that the harness's code can't use, from the error that the code raised."""
     part = _missing_part(error)
     if part is not None and part not in row.values():
         where, row = next((each for each in local_files.items(Path(path)) if part not in each[1]), (where, row))
@@ -174,13 +174,13 @@ def _unusable(path: str, where: str | None, task: str, row: Mapping[str, Any], e
 
 
 def _try_every_item(task: Task) -> None:
-    """Ask the harness's own functions for text, target and choices of each item; refuse by file and line."""
+    """Run the harness's own functions for text, target and choices on each item; an error names file and line."""
     name, source = task.config.task, task.config.dataset_kwargs[KEY]["source"]
     rows = local_files.read(Path(source["path"]), name)
     documents = task.eval_docs
     for column in (task.config.doc_to_text, task.config.doc_to_target, task.config.doc_to_choice):
         if isinstance(column, str) and column.isidentifier() and column not in documents.features:
-            # to the harness the name itself is the text
+            # the harness uses an unknown column's name as the text
             raise _unusable(source["path"], rows[0][0], name, rows[0][1], KeyError(column))
     is_every_row = len(documents) == len(rows)
     for number, document in enumerate(documents):
@@ -190,17 +190,17 @@ def _try_every_item(task: Task) -> None:
             choices = task.doc_to_choice(document) if task.config.doc_to_choice is not None else None
             if choices and isinstance(target, int) and not task.multiple_input and not 0 <= target < len(choices):
                 raise ValueError(f"answer {target} of {len(choices)} choices")
-        except Exception as error:  # of code of any task
+        except Exception as error:  # a task's code may raise anything
             where = rows[number][0] if is_every_row else f"item {number + 1} after the task's own selection"
             raise _unusable(source["path"], where, name, document, error) from error
 
 
 def source_of(task: Task) -> dict[str, Any]:
-    """Where a task's items are from.
+    """Describe the source of a task's items.
 
     Returns:
-        `dataset`, `config`, `revision`, `licence` and `split` as far as known, `stands_for`, the split that the
-        harness evaluates, and `rows`; of a local file also `path` and `sha256`.
+        A mapping with `dataset`, `config`, `revision`, `licence` and `split`, if known; `stands_for`, the split that
+        the harness evaluates; `rows`; and for a local file its `path` and `sha256`.
     """
     config = task.config
     split = config.test_split or config.validation_split
@@ -214,10 +214,10 @@ def source_of(task: Task) -> dict[str, Any]:
 
 
 def item_hash(document: Mapping[str, Any], task: str = "") -> str:
-    """sha256 of an item, the same wherever it stands and in whatever file.
+    """Return the sha256 of an item, which does not depend on its file or place.
 
-    In the default suite only the columns count that a task's preprocessing reads, so that an item from the Hub and one
-    from a file without the rest are the same.
+    In the default suite it covers only the columns that the task reads, so that a file without the other columns gives
+    the same hashes as the Hub.
     """
     columns = sorted(COLUMNS.get(task, document))
     canonical = json.dumps([[column, document[column]] for column in columns], ensure_ascii=False, default=str)
@@ -225,11 +225,11 @@ def item_hash(document: Mapping[str, Any], task: str = "") -> str:
 
 
 def clusters_of(task_name: str, documents: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Which items are not independent of one another: they have the same number.
+    """Return the cluster of each item; items of one cluster are not independent.
 
     Many of Winogrande's sentences come as twins that differ by a word or two and have the same two options: 168 pairs
-    among 760 items of its validation split. HellaSwag's items of one video or article share a `source_id`. Items of
-    other tasks each stand alone, until copies are joined.
+    among 760 items of its validation split. HellaSwag's items of one video or article share a `source_id`. In other
+    tasks each item is its own cluster, until copies are joined.
     """
     clusters = list(range(len(documents)))
     if task_name.startswith("hellaswag"):

@@ -1,4 +1,4 @@
-"""The harness's results as ours: figures of tasks and groups with intervals, and every item's scores."""
+"""Conversion of the harness's output to our results: metrics with intervals, and every item's scores."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +20,10 @@ from gptstar.files import read_json
 def results_of(
     loaded: Loaded, models: Mapping[str, HarnessModel], output: Mapping[str, Any], config: TasksConfig
 ) -> list[TaskResult]:
-    """Groups first, then tasks.
+    """Return the results of groups, then those of tasks.
 
     Args:
-        models: by task, which know what they had to cut.
+        models: the models by task, which count the requests that they truncated.
         output: the harness's results.
     """
     tasks: dict[str, TaskResult] = {}
@@ -56,9 +56,9 @@ def results_of(
 
 
 def unclean_items(overlap: Path, task: Task) -> set[int]:
-    """Numbers of the items that share a run of words with the training text, or are too short to tell.
+    """Return the indices of items that share a run of words with the training text, or are too short to tell.
 
-    A task that the file of `gptstar data overlap --json` does not know has none, so its clean items are all.
+    A task that is missing from the file of `gptstar data overlap --json` has none: all of its items count as clean.
     """
     name, n_items = task.config.task, len(task.eval_docs)
     try:
@@ -68,11 +68,11 @@ def unclean_items(overlap: Path, task: Task) -> set[int]:
         n_known, items = known["items"], {*known["dirty"], *known["too_short"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"evaluation.overlap={overlap} is not what `gptstar data overlap --json` writes ({with_type(error)})"
+            f"evaluation.overlap={overlap} was not written by `gptstar data overlap --json` ({with_type(error)})"
         ) from error
     if n_known != n_items:
         raise ConfigError(
-            f"evaluation.overlap={overlap} is about {n_known:,} items of {name}, which has {n_items:,} here: run "
+            f"evaluation.overlap={overlap} covers {n_known:,} items of {name}, but it has {n_items:,} items here: run "
             "`gptstar data overlap` on the same file"
         )
     return items

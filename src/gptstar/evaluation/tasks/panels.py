@@ -1,4 +1,4 @@
-"""Results on tasks, and the published figures beside them, as the plot of scores takes them."""
+"""Data for the plot of scores: results on tasks, with published figures."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ CHANCE = {"piqa": 0.5, "hellaswag": 0.25, "winogrande": 0.5}
 
 
 def score_panels(results: Sequence[TaskResults]) -> list[ScorePanel]:
-    """Make a panel for each metric that was published, then for the first metric of each other task or group of tasks.
+    """Make a panel for each published metric, then for the first metric of each other task or group of tasks.
 
     Args:
-        results: of one or several checkpoints, whose names are told apart.
+        results: the results of one or several checkpoints.
     """
     named = list(zip(names_of([each.checkpoint for each in results]), results, strict=True))
     names = list(dict.fromkeys(task.task for each in results for task in each.tasks))
@@ -30,7 +30,7 @@ def score_panels(results: Sequence[TaskResults]) -> list[ScorePanel]:
 
 
 def beside_published(panels: Sequence[ScorePanel]) -> list[str]:
-    """Say for each of our models how many published scores are better, within its intervals, and worse."""
+    """Return a line for each model: how many published scores are better, within its intervals, or worse."""
     lines = []
     compared = [score for panel in panels for score in panel.ours if score.is_same_metric]
     for model in dict.fromkeys(score.model for score in compared):
@@ -42,8 +42,8 @@ def beside_published(panels: Sequence[ScorePanel]) -> list[str]:
                     is_better = (theirs.value > ours.value) == panel.higher_is_better
                     counts["within its 95 % intervals" if is_within else "better" if is_better else "worse"] += 1
         if n_published := sum(counts.values()):
-            said = ", ".join(f"{count} are {word}" for word, count in counts.items())
-            lines.append(f"Of {n_published} published scores beside {model}'s, {said}.")
+            shares = ", ".join(f"{count} are {word}" for word, count in counts.items())
+            lines.append(f"Of {n_published} published scores compared with {model}'s, {shares}.")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Published results to set beside ours: `published.json`, with where each figure is from and what it measures."""
+"""Published results for comparison: `published.json`, with the source of each figure and what it measures."""
 
 import functools
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class PublishedTask:
-    """A task as it was published on, on all items of the split, and what its dataset's own page says of it."""
+    """A task with published results: its split and number of items, and facts from its dataset's page."""
 
     title: str
     items: int
@@ -24,10 +24,10 @@ class Figure:
     """One published figure.
 
     Attributes:
-        value: an accuracy is a share, not a percentage.
-        context_length: in tokens; None where the source does not say.
-        measures: what it really is, where that is another metric than ours, or `unknown`.
-        notes: what a reader has to know before comparing.
+        value: the value; an accuracy is a share, not a percentage.
+        context_length: the context length in tokens; None if the source does not state it.
+        measures: the metric, if it differs from ours, or `unknown`.
+        notes: caveats of the comparison.
     """
 
     task: str
@@ -41,7 +41,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Row:
-    """A model's published figures, with notes on the model and one on its training tokens."""
+    """A model's published figures, with notes on the model and on its training tokens."""
 
     model: str
     training_tokens: int
@@ -52,13 +52,13 @@ class Row:
     tokens_confirmed: bool = True
 
     def figure(self, task: str, metric: str) -> Figure | None:
-        """The figure that stands beside ours, if there is one."""
+        """Return the figure to compare with ours; None if there is none."""
         return next((each for each in self.figures if (each.task, each.metric) == (task, metric)), None)
 
 
 @dataclass(frozen=True)
 class Published:
-    """All published results; figures name their sources, which are Markdown links, and notes by the keys here."""
+    """All published results. Figures refer to `sources` (Markdown links) and `notes` by their keys."""
 
     tasks: dict[str, PublishedTask]
     sources: dict[str, str]
@@ -68,12 +68,12 @@ class Published:
 
 @functools.cache
 def published_rows() -> Published:
-    """The published results that the package carries."""
+    """Load the published results that the package contains."""
     content = files("gptstar.evaluation.tasks").joinpath("published.json").read_bytes()
     return TypeAdapter(Published).validate_json(content)
 
 
 def licence_of(task: str) -> str | None:
-    """The licence of a task's dataset, if its page was read."""
+    """Return the licence of a task's dataset; None if it is unknown."""
     known = published_rows().tasks.get(task)
     return known.licence if known else None

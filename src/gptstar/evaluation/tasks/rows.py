@@ -1,4 +1,4 @@
-"""Rows of sequences with shared prefixes: a prefix is read once."""
+"""Rows of sequences with shared prefixes, so that the model reads each prefix once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 import numpy as np
 
 WORTH_SHARING = 8
-"""A sequence with fewer tokens in common begins a row of its own."""
+"""The fewest shared tokens with which a sequence joins a row; otherwise it begins a new row."""
 
 ROW_TOKENS = 1024
-"""A row takes no further sequence beyond this: its attention grows with its square."""
+"""The most tokens of a row with several sequences; the cost of attention grows with its square."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trie of sequences, its nodes in the order in which they were added.
+    """A trie of sequences. Its nodes are in the order in which they were added.
 
     Attributes:
-        tokens: `(node,)`, int64.
-        positions: `(node,)`, int64: how deep each node lies, which is where its token stands in its sequences.
-        paths: by number of the sequence, `(position,)`: its nodes.
+        tokens: `(node,)`, int64, the token of each node.
+        positions: `(node,)`, int64, the depth of each node, which is its token's position in the sequences.
+        paths: the nodes of each sequence, `(position,)`, by the sequence's index.
     """
 
     tokens: np.ndarray
@@ -28,26 +28,28 @@ class Row:
 
     @property
     def branched(self) -> bool:
-        """Whether any node has two successors; otherwise the row is one sequence read from its beginning."""
+        """Whether any node has two successors; otherwise the row is a single sequence."""
         return max(map(len, self.paths.values())) < len(self.tokens)
 
     def attention_mask(self) -> np.ndarray:
-        """`(node, node)`, bool: each node attends to those on its way from the beginning, and to itself."""
+        """Return the attention mask `(node, node)`, bool: each node attends to its ancestors and to itself."""
         mask = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
         for path in self.paths.values():
-            mask[path[:, None], path[None, :]] = path[:, None] >= path[None, :]  # nodes of a path are in order
+            mask[path[:, None], path[None, :]] = path[:, None] >= path[None, :]  # a path is in ascending order
         return mask
 
 
 def rows_of(sequences: Sequence[Sequence[int]]) -> list[Row]:
-    """Put sequences into rows, each with those that share a beginning worth sharing.
+    """Group sequences into rows by shared prefixes.
 
     Returns:
-        The rows. Every sequence is in exactly one, and which does not depend on the order of the sequences.
+        The rows. Every sequence is in exactly one row, whatever the order of the sequences.
     """
-    groups: list[dict[int, int]] = []  # for each row, the tokens that each sequence shares with the one before
+    groups: list[
+        dict[int, int]
+    ] = []  # for each row, the number of tokens that each sequence shares with the previous one
     last, n_nodes = np.empty(0, dtype=np.int64), 0
-    # In sorted order, what a sequence shares with any earlier one, it shares with the last.
+    # In sorted order, the longest prefix shared with any earlier sequence is shared with the previous one.
     for number in sorted(range(len(sequences)), key=lambda number: (tuple(sequences[number]), number)):
         sequence = np.asarray(sequences[number], dtype=np.int64)
         n_shared = _n_shared(last, sequence)
@@ -62,7 +64,7 @@ def rows_of(sequences: Sequence[Sequence[int]]) -> list[Row]:
 
 
 def _row(sequences: Sequence[Sequence[int]], group: Mapping[int, int]) -> Row:
-    """Build a row of sequences in sorted order, by number, with the tokens that each shares with the one before."""
+    """Build a row from sorted sequences; `group` maps a sequence's index to the tokens shared with the previous one."""
     path, n_nodes = np.empty(0, dtype=np.int64), 0
     tokens, positions, paths = [], [], {}
     for number, n_shared in group.items():
@@ -76,7 +78,7 @@ def _row(sequences: Sequence[Sequence[int]], group: Mapping[int, int]) -> Row:
 
 
 def _n_shared(first: np.ndarray, second: np.ndarray) -> int:
-    """The number of tokens that two sequences begin with in common."""
+    """Count the tokens of the longest common prefix."""
     length = min(len(first), len(second))
     different = np.flatnonzero(first[:length] != second[:length])
     return int(different[0]) if len(different) else length

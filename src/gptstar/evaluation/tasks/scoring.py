@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: shared prefixes are read once, and logits computed only where they are needed."""
+"""Log-likelihoods of continuations: shared prefixes are read once, and only the needed logits are computed."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -19,10 +19,10 @@ from gptstar.model import GPT
 from gptstar.model.view import View
 
 CPU_BATCH_TOKENS = 1024
-"""Tokens that a CPU reads fastest: they fit its cache."""
+"""The batch size in tokens at which a CPU is fastest, because its activations fit the cache."""
 
 CACHED_ROWS = 32
-"""Rows of logits that a CPU normalises at once: they fit its cache."""
+"""Rows of logits that a CPU normalises at once: as many as fit its cache."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -32,8 +32,8 @@ class Scorable:
     """A continuation to score.
 
     Attributes:
-        tokens: context and continuation, at least one token of each.
-        n_scored: tokens of the continuation.
+        tokens: the tokens of context and continuation, at least one of each.
+        n_scored: the number of tokens of the continuation.
     """
 
     tokens: tuple[int, ...]
@@ -41,10 +41,10 @@ class Scorable:
 
     @classmethod
     def cut(cls, context: Sequence[int], continuation: Sequence[int], context_length: int) -> "Scorable":
-        """Keep what fits: the model reads at most `context_length` tokens, and the end is kept.
+        """Truncate the beginning of a request, so that the model reads at most `context_length` tokens.
 
         Raises:
-            ValueError: nothing to score, nothing to score it from, or a continuation longer than the context length.
+            ValueError: the continuation or its context is empty, or the continuation exceeds the context length.
         """
         if not context or not 0 < len(continuation) <= context_length:
             raise ValueError(f"{len(context)} tokens of context, {len(continuation)} of continuation")
@@ -52,31 +52,31 @@ class Scorable:
 
 
 class Score(NamedTuple):
-    """A continuation's log-likelihood in nats, and whether greedy decoding would have written it."""
+    """A continuation's log-likelihood in nats, and whether greedy decoding gives the same continuation."""
 
     log_likelihood: float
     greedy: bool
 
 
 Finish = Callable[[], dict[int, Score]]
-"""Waits for the scores of a batch, and returns them by number of the request."""
+"""A function that waits for the scores of a batch, and returns them by index of the request."""
 
 
 class Scorer:
-    """Scores continuations with a model, which is in eval mode and on its device.
+    """Scorer of continuations with a model in eval mode, on the model's device.
 
-    Scores don't depend on how requests fall into batches but for rounding, which is kept small: products of float32
-    stay float32, and log-likelihoods are added up in float64.
+    The batching of requests changes scores by rounding only. Rounding errors are small: float32 products don't use
+    TF32, and log-likelihoods are summed in float64.
 
     Attributes:
-        most: how much to read at once.
-        batch_size: rows to read at once at most.
+        most: the largest batch that the device reads at once.
+        batch_size: the most rows to read at once, if the user limits them.
     """
 
     def __init__(
         self, model: GPT, *, dtype: Dtype = "float32", batch_tokens: int | None = None, batch_size: int | None = None
     ) -> None:
-        """Prepare to score with products in `dtype`, `batch_tokens` at once; by default as `batch_size_for` says."""
+        """Prepare to score with products in `dtype`, and `batch_tokens` at once; `batch_size_for` has the default."""
         self.model, self.dtype, self.batch_size = model, dtype, batch_size
         self.most = batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS)
         if batch_tokens is not None:
@@ -84,7 +84,7 @@ class Scorer:
         self.device = model.token_embedding.weight.device
 
     def batches(self, requests: Sequence[Scorable]) -> list[list[Row]]:
-        """Requests as rows, and rows in batches, the longest first; rows with branches apart from those without."""
+        """Group requests into rows, and rows into batches, the longest first; rows with branches get their own."""
         rows = rows_of([request.tokens[:-1] for request in requests])
         batches: list[list[Row]] = []
         for row in sorted(rows, key=lambda row: (not row.branched, -len(row.tokens))):
@@ -95,7 +95,7 @@ class Scorer:
         return batches
 
     def _fits(self, batch: Sequence[Row], row: Row) -> bool:
-        """Whether a batch may take one more row, which is not longer than its first."""
+        """Whether a batch has room for one more row, which is not longer than its first."""
         n_rows, length = len(batch) + 1, len(batch[0].tokens)
         mask_cells = n_rows * self.model.config.n_heads * length**2 if row.branched else 0
         return (
@@ -107,7 +107,7 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> Finish:
-        """Start to score the requests whose rows make up a batch, without waiting for a GPU.
+        """Start to score the requests of a batch, without waiting for a GPU.
 
         Returns:
             A function that waits for the scores. It raises `CheckpointError` if log-likelihoods are not finite.
@@ -120,17 +120,17 @@ class Scorer:
             tokens, nodes = self._padded([row.tokens for row in batch]), self._padded(queries)
             if n_queries <= (0.8 if view is not None else 0.5) * length:
                 hidden = self.model.hidden(tokens, view, selected=nodes)  # (row, query, d_model)
-            else:  # selecting the tokens would cost more than it saves
+            else:  # here selecting tokens would cost more than it saves
                 hidden = self.model.hidden(tokens, view)
                 hidden = hidden.gather(1, nodes[..., None].expand(-1, -1, hidden.shape[2]))
             return self._read_off(requests, batch, queries, hidden)
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
-        """Compute in the chosen type, and in nothing less."""
+        """Return a context in which products are computed in the chosen type."""
         return computing_in(getattr(torch, self.dtype), self.device)
 
     def _padded(self, arrays: Sequence[np.ndarray]) -> Tensor:
-        """Arrays as the rows of a tensor on the device, with zeros at their ends."""
+        """Stack arrays as the rows of a tensor on the device, padded with zeros."""
         padded = pad_sequence([torch.from_numpy(each) for each in arrays], batch_first=True)
         return to_device(padded.numpy(), self.device)
 
@@ -156,7 +156,7 @@ class Scorer:
                 numbers.append(number)
                 places.append(row_number * hidden.shape[1] + np.searchsorted(nodes, path[-n_scored:]))
                 targets.append(requests[number].tokens[-n_scored:])
-        starts = np.cumsum([0] + [len(each) for each in places[:-1]])  # of each request, the first token
+        starts = np.cumsum([0] + [len(each) for each in places[:-1]])  # the first token of each request
         place, target = np.concatenate(places), np.concatenate(targets)
         order = np.argsort(place, kind="stable")
         copy = HostCopy(self._token_scores(hidden.flatten(0, 1), place[order], target[order]))
@@ -176,15 +176,15 @@ class Scorer:
         return finish
 
     def _token_scores(self, hidden: Tensor, places: np.ndarray, targets: np.ndarray) -> Tensor:
-        """Score tokens at places.
+        """Score target tokens from hidden states.
 
         Args:
-            hidden: `(place, d_model)`.
-            places: `(token,)`, int64, ascending; a place may have several tokens.
-            targets: `(token,)`, int64.
+            hidden: `(place, d_model)`, the hidden states.
+            places: `(token,)`, int64, ascending: the hidden state of each target; several may share one.
+            targets: `(token,)`, int64, the target tokens.
 
         Returns:
-            `(2, token)`, float64: the log-likelihood of each token, and 1 where it is the likeliest.
+            `(2, token)`, float64: the log-likelihood of each target, and 1 if it is the likeliest token.
         """
         needed, which = np.unique(places, return_inverse=True)  # without the padding
         of_place, place, target = (to_device(each, self.device) for each in (needed, which, targets))
@@ -203,6 +203,6 @@ class Scorer:
 
 
 def _queries(requests: Sequence[Scorable], row: Row) -> np.ndarray:
-    """The nodes of a row whose logits are needed; one-token continuations of one context need the same node."""
+    """Return the nodes of a row whose logits are needed; one-token continuations of one context share a node."""
     nodes = [path[-requests[number].n_scored :] for number, path in row.paths.items()]
     return nodes[0] if len(nodes) == 1 else np.unique(np.concatenate(nodes))

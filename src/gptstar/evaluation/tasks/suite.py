@@ -1,4 +1,4 @@
-"""A model on tasks of the harness, from their names to figures with intervals, tables and pictures."""
+"""Evaluation of a model on harness tasks, from the tasks' names to metrics with intervals, tables and pictures."""
 
 import contextlib
 import io
@@ -44,11 +44,12 @@ PACKAGES = ("lm-eval", "torch", "tokenizers", "datasets", "numpy", "scipy")
 
 @dataclass(frozen=True)
 class Scored:
-    """What an evaluation found.
+    """The outcome of an evaluation.
 
     Attributes:
-        results: ours.
-        output: the harness's own results, of `lm_eval.evaluator.evaluate`.
+        results: our results.
+        output: the harness's results, from `lm_eval.evaluator.evaluate`.
+        loaded: the tasks and groups.
     """
 
     results: TaskResults
@@ -57,7 +58,7 @@ class Scored:
 
 
 def evaluate_and_report(
-    who: Mapping[str, Any],
+    identity: Mapping[str, Any],
     checkpoint: Checkpoint,
     config: TasksConfig,
     device: torch.device,
@@ -66,20 +67,26 @@ def evaluate_and_report(
     *,
     tasks: Loaded | None = None,
 ) -> None:
-    """Score a checkpoint with identity `who`, print a table, and write `results.json`, `.md` and `.png`.
+    """Score a checkpoint, print a table, and write `results.json`, `.md` and `.png`.
 
-    Beside them stand the harness's own files, `results_TIME.json` and `samples_TASK_TIME.jsonl`.
+    The folder also receives files in the harness's format, `results_TIME.json` and `samples_TASK_TIME.jsonl`.
 
     Args:
-        tasks: as `prepared_tasks` gave them, where they are already there.
+        identity: the checkpoint's name, path and hash, for the results.
+        checkpoint: the checkpoint to score.
+        config: the tasks, and how to score them.
+        device: the device to compute on.
+        output: the folder to write to.
+        console: the console for the table.
+        tasks: the result of `prepared_tasks`, if it was called before.
 
     Raises:
-        Refusal: as `score`; or the results can't be written, after they were printed.
+        Refusal: `score` raises it, or the results can't be written; they were printed before.
     """
     began = time.time()
     tokenizer = Tokenizer(checkpoint.tokenizer) if checkpoint.tokenizer else None
     model = checkpoint.build().to(device)
-    scored = score(model, tokenizer, config, checkpoint=who, console=console, tasks=tasks)
+    scored = score(model, tokenizer, config, checkpoint=identity, console=console, tasks=tasks)
     if scored is None:
         return
     console.print(task_table(scored.results))
@@ -91,14 +98,14 @@ def evaluate_and_report(
             save(figure, output / "results.png")
         assert tokenizer is not None
         with_errors(scored.output, scored.loaded)
-        facts = facts_of(who, config, tokenizer, device, began)
+        facts = facts_of(identity, config, tokenizer, device, began)
         facts["max_length"] = max(task.context_length for task in scored.results.tasks)
         write_harness_files(scored.output | facts, output)
     except OSError as error:
         raise ConfigError(
-            f"can't write all results into {output} ({error.strerror or error}): make room there"
+            f"can't write all results into {output} ({error.strerror or error}): free some disk space"
         ) from error
-    files = "results.json, results.md, results.png; for the harness's scripts results_*.json, samples_*.jsonl"
+    files = "results.json, results.md, results.png; in the harness's format results_*.json, samples_*.jsonl"
     console.print(f"in {output}: {files}", soft_wrap=True, highlight=False)
 
 
@@ -113,21 +120,24 @@ def score(
 ) -> Scored | None:
     """Score a model on tasks, with all ranks of the job if it has several.
 
-    Random states are left as they were found, and so is the model's mode. Only rank 0 returns results.
+    Afterwards random states and the model's mode are the same as before. Only rank 0 returns results.
 
     Args:
-        model: on its device.
-        checkpoint: who the model is, for the results; its `sha256` is part of any cache's key.
-        tasks: as `prepared_tasks` gave them, where they are already there.
+        model: the model, on its device.
+        tokenizer: the tokenizer of the checkpoint, if it has one.
+        config: the tasks, and how to score them.
+        checkpoint: the checkpoint's identity, for the results; its `sha256` is part of the cache's key.
+        console: the console for progress.
+        tasks: the result of `prepared_tasks`, if it was called before.
 
     Raises:
-        ConfigError: a task that does not exist, or can't be done in this context length.
-        CheckpointError: no tokenizer.
+        ConfigError: a task does not exist, or does not fit the context length.
+        CheckpointError: the checkpoint has no tokenizer.
         DataError: the tokenizer has more tokens than the model, or a task's items are missing or wrong.
     """
     if tokenizer is None:
         raise CheckpointError(
-            f"{checkpoint['name']} holds no tokenizer, and tasks are text: give tokenizer=FILE, a `tokenizers` JSON"
+            f"{checkpoint['name']} holds no tokenizer, which tasks need: give tokenizer=FILE, a `tokenizers` JSON"
         )
     tokenizer.check_vocabulary(model.config.n_vocab, "the tokenizer")
     scorer = Scorer(model, dtype=config.dtype, batch_tokens=config.batch_tokens, batch_size=config.batch_size)
@@ -164,8 +174,8 @@ def score(
     for task in results:
         if task.n_cut and not task.members:
             console.print(
-                f"{task.task}: {task.n_cut:,} of its requests are longer than {task.context_length:,} tokens, and lost "
-                "their beginnings",
+                f"{task.task}: {task.n_cut:,} of its requests exceed {task.context_length:,} tokens; their beginnings "
+                "were cut off",
                 highlight=False,
             )
     about = _protocol(config, tokenizer, scorer)
@@ -173,10 +183,10 @@ def score(
 
 
 def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> Loaded:
-    """The tasks with their items, and all that can be refused before a model, of capacity `n_ctx`, has read anything.
+    """Load the tasks with their items, and check everything that needs no model, which has `n_ctx` learned positions.
 
     Raises:
-        ConfigError, DataError: as `score`.
+        ConfigError, DataError: for the same reasons as in `score`.
     """
     loaded = load(
         config.tasks,
@@ -194,7 +204,7 @@ def prepared_tasks(config: TasksConfig, n_ctx: int | None) -> Loaded:
 
 
 def _protocol(config: TasksConfig, tokenizer: Tokenizer, scorer: Scorer) -> dict[str, Any]:
-    """What shapes the scores, for the results."""
+    """Return the settings that shape the scores, for the results."""
     protocol: dict[str, Any] = {
         "dtype": config.dtype,
         "limit": config.limit,
@@ -213,25 +223,25 @@ def _protocol(config: TasksConfig, tokenizer: Tokenizer, scorer: Scorer) -> dict
 def _evaluated(
     loaded: Loaded, models: Mapping[str, HarnessModel], config: TasksConfig, checkpoint: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Have the harness evaluate all tasks, and score their groups."""
+    """Run the harness on all tasks and groups, and return its results."""
     answering = dict(models)
     if config.cache is not None:
         answering = {task: CachingLM(lm, str(_cache_file(config, lm, checkpoint))) for task, lm in models.items()}
     tasks = {"tasks": {task.config.task: task for task in loaded.tasks}, "groups": loaded.groups}
     try:
-        with contextlib.redirect_stderr(io.StringIO()), quiet():  # bars of its own, and warnings of few examples
+        with contextlib.redirect_stderr(io.StringIO()), quiet():  # its progress bars, and warnings about few examples
             output: dict[str, Any] = evaluate(
                 ByTask(answering), tasks, limit=config.limit, bootstrap_iters=0, log_samples=True
             )
-    except OverflowError as error:  # of its exp
+    except OverflowError as error:  # from exp of a mean loss
         kinds = {task.config.task: set(kinds_of(task).values()) for task in loaded.tasks}
         names = ", ".join(name for name, has in kinds.items() if "perplexity" in has) or ", ".join(kinds)
-        raise CheckpointError(f"{names}: a perplexity beyond what a float holds; the model has diverged") from error
+        raise CheckpointError(f"{names}: the perplexity exceeds a float's range; the model has diverged") from error
     return output
 
 
 def _cache_file(config: TasksConfig, lm: HarnessModel, checkpoint: Mapping[str, Any]) -> Path:
-    """The cache for this checkpoint, tokenizer, length and type: the harness's own keys hold the text alone."""
+    """Return the cache file for this checkpoint, tokenizer, length and type; the harness's keys hold only the text."""
     assert config.cache is not None
     if not checkpoint.get("sha256"):
         raise ConfigError("evaluation.cache needs a checkpoint that is a file: leave it out")
@@ -247,7 +257,7 @@ def _cache_file(config: TasksConfig, lm: HarnessModel, checkpoint: Mapping[str, 
 
 @contextlib.contextmanager
 def _undisturbed(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed every generator of random numbers, and put back what was there."""
+    """Seed every random number generator, and restore their states afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # the harness draws from these
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         random.seed(seed)

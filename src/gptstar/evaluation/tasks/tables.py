@@ -1,4 +1,4 @@
-"""Results on tasks beside the published rows: for the terminal, and as Markdown."""
+"""Tables of results on tasks with published results: for the terminal, and as Markdown."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ COLUMNS = (
     ("hellaswag", "acc"),
     ("winogrande", "acc"),
 )
-"""What is set beside published figures."""
+"""The metrics that are compared with published figures."""
 
 FIGURE_COLUMNS = (
     "task", "version", "metric", "value", "95 % interval", "method", "items", "few-shot", "context", "items from",
@@ -33,7 +33,7 @@ SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 @dataclass(frozen=True)
 class Comparison:
-    """Model, tokens and figures in rows, of which the first `n_ours` are ours. An interval is a cell's second line."""
+    """A table of models, tokens and figures. The first `n_ours` rows are ours; an interval is a cell's second line."""
 
     header: list[str]
     rows: list[list[str]]
@@ -42,7 +42,7 @@ class Comparison:
 
 
 def task_table(results: TaskResults) -> RenderableType:
-    """Ours with 95 % intervals, then the published rows, for the terminal; what was never published on in a list."""
+    """Return our results with 95 % intervals and the published ones for the terminal; other tasks follow as a list."""
     parts: list[RenderableType] = [Text(title(results), style="italic")]
     comparison = compared(results)
     if comparison is not None:
@@ -70,12 +70,12 @@ def task_table(results: TaskResults) -> RenderableType:
     if hidden:
         parts.append(Text(f"results.md has the {len(hidden):,} tasks of the groups, too", style="dim"))
     if results.protocol.get("predict_only"):
-        parts.append(Text("predict_only: no metrics; samples_*.jsonl has what the model answered"))
+        parts.append(Text("predict_only: no metrics; samples_*.jsonl has the model's answers"))
     return Group(*parts, *map(Text, copies_notes(results)))
 
 
 def task_markdown(results: TaskResults) -> str:
-    """The same as a Markdown file: what was scored and how, the comparison, every figure, and all sources."""
+    """Return the results as Markdown: the protocol, the comparison, all metrics, and all sources."""
     lines = [f"# {title(results)}", ""]
     for name in ("path", "sha256", "n_params", "step", "tokens"):
         content = results.checkpoint.get(name)
@@ -93,25 +93,25 @@ def task_markdown(results: TaskResults) -> str:
         rows = [list(map(_in_one_line, row)) for row in comparison.rows]
         lines += [*markdown_table(header, rows, n_left=1), ""]
         lines += [f"{number}. {note}" for number, note in enumerate(comparison.notes, start=1)]
-    lines += ["", "## Every figure", ""]
+    lines += ["", "## All metrics", ""]
     figures = [_figure_row(task, metric) for task in results.tasks for metric in task.metrics]
     lines += [*markdown_table(FIGURE_COLUMNS, figures, n_left=3), ""]
     for note in copies_notes(results):
         lines += [note, ""]
     lines = [in_markdown("\n".join(lines))]
     if comparison is not None:
-        lines += ["Published figures are from", ""]
+        lines += ["Sources of the published figures:", ""]
         lines += [f"- {link}" for link in published_rows().sources.values()]
     return "\n".join(lines) + "\n"
 
 
 def _tasks_of_groups(results: TaskResults) -> set[str]:
-    """Tasks that the terminal shows by their group alone."""
+    """Return the tasks that the terminal shows only through their group."""
     return {member for task in results.tasks for member in task.members} - set(published_rows().tasks)
 
 
 def copies_notes(results: TaskResults) -> list[str]:
-    """A line for each task with items that are copies of each other."""
+    """Return a line for each task with items that are copies of each other."""
     return [
         f"{task.task}: {task.n_copies:,} of {len(task.samples):,} items are copies of earlier ones; an item and its "
         "copies are one cluster."
@@ -135,7 +135,7 @@ def _figure_row(task: TaskResult, metric: Metric) -> list[str]:
 
 
 def compared(results: TaskResults) -> Comparison | None:
-    """Ours beside the published rows; None where no task of ours was published on."""
+    """Compare our results with the published ones; None if no task has published results."""
     published = published_rows()
     by_name = {task.task: task for task in results.tasks}
     ours = {(task, name): metric_of(by_name[task], name) for task, name in COLUMNS if task in by_name}
@@ -148,7 +148,7 @@ def compared(results: TaskResults) -> Comparison | None:
     note = "; ".join(f"{published.tasks[task].title} {words}" for task, words in differing.items())
     header = ["model", "tokens"]
     for task, name in columns:
-        mark = _mark(notes, [f"not what the published figures are over: {note}"] if task in differing else [])
+        mark = _mark(notes, [f"differs from the published protocol: {note}"] if task in differing else [])
         header.append(f"{published.tasks[task].title}\n{SHORT[name]}{mark}")
     tokens = results.checkpoint.get("tokens")
     model = [str(results.checkpoint["name"]), "" if tokens is None else _brief(tokens)]
@@ -180,13 +180,13 @@ def _published_row(
         number = f"{100 * figure.value:.2f}" if name == "acc" else _perplexity(figure.value)
         about = [texts[note] for note in figure.notes]
         if task == "wikitext" and figure.context_length not in (None, wikitext_context):
-            about.append(f"at a context of {figure.context_length:,} tokens")  # items of the others fit into either
+            about.append(f"at a context of {figure.context_length:,} tokens")  # other tasks' items fit into any
         cells.append(number + _mark(notes, about))
     return cells
 
 
 def _mark(notes: list[str], texts: Iterable[str]) -> str:
-    """Superscript numbers of footnotes, which are added to `notes` when they are first needed."""
+    """Return the superscript numbers of footnotes, and add new footnotes to `notes`."""
     numbers = []
     for text in texts:
         if text not in notes:
@@ -196,12 +196,12 @@ def _mark(notes: list[str], texts: Iterable[str]) -> str:
 
 
 def metric_of(task: TaskResult, name: str, subset: str | None = None) -> Metric | None:
-    """A task's metric by name."""
+    """Return a task's metric by name; None if it has no such metric."""
     return next((each for each in task.metrics if (each.name, each.subset) == (name, subset)), None)
 
 
 def differences(task: TaskResult, metric: Metric | None) -> str:
-    """What sets our own figure apart from every published one, if anything: its items, or examples before them."""
+    """Describe how the protocol of our figure differs from the published one: items, split or few-shot examples."""
     published, split, words = published_rows().tasks[task.task], task.source.get("split"), []
     if metric is not None and metric.items != published.items:
         words.append(f"{metric.items:,} of {published.items:,} items")
@@ -215,7 +215,7 @@ def differences(task: TaskResult, metric: Metric | None) -> str:
 
 
 def title(results: TaskResults) -> str:
-    """What was scored and how, in a line."""
+    """Return a title with the checkpoint, the precision and the context lengths."""
     limit = results.protocol.get("limit")
     contexts = " and ".join(f"{length:,}" for length in sorted({task.context_length for task in results.tasks}))
     line = f"{results.checkpoint['name']}, {results.protocol.get('dtype')}, context {contexts}"
@@ -223,19 +223,19 @@ def title(results: TaskResults) -> str:
 
 
 def is_share(metric: Metric) -> bool:
-    """Whether a figure is shown as a percentage."""
+    """Whether a metric is shown as a percentage."""
     return metric.name.startswith(("acc", "exact_match", "f1", "em")) and 0 <= metric.value <= 1
 
 
 def value(metric: Metric) -> str:
-    """A figure: percentages and perplexities with two decimals, others with four digits."""
+    """Format a metric's value: percentages and perplexities with two decimals, others with four digits."""
     if is_share(metric):
         return f"{100 * metric.value:.2f}"
     return _perplexity(metric.value) if metric.kind == "perplexity" else f"{metric.value:.4g}"
 
 
 def interval(metric: Metric) -> str:
-    """Its 95 % interval in the same unit; empty where it has none."""
+    """Format a metric's 95 % interval in the same unit; empty if it has none."""
     if metric.low is None or metric.high is None:
         return ""
     if is_share(metric):
@@ -263,7 +263,7 @@ def _perplexity(number: float) -> str:
 
 
 def _brief(number: float) -> str:
-    """A number in five characters or so."""
+    """Format a number in about five characters."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= unit:
             return f"{number / unit:.3g}{letter}" if number < 1000 * unit else f"{number:.1e}"

@@ -1,4 +1,4 @@
-"""Work on requests, shared by the ranks of a job: rank 0 runs the harness, and all of them compute."""
+"""Distribution of requests over the ranks of a job: rank 0 runs the harness, and all ranks compute."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,22 +9,22 @@ from gptstar.errors import Refusal
 from gptstar.ranks import PATIENCE, Ranks
 
 OnResults = Callable[[Mapping[int, Any]], None]
-"""Called with results by number of the request, as they come."""
+"""A callback that receives results by index of the request, as they arrive."""
 
 
 def no_progress(_: Mapping[int, Any]) -> None:
-    """Report no progress."""
+    """Ignore the results: a callback that reports no progress."""
 
 
 class Team:
-    """The ranks of a job, or one process by itself.
+    """The ranks of a job, or a single process, working on the same requests.
 
-    Rank 0 hands out requests and gets all results; the others `serve` until it dismisses them. So tasks, their files
-    and any cache exist on rank 0 alone, and there may be fewer items than ranks.
+    Rank 0 sends requests to all ranks and collects the results; the others `serve` until it dismisses them. So only
+    rank 0 needs the tasks, their files and the cache, and there may be fewer items than ranks.
     """
 
     def __init__(self, work: Callable[[Sequence[Any], int, int, OnResults], dict[int, Any]]) -> None:
-        """Join the team. `work` does a rank's share: requests, rank, number of ranks, callback → results by number."""
+        """Join the team. `work` maps requests, rank, number of ranks and a callback to the rank's results by index."""
         self._work, self.ranks = work, Ranks()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             group = dist.new_group(backend="gloo", timeout=PATIENCE)
@@ -32,11 +32,11 @@ class Team:
         self._is_serving = self.ranks.world_size > 1
 
     def all_results(self, requests: Sequence[Any], on_results: OnResults = no_progress) -> list[Any]:
-        """On rank 0: have all requests done, and return their results in order.
+        """Process all requests and return their results in order; call it on rank 0.
 
         Raises:
-            Refusal: what any rank refused.
-            RuntimeError: what went wrong on another rank.
+            Refusal: a rank raised it.
+            RuntimeError: a rank failed with another error.
         """
         if self.ranks.world_size == 1:
             results = self._work(requests, 0, 1, on_results)
@@ -46,16 +46,16 @@ class Team:
         return [results[number] for number in range(len(requests))]
 
     def serve(self) -> None:
-        """On the other ranks: work until dismissed."""
+        """Work until dismissed; call it on all ranks but rank 0."""
         while True:
-            handed: list[Any] = [None]
-            dist.broadcast_object_list(handed, src=0, group=self.ranks.group)
-            if handed[0] is None:
+            message: list[Any] = [None]
+            dist.broadcast_object_list(message, src=0, group=self.ranks.group)
+            if message[0] is None:
                 return
-            self._together(handed[0], no_progress)
+            self._together(message[0], no_progress)
 
     def dismiss(self) -> None:
-        """On all ranks, at the end: rank 0 lets the others go, unless what went wrong has ended their work already."""
+        """End the work of the other ranks, unless an error has ended it already; call it on all ranks at the end."""
         if self._is_serving and self.ranks.rank == 0:
             dist.broadcast_object_list([None], src=0, group=self.ranks.group)
         if self.ranks.group is not None:
@@ -65,7 +65,7 @@ class Team:
     def _together(self, requests: Sequence[Any], on_results: OnResults) -> dict[int, Any]:
         try:
             share: Any = self._work(requests, self.ranks.rank, self.ranks.world_size, on_results)
-        except Exception as error:  # whatever it is, the others have to hear of it rather than wait
+        except Exception as error:  # any error must reach the other ranks, which would wait otherwise
             share = error
         shares = self.ranks.gathered(share)
         self._is_serving = not any(isinstance(each, Exception) for each in shares)

@@ -1,4 +1,4 @@
-"""What the model does for the harness: score continuations, and write them."""
+"""The model's work for the harness: scoring and generating continuations."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,10 +22,10 @@ class Prompt:
     """A text to continue.
 
     Attributes:
-        tokens: at least one.
-        n_new: tokens to add at most.
-        until: texts that end it, none of them empty.
-        sampling: how tokens are drawn; the seed is the worker's.
+        tokens: the tokens of the text, at least one.
+        n_new: the most tokens to add.
+        until: the stop strings, none of them empty.
+        sampling: how to sample tokens; the worker's seed replaces its seed.
     """
 
     tokens: tuple[int, ...]
@@ -35,13 +35,13 @@ class Prompt:
 
 
 class Worker:
-    """Does a rank's share of requests, which are all of one kind."""
+    """Processor of a rank's share of requests, which are all of one kind."""
 
     def __init__(self, scorer: Scorer, tokenizer: Tokenizer, *, seed: int = 0) -> None:
         self.scorer, self._tokenizer, self._seed = scorer, tokenizer, seed
 
     def __call__(self, requests: Sequence[Any], rank: int, world: int, on_results: OnResults) -> dict[int, Any]:
-        """Score `Scorable`s or continue `Prompt`s; returns `Score`s or texts by number of the request."""
+        """Score `Scorable`s or continue `Prompt`s; return `Score`s or texts by index of the request."""
         shares: Iterable[dict[int, Any]]
         if requests and isinstance(requests[0], Prompt):
             shares = (self._write(requests, numbers) for numbers in self._together(requests)[rank::world])
@@ -54,7 +54,7 @@ class Worker:
         return results
 
     def _scores(self, requests: Sequence[Scorable], batches: Sequence[Sequence[Row]]) -> Iterator[dict[int, Score]]:
-        """Score batches; a GPU computes the next batch while the host prepares and reads off others."""
+        """Score batches; a GPU computes one batch while the host prepares the next and collects the previous one."""
         waiting: list[Finish] = []
         for batch in batches:
             started = self._start(requests, batch)
@@ -65,20 +65,20 @@ class Worker:
             yield finish()
 
     def _start(self, requests: Sequence[Scorable], batch: Sequence[Row]) -> list[Finish]:
-        """Start to score a batch; where a GPU runs out of memory, start with its halves, down to a single row."""
+        """Start to score a batch; if a GPU runs out of memory, split the batch in halves, down to a single row."""
         try:
             return [self.scorer.score(requests, batch)]
         except torch.OutOfMemoryError as error:
             if len(batch) == 1:
                 raise ConfigError(
-                    f"a row of {len(batch[0].tokens):,} tokens does not fit the memory of {self.scorer.device}: lower "
-                    "evaluation.context_length, or free the memory that others use"
+                    f"a row of {len(batch[0].tokens):,} tokens does not fit into the memory of {self.scorer.device}: "
+                    "lower evaluation.context_length, or free memory that other processes use"
                 ) from error
-        half = len(batch) // 2  # outside of the except clause, which holds the tensors of the failed batch
+        half = len(batch) // 2  # outside the except clause, whose traceback holds the failed batch's tensors
         return self._start(requests, batch[:half]) + self._start(requests, batch[half:])
 
     def _together(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Prompts that are continued in the same way, by length, as many at once as a batch holds."""
+        """Batch the indices of prompts with the same settings, ordered by length."""
         alike: defaultdict[object, list[int]] = defaultdict(list)
         for number, prompt in enumerate(prompts):
             alike[prompt.n_new, prompt.until, prompt.sampling].append(number)
@@ -93,10 +93,10 @@ class Worker:
         return batches
 
     def _write(self, prompts: Sequence[Prompt], numbers: Sequence[int]) -> dict[int, str]:
-        """Continue the prompts with these numbers, which are continued in the same way."""
+        """Continue the prompts with these indices, which have the same settings."""
         first = prompts[numbers[0]]
         end_of_text, stops = self._tokenizer.end_of_text, Stops(self._tokenizer, first.until)
-        tail = 1 + max((len(stop.encode()) for stop in first.until), default=0)  # a token is a byte or more
+        tail = 1 + max((len(stop.encode()) for stop in first.until), default=0)  # a token has at least one byte
 
         def ended(tokens: Sequence[int]) -> bool:
             text = stops.marked_text(tokens[-tail:]) if first.until else ""

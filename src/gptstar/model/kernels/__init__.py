@@ -1,8 +1,8 @@
-"""Fast ways to compute causal attention, each of which is tested against the definition.
+"""Fast implementations of causal attention. Each is tested against a plain reference.
 
-They take `query`, `key` and `value`, `(batch, head, position, d_head)`, and return the same shape. They may take:
+All take `query`, `key` and `value`, `(batch, head, position, d_head)`, and return the same shape. Some also take:
 
-    slopes: `(head,)`, float32, of a bias that is linear in distance.
-    documents: `(batch, position)`, int64: the document of each position, to which its attention is restricted.
+    slopes: `(head,)`, float32: ALiBi's slopes; the bias is `-slope * distance`.
+    documents: `(batch, position)`, int64: the document of each position; a token attends to its own document only.
     dropout: the probability of dropping an attention weight.
 """

@@ -1,4 +1,4 @@
-"""A bias beside PyTorch's fused attention: the exact form, for every kind of positions, device, type and length."""
+"""PyTorch's fused attention with an explicit bias: exact for all kinds of positions, devices, types and lengths."""
 
 from collections.abc import Iterator
 
@@ -9,13 +9,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from gptstar.model.positions.base import Bias, Pairs, places_in_documents
 
 QUERY_BLOCK = 1024
-"""Queries a bias is built for at once: reading a longer context takes memory in proportion to it, not to its square.
+"""Queries for which a bias is built at once, so that the memory of a forward pass grows linearly with the context.
 
-Training keeps every block's bias for the backward pass.
+Training keeps the bias of every block for the backward pass.
 """
 
 BIAS_ELEMENTS = 2**26
-"""The largest bias of a block, 256 MiB: where there are very many keys, a block has fewer queries."""
+"""The largest bias of a block, 256 MiB; a block with very many keys has fewer queries."""
 
 
 def biased_attention(
@@ -26,14 +26,15 @@ def biased_attention(
     dropout: float = 0.0,
     documents: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention whose scores get a bias, float32 and built by block.
+    """Compute causal attention with a float32 bias, which is built for one block of queries at a time.
 
     Args:
-        bias: slopes, or a function that gives the bias of pairs.
-        documents: not with slopes, for which `attention_within_documents` is faster.
+        bias: slopes, or a function that returns the bias of pairs.
+        documents: the document of each position; only if `bias` is a function. With slopes use
+            `attention_within_documents`, which is faster.
     """
     dtype = query.dtype
-    if query.is_cuda:  # its kernels take a bias of the query's type only, and bfloat16 can't hold this one
+    if query.is_cuda:  # CUDA's kernels require a bias of the query's type, and bfloat16 is too coarse for it
         query, key, value = query.float(), key.float(), value.float()
     outputs = []
     # Autocast would round the bias to bfloat16, which can't count past 256.
@@ -41,8 +42,8 @@ def biased_attention(
         rows = query.shape[1] * (1 if isinstance(bias, Tensor) else len(query))
         places = None if documents is None else places_in_documents(documents)
         for start, stop in query_blocks(query.shape[2], rows):
-            # The kernel that keeps no (query, key) scores takes a bias of four dimensions only. It has no name, so that
-            # it is gone before the next one is made.
+            # PyTorch's memory-efficient kernel requires a bias of four dimensions. The bias has no variable, so that
+            # its memory is freed before the next one is made.
             outputs.append(
                 scaled_dot_product_attention(
                     query[:, :, start:stop],
@@ -60,20 +61,19 @@ def biased_attention(
 
 
 def linear_bias(slopes: Tensor, queries: range, keys: range) -> Tensor:
-    """The bias of slopes `(head,)`, float32, for queries and keys at these positions: `(head, query, key)`.
+    """Return the bias of slopes `(head,)` for queries and keys at the given positions: `(head, query, key)`, float32.
 
-    It is `-slope * distance`, and `-inf` where the key is after the query. Always float32: bfloat16 can't tell 256 from
-    257.
+    It is `-slope * distance`, and `-inf` where the key comes after the query.
     """
     query = torch.arange(queries.start, queries.stop, device=slopes.device)
     key = torch.arange(keys.start, keys.stop, device=slopes.device)
     distance = query[:, None] - key[None, :]  # (query, key)
     bias = -slopes[:, None, None] * distance
-    return bias.masked_fill_(distance < 0, -torch.inf)  # in place: it is the largest tensor of a long context
+    return bias.masked_fill_(distance < 0, -torch.inf)  # in place: it is the largest tensor in a long context
 
 
 def _masked(bias: Bias, block: range, documents: Tensor | None, places: Tensor | None, device: torch.device) -> Tensor:
-    """The bias of a block of queries, `-inf` where they don't attend: `(batch or 1, head, query, key)`."""
+    """Return the bias of a block of queries, `-inf` at masked keys: `(batch or 1, head, query, key)`."""
     start, stop = block.start, block.stop
     keys = torch.arange(stop, device=device)[None]
     queries = keys[:, start:]
@@ -85,10 +85,10 @@ def _masked(bias: Bias, block: range, documents: Tensor | None, places: Tensor |
 
 
 def query_blocks(n_positions: int, n_heads: int) -> Iterator[tuple[int, int]]:
-    """Where blocks of queries begin and end, so that none of their biases, `n_heads` times all pairs, is too large."""
+    """Yield the start and stop of blocks of queries whose bias, `n_heads` numbers per pair, stays within the limits."""
     start = 0
     while start < n_positions:
-        keys = min(start + QUERY_BLOCK, n_positions)  # or fewer
+        keys = min(start + QUERY_BLOCK, n_positions)  # at most
         stop = min(keys, start + max(1, BIAS_ELEMENTS // (n_heads * keys)))
         yield start, stop
         start = stop

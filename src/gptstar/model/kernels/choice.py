@@ -1,6 +1,6 @@
-"""Which form computes attention and loss on a device: the one place where it is chosen.
+"""The choice of an implementation of attention and loss for a device; no other file makes this choice.
 
-A compiler gets the plain form, as one graph. A CPU that runs eagerly gets the forms written for it by hand.
+A compiler receives the plain implementation, as one graph. A CPU that runs eagerly uses hand-written ones.
 """
 
 from typing import Any, Literal
@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 AttentionForm = Literal["auto", "bias", "columns", "products", "flex"]
-"""How causal attention is computed: `kernels/` has a file for each; `auto` is the fastest that is exact."""
+"""Implementations of causal attention: `kernels/` has a file for each; `auto` chooses the fastest exact one."""
 
 FLEX_WIDTH = 16
-"""The narrowest heads that FlexAttention takes on a GPU."""
+"""The smallest head width that FlexAttention supports on a GPU."""
 
 ATTENTION_OPS = {
     torch.ops.higher_order.flex_attention,
@@ -24,9 +24,9 @@ ATTENTION_OPS = {
 
 
 def attention_form(device: torch.device, dtype: torch.dtype, d_head: int, dropout: float = 0.0) -> AttentionForm:
-    """Return the fastest form that is as exact as its type (docs/speed.md has the measurements).
+    """Return the fastest implementation that is as exact as its type allows (docs/speed.md has the measurements).
 
-    FlexAttention has no dropout, rounds float32 to TF32, and is fast only inside a compiled graph.
+    FlexAttention doesn't support dropout, rounds float32 to TF32, and is fast only inside a compiled graph.
     """
     compiling = torch.compiler.is_compiling()
     if device.type == "cpu" and not (dropout or compiling):
@@ -38,23 +38,23 @@ def attention_form(device: torch.device, dtype: torch.dtype, d_head: int, dropou
 
 
 def writes_own_gradient(device: torch.device) -> bool:
-    """Whether a summed loss makes its gradient in its forward pass, and the tied embedding's in one tensor."""
+    """Whether to use `summed_loss`, which computes its gradient in the forward pass."""
     return device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def aligns_products(device: torch.device) -> bool:
-    """Whether the output head pads its rows: an odd number of them costs a GPU's kernels half of their speed."""
+    """Whether to pad the rows of the output head; an odd number of rows halves the speed of a GPU's kernels."""
     return device.type == "cuda" or torch.compiler.is_compiling()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the type of products of `x`: that of autocast, or its own."""
+    """Return the type in which matrix products of `x` are computed: autocast's, or its own."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def keep_attention() -> Any:
-    """Return the contexts of a checkpointed block: its attention is kept, and the rest is computed again."""
+    """Return the contexts for selective activation checkpointing: save attention's output, recompute the rest."""
 
     def policy(_context: object, op: object, *_args: object, **_kwargs: object) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_SAVE if op in ATTENTION_OPS else CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,4 +1,4 @@
-"""FlexAttention: a bias by distance modifies scores in one kernel, which skips what is masked. The form for GPUs."""
+"""FlexAttention, for GPUs: one kernel adds a bias by distance to scores, and skips masked blocks."""
 
 import functools
 from collections.abc import Callable
@@ -12,10 +12,11 @@ from gptstar.model.positions.base import places_in_documents
 
 
 def block_mask(n_positions: int, documents: Tensor | None, device: torch.device, mask: Mask = FULL) -> BlockMask:
-    """Mask keys that stand after a query, and with documents `(batch, position)`, int64, those of other documents.
+    """Return FlexAttention's mask, which hides keys after a query and keys of other documents.
 
     Args:
-        mask: what else it masks, within each document.
+        documents: `(batch, position)`, int64, or None for one document per row.
+        mask: the sliding window and the sinks, which apply within each document.
     """
     places = None if documents is None or not mask.sinks else places_in_documents(documents)
 
@@ -35,12 +36,12 @@ def block_mask(n_positions: int, documents: Tensor | None, device: torch.device,
 
 
 def masked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, mask: BlockMask) -> Tensor:
-    """Attention under a mask, with a bias by distance; neither scores nor bias are kept.
+    """Compute attention under a mask, with a bias by distance; neither scores nor bias are stored.
 
-    Inside a compiled graph it is a part of that graph; elsewhere it is compiled by itself. Inputs have the same dtype.
+    Inside a compiled graph it becomes a part of that graph; elsewhere it is compiled separately. Inputs have one dtype.
 
     Args:
-        bias: slopes `(head,)`, or a table `(head, distance)`, float32, which gets no gradient.
+        bias: slopes `(head,)`, or a table `(head, distance)`, float32, which receives no gradient; None for no bias.
 
     Source: Dong et al., "Flex Attention", 2024.
     """
@@ -51,7 +52,7 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
 
     def from_table(score: Tensor, _batch: Tensor, head: Tensor, query_at: Tensor, key_at: Tensor) -> Tensor:
         assert bias is not None
-        return score + bias[head, (query_at - key_at).clamp(min=0)]  # what is masked is computed, too
+        return score + bias[head, (query_at - key_at).clamp(min=0)]  # computed at masked keys, too
 
     modify = None if bias is None else linear if bias.ndim == 1 else from_table
     attend = flex_attention if torch.compiler.is_compiling() else _compiled()
@@ -60,5 +61,5 @@ def masked_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    """FlexAttention compiled by itself: uncompiled it would make all scores."""
+    """Return FlexAttention compiled separately; uncompiled it would store all scores."""
     return torch.compile(flex_attention, fullgraph=True)

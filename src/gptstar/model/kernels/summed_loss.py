@@ -1,4 +1,4 @@
-"""A summed loss that makes its own gradient, and that of the tied embedding in one tensor: the form for CPUs."""
+"""A summed loss for CPUs, which computes its gradient in the forward pass, the tied embedding's in one tensor."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from gptstar.model.kernels.choice import compute_dtype
 from gptstar.model.loss import LOGITS_AT_ONCE, aligned_rows
 
 SOFTMAX_ROWS = 16
-"""Tokens whose logits become probabilities at once, in float32: so many fit a CPU's cache."""
+"""Tokens whose softmax is computed at once: as many as fit a CPU's cache in float32."""
 
 VOCABULARY_BLOCK = 4096
-"""Tokens of the vocabulary in one product: whole rows of logits miss a CPU's cache."""
+"""Tokens of the vocabulary in one matrix product; whole rows of logits would exceed a CPU's cache."""
 
 
 class TiedGradient:
     """The gradient of an embedding that is also the output head.
 
-    The embedding adds its gradient into the head's buffer. Left to autograd, each makes a gradient as large as the
-    embedding, one of them all but zeros, and a third pass over memory adds them up.
+    The embedding adds its gradient into the head's buffer. Autograd would make two gradients as large as the embedding,
+    one of them almost entirely zeros, and add them in a third pass over memory.
     """
 
     of_head: Tensor | None = None
 
     def embed(self, tokens: Tensor, weight: Tensor) -> Tensor:
-        """`(batch, position)`, int64 → `(batch, position, d_model)`; its backward pass has to come last."""
+        """Embed tokens: `(batch, position, d_model)`. Its backward pass must come after the output head's."""
         embedded: Tensor = _Embed.apply(weight, tokens, self)  # type: ignore[no-untyped-call]
         return embedded
 
@@ -47,20 +47,20 @@ class _Embed(torch.autograd.Function):
 
 
 def summed_loss(hidden: Tensor, weight: Tensor, targets: Tensor, tied: TiedGradient | None = None) -> Tensor:
-    """Return the sum of the losses of all target tokens, in nats, a scalar of float32, with its gradient already made.
+    """Return the sum of the losses of all target tokens in nats, a float32 scalar, and compute its gradient at once.
 
-    The gradient of a sum by a token's logits is known with them: `softmax(logits) - one_hot(target)`. So each chunk's
-    logits are made once and become their own gradient in place. One backward pass uses it up; where no gradients are
-    recorded, as under `torch.no_grad`, none is made.
+    The gradient by a token's logits, `softmax(logits) - one_hot(target)`, follows from the logits. So each chunk's
+    logits are computed once, and are turned into their gradient in place. It serves a single backward pass. Under
+    `torch.no_grad` no gradient is computed.
 
     Args:
         hidden: `(batch, position, d_model)`, the normed output of the last block.
         weight: `(n_vocab, d_model)`, the tied embedding.
         targets: `(batch, position)`, int64; negative where there is none.
-        tied: has embedded the tokens with the same weight; it gets the weight's gradient, and passes it on.
+        tied: the object that embedded the tokens with the same weight; it takes over the weight's gradient.
 
     Raises:
-        RuntimeError: in a second backward pass.
+        RuntimeError: a second backward pass was requested.
 
     Source: Hsu et al., "Liger Kernel", 2024, section 3.2.
     """
@@ -97,7 +97,7 @@ class _SummedLoss(torch.autograd.Function):
         for start in range(0, n_tokens, chunk):
             part = hidden[start : start + chunk].to(dtype)
             padded = part.new_empty(len(part), room)
-            padded[:, n_vocab:] = 0  # of odd rows some CPUs' bfloat16 products read one more, and 0 times nan is nan
+            padded[:, n_vocab:] = 0  # some CPUs' bfloat16 products read one value past an odd row, and 0 * nan is nan
             logits = padded[:, :n_vocab]  # (token, n_vocab)
             for rows in blocks:
                 torch.mm(part, cast_weight[rows].t(), out=logits[:, rows])
@@ -121,10 +121,10 @@ class _SummedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         if ctx.used_up:
-            raise RuntimeError('a summed loss has one backward pass: compute it again, or take reduction="none"')
+            raise RuntimeError('a summed loss allows one backward pass: compute it again, or use reduction="none"')
         ctx.used_up = True
         of_hidden, of_weight = ctx.saved_tensors
-        # In place: one of them is as large as the model's largest.
+        # In place, because one of them is as large as the embedding.
         of_hidden, of_weight = (
             each.mul_(grad).to(dtype) for each, dtype in zip((of_hidden, of_weight), ctx.dtypes, strict=True)
         )
@@ -135,7 +135,7 @@ class _SummedLoss(torch.autograd.Function):
 
 
 def _sum_of_losses(logits: Tensor, targets: Tensor, *, to_gradient: bool) -> Tensor:
-    """Sum the losses of logits `(token, n_vocab)`, which `to_gradient` turns into their gradient in place."""
+    """Sum the losses of logits `(token, n_vocab)`; with `to_gradient`, turn the logits into their gradient in place."""
     losses = []
     for row_logits, row_targets in zip(
         torch.split(logits, SOFTMAX_ROWS), torch.split(targets, SOFTMAX_ROWS), strict=True
@@ -144,7 +144,7 @@ def _sum_of_losses(logits: Tensor, targets: Tensor, *, to_gradient: bool) -> Ten
         column = row_targets.clamp(min=0)[:, None]
         wide = torch.promote_types(logits.dtype, torch.float32)
         probabilities = torch.softmax(row_logits, dim=-1, dtype=wide)
-        # The likeliest token's logit and probability give the normaliser; the target's may be too small to have a log.
+        # The likeliest token's logit and probability give the normaliser; the target's probability may underflow to 0.
         normaliser = row_logits.amax(-1, keepdim=True).to(wide) - probabilities.amax(-1, keepdim=True).log()
         losses.append((normaliser - row_logits.gather(1, column)).where(counted, 0.0).sum())
         if to_gradient:

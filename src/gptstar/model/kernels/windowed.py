@@ -1,4 +1,4 @@
-"""Attention whose window hides earlier keys: blocks of queries, each of which reads only the keys that it needs."""
+"""Sliding-window attention: each block of queries reads only the keys that it needs."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from gptstar.model.positions.base import Bias, Pairs, places_in_documents
 
 @dataclass(frozen=True, eq=False)
 class Restriction:
-    """Which keys count for each query of a window of tokens.
+    """The keys that each query attends to: a sliding window within documents.
 
     Attributes:
-        mask: applies within each document.
-        documents: `(batch, position)`, int64, or None for one document in each row.
+        mask: the window and the sinks, which apply within each document.
+        documents: `(batch, position)`, int64, or None for one document per row.
         places: `(batch, position)`, int64: position of each token in its document.
     """
 
@@ -27,15 +27,15 @@ class Restriction:
 
     @classmethod
     def within(cls, documents: Tensor | None, mask: Mask) -> "Restriction":
-        """Restrict attention to documents `(batch, position)`, if they are given, and to a mask."""
+        """Restrict attention to a mask, and to documents `(batch, position)` if they are given."""
         return cls(mask, documents, None if documents is None else places_in_documents(documents))
 
     def keys_of(self, start: int, stop: int) -> tuple[range, ...]:
-        """Where the keys lie that queries from `start` to `stop` need."""
+        """Return the ranges of keys that queries from `start` to `stop` need."""
         return self.mask.key_ranges(start, stop, one_document=self.documents is None)
 
     def pairs(self, start: int, stop: int, keys: Tensor) -> Pairs:
-        """Queries from `start` to `stop`, and keys `(key,)`; allowed are those of the document up to the query."""
+        """Return the pairs of queries from `start` to `stop` and keys `(key,)`, without the window."""
         queries = torch.arange(start, stop, device=keys.device)[None]
         allowed, places = queries[:, :, None] >= keys, None  # (1, query, key)
         if self.documents is not None and self.places is not None:
@@ -44,7 +44,7 @@ class Restriction:
         return Pairs(queries, keys[None], allowed, places, is_run=len(keys) == stop)
 
     def visible(self, pairs: Pairs) -> Tensor:
-        """Whether a query attends to a key: `(batch or 1, query, key)`, bool."""
+        """Return whether each query attends to each key: `(batch or 1, query, key)`, bool."""
         places = None if self.places is None else self.places[:, pairs.keys[0]]
         return pairs.mask & self.mask.visible(pairs.queries, pairs.keys, places)
 
@@ -57,16 +57,16 @@ def windowed_attention(
     restriction: Restriction,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Causal attention under a window, in every form but FlexAttention; shapes as in `gptstar.model.kernels`.
+    """Compute sliding-window attention without FlexAttention; `gptstar.model.kernels` states the shapes.
 
-    Memory grows with the length. So does time without a bias, and with slopes, whose blocks leave out the keys that
-    none of their queries attends to; any other bias is built for all earlier keys.
+    Memory grows linearly with the length. Without a bias, and with slopes, so does time, because blocks skip keys that
+    none of their queries attends to. Any other bias is built for all earlier keys.
 
     Args:
-        bias: slopes, or a function that gives the bias of pairs, or None.
+        bias: slopes, or a function that returns the bias of pairs, or None.
     """
     dtype = query.dtype
-    if query.is_cuda and bias is not None:  # its kernels take a bias of the query's type only
+    if query.is_cuda and bias is not None:  # CUDA's kernels require a bias of the query's type
         query, key, value = query.float(), key.float(), value.float()
     of_each = len(query) if restriction.documents is not None or _is_function(bias) else 1
     n_heads = 1 if bias is None else query.shape[1]
@@ -77,8 +77,8 @@ def windowed_attention(
             outputs.append(
                 scaled_dot_product_attention(
                     query[:, :, start:stop],
-                    _taken(key, ranges),
-                    _taken(value, ranges),
+                    _in_ranges(key, ranges),
+                    _in_ranges(value, ranges),
                     attn_mask=_mask(bias, restriction, range(start, stop), ranges, query.device),
                     dropout_p=dropout,
                 )
@@ -90,8 +90,8 @@ def _is_function(bias: Tensor | Bias | None) -> bool:
     return bias is not None and not isinstance(bias, Tensor)
 
 
-def _taken(x: Tensor, ranges: tuple[range, ...]) -> Tensor:
-    """The positions of `(batch, head, position, d_head)` that lie in ranges."""
+def _in_ranges(x: Tensor, ranges: tuple[range, ...]) -> Tensor:
+    """Return the positions of `(batch, head, position, d_head)` that lie in the ranges."""
     parts = [x[:, :, each.start : each.stop] for each in ranges]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
@@ -99,7 +99,7 @@ def _taken(x: Tensor, ranges: tuple[range, ...]) -> Tensor:
 def _mask(
     bias: Tensor | Bias | None, restriction: Restriction, block: range, ranges: tuple[range, ...], device: torch.device
 ) -> Tensor:
-    """What PyTorch's kernel takes for a block of queries: `(batch or 1, head or 1, query, key)`, bool or float32."""
+    """Return the mask of a block for PyTorch's kernel: `(batch or 1, head or 1, query, key)`, bool or float32."""
     keys = torch.cat([torch.arange(each.start, each.stop, device=device) for each in ranges])
     pairs = restriction.pairs(block.start, block.stop, keys)
     visible = restriction.visible(pairs)[:, None]

@@ -1,6 +1,6 @@
-"""How a token learns where it is: one file per kind, registered under the name that a configuration gives.
+"""Positional encodings: one file per kind, registered under its name in a configuration.
 
-Your own kind is a frozen dataclass that derives from `Positions`, in a module that you name as a plugin:
+To add your own kind, derive a frozen dataclass from `Positions` in a module that you name as a plugin:
 
     @POSITIONS.register("mine")
     @dataclass(frozen=True)
@@ -37,7 +37,7 @@ _KINDS: dict[str, type[Positions]] = {
     "p_rope": PRope,
     "fox": Fox,
 }
-for _name, _kind in _KINDS.items():  # not as decorators: a kind's file goes into exported folders without the registry
+for _name, _kind in _KINDS.items():  # not as decorators: exported folders contain a kind's file without the registry
     POSITIONS.register(_name)(_kind)
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""ALiBi: scores fall with distance, in each head at its own rate; no parameters and no end."""
+"""ALiBi: scores fall with distance, in each head at its own rate. It has no parameters and no maximal length."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from gptstar.model.positions.base import Positions, Scaling
 
 @dataclass(frozen=True)
 class Alibi(Positions):
-    """A score gets `-slope * distance`.
+    """ALiBi: attention adds `-slope * distance` to each score.
 
     Source: Press, Smith and Lewis, "Train Short, Test Long", 2022.
     """
@@ -22,11 +22,11 @@ class Alibi(Positions):
     scaling_key: ClassVar[str] = "alibi_scaling"
 
     def slopes(self, n_heads: int, device: torch.device) -> Tensor:
-        """The slopes of `alibi_slopes`, `(head,)`, float32."""
+        """Return the slopes of `alibi_slopes`, `(head,)`, float32."""
         return head_slopes(n_heads, device)
 
     def scaled(self, scaling: Scaling) -> "ScaledAlibi":
-        """Return ALiBi with smaller slopes."""
+        """Return ALiBi with smaller slopes, to read further than in training."""
         if scaling.method not in self.scalings:
             super().scaled(scaling)
         return ScaledAlibi(scaling)
@@ -34,24 +34,24 @@ class Alibi(Positions):
 
 @dataclass(frozen=True)
 class ScaledAlibi(Alibi):
-    """ALiBi whose slopes are made smaller to read further than in training: `slope_factors`."""
+    """ALiBi with slopes multiplied by `slope_factors`, to read further than in training."""
 
     scaling: Scaling
 
     def slopes(self, n_heads: int, device: torch.device) -> Tensor:
-        """The slopes of `alibi_slopes` times their factors, `(head,)`, float32."""
+        """Return the slopes of `alibi_slopes` times their factors, `(head,)`, float32."""
         return head_slopes(n_heads, device, self.scaling)
 
 
 def slope_factors(ranks: Tensor, scaling: Scaling) -> Tensor:
-    """What slopes are multiplied with to read `a = scaling.factor` times further than in training.
+    """Return the factors by which slopes are multiplied to read `a = scaling.factor` times further than in training.
 
-    `interpolated`: 1 / a for every head. `ntk`: `a^(-rank / (heads - 1))`, so that the steepest slope stays and the
-    flattest is divided by a. A single head is the steepest: `ntk` does not change it.
+    `interpolated` multiplies every slope by 1 / a. `ntk` multiplies by `a^(-rank / (heads - 1))`: the steepest slope
+    stays, and the flattest is divided by a. A single head counts as the steepest, so `ntk` does not change it.
 
     Args:
-        ranks: `(head,)`, 0 at the steepest slope. In the source, the number of the head; it leaves heads open whose
-            number is not a power of two, and whose slopes do not fall with their numbers.
+        ranks: `(head,)`, the rank of each head by its slope, 0 for the steepest. The source uses the head's index
+            instead, which is the same if the number of heads is a power of two.
 
     Returns:
         `(head,)`, float64.
@@ -64,20 +64,21 @@ def slope_factors(ranks: Tensor, scaling: Scaling) -> Tensor:
 
 
 def head_slopes(n_heads: int, device: torch.device, scaling: Scaling | None = None) -> Tensor:
-    """The slopes of `alibi_slopes` on a device, scaled or as they are, `(head,)`, float32.
+    """Return the slopes of `alibi_slopes` on a device, optionally scaled, `(head,)`, float32.
 
-    A CPU keeps them. Elsewhere they are computed on the device: a graph holds neither a constant nor a copy from the
-    host.
+    On a CPU they are cached. Elsewhere they are computed on the device, so that a compiled graph holds neither a
+    constant nor a copy from the host.
     """
     keeps = device.type == "cpu" and not torch.compiler.is_compiling()
     return _cpu_slopes(n_heads, scaling) if keeps else _slopes(n_heads, device, scaling)
 
 
 def alibi_slopes(n_heads: int) -> tuple[float, ...]:
-    """The slope of each head: how fast it forgets with distance.
+    """Return the slope of each head: how fast its scores fall with distance.
 
-    For a power of two, the geometric sequence from 2^(-8/n) to 2^-8. Otherwise the slopes of the next lower power
-    of two, followed by every other slope of the next higher one, as in the paper's own code.
+    If the number of heads n is a power of two, they are the geometric sequence from 2^(-8/n) to 2^-8. Otherwise they
+    are the slopes for the next lower power of two, then every other slope for the next higher one, as in the paper's
+    code.
 
     Source: Press, Smith and Lewis, "Train Short, Test Long", 2022, section 3 and appendix A.
     """

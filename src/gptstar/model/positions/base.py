@@ -1,4 +1,4 @@
-"""What a kind of positions may do. Exported models carry this file: it needs torch and the standard library only."""
+"""The interface of all kinds of positions. Exported models carry this file, so it imports torch only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Sizes(Protocol):
-    """Sizes of a model that parameters may depend on."""
+    """The sizes of a model on which a kind's parameters may depend."""
 
     @property
     def n_layers(self) -> int: ...  # noqa: D102  # the names say it
@@ -23,14 +23,14 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """Queries, and the keys that they may attend to.
+    """Pairs of queries and keys for which a bias is computed.
 
     Attributes:
         queries: `(batch or 1, query)`, int64: position of each query in its text.
         keys: `(batch or 1, key)`, int64: position of each key. A query's own token is among the keys.
-        allowed: `(batch or 1, query, key)`, bool: whether a query attends to a key; None where each attends to all.
-        places: `(batch, query)`, int64: position of each query in its document, where a window may hold several.
-        is_run: whether the keys are all tokens from position 0 on, in order, and the queries the last of them.
+        allowed: `(batch or 1, query, key)`, bool: whether a query attends to a key; None if each attends to all.
+        places: `(batch, query)`, int64: position of each query in its document, if a window may hold several.
+        is_run: whether the keys are all tokens from position 0 on, in order, and the queries are the last of them.
     """
 
     queries: Tensor
@@ -54,19 +54,20 @@ class Pairs:
 
 
 def places_in_documents(documents: Tensor) -> Tensor:
-    """Position of each token in its document, by the documents of a window: `(batch, position)`, int64, both."""
+    """Return each token's position in its document, given each token's document: both `(batch, position)`, int64."""
     at = torch.arange(documents.shape[1], device=documents.device)
     begins = nn.functional.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True)
     return at - torch.where(begins, at, 0).cummax(dim=1).values
 
 
 def by_diagonal(table: Tensor, n_queries: int) -> Tensor:
-    """Values of distances for the last queries of a run; later keys get zeros.
+    """Expand a table of values by distance to pairs, for the last queries of a text; keys after a query get 0.
 
-    No indices are gathered, so that a table's gradient is summed in the same order each time.
+    It uses no indexing, so that the table's gradient is summed in the same order each time.
 
     Args:
-        table: `(head, distance)`, from distance 0 to the length less one.
+        table: `(head, distance)`, for the distances from 0 to the number of keys minus 1.
+        n_queries: the number of queries.
 
     Returns:
         `(1, head, query, key)`.
@@ -77,16 +78,16 @@ def by_diagonal(table: Tensor, n_queries: int) -> Tensor:
 
 
 Bias = Callable[[Pairs], Tensor]
-"""A function that returns what is added to the scores of pairs: `(batch or 1, head, query, key)`, float32."""
+"""A function that returns the bias of pairs, to be added to scores: `(batch or 1, head, query, key)`, float32."""
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How positions are stretched to read further than in training.
+    """A scaling of positions, to read further than in training.
 
     Attributes:
         method: one of the kind's `scalings`.
-        factor: the context length over that of training, 1 or more; 1 changes nothing.
+        factor: the context length divided by that of training, 1 or more; 1 changes nothing.
         trained_at: the context length in training.
     """
 
@@ -99,26 +100,27 @@ class Scaling:
 class Positions:
     """A kind of positions: a frozen dataclass whose fields are its keys in a configuration.
 
-    A kind overrides what it does:
+    A kind overrides the methods that it needs:
 
-    - `embed` adds to embedded tokens.
+    - `embed` changes the embedded tokens.
     - `rotate` turns queries and keys.
-    - `slopes` adds to scores what is linear in the distance, `by_distance` any other function of it; `bias` adds
+    - `slopes` adds a bias that is linear in the distance, `by_distance` any other function of the distance, and `bias`
       anything else.
-    - `parameters` makes parameters, and `initial` draws them.
-    - `per_token` reads from a layer's input what the KV cache keeps of each token.
+    - `parameters` makes the kind's parameters, and `initial` draws their initial values.
+    - `per_token` computes from a layer's input what the KV cache stores for each token.
 
-    Weight decay applies to the weights of a kind's `nn.Linear` modules and to nothing else of it. A number per head
-    belongs into an `nn.Parameter` of a module of the kind's own.
+    Weight decay applies only to the weights of a kind's `nn.Linear` modules. A learned number per head should be an
+    `nn.Parameter` of the kind's own module.
 
     Attributes:
-        name_in_model: the beginning of the parameters' names in the state dict: `NAME.…` where layers share them, else
-            `blocks.0.attention.NAME.…`.
-        per_layer: whether each layer has parameters of its own.
-        restarts: whether `embed` counts anew in each document of a window that holds several.
-        scalings: methods of `Scaling` that the kind knows.
-        scaling_key: the key of a study of context length that chooses among them.
-        adds_bias, reads_input: whether the class overrides one that adds to scores, and `per_token`.
+        name_in_model: the prefix of the parameters' names in the state dict: `NAME.…` if all layers share them,
+            otherwise `blocks.0.attention.NAME.…`.
+        per_layer: whether each layer has its own parameters.
+        restarts: whether `embed` counts from 0 again in each document of a window.
+        scalings: the methods of `Scaling` that the kind supports.
+        scaling_key: the key of a study of context length that chooses among `scalings`.
+        adds_bias: whether the class overrides `slopes`, `by_distance` or `bias`.
+        reads_input: whether the class overrides `per_token`.
         is_of_distance: whether the class overrides `by_distance`.
     """
 
@@ -138,32 +140,32 @@ class Positions:
 
     @property
     def capacity(self) -> int | None:
-        """The number of positions; None where there is no limit."""
+        """The number of positions; None if there is no limit."""
         return None
 
     @property
     def extrapolates(self) -> bool:
-        """Whether a model reads more tokens than it was trained with."""
+        """Whether a model can read more tokens than it was trained with."""
         return self.capacity is None
 
     @property
     def needs_capacity(self) -> bool:
-        """Whether `with_capacity` has to be called before use."""
+        """Whether `with_capacity` must be called before use."""
         return False
 
     def with_capacity(self, n_ctx: int) -> "Positions":
-        """Return the same kind with `n_ctx` positions, where it `needs_capacity`."""
+        """Return the same kind with `n_ctx` positions; only for kinds that `needs_capacity`."""
         raise NotImplementedError
 
     def trained_with(self, context_length: int) -> "Positions":
-        """Return the same kind for a training context of so many tokens, where it depends on that."""
+        """Return the same kind for a training context of `context_length` tokens; most kinds do not depend on it."""
         return self
 
     def check(self, sizes: Sizes) -> None:
-        """Raise a ValueError, with key, value, rule and fix, for sizes that the kind can't work with."""
+        """Raise a ValueError for sizes that the kind can't work with, naming the key, the value, the rule and a fix."""
 
     def parameters(self, sizes: Sizes) -> nn.Module | None:
-        """Make the parameters: once, or with `per_layer` for each layer."""
+        """Make the parameters of the model, or with `per_layer` those of one layer; None if there are none."""
         return None
 
     def n_params(self, sizes: Sizes) -> int:
@@ -174,9 +176,9 @@ class Positions:
         return count * (sizes.n_layers if self.per_layer else 1)
 
     def initial(self, name: str, shape: torch.Size) -> Tensor | None:
-        """Draw a parameter on the CPU, by its name within `parameters`.
+        """Draw a parameter's initial value on the CPU, by its name within `parameters`.
 
-        None leaves it to the model: zeros where the name ends with `bias`, else N(0, 0.02).
+        None means the model's default: zeros if the name ends with `bias`, otherwise N(0, 0.02).
         """
         return None
 
@@ -186,7 +188,7 @@ class Positions:
         Args:
             x: `(batch, position, d_model)`; the result has its shape and type.
             at: `(batch or 1, position)`, int64: positions in the text; None means 0, 1, 2 ….
-            parameters: those that layers share.
+            parameters: the parameters that all layers share.
         """
         return x
 
@@ -197,38 +199,39 @@ class Positions:
             query: `(batch, head, query, d_head)`.
             key: `(batch, head, position, d_head)`.
             query_at: `(batch or 1, query)`, int64: positions in the text.
-            key_at: `(batch or 1, position)`, int64; the same object as `query_at` where each token is a query.
+            key_at: `(batch or 1, position)`, int64; the same object as `query_at` if each token is a query.
         """
         return query, key
 
     def per_token(self, x: Tensor, parameters: nn.Module | None) -> Tensor | None:
-        """Read from a layer's input what the KV cache keeps of each token, beside keys and values.
+        """Compute from a layer's input what the KV cache stores for each token, in addition to keys and values.
 
         Args:
             x: `(batch, position, d_model)`, the normed input of the layer's attention.
+            parameters: the layer's parameters, or those that all layers share.
 
         Returns:
-            `(batch, head, position, width)`, float32, or None. `bias` gets it for all keys.
+            `(batch, head, position, width)`, float32, or None. `bias` receives it for all keys.
         """
         return None
 
     def slopes(self, n_heads: int, device: torch.device) -> Tensor | None:
-        """Slope of each head, `(head,)`, float32, where a score gets `-slope * distance`; None where it does not.
+        """Return the slope of each head, `(head,)`, float32, if the bias is `-slope * distance`; otherwise None.
 
-        Fast kernels need no more than these. A compiled graph must hold neither a constant nor a copy from the host, so
-        compute them on the device.
+        The fast kernels take slopes in place of a bias. Compute them on the device, because a compiled graph must hold
+        neither a constant nor a copy from the host.
         """
         return None
 
     def by_distance(self, distance: Tensor, n_heads: int, parameters: nn.Module | None) -> Tensor:
-        """Return what a score gets at a distance, where nothing else counts.
+        """Return the bias at each distance, for kinds whose bias depends on nothing else.
 
-        FlexAttention reads it as a table. It does not train such a table: it would sum the gradient in another order
-        each time.
+        FlexAttention reads it as a table, but can't train it reproducibly: its kernel would sum the table's gradient in
+        a different order each time.
 
         Args:
             distance: any shape, int64, 0 or more.
-            parameters: those of the layer, or those that layers share.
+            parameters: the layer's parameters, or those that all layers share.
 
         Returns:
             `(head, …)`, float32.
@@ -236,33 +239,33 @@ class Positions:
         raise NotImplementedError
 
     def bias(self, pairs: Pairs, n_heads: int, parameters: nn.Module | None, per_token: Tensor | None) -> Tensor:
-        """Return what is added to scores, by blocks of queries where a text is long.
+        """Return the bias of pairs; in long texts it is called for one block of queries at a time.
 
-        A kind that overrides it has no form in FlexAttention. The attention mask is applied afterwards.
+        A kind that overrides this method can't use FlexAttention. The attention mask is applied afterwards.
 
         Args:
-            pairs: some queries and their keys.
-            parameters: those of the layer, or those that layers share.
-            per_token: `(batch, head, key, width)`, what `per_token` returned for each of the keys.
+            pairs: queries and their keys.
+            parameters: the layer's parameters, or those that all layers share.
+            per_token: `(batch, head, key, width)`, the result of the method `per_token` for each key.
 
         Returns:
-            `(batch or 1, head, query, key)`, float32 whatever the model computes in: bfloat16 can't tell 256 from 257.
+            `(batch or 1, head, query, key)`, always float32, because bfloat16 can't distinguish 256 from 257.
         """
         if self.is_of_distance and pairs.is_run:
             distance = torch.arange(pairs.keys.shape[1], device=pairs.keys.device)
             return by_diagonal(self.by_distance(distance, n_heads, parameters), pairs.queries.shape[1])
         if self.is_of_distance:
-            distance = pairs.distance[:, 0].clamp(min=0)  # that of a hidden key may be below
+            distance = pairs.distance[:, 0].clamp(min=0)  # it is negative for keys after the query, which are masked
             return self.by_distance(distance, n_heads, parameters).transpose(0, 1)
         slopes = self.slopes(n_heads, pairs.keys.device)
         assert slopes is not None
         return -slopes[:, None, None] * pairs.distance
 
     def scaled(self, scaling: Scaling) -> "Positions":
-        """Return the same kind, stretched to read further than in training.
+        """Return the same kind, scaled to read further than in training.
 
         Raises:
-            ValueError: the kind doesn't know the method.
+            ValueError: the kind doesn't support the method.
         """
         known = ", ".join(self.scalings) or "none"
         raise ValueError(f"{scaling.method} is not a scaling of {type(self).__name__}: choose one of these: {known}")

@@ -10,7 +10,7 @@ from gptstar.model.positions.base import Positions, Sizes
 
 
 class KerpleParameters(nn.Module):
-    """`p` and `a` of each head: `(head,)`, as stored; `Kerple.by_distance` bounds them."""
+    """The parameters `p` and `a` of each head, `(head,)`, before `Kerple.by_distance` bounds them."""
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
@@ -20,10 +20,11 @@ class KerpleParameters(nn.Module):
 
 @dataclass(frozen=True)
 class Kerple(Positions):
-    """A score gets `-p * ln(1 + a * distance)`, with p and a of 0.01 or more, learned per head and shared by layers.
+    """KERPLE, logarithmic variant: attention adds `-p * ln(1 + a * distance)` to each score.
 
-    It is the logarithmic variant. At first p is uniform in (0, 2) and a in (0, 1). What is stored may lie below 0.01,
-    where the bound counts and the gradient is that at the bound, so that a head can come back. No weight decay.
+    Each head learns p and a; all layers share them. p starts uniform in (0, 2), a in (0, 1). Both are bounded below by
+    0.01. A stored value may fall below the bound; it still receives the gradient at the bound, so that it can rise
+    again. There is no weight decay.
 
     FlexAttention reads it as a table, without gradients.
 
@@ -34,7 +35,7 @@ class Kerple(Positions):
     LEAST: ClassVar[float] = 0.01
 
     def parameters(self, sizes: Sizes) -> nn.Module:
-        """Make p and a."""
+        """Make p and a of each head."""
         return KerpleParameters(sizes.n_heads)
 
     def initial(self, name: str, shape: torch.Size) -> Tensor:
@@ -42,12 +43,12 @@ class Kerple(Positions):
         return torch.empty(shape, device="cpu").uniform_(0, {"p": 2.0, "a": 1.0}[name])
 
     def by_distance(self, distance: Tensor, n_heads: int, parameters: nn.Module | None) -> Tensor:
-        """`-p * ln(1 + a * distance)`."""
+        """Return `-p * ln(1 + a * distance)`."""
         assert isinstance(parameters, KerpleParameters)
         shape = (-1, *(1 for _ in distance.shape))
         p, a = (self._bounded(each.float()).view(shape) for each in (parameters.p, parameters.a))
         return -p * torch.log1p(a * distance)
 
     def _bounded(self, stored: Tensor) -> Tensor:
-        """`LEAST` or more, with the gradient of the identity."""
+        """Clamp values to `LEAST` or more, with the gradient of the identity."""
         return stored + (stored.clamp(min=self.LEAST) - stored).detach()

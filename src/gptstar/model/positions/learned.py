@@ -1,4 +1,4 @@
-"""Learned positions: a vector for each place, added to the token's."""
+"""Learned positions: a learned vector for each position, added to the token's embedding."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,7 @@ from gptstar.model.positions.base import Positions, Sizes
 
 @dataclass(frozen=True)
 class Learned(Positions):
-    """A table of `n_ctx` vectors (`model.n_ctx` in a configuration), beyond which the model is undefined.
+    """Learned positions: a table of `n_ctx` vectors (`model.n_ctx`). The model can't read longer texts.
 
     Source: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, section 3.1.
     """
@@ -21,12 +21,12 @@ class Learned(Positions):
 
     @property
     def capacity(self) -> int | None:
-        """The rows of the table."""
+        """The number of rows of the table."""
         return self.n_ctx
 
     @property
     def needs_capacity(self) -> bool:
-        """Whether the number of rows is not given yet."""
+        """Whether the number of rows is still missing."""
         return self.n_ctx is None
 
     def with_capacity(self, n_ctx: int) -> "Learned":
@@ -39,11 +39,11 @@ class Learned(Positions):
             raise ValueError("model.positions=learned needs a capacity: give model.n_ctx (GPT-2's is 1024)")
 
     def parameters(self, sizes: Sizes) -> nn.Module:
-        """Make the table."""
+        """Make the table of vectors."""
         assert self.n_ctx is not None
         return nn.Embedding(self.n_ctx, sizes.d_model)
 
     def embed(self, x: Tensor, at: Tensor | None, parameters: nn.Module | None) -> Tensor:
-        """Add each place's row."""
+        """Add the row of each position."""
         assert isinstance(parameters, nn.Embedding)
         return x + (parameters.weight[: x.shape[1]] if at is None else parameters.weight[at])

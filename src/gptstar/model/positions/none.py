@@ -1,4 +1,4 @@
-"""No positions: causal masking alone tells a model of the order of its tokens."""
+"""No positions: the model learns the order of tokens from the causal mask alone."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from gptstar.model.positions.base import Positions
 
 @dataclass(frozen=True)
 class NoPositions(Positions):
-    """Nothing is added and nothing is rotated.
+    """Positions that add nothing and rotate nothing.
 
     Source: Kazemnejad et al., "The Impact of Positional Encoding on Length Generalization in Transformers", 2023.
     """

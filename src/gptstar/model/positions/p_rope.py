@@ -1,4 +1,4 @@
-"""p-RoPE: rotary positions whose slowest pairs of features stand still."""
+"""p-RoPE: rotary positions in which the slowest pairs of features don't rotate."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,12 @@ from gptstar.model.positions.rotary import Rotary, position_angles, rotary_frequ
 
 @dataclass(frozen=True)
 class PRope(Rotary):
-    """The `floor(p * d_head / 2)` fastest pairs turn, at the frequencies that they have in full rotary positions.
+    """p-RoPE: only the `floor(p * d_head / 2)` fastest pairs rotate, at the same frequencies as in `Rotary`.
 
-    GPT-NeoX's partial rotary positions differ: they turn fewer features at frequencies that are spaced anew.
+    GPT-NeoX's partial rotary positions differ: they rotate fewer features, at frequencies spaced over those alone.
 
-    FlexAttention needs no bias for it.
-
-    Source: Barbero et al., "Round and Round We Go! What makes Rotary Positional Encodings useful?", 2024, section 6;
-    not read in the original.
+    Source: Barbero et al., "Round and Round We Go! What makes Rotary Positional Encodings useful?", 2024, section 6.
+    We have not read the original.
     """
 
     p: Share = 0.75

@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys turn by their positions, so that their products depend on distances."""
+"""Rotary positions: queries and keys rotate by their positions, so that their products depend on distances."""
 
 import math
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from torch import Tensor
 from gptstar.model.positions.base import Positions, Scaling, Sizes
 
 BASE = 10_000.0
-"""The base of the wavelengths, as RoFormer's."""
+"""The base of the wavelengths, as in RoFormer."""
 
 SLOW, FAST = 1, 32
-"""YaRN slows down the pairs of features that turn less often than `FAST` times within the training context, and those
-that turn less often than `SLOW` times by the whole factor."""
+"""Rotations within the training context. YaRN slows pairs of features that rotate less often than `FAST` times; it
+slows those that rotate less often than `SLOW` times by the whole factor."""
 
 
 @dataclass(frozen=True)
 class Rotary(Positions):
-    """Each pair of features turns at its own rate; no parameters and no end.
+    """Rotary positions: each pair of features rotates at its own frequency.
 
     Source: Su et al., "RoFormer", 2021.
     """
@@ -33,7 +33,7 @@ class Rotary(Positions):
             raise ValueError(f"model.d_head={sizes.head_width} is odd; rotary positions turn pairs: make it even")
 
     def rotate(self, query: Tensor, key: Tensor, query_at: Tensor, key_at: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn both by their positions' angles."""
+        """Rotate both by their positions' angles."""
         angles = self._angles(key_at[:, None], key.shape[3])
         key = rotate(key, *angles)
         if query_at is not key_at:
@@ -44,7 +44,7 @@ class Rotary(Positions):
         return rotary_angles(at, d_head)
 
     def scaled(self, scaling: Scaling) -> "ScaledRotary":
-        """Return rotary positions that turn more slowly."""
+        """Return rotary positions that rotate more slowly, to read further than in training."""
         if scaling.method not in self.scalings:
             super().scaled(scaling)
         return ScaledRotary(scaling)
@@ -52,7 +52,7 @@ class Rotary(Positions):
 
 @dataclass(frozen=True)
 class ScaledRotary(Rotary):
-    """Rotary positions that are stretched to read further than in training."""
+    """Rotary positions scaled by `ntk` or `yarn`, to read further than in training."""
 
     scaling: Scaling
 
@@ -61,14 +61,15 @@ class ScaledRotary(Rotary):
 
 
 def rotary_frequencies(d_head: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The angle between neighbouring positions of each pair of features, `(d_head / 2,)` (RoFormer, equation 15)."""
+    """Return each feature pair's angle between neighbouring positions, `(d_head / 2,)` (RoFormer, equation 15)."""
     return BASE ** (-torch.arange(0, d_head, 2, device=device, dtype=dtype) / d_head)
 
 
 def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
-    """Frequencies for a context `factor` times that of training: the slowest `factor` times slower, the fastest as is.
+    """Scale frequencies `(d_head / 2,)` for a context `factor` times as long as in training, by NTK-aware scaling.
 
-    The same as a base of `base * factor^(d / (d - 2))`. `frequencies` are those of training, `(d_head / 2,)`.
+    The slowest pair becomes `factor` times slower, the fastest stays. This equals a base of `base * factor^(d / (d -
+    2))`.
 
     Source: bloc97, "NTK-Aware Scaled RoPE", r/LocalLLaMA, 2023; Peng et al., "YaRN", 2023, equation 16.
     """
@@ -78,14 +79,15 @@ def ntk_frequencies(frequencies: Tensor, factor: float) -> Tensor:
 
 
 def yarn_frequencies(frequencies: Tensor, factor: float, trained_at: int) -> Tensor:
-    """Frequencies for a context `factor` times that of training, by how often each pair turned within training's.
+    """Scale frequencies for a context `factor` times as long as in training, by YaRN.
 
-    Pairs that turned more than `FAST` times stay, those that turned less than `SLOW` times become `factor` times
-    slower, and between them a ramp leads from one to the other. It runs over the pairs' numbers, as in the authors'
-    code; in the paper it runs over turns.
+    Pairs that rotated more than `FAST` times within the training context stay. Those that rotated less than `SLOW`
+    times become `factor` times slower. Between them the factor is interpolated over the pairs' indices, as in the
+    authors' code; the paper interpolates over the number of rotations.
 
     Args:
-        frequencies: `(d_head / 2,)`, of training.
+        frequencies: `(d_head / 2,)`, the frequencies in training.
+        factor: the context length divided by that of training.
         trained_at: the context length in training.
 
     Source: Peng et al., "YaRN", 2023, section 3.2, and the authors' code.
@@ -98,18 +100,18 @@ def yarn_frequencies(frequencies: Tensor, factor: float, trained_at: int) -> Ten
     first = max(math.floor(pair_that_turns(FAST)), 0)
     last: float = min(math.ceil(pair_that_turns(SLOW)), d_head - 1)
     if last == first:
-        last += 0.001  # a ramp is not a step
+        last += 0.001  # to avoid dividing by 0
     ramp = ((torch.arange(len(frequencies), device=frequencies.device) - first) / (last - first)).clamp(0, 1)
     return frequencies * (1 - ramp) + frequencies / factor * ramp
 
 
 def yarn_attention_factor(factor: float) -> float:
-    """The factor of turned queries and keys: the root of one over YaRN's temperature (Peng et al., equation 22)."""
+    """Return YaRN's factor of rotated queries and keys, `sqrt(1 / temperature)` (Peng et al., equation 22)."""
     return 0.1 * math.log(factor) + 1.0
 
 
 def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None) -> tuple[Tensor, Tensor]:
-    """Cosines and sines for `rotate`: positions `(…, position)`, int64 → `(…, position, d_head / 2)`, float32, each."""
+    """Return cosines and sines for `rotate`, each `(…, position, d_head / 2)`, float32, of positions, int64."""
     frequencies, size = rotary_frequencies(d_head, positions.device, torch.float64), 1.0
     if scaling is not None and scaling.method == "ntk":
         frequencies = ntk_frequencies(frequencies, scaling.factor)
@@ -121,19 +123,20 @@ def rotary_angles(positions: Tensor, d_head: int, scaling: Scaling | None = None
 
 
 def position_angles(positions: Tensor, frequencies: Tensor) -> Tensor:
-    """`position * frequency` without whole turns: `(…, position)`, `(pair,)` → `(…, position, pair)`, float32.
+    """Return `position * frequency` modulo 2π: `(…, position)` and `(pair,)` → `(…, position, pair)`, float32.
 
-    Frequencies are float64: what float32 rounds off them is 1e-4 of an angle some thousand positions on.
+    Frequencies are float64, because float32 would be wrong by 1e-4 at some thousand positions.
     """
     return (positions[..., None] * frequencies).remainder(2 * math.pi).float()
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn each pair of features `(i, i + d_head / 2)` by its position's angle (GPT-NeoX's pairing), in float32.
+    """Rotate each pair of features `(i, i + d_head / 2)` by its position's angle (GPT-NeoX's pairing), in float32.
 
     Args:
         x: `(batch, head, position, d_head)`; the result has its shape and type.
-        cosines: `(position, d_head / 2)`, from `rotary_angles`, or with axes of batch and head before; `sines` too.
+        cosines, sines: the results of `rotary_angles`: `(position, d_head / 2)`, optionally with leading axes for batch
+            and head.
     """
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)

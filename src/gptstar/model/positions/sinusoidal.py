@@ -1,4 +1,4 @@
-"""Sinusoidal positions: sines and cosines of many wavelengths, added to the token's vector."""
+"""Sinusoidal positions: sines and cosines of many wavelengths, added to the token's embedding."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,10 @@ from gptstar.model.positions.rotary import position_angles, rotary_frequencies
 
 @dataclass(frozen=True)
 class Sinusoidal(Positions):
-    """Feature 2k gets `sin(position / 10000^(2k / d_model))`, feature 2k + 1 the cosine; no parameters and no end.
+    """Sinusoidal positions: feature 2k gets `sin(position / 10000^(2k / d_model))`, feature 2k + 1 the cosine.
 
-    The embedded token is multiplied by `sqrt(d_model)`, as in section 3.4 of the paper: beside embeddings of std 0.02
-    the positions, of rms 0.71, would be nearly all that a model sees. The output head is not multiplied.
-
-    FlexAttention needs no bias for it.
+    The embedded token is multiplied by `sqrt(d_model)`, as in section 3.4 of the paper. Without that, positions with an
+    rms of 0.71 would drown embeddings with a std of 0.02. The output head is not multiplied.
 
     Source: Vaswani et al., "Attention Is All You Need", 2017, section 3.5.
     """
@@ -34,7 +32,7 @@ class Sinusoidal(Positions):
             )
 
     def embed(self, x: Tensor, at: Tensor | None, parameters: nn.Module | None) -> Tensor:
-        """Multiply the tokens' vectors, and add each position's."""
+        """Scale the embedded tokens, and add the vector of each position."""
         if at is None:
             at = torch.arange(x.shape[1], device=x.device)[None]
         angles = position_angles(at, rotary_frequencies(x.shape[2], at.device, torch.float64))

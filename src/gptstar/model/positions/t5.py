@@ -10,17 +10,17 @@ from gptstar.model.positions.base import Positions, Sizes
 
 BUCKETS = 32
 EXACT = BUCKETS // 2
-"""Distances below have a bucket each."""
+"""Each distance below this one has its own bucket."""
 
 FARTHEST = 128
-"""Distances from here on share the last bucket."""
+"""All distances from this one on share the last bucket."""
 
 
 def _edges() -> tuple[int, ...]:
-    """The first distance of each bucket from `EXACT` on.
+    """Return the first distance of each bucket from `EXACT` on.
 
-    Bucket 16 + k begins at the least d with `16 * ln(d / 16) / ln(128 / 16) >= k`, which is `d^16 >= 16^(16 - k) *
-    128^k`: whole numbers, which no logarithm rounds.
+    Bucket 16 + k begins at the smallest d with `16 * ln(d / 16) / ln(128 / 16) >= k`. That is `d^16 >= 16^(16 - k) *
+    128^k`, which integers compute without rounding.
     """
     steps = BUCKETS - EXACT
     bounds = (EXACT ** (steps - k) * FARTHEST**k for k in range(steps))
@@ -32,10 +32,10 @@ EDGES = _edges()
 
 @dataclass(frozen=True)
 class T5(Positions):
-    """A score gets a learned number by head and bucket of the distance; all layers share the table.
+    """T5: attention adds a learned bias per head and bucket of distances to each score; all layers share the table.
 
-    The bucket is the distance d itself below 16, else `min(31, 16 + floor(16 * ln(d / 16) / ln(8)))`. Scores are
-    divided by `sqrt(d_head)` as those of other kinds are; T5 itself does not divide them. No weight decay.
+    The bucket is the distance d itself below 16, otherwise `min(31, 16 + floor(16 * ln(d / 16) / ln(8)))`. As with all
+    kinds here, scores are divided by `sqrt(d_head)`; T5 itself does not divide them. There is no weight decay.
 
     FlexAttention reads it as a table, without gradients.
 
@@ -44,18 +44,18 @@ class T5(Positions):
     """
 
     def parameters(self, sizes: Sizes) -> nn.Module:
-        """Make the table: `(bucket, head)`."""
+        """Make the table of biases, `(bucket, head)`."""
         return nn.Embedding(BUCKETS, sizes.n_heads)
 
     def by_distance(self, distance: Tensor, n_heads: int, parameters: nn.Module | None) -> Tensor:
-        """Look the bucket's number up."""
+        """Look up the bias of each distance's bucket."""
         assert isinstance(parameters, nn.Embedding)
-        found = embedding(buckets(distance), parameters.weight.float())  # whose gradient is summed in a fixed order
-        return found.movedim(-1, 0)
+        biases = embedding(buckets(distance), parameters.weight.float())  # its gradient is summed in a fixed order
+        return biases.movedim(-1, 0)
 
 
 def buckets(distance: Tensor) -> Tensor:
-    """The bucket of each distance, int64, 0 or more; the result has its shape."""
+    """Return the bucket of each distance, int64, 0 or more, in the shape of `distance`."""
     far = torch.arange(FARTHEST, device=distance.device)  # the last of them is in the last bucket
     numbers = far.clamp(max=EXACT - 1)
     for edge in EDGES:

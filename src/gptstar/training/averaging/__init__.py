@@ -1,4 +1,4 @@
-"""Averages of the weights over steps, one file each. Each knows its shares and what it costs."""
+"""Kinds of weight averaging, one file each."""
 
 from gptstar.training.averaging import ema, none, tail
 from gptstar.training.averaging.base import AVERAGING, Averaging, RunningAverage

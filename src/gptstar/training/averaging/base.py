@@ -1,4 +1,4 @@
-"""What every average of the weights says about itself, and the average of a run."""
+"""The interface of all kinds of weight averaging, and the running average of a run."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,26 +16,26 @@ from gptstar.training.sharding import own_part, part_like
 
 @dataclass(frozen=True)
 class Averaging:
-    """What averages have in common. A subclass that is registered can be chosen by its name.
+    """A kind of weight averaging. Registered subclasses can be chosen by their name.
 
-    The average of the steps up to t is `a_t = a_(t-1) + share(t) · (weights_t - a_(t-1))`, so a subclass is a sequence
-    of shares. The first share that is not 0 is 1: an average begins with the weights of its first step. A share is a
-    function of the step alone, so a run that stops and goes on has the average of one that does not stop.
+    The average after step t is `a_t = a_(t-1) + share(t) · (weights_t - a_(t-1))`, so a subclass defines a sequence of
+    shares. The first share that is not 0 is 1: an average begins with the weights of its first step. A share depends on
+    the step only, so an interrupted and resumed run has the same average as an uninterrupted one.
     """
 
     def __post_init__(self) -> None:
         check_ranges(self, "averaging.")
 
-    def resolved(self, total_steps: int) -> Self:  # for those that begin late
-        """Return the same for a run of so many steps, with nothing left to derive."""
+    def resolved(self, total_steps: int) -> Self:  # some begin late
+        """Return the averaging with all derived values filled in, for a run of `total_steps`."""
         return self
 
     def share(self, step: int) -> float:
-        """The share of the new average that is the weights of a step, which counts from 1; for a resolved one."""
+        """Return the weight of a step, counted from 1, in the new average; the averaging must be resolved."""
         raise NotImplementedError
 
     def state_bytes(self, model: GPTConfig) -> int:
-        """Count the bytes of the average of a whole model: a float32 copy of it."""
+        """Count the bytes of a full model's average: a float32 copy of it."""
         return 4 * model.n_params
 
 
@@ -43,15 +43,15 @@ AVERAGING: Choices[Averaging] = Choices("averaging", tag="kind", before="none")
 
 
 class RunningAverage:
-    """The average of a model's weights, on the model's device; of a model in parts this rank's parts of it.
+    """The running average of a model's weights, on the model's device; of a sharded model, this rank's shards.
 
     Args:
-        averaging: resolved.
-        model: on its device, and in parts if it is to be.
-        saved: whole tensors or this rank's parts, by name, of the run that goes on; empty before the average begins.
+        averaging: the resolved kind of averaging.
+        model: the model, on its device and already sharded if it is to be.
+        saved: the average of the resumed run by name, full tensors or this rank's shards; empty before it begins.
 
     Attributes:
-        tensors: by the names of the weights; empty before the average begins.
+        tensors: the averaged weights by name; empty before the average begins.
     """
 
     def __init__(self, averaging: Averaging, model: GPT, saved: Mapping[str, Tensor]) -> None:
@@ -63,19 +63,19 @@ class RunningAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights that a step, which counts from 1, ended with."""
+        """Add the weights after a step, counted from 1."""
         share = self._averaging.share(step)
         if not share:
             return
         if not self.tensors:
             self.tensors = {name: weight.clone() for name, weight in self._weights.items()}
             return
-        # On the parts themselves: the sum is elementwise, so no rank has to know of another's.
+        # The update is elementwise, so each rank updates its own shards.
         torch._foreach_lerp_(*self._parts(), share)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Exchange the model's weights and the average, bit by bit, and back again; a model in parts is resharded."""
+        """Swap the model's weights with the average within the context, bitwise; a sharded model is resharded."""
         self._swap()
         try:
             yield
@@ -85,9 +85,9 @@ class RunningAverage:
     @torch.no_grad()
     def _swap(self) -> None:
         for average, weight in zip(*self._parts(), strict=True):
-            kept = weight.clone()
+            previous = weight.clone()
             weight.copy_(average)
-            average.copy_(kept)
+            average.copy_(previous)
 
     def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
         return [own_part(each) for each in self.tensors.values()], [own_part(each) for each in self._weights.values()]

@@ -9,14 +9,14 @@ from gptstar.training.averaging.base import AVERAGING, Averaging
 @AVERAGING.register("none")
 @dataclass(frozen=True)
 class NoAverage(Averaging):
-    """The last weights alone."""
+    """No averaging: only the last weights are kept."""
 
     def share(self, step: int) -> float:
-        """0: nothing is averaged."""
+        """Return 0: nothing is averaged."""
         return 0.0
 
     def state_bytes(self, model: GPTConfig) -> int:
-        """None."""
+        """Return 0: nothing is stored."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""Uniform mean of the last weights."""
+"""Tail averaging: the uniform mean of the weights over the last steps."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -11,7 +11,7 @@ from gptstar.training.averaging.base import AVERAGING, Averaging
 @AVERAGING.register("tail")
 @dataclass(frozen=True)
 class Tail(Averaging):
-    """The uniform mean of the weights after each of the last steps; there is none before those begin.
+    """Tail averaging: the uniform mean of the weights after each of the run's last steps.
 
     Attributes:
         fraction: the share of the run's steps that is averaged, unless `begin` is given.
@@ -25,21 +25,21 @@ class Tail(Averaging):
     begin: NotNegative | None = None
 
     def resolved(self, total_steps: int) -> Self:
-        """Return the same with `begin` filled in.
+        """Return the averaging with `begin` filled in.
 
         Raises:
-            ConfigError: no step is left to average.
+            ConfigError: no step remains to be averaged.
         """
         if self.begin is not None:
             return self
         if not (averaged := round(self.fraction * total_steps)):
             raise ConfigError(
-                f"averaging.fraction={self.fraction} is no whole step of total_steps={total_steps}: give a larger one, "
-                "or averaging=none"
+                f"averaging.fraction={self.fraction} is less than one step of total_steps={total_steps}: give a larger "
+                "fraction, or averaging=none"
             )
         return replace(self, begin=total_steps - averaged)
 
     def share(self, step: int) -> float:
-        """One over the number of steps averaged so far; 0 before the first."""
+        """Return one over the number of steps averaged so far; 0 before the first."""
         assert self.begin is not None
         return 1.0 / (step - self.begin) if step > self.begin else 0.0

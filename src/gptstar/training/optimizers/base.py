@@ -1,4 +1,4 @@
-"""What every optimizer says about itself, and its state by parameter name."""
+"""The interface of all optimizers, and their state by parameter name."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ States = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What all optimizers have in common. A subclass that is registered can be chosen by its name.
+    """The configuration of an optimizer. Registered subclasses can be chosen by their name.
 
     Attributes:
-        learning_rate: the peak; the schedule scales it.
-        weight_decay: decoupled, of matrices and the token embedding.
-        gradient_clipping: largest norm of the whole gradient; None for no limit.
-        decay_final_norm: also decay the last LayerNorm, as the original GPT* did.
+        learning_rate: the peak learning rate, which the schedule scales.
+        weight_decay: the decoupled weight decay of matrices and the token embedding.
+        gradient_clipping: the largest norm of the whole gradient; None for no limit.
+        decay_final_norm: whether to decay the last LayerNorm too, as the original GPT* did.
     """
 
     learning_rate: Annotated[Positive, Shown.ALWAYS]
@@ -33,60 +33,60 @@ class Optimizer:
     decay_final_norm: bool = False
 
     is_shardable: ClassVar[bool] = True
-    """Whether it can step parameters that are sharded over ranks (FSDP)."""
+    """Whether the optimizer can update parameters that are sharded over ranks (FSDP)."""
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer.")
 
-    def resolved(self, precision: str) -> Self:  # for those that depend on it
-        """Return the same for a run that computes in `precision`, with nothing left to derive."""
+    def resolved(self, precision: str) -> Self:  # some depend on it
+        """Return the optimizer with all derived values filled in, for a run that computes in `precision`."""
         return self
 
     def check_here(self) -> None:
-        """See that this machine has what the optimizer needs.
+        """Check that this machine has the packages that the optimizer needs.
 
         Raises:
-            ConfigError: it does not; says what to install.
+            ConfigError: a package is missing; the message says what to install.
         """
 
     def build(self, model: GPT) -> torch.optim.Optimizer:
-        """Build the optimizer of a model's parameters; the learning rate of every group is set at each step."""
+        """Build the optimizer for a model's parameters; the learning rate of every group is set at each step."""
         raise NotImplementedError
 
     def moments(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
-        """Name the tensors that it keeps of each parameter, in the parameter's shape; a resume checks them."""
+        """Name each parameter's state tensors, which have the parameter's shape; a resume checks them."""
         return {}
 
     def state_bytes(self, model: GPTConfig) -> int:
-        """Count the bytes of its state for a whole model. Without a rule of its own, two float32 moments."""
+        """Count the bytes of the state for a full model; by default, two float32 moments per parameter."""
         return 8 * model.n_params
 
     def restore(self, built: torch.optim.Optimizer, model: nn.Module, states: States) -> None:
-        """Restore what `state_by_name` gave; learning rate and decay stay those of the optimizer as built.
+        """Restore the result of `state_by_name`; learning rate and weight decay remain those of the configuration.
 
         Raises:
-            CheckpointError: the state is of other parameters.
+            CheckpointError: the state belongs to other parameters.
         """
         names = {parameter: name for name, parameter in model.named_parameters()}
         moments = self.moments(model) if states else {}
         if differing := (set(states) - set(names.values())) | (set(moments) - set(states)):
             raise CheckpointError(
-                f"the optimizer's state is of another model: {sorted(differing)[0]} is only in one of them"
+                f"the optimizer's state belongs to another model: {sorted(differing)[0]} is in only one of them"
             )
         for parameter, name in names.items():
             for key in moments.get(name, ()):
                 if key not in states[name] or states[name][key].shape != parameter.shape:
-                    raise CheckpointError(f"the optimizer's {key} of {name} is missing or of another shape")
+                    raise CheckpointError(f"the optimizer's {key} of {name} is missing or has another shape")
         tree = built.state_dict()
         ordered = [names[parameter] for group in built.param_groups for parameter in group["params"]]
         tree["state"] = {index: dict(states[name]) for index, name in enumerate(ordered) if name in states}
         built.load_state_dict(tree)
 
     def groups(self, model: nn.Module, without: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
-        """Return two groups of parameters: those that decay, and those that do not.
+        """Return two groups of parameters: those with weight decay, and those without.
 
         Args:
-            without: names of parameters that have groups of their own.
+            without: the names of parameters to leave out, because they are in other groups.
         """
         parameters = [each for each in decays(model, final_norm=self.decay_final_norm) if each[0] not in without]
         return [
@@ -99,9 +99,9 @@ OPTIMIZERS: Choices[Optimizer] = Choices("optimizer", tag="algorithm", before="a
 
 
 def decays(model: nn.Module, *, final_norm: bool) -> Iterator[tuple[str, nn.Parameter, bool]]:
-    """Yield each parameter's name, and whether weight decay applies: to matrices and the token embedding, no others.
+    """Yield each parameter with its name, and whether weight decay applies: only to matrices and the token embedding.
 
-    What a parameter is follows from the module that owns it and its leaf name, not from its shape.
+    The module that owns a parameter, and the last part of its name, decide this, not its shape.
     """
     for module_name, module in model.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):

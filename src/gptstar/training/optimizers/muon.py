@@ -1,4 +1,4 @@
-"""Muon on the matrices of a model, AdamW on the rest, as one optimizer."""
+"""Muon for the matrices of a model and AdamW for all other parameters, in one optimizer."""
 
 import math
 from collections.abc import Callable
@@ -16,22 +16,23 @@ from gptstar.training.optimizers.newton_schulz import orthogonalised
 from gptstar.training.sharding import full_tensor, part_like
 
 FUSED = ".qkv.weight"
-"""The projections of queries, keys and values, one below the other."""
+"""The parts of the fused projection: queries, keys and values."""
 
 
 @OPTIMIZERS.register("muon")
 @dataclass(frozen=True)
 class Muon(AdamW):
-    """Muon on the matrices in blocks, and AdamW, with the inherited keys, on embeddings, norms and biases.
+    """Muon for the matrices in blocks; AdamW, with the inherited keys, for embeddings, norms and biases.
 
     Attributes:
-        learning_rate: the peak of both; it means the same as AdamW's, but for `adjust_lr`.
-        momentum: the decay of the gradient's mean in Muon.
-        newton_schulz: the type that Muon orthogonalises in; `auto` is float32 where the run computes in float32.
-        iterations: of orthogonalising; five are PyTorch's, four begin closer to the end and cost a fifth less.
-        adjust_lr: how large Muon's steps are: as AdamW's in every matrix, or in the proportions in which it was
-            published, `original`, which are half of that where an MLP of four times the width is projected down.
-        heads_apart: Muon treats each head's queries, keys and values as matrices of their own.
+        learning_rate: the peak learning rate of both; Muon's updates are scaled so that AdamW's rates suit it.
+        momentum: the decay of the gradient's running mean in Muon.
+        newton_schulz: the type in which Muon orthogonalises; `auto` is float32 if the run computes in float32.
+        iterations: the number of Newton-Schulz iterations. PyTorch uses 5; 4 cost a fifth less, and begin with a matrix
+            that is scaled more closely.
+        adjust_lr: the size of Muon's updates: `match_rms_adamw` matches AdamW's in every matrix; `original` has the
+            published proportions, which halve the update of an MLP's projection from four times the width.
+        heads_apart: whether Muon treats each head's queries, keys and values as separate matrices.
     """
 
     momentum: BelowOne = 0.95
@@ -41,7 +42,7 @@ class Muon(AdamW):
     heads_apart: Annotated[bool, Before(False)] = False
 
     def resolved(self, precision: str) -> Self:
-        """Return the same with the type of `newton_schulz` chosen for a run that computes in `precision`."""
+        """Return the optimizer with the type of `newton_schulz` filled in, for a run that computes in `precision`."""
         if self.newton_schulz != "auto":
             return self
         return replace(self, newton_schulz="float32" if precision == "float32" else "bfloat16")
@@ -64,16 +65,16 @@ class Muon(AdamW):
         return MuonAdamW(groups + self.groups(model, without=frozenset(matrices)), fused=True, **self.options)
 
     def moments(self, model: nn.Module) -> dict[str, tuple[str, ...]]:
-        """One of every matrix in a block, two of other parameters."""
+        """Name one moment for every matrix in a block, two for other parameters."""
         return super().moments(model) | dict.fromkeys(_matrices(model), ("momentum_buffer",))
 
     def state_bytes(self, model: GPTConfig) -> int:
-        """Count one float32 moment of matrices in blocks, two of other parameters."""
+        """Count one float32 moment for matrices in blocks, two for other parameters."""
         return 8 * model.n_params - 4 * matrix_params(model)
 
 
 def _matrices(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of linear layers, by name."""
+    """Return the weights of linear layers by name."""
     return {f"{name}.weight": module.weight for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
@@ -84,24 +85,24 @@ def matrix_params(model: GPTConfig) -> int:
 
 
 class MuonAdamW(torch.optim.AdamW):
-    """AdamW whose groups with a key `parts` are Muon's.
+    """AdamW that applies Muon to parameter groups with a key `parts`.
 
-    Such a group holds matrices that each consist of so many along their rows (three where queries, keys and values are
-    projected together, or three a head), and each of these is orthogonalised by itself. Of a matrix in parts over
-    ranks, each rank gathers the step, orthogonalises the whole, and keeps its own part.
+    Each matrix of such a group consists of `parts` matrices, stacked along its rows, which are orthogonalised
+    separately: three for a fused projection of queries, keys and values, or three per head. Of a sharded matrix, each
+    rank gathers the update, orthogonalises the full matrix, and keeps its own shard.
 
-    Steps are scaled to the size of AdamW's, 0.2 an entry, so that learning rate and weight decay mean the same for
-    both: of each matrix with `match_rms_adamw`; with `original` of a square one of `width`, and others are to it as
-    Muon was published, larger in their singular values by √(rows / columns) where there are more rows.
+    Updates are scaled to the size of AdamW's, an rms of 0.2 per entry, so that learning rate and weight decay mean the
+    same for both. With `match_rms_adamw` this holds for each matrix. With `original` it holds for a square matrix of
+    `width`; relative to it, matrices with more rows than columns are larger by √(rows / columns), as published.
 
-    PyTorch's `torch.optim.Muon` is the same for a single matrix (whose `original` lacks the 0.2 √`width`); it can't
-    split a fused one, compute in float32, or step one that is in parts.
+    For a single matrix, `torch.optim.Muon` computes the same, but its `original` lacks the factor 0.2 √`width`. It
+    can't split a fused matrix, compute in float32, or update a sharded matrix.
 
     Args:
-        groups: of parameters; Muon's say `parts`, `momentum`, `adjust_lr` with `width`, and by `newton_schulz` and
-            `iterations` how to orthogonalise: the dtype, and how often.
+        groups: parameter groups; Muon's have `parts`, `momentum`, `adjust_lr`, `width`, `newton_schulz` (the dtype of
+            orthogonalisation) and `iterations`.
 
-    Source: as `orthogonalised`, with Nesterov's momentum and the `original` scale; `match_rms_adamw` is that of Liu et
+    Source: that of `orthogonalised`, with Nesterov momentum and the `original` scale; `match_rms_adamw` is from Liu et
     al., "Muon is scalable for LLM training", 2025, section 2.2.
     """
 
@@ -110,7 +111,7 @@ class MuonAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Matrices by Muon, whose gradients are then gone, so that AdamW sees the others' alone."""
+        """Update matrices by Muon and drop their gradients, so that AdamW updates all other parameters."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -128,7 +129,7 @@ class MuonAdamW(torch.optim.AdamW):
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
-            state["step"] = torch.zeros(())  # which AdamW looks for in all states that it loads
+            state["step"] = torch.zeros(())  # AdamW requires it in all states that it loads
             state["momentum_buffer"] = torch.zeros_like(gradient)
         state["step"] += 1
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])

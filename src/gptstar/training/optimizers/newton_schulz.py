@@ -1,4 +1,4 @@
-"""Newton-Schulz iterations, which bring the singular values of matrices near 1."""
+"""Orthogonalisation by Newton-Schulz iterations, which bring the singular values of matrices near 1."""
 
 import functools
 
@@ -7,22 +7,23 @@ from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
-"""Of what was published; with fewer, a matrix is first scaled by a closer bound of its singular values."""
+"""The published number of iterations; with fewer, matrices are first scaled by a tighter bound."""
 
 
 def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterations: int = ITERATIONS) -> Tensor:
-    """Each of some matrices with its singular values brought near 1, to 0.7 to 1.2, by Newton-Schulz iterations.
+    """Bring the singular values of matrices near 1, to between 0.7 and 1.2, by Newton-Schulz iterations.
 
-    None may be above 1 at first, and an iteration multiplies small ones by 3.4, so the smallest come less far. A matrix
-    is first divided by its norm, the root of Σ σ², or for fewer iterations by that of its Gram product, the fourth root
-    of Σ σ⁴, which is closer to the largest: by n^¼ where n are alike, and not at all where one dominates.
+    Singular values must not exceed 1 at first. An iteration multiplies small ones by 3.4, so the smallest stay below
+    0.7. So a matrix is first divided by its norm, the square root of Σ σ². With fewer iterations it is divided by a
+    tighter bound of the largest singular value, the fourth root of Σ σ⁴.
 
     Args:
         matrices: `(matrix, row, column)`.
-        dtype: to compute in; bfloat16 is what GPUs are fast in, and noise in the result does no harm.
+        dtype: the type to compute in; GPUs are fast in bfloat16, and its rounding does no harm here.
+        iterations: the number of iterations.
 
     Returns:
-        As `matrices`, in `dtype`.
+        The matrices, in the shape of `matrices`, in `dtype`.
 
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024,
     https://kellerjordan.github.io/posts/muon/, whose coefficients these are.
@@ -49,16 +50,16 @@ def orthogonalised(matrices: Tensor, dtype: torch.dtype = torch.bfloat16, iterat
 
 
 def _multiply_add(beta: float, term: Tensor, alpha: float, one: Tensor, two: Tensor) -> Tensor:
-    """Of matrices, or of stacks of them: beta · term + alpha · one @ two."""
+    """Compute `beta · term + alpha · one @ two` of matrices, or of stacks of them."""
     add = torch.addmm if term.dim() == 2 else torch.baddbmm
     return add(term, one, two, beta=beta, alpha=alpha)
 
 
 def _by_gram(x: Tensor, gram: Tensor, iterations: int) -> Tensor:
-    """The same iterations on `x @ x.mT` alone, which of wide matrices is small: of four to one, half the work.
+    """Run the iterations on the small product `x @ x.mT` of wide matrices; at a ratio of four to one, half the work.
 
-    An iteration multiplies `x` by a polynomial of that product, and the next product by its square. bfloat16 would lose
-    small singular values in the first product.
+    An iteration multiplies `x` by a polynomial of that product, and the product by the polynomial's square. The first
+    product loses small singular values in bfloat16.
 
     Source: Dao AI Lab, "Gram Newton-Schulz", 2026, https://dao-lab.ai/blog/2026/gram-newton-schulz.
     """

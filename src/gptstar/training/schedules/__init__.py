@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, one file each."""
+"""Learning-rate schedules, one file each."""
 
 from gptstar.training.schedules import constant, cosine, inverse_sqrt, linear, wsd
 from gptstar.training.schedules.base import SCHEDULES, Schedule

@@ -1,4 +1,4 @@
-"""What every schedule of the learning rate has: a warm-up, and a shape after it."""
+"""The interface of all learning-rate schedules: a warm-up, then a shape that a subclass defines."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -10,10 +10,10 @@ from gptstar.fields import Count, NotNegative, Share, check_ranges
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up from zero to the peak, then the shape of a subclass.
+    """A learning-rate schedule: linear warm-up from zero to the peak, then the shape of a subclass.
 
     Attributes:
-        warmup_steps: steps from zero to the peak.
+        warmup_steps: the number of steps from zero to the peak.
     """
 
     warmup_steps: NotNegative
@@ -23,33 +23,33 @@ class Schedule:
 
     @property
     def end(self) -> int | None:
-        """The step at which a decay ends; None if there is none, or if it ends with the run."""
+        """The step at which the decay ends; None if there is no decay, or if it ends with the run."""
         return None
 
-    def resolved(self, total_steps: int) -> Self:  # for those that decay
-        """Return the same schedule for a run of so many steps, with nothing left to derive.
+    def resolved(self, total_steps: int) -> Self:  # some decay
+        """Return the schedule with all derived values filled in, for a run of `total_steps`.
 
         Raises:
-            ConfigError: the run is too short for it.
+            ConfigError: the run is too short for the schedule.
         """
         return self
 
     def fraction(self, step: int) -> float:
-        """Share of the peak that the update after `step` finished steps uses; for a resolved schedule."""
+        """Return the learning rate after `step` finished steps, as a share of the peak, for a resolved schedule."""
         return step / self.warmup_steps if step < self.warmup_steps else self.after_warmup(step)
 
     def after_warmup(self, step: int) -> float:
-        """Share of the peak at a step that is not before `warmup_steps`."""
+        """Return the learning rate at a step from `warmup_steps` on, as a share of the peak."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Decaying(Schedule):
-    """A schedule that goes down to a fraction of the peak, and stays there.
+    """A schedule that decays to a fraction of the peak, and stays there.
 
     Attributes:
-        final_fraction: what is left of the peak at the end of the decay.
-        decay_until: the step at which the decay ends; the run's last step unless given.
+        final_fraction: the learning rate at the end of the decay, as a share of the peak.
+        decay_until: the step at which the decay ends; by default the run's last step.
     """
 
     final_fraction: Share = 0.1
@@ -64,25 +64,25 @@ class Decaying(Schedule):
 
     @property
     def end(self) -> int | None:
-        """The step at which the decay ends."""
+        """The step at which the decay ends; None if it is not filled in yet."""
         return self.decay_until
 
     def resolved(self, total_steps: int) -> Self:
-        """Return the same with `decay_until` filled in.
+        """Return the schedule with `decay_until` filled in.
 
         Raises:
-            ConfigError: the warm-up leaves no step to decay in.
+            ConfigError: the warm-up leaves no steps for the decay.
         """
         end = self.decay_until or total_steps
         if self.warmup_steps + 1 > end:
             raise ConfigError(
-                f"schedule.warmup_steps={self.warmup_steps} leaves nothing of total_steps={total_steps} to decay in: "
-                "shorten the warm-up"
+                f"schedule.warmup_steps={self.warmup_steps} leaves no steps of total_steps={total_steps} for the "
+                "decay: shorten the warm-up"
             )
         return replace(self, decay_until=end)
 
     def after_warmup(self, step: int) -> float:
-        """Between the peak and the final fraction, by how much of the decay is done."""
+        """Interpolate between the peak and the final fraction, by the progress of the decay."""
         assert self.decay_until is not None
         progress = min(1.0, max(0, step - self._begin) / max(1, self.decay_until - self._begin))
         return self.final_fraction + (1.0 - self.final_fraction) * self.left(progress)
@@ -93,7 +93,7 @@ class Decaying(Schedule):
         return self.warmup_steps
 
     def left(self, progress: float) -> float:
-        """What is left between peak and final fraction when a share of the decay's steps is done: from 1 to 0."""
+        """Return the shape of the decay: 1, the peak, at `progress` 0, and 0, the final fraction, at `progress` 1."""
         raise NotImplementedError
 
 

@@ -8,8 +8,8 @@ from gptstar.training.schedules.base import SCHEDULES, Schedule
 @SCHEDULES.register("constant")
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """At the peak to the end."""
+    """A constant learning rate after the warm-up."""
 
     def after_warmup(self, step: int) -> float:
-        """All of it."""
+        """Return 1, the whole peak."""
         return 1.0

@@ -1,4 +1,4 @@
-"""Warm-up, then half a cosine down."""
+"""Warm-up, then cosine decay."""
 
 import math
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from gptstar.training.schedules.base import SCHEDULES, Decaying
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True)
 class Cosine(Decaying):
-    """Half a period of a cosine.
+    """Cosine decay after the warm-up.
 
     Source: Loshchilov and Hutter, "SGDR", 2017.
     """
 
     def left(self, progress: float) -> float:
-        """From 1 to 0."""
+        """Return half a period of a cosine, from 1 to 0."""
         return 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,4 +1,4 @@
-"""Warm-up, then straight down."""
+"""Warm-up, then linear decay."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from gptstar.training.schedules.base import SCHEDULES, Decaying
 @SCHEDULES.register("linear")
 @dataclass(frozen=True)
 class Linear(Decaying):
-    """A straight line.
+    """Linear decay after the warm-up.
 
     Source: Bergsma et al., "Straight to zero: why linearly decaying the learning rate to zero works best for LLMs",
     2025.
     """
 
     def left(self, progress: float) -> float:
-        """From 1 to 0."""
+        """Return a straight line from 1 to 0."""
         return 1.0 - progress

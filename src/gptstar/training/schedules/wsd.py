@@ -1,4 +1,4 @@
-"""Warm-up, stable, decay."""
+"""The WSD schedule: warm-up, stable, decay."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,16 +9,16 @@ from gptstar.fields import Count
 from gptstar.training.schedules.base import SCHEDULES, Decaying
 
 SHARE = 0.2
-"""The share of a run that decays, unless `decay_steps` is given. Source: Hägele et al., 2024, section 4.1."""
+"""The share of a run's steps in the decay, unless `decay_steps` is given. Source: Hägele et al., 2024, section 4.1."""
 
 
 @SCHEDULES.register("wsd")
 @dataclass(frozen=True)
 class WSD(Decaying):
-    """At the peak until near the end, then down with 1 - sqrt.
+    """Warm-up, stable, decay: constant at the peak until near the end, then a decay with the shape `1 - sqrt`.
 
     Attributes:
-        decay_steps: steps of the decay; a fifth of the run unless given.
+        decay_steps: the number of steps of the decay; by default a fifth of the run.
 
     Source: Hägele et al., "Scaling laws and compute-optimal training beyond fixed training durations", 2024.
     """
@@ -26,17 +26,17 @@ class WSD(Decaying):
     decay_steps: Count | None = None
 
     def resolved(self, total_steps: int) -> Self:
-        """Return the same with `decay_until` and `decay_steps` filled in.
+        """Return the schedule with `decay_until` and `decay_steps` filled in.
 
         Raises:
-            ConfigError: warm-up and decay are longer than the run.
+            ConfigError: warm-up and decay together are longer than the run.
         """
         end = self.decay_until or total_steps
         decay = self.decay_steps or max(1, round(SHARE * end))
         if self.warmup_steps + decay > end:
             raise ConfigError(
-                f"schedule.warmup_steps={self.warmup_steps} and schedule.decay_steps={decay} are more than the "
-                f"{end} steps until the decay ends: shorten one of them"
+                f"schedule.warmup_steps={self.warmup_steps} and schedule.decay_steps={decay} exceed the {end} steps "
+                "until the decay ends: shorten one of them"
             )
         return replace(self, decay_until=end, decay_steps=decay)
 
@@ -45,5 +45,5 @@ class WSD(Decaying):
         return (self.decay_until or 0) - (self.decay_steps or 0)
 
     def left(self, progress: float) -> float:
-        """From 1 to 0."""
+        """Return `1 - sqrt(progress)`, from 1 to 0."""
         return 1.0 - math.sqrt(progress)

@@ -23,6 +23,9 @@ class Recipe:
         total_steps: optimizer steps in all.
         batch_tokens: tokens per optimizer step.
         on_nonfinite: `stop`, or `skip` a step whose loss or gradient is not finite.
+        optimizer: the optimizer, chosen by `optimizer=NAME`.
+        schedule: the learning rate's course over the steps, chosen by `schedule=NAME`.
+        averaging: which average of the weights is kept beside the last weights, chosen by `averaging=NAME`.
     """
 
     seed: Annotated[Seed, Shown.ALWAYS]

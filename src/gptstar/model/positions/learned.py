@@ -12,6 +12,9 @@ from gptstar.model.positions.base import Positions, Sizes
 class Learned(Positions):
     """A table of `n_ctx` vectors (`model.n_ctx` in a configuration), beyond which the model is undefined.
 
+    Attributes:
+        n_ctx: the rows of the table; set by `model.n_ctx`.
+
     Source: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, section 3.1.
     """
 

@@ -19,6 +19,9 @@ class PRope(Rotary):
 
     FlexAttention needs no bias for it.
 
+    Attributes:
+        p: the share of pairs that turn.
+
     Source: Barbero et al., "Round and Round We Go! What makes Rotary Positional Encodings useful?", 2024, section 6;
     not read in the original.
     """

@@ -6,8 +6,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from generator.links import ROOT, front_page, repository_url, with_site_links
 from sphinx.util import logging
+
+from generator.links import ROOT, front_page, repository_url, with_site_links
 
 project = "gptstar"
 author = "The gptstar authors"

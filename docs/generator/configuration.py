@@ -1,18 +1,17 @@
 """The page of all keys: read off the classes that declare them and the files that give their values."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from datetime import date
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
 from omegaconf import OmegaConf
 
 from generator.docstrings import meanings, parse
 from generator.tables import cell, code, table
+from generator.values import in_words, plain
 from gptstar.choices import Choices
 from gptstar.config import EvaluateConfig, TrainConfig
 from gptstar.entry import compose
@@ -37,7 +36,7 @@ This page lists every key of `python train.py KEY=VALUE` and `python evaluate.py
   `quickstart`, which sets some keys differently ([its file](../../conf/experiment/quickstart.yaml)). `null` means that
   the key is not set, *required* that it has no default, *derived* that the value follows from other keys.
 - *Role* says what a key does to a run. The text under a heading states the role of its keys; a key with another role
-  says so itself.
+  says so itself. Keys of `evaluate.py` have no role: an evaluation changes no run.
 
 """
 
@@ -140,6 +139,8 @@ def _default(cls: type, name: str, key: str, values: Values, choices: Choices[An
     field = next(each for each in fields(cls) if each.name == name)
     if key in values:
         value = values[key]
+    elif any(known.startswith(f"{key}.") for known in values):  # a mapping of the user's, with keys to begin with
+        return "{}"
     elif field.default is not MISSING:
         value = field.default
     elif field.default_factory is not MISSING:
@@ -151,64 +152,6 @@ def _default(cls: type, name: str, key: str, values: Values, choices: Choices[An
     if value in ("???", "FILES", "CHECKPOINT"):
         return "null" if value == "FILES" else "*required*"
     return "*derived*" if isinstance(value, str) and "${" in value else plain(value)
-
-
-def plain(value: Any) -> str:
-    """Write a value as a command line takes it."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case list() | tuple():
-            return "[" + ", ".join(plain(each).strip("`") for each in value) + "]"
-        case dict():
-            return "{" + ", ".join(f"{key}: {plain(each)}" for key, each in value.items()) + "}"
-        case float():
-            return f"{value:g}"
-        case int() if value >= 100_000:
-            return f"{value:,}".replace(",", "_")
-        case "":
-            return "`''`"
-        case str():
-            return code(value)
-    return str(value)
-
-
-def in_words(hint: Any, marks: Sequence[Any] = ()) -> str:
-    """Write a type and its range as a reader of the table does."""
-    if get_origin(hint) is Annotated:
-        inner, *more = get_args(hint)
-        return in_words(inner, (*more, *marks))
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        parts = sorted(arguments, key=lambda each: each is NoneType)
-        return " or ".join(dict.fromkeys(in_words(each, marks) for each in parts))
-    if origin is Literal:
-        return ", ".join(code(str(each)) for each in arguments)
-    if origin is tuple:
-        return f"list of {in_words(arguments[0])}"
-    if origin is dict:
-        return "mapping"
-    if hint in (int, float):
-        return _number(hint, marks)
-    return {bool: "`true`, `false`", str: "text", Path: "path", date: "date", NoneType: "null"}.get(hint, "any")
-
-
-def _number(hint: type, marks: Sequence[Any]) -> str:
-    word = "integer" if hint is int else "number"
-    bounds = []
-    for mark in marks:
-        match mark:
-            case Ge(least):
-                bounds.append(f"≥ {least}")
-            case Gt(least):
-                bounds.append(f"> {least}")
-            case Le(most):
-                bounds.append(f"≤ {most}")
-            case Lt(most) if most != float("inf"):
-                bounds.append(f"< 2^{most.bit_length() - 1}" if isinstance(most, int) and most > 2**20 else f"< {most}")
-    return " ".join([word, ", ".join(sorted(bounds, key=lambda each: each[0] in "<≤"))]).strip()
 
 
 def all_sections() -> dict[str, list[Section]]:
@@ -237,7 +180,7 @@ def page() -> str:
                 "Beside these, `evaluate.py` takes the keys of `hardware.` and, with `evaluation=harness`, those of "
                 "`evaluation.`; both are above.\n"
             )
-        parts += [_section(each) for each in own]
+        parts += [_section(each, has_roles=script == "train.py") for each in own]
     return "\n".join(parts)
 
 
@@ -256,18 +199,18 @@ def _roles() -> str:
     return table(head, rows)
 
 
-def _section(section: Section) -> str:
+def _section(section: Section, *, has_roles: bool) -> str:
     where = code(section.prefix) if section.prefix else f"{section.owner.__name__} (no prefix)"
     chosen = f", with {code(section.chosen_by)}" if section.chosen_by else ""
     summary = cell(parse(section.owner.__doc__).summary)
     rows = []
     for row in section.rows:
-        own = "" if row.role is section.role else f" *Role: it {row.role.value}.*"
+        own = "" if row.role is section.role or not has_roles else f" *Role: it {row.role.value}.*"
         rows.append([code(row.name), row.values, row.default, cell(_sentence(row.meaning)) + own])
-    role = f"Role: each {section.role.value}."
+    role = f" Role: each {section.role.value}." if has_roles else ""
     if issubclass(section.owner, LengthConfig) and section.prefix == "reading.":
         rows = [row for row in rows if row[0] != code("study")]
-    return f"### {where}{chosen}\n\n{summary} {role}\n\n{table(['key', 'values', 'default', 'meaning'], rows)}\n"
+    return f"### {where}{chosen}\n\n{summary}{role}\n\n{table(['key', 'values', 'default', 'meaning'], rows)}\n"
 
 
 def _sentence(meaning: str) -> str:

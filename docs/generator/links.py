@@ -28,7 +28,7 @@ def with_site_links(text: str, page: Path, report: Callable[[str], None]) -> str
         target, mark, anchor = match[0].partition("#")
         if not target or re.match(r"[a-z]+:", target):
             return match[0]
-        file = (page.parent / target).resolve()
+        file = Path(os.path.normpath(page.parent / target))
         if not file.exists():
             report(f"{page.relative_to(ROOT)}: {match[0]} does not exist")
             return match[0]

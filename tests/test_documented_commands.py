@@ -6,7 +6,6 @@ sweep; the arguments of a `gptstar` command are arguments that it has; a target 
 
 import functools
 import glob
-import os
 import re
 import shutil
 import tomllib
@@ -14,11 +13,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from gptstar.checkpoint.read import read
 from gptstar.cli import SCRIPTS, build_parser, main
 from gptstar.config import EvaluateConfig, TrainConfig
-from gptstar.entry import compose
+from gptstar.entry import compose, with_quoted_values
 from support import ROOT
 from support.documents import PAGES, Command, commands, write_files
 from support.runs import SMALL, evaluate_here, run_here
@@ -26,15 +28,17 @@ from support.text import sentences, write_tasks_files
 
 REASONS = {
     r"(train|evaluate)(\.py)? --help": "test_entrypoints.py runs it",
-    r"train .*(-m|launcher=slurm)": "many runs: tests/launch runs sweeps and searches",
-    r"train .*experiment=": "hours: test_config.py composes every experiment",
+    r"train (.* )?(-m |launcher=slurm)": "many runs: tests/launch runs sweeps and searches",
+    r"train .*experiment=(?!study)": "hours: test_config.py composes every experiment",
     r"train .*hardware=(ddp|multi_node)": "several processes: tests/launch/test_devices.py runs them",
     r"train .*every_n_steps": "needs benchmark files: tests/training/test_evaluations.py evaluates during training",
     r"train .*(branch_from|schedule=wsd)": "2,000 steps: tests/training/test_schedules.py branches",
     r"train .*corpora\.recall": "tens of millions of tokens: tests/data/text/test_recall.py mixes it in",
+    r"train .*fineweb10B": "needs what the command before it adopts",
     r"train .*averaging=": "a study: tests/training/averaging trains with averages",
     r"torchrun": "eight GPUs: tests/evaluation/tasks/test_team.py scores on two processes",
     r"evaluate .*(arc_easy|blimp|output=results/mine$)": "downloads benchmark items",
+    r"evaluate .*data_dir=benchmarks": "five tasks, seconds: tests/evaluation/tasks/test_offline.py evaluates on files",
     r"evaluate .*(legacy|enwik8|wiki\.test)": "needs published text and weights: tests/evaluation/length reads both",
     r"evaluate .*evaluation=recall": "needs a model of recall: tests/evaluation/recall evaluates one",
     r"evaluate .*fixed_targets": "contexts of 4,096 tokens and more: tests/evaluation/length runs the protocol",
@@ -48,7 +52,7 @@ REASONS = {
     r"gptstar report": "draws for seconds: tests/results/test_report.py writes reports",
     r"gptstar compare": "needs evaluations: tests/evaluation/test_compare.py compares some",
     r"make (train|test|bench|docs|reference)": "installs packages, or takes minutes",
-    r"pip install|python3? -m (venv|build)|source ": "installs packages",
+    r"pip (install|download)|python3? -m (venv|build)|source ": "installs packages",
     r"python (benchmarks/|\.ci/)|\.ci/core|twine": "measures or releases the project itself",
     r"hf |jupyter |jq ": "a program of others",
 }
@@ -88,22 +92,21 @@ def trained(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages take for given: runs, text, shards' tokenizer, benchmarks."""
     folder = tmp_path_factory.mktemp("documented")
     run_here([*SIZE, "data=local", f"data.files={text}", f"output={folder / 'runs/mine'}"])
-    for name in ("other", "alibi", "rotary"):
+    for name in ("other", "alibi", "rotary", *(f"{sweep}/seed-0" for sweep in ("lengths", "rates"))):
         shutil.copytree(folder / "runs/mine", folder / "runs" / name)
-    for corpus in ("books", "text/books", "text/notes", "NOTES"):
+    for name in ("127.ckpt", "gpt2.ckpt"):
+        shutil.copy(folder / "runs/mine/best.ckpt", folder / name)
+    for corpus in ("books", "text/books", "text/notes", "NOTES", "heldout"):
         (folder / corpus).mkdir(parents=True)
     source = Path(glob.glob(text)[0]).read_bytes()
-    import zstandard
-
     for place in ("books/a.jsonl.zst", "text/books/a.jsonl.zst", "text/notes/b.jsonl.zst"):
         (folder / place).write_bytes(zstandard.compress(source))
-    (folder / "NOTES/a.txt").write_text("\n\n".join(sentences(40, 30, seed=5)))
+    for place in ("NOTES/a.txt", "heldout/a.txt"):
+        (folder / place).write_text("\n\n".join(sentences(40, 30, seed=5)))
     (folder / "letter.txt").write_text("Dear friend,")
-    (shards,) = {
-        str(Path(each).parent)
-        for each in glob.glob(f"{os.environ['XDG_CACHE_HOME']}/**/tokenizer.json", recursive=True)
-    }
-    shutil.copy(Path(shards) / "tokenizer.json", folder / "gpt2.json")
+    tokenizer = read(folder / "127.ckpt").tokenizer
+    assert tokenizer is not None
+    (folder / "gpt2.json").write_text(tokenizer, encoding="utf-8")
     write_tasks_files(folder / "benchmarks")
     return folder
 
@@ -118,16 +121,16 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def filled(words: Iterable[str]) -> list[str]:
-    """Words in which `…` stands for nothing in particular, which a path may be."""
-    return [word.replace("…", "x") for word in words]
+    """Words in which `…` stands for whatever the reader has: a path, or by itself some text."""
+    return ["data.files=x" if word == "…" else word.replace("…", "x") for word in words]
 
 
 def jobs(words: list[str]) -> Iterator[tuple[str, ...]]:
-    """Overrides of jobs that together have every value of a sweep's keys, but one alone of a key with numbers."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser, swept, plain = OverridesParser.create(), [], []
-    for override in parser.parse_overrides([*_of_experiments(words), *words]):
+    """Overrides of jobs that together have every value of a sweep's keys; of numbers and of files in conf the first."""
+    parser = OverridesParser.create()
+    swept: list[list[str]] = []
+    plain: list[str] = []
+    for override in parser.parse_overrides(with_quoted_values([*_of_experiments(words), *words])):
         key = override.input_line.partition("=")[0]
         if key.startswith("hydra.sweeper") or key == "hydra/sweeper":
             continue
@@ -138,8 +141,12 @@ def jobs(words: list[str]) -> Iterator[tuple[str, ...]]:
             swept.append([f"{key}={values.start}", f"{key}={values.end}"])
         else:
             values = list(override.sweep_string_iterator())
-            numbers = all(re.fullmatch(r"[-\d.e]+", value) for value in values)
-            swept.append([f"{key}={value}" for value in (values[:1] if numbers else values)])
+            if (ROOT / "conf" / key).is_dir():
+                assert all((ROOT / f"conf/{key}/{value}.yaml").is_file() or value == "mine" for value in values), key
+            is_like_the_first = (ROOT / "conf" / key).is_dir() or all(
+                re.fullmatch(r"[-\d.e]+", each) for each in values
+            )
+            swept.append([f"{key}={value}" for value in (values[:1] if is_like_the_first else values)])
     first = [values[0] for values in swept]
     yield (*first, *plain)
     for at, values in enumerate(swept):
@@ -161,6 +168,16 @@ def _of_experiments(words: list[str]) -> Iterator[str]:
             )
 
 
+def without_config_dir(words: list[str]) -> Path | None:
+    """Take `--config-dir DIR` out of words; the folder."""
+    if "--config-dir" not in words:
+        return None
+    place = words.index("--config-dir")
+    _, folder = words[place : place + 2]
+    del words[place : place + 2]
+    return Path(folder).resolve()
+
+
 @functools.cache
 def parses(name: str, words: tuple[str, ...], config_dir: Path | None) -> bool:
     """Whether a configuration composes and parses; what does not raises."""
@@ -175,11 +192,7 @@ def check(command: Command) -> None:
     if name and "--help" in words:
         return
     if name:
-        config_dir = None
-        if "--config-dir" in words:
-            place = words.index("--config-dir")
-            config_dir = Path(words[place + 1]).resolve()
-            del words[place : place + 2]
+        config_dir = without_config_dir(words)
         for job in jobs([word for word in words if word not in ("-m", "--multirun")]):
             assert parses(name, job, config_dir)
     elif words[0] == "gptstar" and words[1] not in SCRIPTS:
@@ -202,13 +215,14 @@ def run(command: Command, number: int) -> None:
     """Run a command in this process at a small size."""
     name, words = script(command.words)
     if name == "train":
-        given = [word for word in words if not word.startswith("output=")]
+        config_dir = without_config_dir(words)
+        given = list(words)
         if not any(re.match(r"data(\.shards|\.files)?=", word) for word in given):
             given += ["data=local", "data.files=text/*/*.jsonl.zst"]
         small = [
             word for word in SIZE if not (word.startswith("model.") and any("init_from=" in each for each in given))
         ]
-        run_here([*given, *small, f"output=ran/{number}"])
+        run_here([*given, *small, _output(words, number)], config_dir=config_dir)
     elif name == "evaluate":
         study = next((word for word in words if word.startswith("evaluation=")), "")
         lengths = (
@@ -216,11 +230,17 @@ def run(command: Command, number: int) -> None:
             if study in ("evaluation=length", "evaluation=heads")
             else ["evaluation.limit=2"]
         )
-        evaluate_here(*words, *MORE[name], *lengths, f"output=ran/{number}")
+        evaluate_here(*words, *MORE[name], *lengths, _output(words, number))
     else:
         assert words[0] == "gptstar", f"{command.text}: neither run nor given a reason"
         expanded = [each for word in words for each in (sorted(glob.glob(word)) or [word])]
         main([*expanded[1:], *MORE.get(words[1], ())])
+
+
+def _output(words: list[str], number: int) -> str:
+    """The output that a command names, unless it is there already: then, as without a name, one of its own."""
+    named = next((word for word in words if word.startswith("output=")), f"output=ran/{number}")
+    return f"output=ran/{number}" if Path(named.removeprefix("output=")).exists() else named
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page) and page not in BY_ANOTHER_TEST])

@@ -67,7 +67,7 @@ def _commands(page: str, text: str) -> list[Command]:
     lines = re.sub(r"\\\n\s*", " ", LOOP.sub("", text)).splitlines()
     found = []
     for line in lines:
-        words = [word for word in shlex.split(line, comments=True) if word not in ("…", "done", "done;", ";")]
+        words = [word for word in shlex.split(line, comments=True) if word not in ("done", "done;", ";")]
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):  # the environment
             words.pop(0)
         found += [Command(page, " ".join(part), tuple(part)) for part in _parts(words)]

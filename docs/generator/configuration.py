@@ -1,5 +1,6 @@
 """The page of all keys: read off the classes that declare them and the files that give their values."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
@@ -128,6 +129,7 @@ def _study_values(cls: type) -> Values:
     return default_values("evaluate", f"evaluation={cls.study}", "checkpoint=CHECKPOINT")  # type: ignore[attr-defined]
 
 
+@functools.cache
 def default_values(script: str, *overrides: str) -> Values:
     """Return what a script composes for overrides, by full key, with interpolations as they are written."""
     tree = OmegaConf.to_container(compose(script, overrides), resolve=False)
@@ -154,6 +156,7 @@ def _default(cls: type, name: str, key: str, values: Values, choices: Choices[An
     return "*derived*" if isinstance(value, str) and "${" in value else plain(value)
 
 
+@functools.cache
 def all_sections() -> dict[str, list[Section]]:
     """Return the sections of the page under the name of the script that takes them."""
     run = list(sections(TrainConfig, default_values("train", *ANY_RUN)))

@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 # Tests start many processes: compiled modules are kept, whatever the environment says.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: train test core test-all check format bench bench-check notebooks clean
+.PHONY: train test core test-all check format bench bench-check notebooks docs reference clean
 
 train: $(VENV)/.train        ## see a GPT* learn English, in minutes, on a laptop
 	$(BIN)/python train.py
@@ -39,6 +39,13 @@ bench-check: $(VENV)/.bench  ## has anything become slower than the committed ra
 notebooks: $(VENV)/.dev      ## run them on RUNS and EVALUATIONS, folders as seen from here, into runs/notebooks
 	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --output-dir runs/notebooks notebooks/*.ipynb
 
+docs: $(VENV)/.docs          ## the documentation as a site in build/docs; a warning or a dead link is an error
+	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs build/docs
+	@echo "open build/docs/index.html"
+
+reference: $(VENV)/.dev      ## renew docs/reference from the code
+	$(BIN)/python docs/generate.py
+
 clean:                       ## remove the virtual environment
 	rm -rf $(VENV)
 
@@ -60,3 +67,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 # litgpt wants another huggingface-hub than we do: it goes into a folder of its own. Without it, its row says so.
 $(VENV)/.bench: $(VENV)/.dev
 	$(PIP) --no-deps --target $(VENV)/bench litgpt==0.5.13 && touch $@ || echo "going on without litgpt"
+
+# The site needs neither PyTorch nor the package: the packages of the extra `docs` alone.
+DOCS := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) $$($(BIN)/python -c '$(DOCS)')
+	touch $@

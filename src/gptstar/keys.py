@@ -58,7 +58,7 @@ def declared(cls: type, prefix: str = "", role: Role = Role.RECORD) -> dict[str,
         before = next((mark.value for mark in marks if isinstance(mark, Before)), UNSTATED)
         leaf = Declared(own, before, is_shown=Shown.ALWAYS in marks)
         choices = next((mark for mark in marks if isinstance(mark, Choices)), None)
-        key, inner, below = f"{prefix}{name}", _groups(hint), f"{prefix}{name}."
+        key, inner, below = f"{prefix}{name}", groups_of(hint), f"{prefix}{name}."
         if choices is not None and choices.is_word:
             keys |= {key: leaf, f"{below}*": leaf}
         elif choices is not None:
@@ -80,7 +80,7 @@ def declared(cls: type, prefix: str = "", role: Role = Role.RECORD) -> dict[str,
     return keys
 
 
-def _groups(hint: Any) -> list[type]:
+def groups_of(hint: Any) -> list[type]:
     """Return the configuration classes within a type."""
     if get_origin(hint) is dict:
         hint = get_args(hint)[1]
@@ -134,6 +134,6 @@ def nested(cls: type, tree: dict[str, Any]) -> dict[str, Any]:
     moved = dict(tree)
     for name, hint, marks in annotations(cls):
         if Inline.KEYS in marks:
-            own = {key for group in _groups(hint) for key, _, _ in annotations(group)}
+            own = {key for group in groups_of(hint) for key, _, _ in annotations(group)}
             moved[name] = {key: moved.pop(key) for key in list(moved) if key in own}
     return moved

@@ -47,11 +47,11 @@ def recorded(folder: Path, name: str = "train/loss") -> dict[int, float]:
     return {int(row["step"]): row[name] for row in read_metrics(folder) if name in row}
 
 
-def run_here(overrides: Sequence[str], *, draw: bool = False) -> None:
+def run_here(overrides: Sequence[str], *, draw: bool = False, config_dir: Path | None = None) -> None:
     """What `train.py` does, in this process; only with `draw` the picture too, a quarter of a small run's time."""
     drawing = contextlib.nullcontext() if draw else patch("gptstar.training.report.plot_loss")
     with drawing, one_line_errors():
-        composed = compose("train", overrides)
+        composed = compose("train", overrides, config_dir)
         config = TrainConfig.parse(composed).check_here()
         train(config.recipe, config.hardware, config.record, OmegaConf.to_yaml(composed, resolve=True))
 

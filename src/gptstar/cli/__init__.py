@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         name, sys.argv = words[0], [f"gptstar {words[0]}", *words[1:]]  # they parse sys.argv
         import_module(f"gptstar.launch.{name}").main()
         return
-    parser = _parser()
+    parser = build_parser()
     _, rest = parser.parse_known_args(words)
     if rest and words[-len(rest) :] == rest and not any(word.startswith("-") for word in rest):
         # argparse looks for an optional positional argument before the options; move it there.
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands but those in `SCRIPTS`, which it only lists."""
     parser = argparse.ArgumentParser(
         prog="gptstar",
         description="Train, evaluate, study and use GPT* language models.",

@@ -23,6 +23,9 @@ class Recipe:
         total_steps: the number of optimizer steps.
         batch_tokens: the number of tokens per optimizer step.
         on_nonfinite: whether to `stop` at a step with an infinite or nan loss or gradient, or to `skip` it.
+        optimizer: the optimizer, chosen by `optimizer=NAME`.
+        schedule: the learning rate's course over the steps, chosen by `schedule=NAME`.
+        averaging: which average of the weights is kept beside the last weights, chosen by `averaging=NAME`.
     """
 
     seed: Annotated[Seed, Shown.ALWAYS]

@@ -21,21 +21,23 @@ class Record:
     """What is kept of a run, and where.
 
     Attributes:
-        name: the run's.
+        name: the name of the run, in reports and trackers.
         output: the run directory.
-        resume: `auto` continues from the run directory's last checkpoint if there is one; a path starts from that
+        resume: `auto` continues from the run directory's last checkpoint if there is one; a path continues from that
             checkpoint; `never` refuses a directory that holds a run.
         branch_from: a checkpoint to start from, whose schedule must match this run's up to that step.
         init_from: a checkpoint whose model, weights and tokenizer a new run takes; all else begins anew.
-        checkpoint_every, validate_every, log_every: in steps.
+        checkpoint_every: steps from one checkpoint to the next.
+        validate_every: steps from one validation to the next.
+        log_every: steps from one line of `metrics.csv` to the next.
         checkpoint_keep: how many of the newest checkpoints to keep; the best is kept too.
-        report: at the end, compare with a bigram model, read beyond the training context, and sample.
-        reading: at the end, a study of context length, if it names lengths.
-        evaluation: on tasks of the harness, every so many steps.
-        tags: words of the user's own, by which runs are found again.
-        jobs_at_once: how many jobs of a sweep run at a time on one machine.
+        report: after the last step, compare with a bigram model, read beyond the training context, and sample.
+        reading: the study of context length after the last step, if it names lengths.
+        evaluation: the benchmark tasks to score during training, if `evaluation.every_n_steps` is set.
+        tags: words of your own, by which `gptstar runs --tag` finds runs again.
+        jobs_at_once: how many jobs of a sweep run at the same time on one machine.
         trainer: options passed through to Lightning's Trainer.
-        plugins: modules to import, which register choices of the user's own.
+        plugins: modules to import, which register choices of your own.
     """
 
     name: str

@@ -77,6 +77,7 @@ class Recall(Source):
         queries: how many, each for a pair at random; more of them teach more in a step. None: one for each pair.
         words: `symbols`, single characters with a tokenizer of their own, or `english`, common words to mix into
             English text.
+        seed: the seed of the documents.
     """
 
     length: Count = 128

@@ -15,7 +15,9 @@ class HeadsConfig:
     """Settings of a study of attention heads.
 
     Attributes:
+        study: the kind of evaluation, set by `evaluation=heads`.
         context_lengths: in tokens; by default `multiples` of the training context.
+        multiples: the context lengths to read at, as multiples of the training context.
         queries: the last tokens of a window, whose weights are measured; by default half the shortest length.
         max_queries: in all; windows are spread over the text.
         text, column, documents, last_bytes: the text, as in a study of context length.

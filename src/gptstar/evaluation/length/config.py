@@ -26,7 +26,9 @@ class LengthConfig:
     """Settings of a study of context length.
 
     Attributes:
+        study: the kind of evaluation, set by `evaluation=length`.
         context_lengths: in tokens; by default `multiples` of the training context.
+        multiples: the context lengths to read at, as multiples of the training context.
         protocol: `disjoint`: windows side by side; `sliding`: windows that overlap; `fixed_targets`: the same targets,
             each with about the whole length before it; `legacy`: the estimator that GPT* was published with.
         stride: for `sliding`: tokens from one window to the next; by default half the length.

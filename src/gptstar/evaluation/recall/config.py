@@ -21,6 +21,7 @@ class RecallConfig:
     """Settings of a study of recall.
 
     Attributes:
+        study: the kind of evaluation, set by `evaluation=recall`.
         multiples: of the training context: how long the texts are. The training context itself is always read.
         depths: where the pair that is asked for stands: 0 at the beginning of a text, 1 just before the query.
         items: texts at each length and depth.

@@ -12,6 +12,9 @@ from gptstar.model.positions.base import Positions, Sizes
 class Learned(Positions):
     """Learned positions: a table of `n_ctx` vectors (`model.n_ctx`). The model can't read longer texts.
 
+    Attributes:
+        n_ctx: the rows of the table; set by `model.n_ctx`.
+
     Source: Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, section 3.1.
     """
 

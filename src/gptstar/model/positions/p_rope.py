@@ -17,6 +17,9 @@ class PRope(Rotary):
 
     GPT-NeoX's partial rotary positions differ: they rotate fewer features, at frequencies spaced over those alone.
 
+    Attributes:
+        p: the share of pairs that rotate.
+
     Source: Barbero et al., "Round and Round We Go! What makes Rotary Positional Encodings useful?", 2024, section 6.
     We have not read the original.
     """

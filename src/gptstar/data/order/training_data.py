@@ -45,6 +45,11 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
     windows = windows_of(folder, "train", streams, config)
     if not windows.n_blocks:
         raise DataError(f"{folder.folder} holds no block of {config.block_tokens} tokens to train on: add text")
+    if config.query_mark is not None and folder.cache is None and not windows.has_answers:
+        raise ConfigError(
+            f"data.query_mark={config.query_mark!r} does not occur in the text of {folder.folder}, so there would be "
+            "nothing to learn: give a mark that the text has as a token of its own, or data.query_mark=null"
+        )
     blocks = dict(zip(streams, windows.stream_blocks, strict=True))
     tokens = config.shuffle_tokens
     grouping = Grouping.of_tokens(tokens, config.block_tokens) if tokens is not None else None

@@ -21,6 +21,9 @@ NO_TARGET = -1
 ONLY_INPUT = -2
 """Windows hold a token that is read but is not a target as `ONLY_INPUT - token`."""
 
+READ_AT_ONCE = 2**20
+"""Tokens."""
+
 BLANK = -1
 """The number of a window that holds no target."""
 
@@ -119,6 +122,16 @@ class Windows(Dataset[Tensor]):
 
     def __len__(self) -> int:
         return self.n_blocks * self.windows_per_block
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the query mark occurs; reads the tokens up to the first one."""
+        pieces = (
+            array[start : start + READ_AT_ONCE]
+            for array in self.tokens.arrays
+            for start in range(0, len(array), READ_AT_ONCE)
+        )
+        return any(bool((piece == self._query_mark).any()) for piece in pieces)
 
     def numbers(self, streams: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """Number the windows of blocks, given by stream and number in it: `(block * windows_per_block,)`, int64."""

@@ -69,4 +69,4 @@ def _interval(share: Mapping[str, Any] | None) -> tuple[float, float, float]:
     """A share with the ends of its interval; NaN where there is none."""
     if share is None:
         return math.nan, math.nan, math.nan
-    return number(share["value"]), number(share["low"]), number(share["high"])
+    return float(number(share["value"])), float(number(share["low"])), float(number(share["high"]))

@@ -8,7 +8,7 @@ import pandas as pd
 
 from gptstar.plots.heads import HeadMap, draw_head_maps
 from gptstar.plots.style import Figure
-from gptstar.results.arms import SEED, arms_of, without_seed
+from gptstar.results.arms import SEED, arms_of, measured, without_seed
 from gptstar.results.extrapolation import readings
 from gptstar.results.section import Section
 from gptstar.results.shares import mean_share, percent_text
@@ -80,7 +80,7 @@ def _range(counts: pd.Series) -> str:
 
 def _shares(rows: pd.DataFrame) -> dict[str, str]:
     means = rows.groupby([SEED, "run"])[["beyond", "first"]].mean().reset_index()
-    shares = {name: mean_share(means, name) for name in ("beyond", "first")}
+    shares = {name: mean_share(means, name) for name in ("beyond", "first") if len(measured(means, name))}
     named = {"beyond": "weight beyond training", "first": "weight on the first token"}
     return {named[name]: percent_text(mean.value, mean.low, mean.high) for name, mean in shares.items()}
 

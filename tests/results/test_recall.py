@@ -1,6 +1,7 @@
 """Recall as frames: what each line says, which seeds learned, how far those recall; and the section of a report."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -52,10 +53,16 @@ def test_what_is_undefined_has_no_line_and_a_later_study_counts(tmp_path: Path) 
     assert not results.recall(tmp_path)["learned"].any()
     write_recall(tmp_path / "x/recall", second)
     assert results.recall(tmp_path)["learned"].all()
-    cut = (tmp_path / "x/recall/results.json").read_text().replace('"items": 485,', '"items": 0,')
-    assert cut.count('"items": 0,') == 3
-    (tmp_path / "x/recall/results.json").write_text(cut.replace('"value": 1.0,', '"value": 1.5,', 1))
-    with pytest.warns(results.DamagedWarning, match=r"1\.5 right at 53 of 53 tokens is not a share"):
+    undefined = [replace(cell, accuracy=None) if cell.context_length == 212 else cell for cell in second.lengths]
+    write_recall(tmp_path / "x/recall", replace(second, lengths=tuple(undefined)))
+    frame = results.recall(tmp_path)
+    assert set(frame[frame["depth"].isna() & (frame["test"] == "pairs")]["context_length"]) == {53, 106}
+    file = tmp_path / "x/recall/results.json"
+    file.write_text(file.read_text().replace('"value": 1.0,', '"value": 1.5,', 1))
+    with (
+        pytest.warns(results.MissingResultsWarning),
+        pytest.warns(results.DamagedWarning, match=r"1\.5 right at 53 of 53 tokens is not a share"),
+    ):
         assert results.recall(tmp_path).empty
 
 

@@ -30,12 +30,10 @@ def draw_recall_curves(lines: Sequence[Line], failed: Sequence[str], chance: flo
     axes.xaxis.set_major_formatter(FixedFormatter([f"{place:g}×" for place in places]))
     axes.xaxis.set_minor_locator(NullLocator())
     for number, (line, style) in enumerate(zip(lines, styles(), strict=False)):
-        shift = 2 ** (0.045 * (number - (len(lines) - 1) / 2))  # so that bars stand beside each other
+        shift = 2 ** (0.03 * (number - (len(lines) - 1) / 2))  # so that bars stand beside each other
         draw_bars(axes, line.points, line.name, style, shift)
     axes.axhline(chance, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2)
-    axes.text(
-        0.995, chance, "a guess ", transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, ha="right", va="bottom"
-    )
+    axes.text(0.005, chance, "a guess", transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="bottom")
     axes.set_ylim(0, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("right answers")

@@ -10,7 +10,8 @@ import pytest
 
 from gptstar.results.notebook import folder
 from support import ROOT
-from support.runs import SMALL, run_here
+from support.recall import asked, looked_up, write_recall
+from support.runs import SMALL, evaluate_here, run_here
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -46,11 +47,15 @@ def results(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 varied = (f"data.context_length={length}", f"model.positions={positions}", f"seed={seed}")
                 where = folder / f"sweep/context_length-{length}_positions-{positions}_seed-{seed}"
                 run_here([*SMALL, "data=local", f"data.files={text}", *few, *varied, f"output={where}"])
+    run = folder / "sweep/context_length-32_positions-alibi_seed-0"
+    heads = ("evaluation=heads", "hardware=cpu", "evaluation.multiples=[1,2]", "evaluation.max_queries=64")
+    evaluate_here(*heads, f"checkpoint={run}", f"output={run / 'heads'}")
+    who = {"name": "seed-0/best", "path": str(run / "best.ckpt"), "sha256": "0" * 64}
+    write_recall(run / "recall", asked(looked_up, who, items=7))
     items = [{"goal": f"goal {number}", "sol1": "ba", "sol2": "de", "label": number % 2} for number in range(12)]
     (folder / "tasks").mkdir()
     (folder / "tasks/piqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     words = ["evaluation.tasks=[piqa]", f"evaluation.data_dir={folder / 'tasks'}", "hardware=cpu"]
-    run = folder / "sweep/context_length-32_positions-alibi_seed-0"
     command = [
         sys.executable,
         str(ROOT / "evaluate.py"),
@@ -85,6 +90,8 @@ SENTENCES = {
     "sizing": "gpt127 has +2.1% parameters and costs ",
 }
 
+ALSO = {"extrapolation": ("heads of 32, alibi give tokens beyond", "32, alibi learned recall (95 % right at")}
+
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
@@ -100,6 +107,7 @@ def test_notebooks_run_and_end_with_a_sentence(path: Path, results: Path, monkey
     assert any("image/png" in each for each in shown) or path.stem == "sizing"
     assert any("text/html" in each for each in shown) or path.stem == "alibi"
     assert sentence.startswith(SENTENCES[path.stem])
+    assert all(each in sentence for each in ALSO.get(path.stem, ()))
     assert sentence.rstrip().endswith(".")
 
 

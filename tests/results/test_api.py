@@ -15,10 +15,12 @@ import pytest
 
 from gptstar import results
 from gptstar.errors import ConfigError
+from gptstar.results.attention_heads import HEAD_FIGURES
 from gptstar.results.comparison import COMPARE_FIGURES
 from gptstar.results.evaluations import LENGTH_FIGURES, TASK_FIGURES
 from gptstar.results.factors import EFFECT_FIGURES, level_effects
 from gptstar.results.frames import CURVE_FIGURES, FIGURES
+from gptstar.results.recall_frame import RECALL_FIGURES
 from support import ROOT
 from support.runs import SMALL, evaluate_here, run_here
 
@@ -140,6 +142,8 @@ def test_where_there_is_nothing_a_warning_says_how_to_get_it(folder: Path, tmp_p
         (results.runs, FIGURES, "no run in .*: train one with python train.py"),
         (results.curves, CURVE_FIGURES, "no run in .*: train one with python train.py"),
         (results.lengths, LENGTH_FIGURES, "there is no reading at several context lengths in .*: run `python evaluate"),
+        (results.heads, HEAD_FIGURES, "there is no study of attention heads in .*: run `python evaluate"),
+        (results.recall, RECALL_FIGURES, "there is no study of recall in .*: run `python evaluate"),
         (results.tasks, TASK_FIGURES, "there is no score on a task in .*: run `python evaluate.py checkpoint=RUN"),
     ):
         with pytest.warns(results.MissingResultsWarning, match=says):
@@ -212,6 +216,7 @@ def test_readings_of_other_sizes_are_compared_without_intervals(folder: Path, tm
 def test_the_package_shows_its_names_and_waits_with_pandas() -> None:
     assert set(results.__all__) <= set(dir(results))
     assert all(hasattr(results, name) for name in results.__all__)
+    assert all(callable(getattr(results, name)) for name in results.__all__ if name != "Source")
     code = "import gptstar.results as r, sys; assert not {'pandas', 'torch'} & {*sys.modules}; r.runs; r.effects; "
     code += "import gptstar.results.factors, gptstar.results.frames; assert callable(r.effects) and callable(r.lengths)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,8 @@ from gptstar import results
 from gptstar.cli import main
 from gptstar.evaluation.results import Metric, Sample, TaskResult, TaskResults, write_tasks
 from support.mutations import change_json, damaged, refusal_of
-from support.runs import SMALL, run_here
+from support.recall import asked, looked_up, write_recall
+from support.runs import SMALL, evaluate_here, run_here
 
 
 def tasks_of(run: Path, seed: int) -> TaskResults:
@@ -41,6 +42,10 @@ def swept(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = folder / f"seed-{seed}"
         run_here([*SMALL, "data=local", f"data.files={text}", *few, *reading, f"seed={seed}", f"output={run}"])
         write_tasks(tasks_of(run, seed), run / "tasks")
+        heads = ("evaluation.multiples=[1,2]", "evaluation.max_queries=64", "hardware=cpu", f"output={run / 'heads'}")
+        evaluate_here("evaluation=heads", f"checkpoint={run}", *heads)
+        who = {"name": f"{run.name}/best", "path": str(run / "best.ckpt"), "sha256": f"{seed:064x}"}
+        write_recall(run / "recall", asked(looked_up, who, items=7, multiples=(1, 2), loads=()))
         for checkpoint in run.glob("*.ckpt"):
             checkpoint.unlink()
     return folder
@@ -60,6 +65,9 @@ def use(folder: Path, capsys: pytest.CaptureFixture[str], *, reports: bool) -> N
     results.curves(folder)
     assert "seed-0" in set(results.lengths(folder)["run"])
     assert "seed-0" in set(results.tasks(folder)["run"])
+    assert "seed-0" in set(results.recall(folder)["run"])
+    assert "seed-0" in set(results.heads(folder)["run"])
+    results.recall_rates(folder)
     commands: list[list[str]] = [["runs", str(folder)], ["compare", *(str(folder / f"seed-{n}") for n in (0, 1))]]
     for words in [*commands, ["report", str(folder)]] if reports else commands:
         with contextlib.suppress(SystemExit):
@@ -69,7 +77,8 @@ def use(folder: Path, capsys: pytest.CaptureFixture[str], *, reports: bool) -> N
     capsys.readouterr()
 
 
-FILES = ("tasks/results.json", "length/results.json", "config.yaml", "versions.json", "status.json", "metrics.csv")
+STUDIES = [f"{kind}/results.json" for kind in ("tasks", "length", "heads", "recall")]
+FILES = (*STUDIES, "config.yaml", "versions.json", "status.json", "metrics.csv")
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,10 +17,11 @@ def main(folders: list[Path]) -> None:
     curves = results.curves(folders)
     lengths = results.lengths(*folders, "results/mine")
     tasks = results.tasks(folders, ["results/mine/results.json"])
+    others = (results.heads(folders), results.recall(*folders), results.recall_rates(folders))
     factors: list[str] = results.varied(runs)
     effects = results.effects(runs, factors, "validation_loss", against="128", ratio=False)
     compared = results.compare("results/a", Path("results/b"))
-    for frame in (runs, curves, lengths, tasks, effects, compared):
+    for frame in (runs, curves, lengths, tasks, effects, compared, *others):
         print(len(frame), list(frame.columns))
     source: results.Source = [Path("runs"), ("results/a", "results/b")]
     print(results.lengths(source)["change"].mean(), best("runs"))

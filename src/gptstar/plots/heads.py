@@ -24,21 +24,25 @@ MOST_WITH_TEXT = 12
 """Columns of all maps up to which the cells have their figures."""
 MOST_LABELS = 32
 """Names of columns that fit beside each other."""
+PER_ROW = 3
+"""Maps beside each other."""
 SHARES = LinearSegmentedColormap.from_list("shares", [PAPER, BLUE])
 
 
 @dataclass(frozen=True)
 class HeadMap:
-    """The heads at one context length: `(layer, column)` of each.
+    """The heads of one model at one context length: `(layer, column)` of each.
 
     Attributes:
         shares: of the weight beyond the training context, from 0 to 1.
         blind: whether all of that weight is exactly zero.
+        predicted_blind: of each column, by arithmetic.
     """
 
     title: str
     shares: Sequence[Sequence[float]]
     blind: Sequence[Sequence[bool]]
+    predicted_blind: Sequence[bool] = ()
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,10 @@ class TailLine(Line):
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of maps: their names, what these are, and which arithmetic predicts to be blind."""
+    """The columns of maps: their names, and what these are."""
 
     names: Sequence[str]
     label: str
-    predicted_blind: Sequence[bool] = ()
 
 
 @styled
@@ -67,8 +70,7 @@ def draw_heads(
     Args:
         longest: the context length that the lines are of.
     """
-    n_layers = len(maps[0].shares) if maps else 0
-    height = min(4.5, max(0.9, 0.26 * n_layers)) + 1.25 if maps else 0.0
+    height = _height(maps) if maps else 0.0
     figure = new_figure(height + 3.5)
     figure.suptitle(title, fontsize=11)
     below: Figure | SubFigure = figure
@@ -80,31 +82,63 @@ def draw_heads(
     return figure
 
 
-def _draw_maps(figure: SubFigure, maps: Sequence[HeadMap], columns: Columns) -> None:
-    panels = list(figure.subplots(1, len(maps), squeeze=False, sharey=True)[0])
+@styled
+def draw_head_maps(maps: Sequence[HeadMap]) -> Figure:
+    """Draw a map for each of several models, of as many layers and heads each."""
+    figure = new_figure(_height(maps) + 0.3)
+    figure.suptitle("% of the weight beyond the training context", fontsize=11)
+    n_heads = len(maps[0].shares[0])
+    _draw_maps(figure, maps, Columns([str(head + 1) for head in range(n_heads)], "head"))
+    return figure
+
+
+def _label(label: str, maps: Sequence[HeadMap]) -> str:
+    """What the columns are, and below it what the marks mean."""
+    notes = ["×: all of it is zero"] if any(any(map(any, each.blind)) for each in maps) else []
+    notes += ["orange bar: predicted to be zero"] if any(any(each.predicted_blind) for each in maps) else []
+    return "\n".join([label, *(["; ".join(notes)] if notes else [])])
+
+
+def _per_row(maps: Sequence[HeadMap]) -> int:
+    return min(len(maps), PER_ROW, max(1, MOST_LABELS // len(maps[0].shares[0])))
+
+
+def _height(maps: Sequence[HeadMap]) -> float:
+    """Inches."""
+    band = min(4.5, max(0.9, 0.26 * len(maps[0].shares)))
+    return math.ceil(len(maps) / _per_row(maps)) * (band + 0.35) + 0.9
+
+
+def _draw_maps(figure: Figure | SubFigure, maps: Sequence[HeadMap], columns: Columns) -> None:
+    per_row = _per_row(maps)
+    grid = figure.subplots(math.ceil(len(maps) / per_row), per_row, squeeze=False, sharey=True)
+    panels = list(grid.flat)
     most = max(max(map(max, each.shares)) for each in maps) or 1.0
     scale = Normalize(0, most)
     n_layers, n_heads = len(maps[0].shares), len(maps[0].shares[0])
-    has_text = n_heads * len(maps) <= MOST_WITH_TEXT
-    for axes, each in zip(panels, maps, strict=True):
+    has_text = n_heads * per_row <= MOST_WITH_TEXT
+    for axes in panels[len(maps) :]:
+        axes.set_axis_off()
+    for axes, each in zip(panels, maps, strict=False):
         mesh = axes.pcolormesh(each.shares, cmap=SHARES, norm=scale, edgecolors=GREY, linewidth=0.3)
         for layer in range(n_layers):
             for head in range(n_heads):
                 _mark_cell(axes, (layer, head), each, share_of_most=most, has_text=has_text)
-        for head, is_blind in enumerate(columns.predicted_blind):
+        for head, is_blind in enumerate(each.predicted_blind):
             if is_blind:
                 axes.plot([head + 0.08, head + 0.92], [n_layers, n_layers], color=ORANGE, linewidth=5, clip_on=False)
         axes.set_title(each.title, fontsize=9)
-        skip = math.ceil(n_heads * len(maps) / MOST_LABELS)
+        skip = math.ceil(n_heads * per_row / MOST_LABELS)
         axes.set_xticks([head + 0.5 for head in range(0, n_heads, skip)], columns.names[::skip], fontsize=8)
         axes.tick_params(length=0)
-        axes.tick_params(axis="x", rotation=90 if n_heads * len(maps) > 12 else 0)
+        axes.tick_params(axis="x", rotation=90 if n_heads * per_row > 12 else 0)
         axes.spines[:].set_visible(False)
         step = math.ceil(n_layers / 12)
         axes.set_yticks([layer + 0.5 for layer in range(0, n_layers, step)], range(1, n_layers + 1, step), fontsize=8)
     panels[0].invert_yaxis()  # shared: the first layer is above
-    panels[0].set_ylabel("layer")
-    figure.supxlabel(columns.label, fontsize=10)
+    for row in grid:
+        row[0].set_ylabel("layer")
+    figure.supxlabel(_label(columns.label, maps), fontsize=10)
     bar = figure.colorbar(mesh, ax=panels, fraction=0.06, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))

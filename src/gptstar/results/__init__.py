@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gptstar.results.frames import runs as runs
     from gptstar.results.frames import varied as varied
     from gptstar.results.loaded import DamagedWarning as DamagedWarning
+    from gptstar.results.recall_arms import recall_rates as recall_rates
+    from gptstar.results.recall_frame import recall as recall
     from gptstar.results.sources import MissingResultsWarning as MissingResultsWarning
     from gptstar.results.sources import Source as Source
 
@@ -37,6 +39,8 @@ _ROOMS = {
     "effects": "factors",
     "heads": "attention_heads",
     "lengths": "evaluations",
+    "recall": "recall_frame",
+    "recall_rates": "recall_arms",
     "runs": "frames",
     "tasks": "evaluations",
     "varied": "frames",

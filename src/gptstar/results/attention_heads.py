@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from gptstar.results.evaluations import Evaluation, Lines, frame_of, lines_of_kind, number
+from gptstar.results.evaluations import Evaluation, Lines, flag, frame_of, lines_of_kind, number
 from gptstar.results.loaded import Loaded
 from gptstar.results.sources import Source
 
@@ -30,8 +30,8 @@ def heads(*sources: Source) -> pd.DataFrame:
         `reach` (the farthest distance with a weight above zero), `felt` (with one of 2^-24 or more), `trained_at`,
         `context_length` and `predicted_reach` are in tokens. `is_blind` says whether every weight beyond the training
         context is zero, `misses_first` whether every weight on the first token is; None where no token is so far away.
-        What is predicted is None, and `slope` NaN, for positions without slopes. If there is no such study, a
-        `MissingResultsWarning` says how to get one.
+        `slope` is NaN for positions without slopes, and what is predicted None unless the model has an attention
+        window. If there is no such study, a `MissingResultsWarning` says how to get one.
 
     Raises:
         ConfigError: a source does not exist.
@@ -54,11 +54,14 @@ def _head_lines(evaluation: Evaluation) -> Lines:
         for head in result["heads"]:
             reach = tree["reaches"][head["head"] - 1] if tree["reaches"] else {}
             yield (
-                *(*names, trained_at, length, length / trained_at, head["layer"], head["head"]),
+                *(*names, trained_at, length, length / trained_at, number(head["layer"]), number(head["head"])),
                 *(number(reach.get("slope")), *_interval(head["beyond"]), *_interval(head["first"])),
                 *(number(head[key]) for key in ("mean_distance", "reach", "felt")),
-                *(head[key] for key in ("is_blind", "predicted_blind", "misses_first", "predicted_to_miss_first")),
-                number(reach.get("zero")),
+                *(
+                    flag(head[key])
+                    for key in ("is_blind", "predicted_blind", "misses_first", "predicted_to_miss_first")
+                ),
+                number(reach.get("farthest", reach.get("zero"))),
             )
 
 
@@ -66,4 +69,4 @@ def _interval(share: Mapping[str, Any] | None) -> tuple[float, float, float]:
     """A share with the ends of its interval; NaN where there is none."""
     if share is None:
         return math.nan, math.nan, math.nan
-    return number(share["value"]), number(share["low"]), number(share["high"])
+    return float(number(share["value"])), float(number(share["low"])), float(number(share["high"]))

@@ -201,7 +201,7 @@ def _places(found: Loaded) -> dict[Path, str]:
 
 def _parts(file: Path, tree: dict[str, Any], runs: Mapping[str, Run], place: str) -> Iterator[Evaluation]:
     """The parts of an evaluation that are each of one checkpoint, with the names of the runs, where they are here."""
-    parts = tree["curves"] if tree["kind"] == "length" else [tree]
+    parts = tree["curves"] if tree["kind"] in ("length", "recall") else [tree]
     folders, own = {run.path.resolve(): name for name, run in runs.items()}, home_of(file)
     checkpoints = {str(part["checkpoint"].get("sha256")): part["checkpoint"] for part in parts}
     names = dict(zip(checkpoints, names_of(list(checkpoints.values())), strict=True))
@@ -239,4 +239,11 @@ def number(value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{value!r:.60} is not a number")
+    return value
+
+
+def flag(value: Any) -> bool | None:
+    """Return whether something is so; None where that is not known."""
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{value!r:.60} is neither true nor false")
     return value

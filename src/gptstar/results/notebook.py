@@ -11,9 +11,11 @@ import pandas as pd
 from gptstar.errors import ConfigError
 from gptstar.evaluation.compare import by_checkpoint
 from gptstar.evaluation.results import TaskResults
+from gptstar.results.attention_heads import HEAD_FIGURES, heads
 from gptstar.results.evaluations import LENGTH_FIGURES, TASK_FIGURES, lengths, tasks
 from gptstar.results.frames import CURVE_FIGURES, FIGURES, curves, runs
 from gptstar.results.loaded import Loaded
+from gptstar.results.recall_frame import RECALL_FIGURES, recall
 from gptstar.results.sources import MissingResultsWarning
 
 T = TypeVar("T")
@@ -23,6 +25,8 @@ COLUMNS: dict[object, tuple[str, ...]] = {
     curves: CURVE_FIGURES,
     lengths: LENGTH_FIGURES,
     tasks: TASK_FIGURES,
+    heads: HEAD_FIGURES,
+    recall: RECALL_FIGURES,
 }
 
 

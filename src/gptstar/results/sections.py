@@ -10,14 +10,18 @@ from gptstar.evaluation.statistics.effects import LEVEL, SEEDS
 from gptstar.plots.labels import level_texts
 from gptstar.results.answer import Answer, answer, states_text
 from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, by_levels, levels_of, measured, outcome_of, without_seed
+from gptstar.results.attention_heads import heads_of
 from gptstar.results.budgets import STEPS, cost_table, costs, recipes
 from gptstar.results.commands import as_typed
 from gptstar.results.evaluations import lengths_of, tasks_of
 from gptstar.results.factors import effect_table, level_effects, reference_of, tokens_to
 from gptstar.results.figures import budgets_figure, effects_figure, factor_figure, loss_figure
 from gptstar.results.frames import curves_of, runs_of, varied
+from gptstar.results.head_sections import head_sections
 from gptstar.results.length_sections import length_sections
 from gptstar.results.loaded import Loaded
+from gptstar.results.recall_frame import recall_of
+from gptstar.results.recall_sections import recall_sections
 from gptstar.results.section import Section
 from gptstar.results.speeds import n_at_a_time, speed_section
 from gptstar.results.table import duration
@@ -41,6 +45,7 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     """
     found.check_has_runs()
     runs, curves, lengths, tasks = runs_of(found), curves_of(found), lengths_of(found), tasks_of(found)
+    heads, recall = heads_of(found), recall_of(found)
     factors = varied(runs)
     runs = by_levels(runs, factors)
     levels = [str(level) for factor in without_seed(factors) for level in levels_of(runs, factor)]
@@ -53,6 +58,8 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     yield from _factors(finished, factors)
     yield from _effects(finished, factors, against)
     yield from length_sections(runs, lengths, factors, against, EXPLAINED)
+    yield from recall_sections(runs, recall, factors)
+    yield from head_sections(runs, heads, factors)
     yield from _losses(runs, curves, factors)
     yield from _costs(finished, curves, factors, against)
     if (speed := speed_section(finished, curves, factors, against)) is not None:

@@ -30,6 +30,7 @@ from gptstar.training.validation import ValidationSums
 from gptstar.training.working_copy import WorkingCopy
 
 STEADIER = "try a lower optimizer.learning_rate, hardware.precision=float32"
+NO_ANSWER = "no answer to a query (data.query_mark) is in this step: raise batch_tokens, choose a more frequent mark"
 MOST_SKIPPED = 10
 """The number of skipped steps in a row at which training stops."""
 
@@ -82,8 +83,7 @@ class LanguageModelling(pl.LightningModule):
         self._working_copy: WorkingCopy | None = None
         self._skipped_in_a_row = 0
         self.register_buffer("_token_bytes", torch.from_numpy(tokenizer.token_bytes), persistent=False)
-        self._step_loss = torch.zeros(())
-        self._step_share = torch.zeros(())
+        self._step_loss, self._step_share = torch.zeros(()), torch.zeros(())
         self.step_metrics: dict[str, float] = {}
         self.validation_metrics: dict[str, float] = {}
 
@@ -218,7 +218,7 @@ class LanguageModelling(pl.LightningModule):
         mean_loss = self.trainer.strategy.reduce(self._step_loss, reduce_op="mean")
         if self._fill:
             # Micro-batches have different numbers of targets, so until here each was weighted by its positions.
-            share = self.trainer.strategy.reduce(self._step_share, reduce_op="mean")
+            share = self._step_share = self.trainer.strategy.reduce(self._step_share, reduce_op="mean")
             mean_loss = mean_loss / share
             torch._foreach_div_([p.grad for p in self.model.parameters() if p.grad is not None], share)
         layers = self._layer_norms() if self._tracker.gradient_norms == "layers" else {}
@@ -243,11 +243,11 @@ class LanguageModelling(pl.LightningModule):
         self._skipped_in_a_row += 1
         line = f"step {step}: the loss is {loss:g} and the gradient's norm {gradient_norm:g}"
         if self.recipe.on_nonfinite == "stop":
-            raise TrainingError(f"{line}: {STEADIER}, or on_nonfinite=skip")
+            remedy = NO_ANSWER if self._fill and not self._step_share else STEADIER
+            raise TrainingError(f"{line}: {remedy}, or on_nonfinite=skip")
         if self._skipped_in_a_row == MOST_SKIPPED:
             raise TrainingError(f"{line}, and {MOST_SKIPPED} steps in a row were skipped: {STEADIER}")
-        for parameter in self.model.parameters():
-            parameter.grad = None  # the optimizer skips parameters without a gradient
+        self.model.zero_grad()  # sets gradients to None: the optimizer skips parameters without one
         self.step_metrics = {"skipped": 1.0}
 
     def _show(self, metrics: dict[str, float]) -> None:

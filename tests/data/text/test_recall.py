@@ -1,5 +1,7 @@
 """Recall texts are what they say: an independent reader answers every query; prepared and masked like any text."""
 
+import json
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from gptstar.data.preparation.packing import CorpusPacker
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.text.recall import ENGLISH, SYMBOLS, Lexicon, Recall
 from gptstar.errors import ConfigError
-from support.runs import SMALL, assert_goes_on_bitwise
-from support.text import QUIET, same
+from support.runs import SMALL, assert_goes_on_bitwise, run_here
+from support.text import QUIET, same, sentences
 
 
 def read(words: list[str], lexicon: Lexicon) -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -130,6 +132,27 @@ def test_a_mark_of_several_tokens_is_refused(tmp_path: Path) -> None:
     folder = ensure_prepared(configured(tmp_path), 257, QUIET)
     with pytest.raises(ConfigError, match="query_mark='ab' is 2 tokens"):
         training_data(folder, configured(tmp_path, query_mark="ab"))
+
+
+def test_a_mark_that_does_not_occur_is_refused(tmp_path: Path) -> None:
+    folder = ensure_prepared(configured(tmp_path), 257, QUIET)
+    with pytest.raises(
+        ConfigError, match=r"data\.query_mark='~' does not occur in the text of .*, so there would be no"
+    ):
+        training_data(folder, configured(tmp_path, query_mark="~"))
+    assert training_data(folder, configured(tmp_path, query_mark="a"))[0].has_answers
+
+
+def test_a_step_without_an_answer_says_so(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    """Two documents of a hundred have a mark."""
+    (tmp_path / "text").mkdir()
+    texts = [" ".join(sentences(5, 40, number)) + "?" * (number in (50, 51)) for number in range(100)]
+    (tmp_path / "text/a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = [*SMALL, "data=local", f"data.files={tmp_path}/text/a.jsonl", "data.query_mark='?'", "total_steps=9"]
+    line = refusal(run_here, [*words, f"output={tmp_path / 'run'}"])
+    assert "the loss is nan" in line
+    assert "no answer to a query (data.query_mark) is in this step: raise batch_tokens" in line
+    run_here([*words, f"output={tmp_path / 'skips'}", "on_nonfinite=skip"])
 
 
 def test_an_interrupted_preparation_goes_on_to_the_same_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,14 +10,15 @@ from gptstar.evaluation.heads.prediction import keeps_subnormals, reach_of
 from gptstar.evaluation.heads.sums import Sums, summing
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.attention import Attention
+from gptstar.model.mask import Mask
 from gptstar.model.positions import alibi_slopes
 
 CPU = torch.device("cpu")
 
 
-def equal_content(n_heads: int) -> GPT:
+def equal_content(n_heads: int, **variant: object) -> GPT:
     """A model of one layer in which all queries and keys are zero, so that only positions count."""
-    model = GPT(GPTConfig(1, 8, n_heads, 31, d_head=2)).eval()
+    model = GPT(GPTConfig(1, 8, n_heads, 31, d_head=2, **variant)).eval()
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, Attention):
@@ -27,8 +28,8 @@ def equal_content(n_heads: int) -> GPT:
 
 
 @torch.no_grad()
-def sums_of(n_heads: int, length: int, trained_at: int, n_queries: int = 1) -> Sums:
-    model = equal_content(n_heads)
+def sums_of(n_heads: int, length: int, trained_at: int, n_queries: int = 1, **variant: object) -> Sums:
+    model = equal_content(n_heads, **variant)
     sums = Sums(1, n_queries, model, trained_at, (1, 2))
     with summing(model, sums, slice(0, 1)):
         model.hidden(torch.randint(31, (1, length)))
@@ -93,3 +94,26 @@ def test_one_of_four_heads_misses_the_first_token_of_1024() -> None:
     sums = sums_of(4, 1024, 64, n_queries=32)
     assert (sums.most_first[0] == 0).tolist() == [True, False, False, False]
     assert (sums.most_beyond[0] == 0).tolist() == [False] * 4
+
+
+@pytest.mark.parametrize("sinks", [0, 1, 5])
+@pytest.mark.parametrize("window", [31, 64, 65, 200])
+@pytest.mark.parametrize("kind", ["alibi", "rotary"])
+def test_a_window_ends_what_heads_see_but_for_sinks(kind: str, window: int, sinks: int) -> None:
+    """Trained at 64 tokens, read at 1,024; a window of 65 is the least that reaches so far."""
+    mask = Mask(window, sinks)
+    variant = {"positions": kind, "attention_window": window, "attention_sinks": sinks}
+    measured = sums_of(4, 1024, 64, n_queries=32, **variant)
+    kept = keeps_subnormals(CPU)
+    slopes = alibi_slopes(4) if kind == "alibi" else [None] * 4
+    reaches = [reach_of(slope, keeps_subnormals=kept, mask=mask) for slope in slopes]
+    blind = [each.is_blind(64, 1024, 32) for each in reaches]
+    assert blind == (measured.most_beyond[0] == 0).tolist()
+    assert [each.misses_first(1024, 32) for each in reaches] == (measured.most_first[0] == 0).tolist()
+    expected = [window < 65 and not sinks] * 4
+    if kind == "alibi" and sinks and window < 65:
+        expected[0] = True  # the steepest slope gives a sink no weight either: 104 / (1/4) is 416 tokens
+    assert blind == expected
+    if not sinks:
+        assert measured.reach[0].tolist() == [window - 1] * 4
+        assert [each.farthest for each in reaches] == [window - 1] * 4

@@ -1,7 +1,6 @@
 """Recall as it is measured: texts as asked for, models that know and that guess, files, and what reads them."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,49 +13,26 @@ from rich.console import Console
 from gptstar import results
 from gptstar.checkpoint.format import Checkpoint, TrainingState
 from gptstar.cli import main
-from gptstar.data.text.recall import SYMBOLS, Recall, own_tokenizer
+from gptstar.data.text.recall import SYMBOLS, Recall
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError
 from gptstar.evaluation.recall import RecallConfig
-from gptstar.evaluation.recall.curve import Asker, RecallCurve, answers_of
-from gptstar.evaluation.recall.questions import HAYSTACK, PairQuestions, PasskeyQuestions, Questions, lexicon_for
+from gptstar.evaluation.recall.curve import RecallCurve, answers_of
+from gptstar.evaluation.recall.questions import HAYSTACK, PairQuestions, PasskeyQuestions, lexicon_for
 from gptstar.evaluation.recall.study import Named, study
 from gptstar.model import GPT, GPTConfig
 from gptstar.results.sources import MissingResultsWarning
+from support.recall import OWN, asked, guessed, looked_up
 from support.runs import SMALL, evaluate_here, run_here
 from support.text import sentences
 
 CPU = torch.device("cpu")
-OWN = own_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def english() -> Tokenizer:
     recall = Recall(length=96, n_documents=200, words="english")
     return Tokenizer.train([*recall.documents(0), *[HAYSTACK] * 9], 510)
-
-
-def looked_up(questions: Questions) -> np.ndarray:
-    """The candidate that follows the first place of the key that is asked for."""
-    answers = []
-    for row in questions.tokens.tolist():
-        key = row[-1]
-        answers.append(questions.candidates.tolist().index(row[row.index(key) + 1]))
-    return np.asarray(answers)
-
-
-def guessed(questions: Questions) -> np.ndarray:
-    """Any value of the text, at random."""
-    random = np.random.default_rng(0)
-    values = set(questions.candidates.tolist())
-    shown = [[token for token in row if token in values] for row in questions.tokens.tolist()]
-    return np.asarray([questions.candidates.tolist().index(random.choice(each)) for each in shown])
-
-
-def asked(answer: Callable[[Questions], np.ndarray], **settings: object) -> RecallCurve:
-    asker = Asker(answer, RecallConfig(**{"items": 97, "multiples": (1, 2, 4), **settings}), 53)
-    lengths, depths, loads = asker.pairs(PairQuestions(OWN, SYMBOLS, seed=3))
-    return RecallCurve("m", {}, 53, "pairs", 32, "symbols", tuple(lengths), tuple(depths), tuple(loads))
 
 
 def test_a_model_that_looks_up_is_right_everywhere() -> None:
@@ -219,5 +195,10 @@ def test_results_of_recall_stand_in_no_ones_way(text: str, tmp_path: Path, capsy
     with pytest.warns(MissingResultsWarning, match="none of these 2 runs has a score on a task"):
         assert results.tasks(tmp_path / "runs").empty
     main(["compare", str(tmp_path / "runs/seed-0"), str(tmp_path / "runs/seed-1")])
-    main(["report", str(tmp_path / "runs")])
-    assert "damaged" not in capsys.readouterr().out
+    main(["report", str(tmp_path / "runs"), "--output", str(tmp_path / "report")])
+    report = (tmp_path / "report/report.md").read_text()
+    assert "damaged" not in report
+    assert "## Recall among 1 pairs" in report
+    recalled = results.recall(tmp_path / "runs")
+    assert set(recalled["run"]) == {"seed-0", "seed-1"}
+    assert set(recalled["positions"]) == {"alibi"}

@@ -48,6 +48,11 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
             f"{folder.folder} has fewer training tokens than one block of {config.block_tokens}: add text, or lower "
             "data.block_tokens"
         )
+    if config.query_mark is not None and folder.cache is None and not windows.has_answers:
+        raise ConfigError(
+            f"data.query_mark={config.query_mark!r} does not occur in the text of {folder.folder}, so there would be "
+            "nothing to learn: give a mark that is one token in that text, or data.query_mark=null"
+        )
     blocks = dict(zip(streams, windows.stream_blocks, strict=True))
     tokens = config.shuffle_tokens
     grouping = Grouping.of_tokens(tokens, config.block_tokens) if tokens is not None else None

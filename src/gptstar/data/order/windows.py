@@ -21,6 +21,9 @@ NO_TARGET = -1
 ONLY_INPUT = -2
 """A token that is an input but not a target is stored in windows as `ONLY_INPUT - token`."""
 
+READ_AT_ONCE = 2**20
+"""Tokens."""
+
 BLANK = -1
 """The number of a blank window, which has no target."""
 
@@ -121,6 +124,16 @@ class Windows(Dataset[Tensor]):
 
     def __len__(self) -> int:
         return self.n_blocks * self.windows_per_block
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the query mark occurs; reads the tokens up to the first one."""
+        pieces = (
+            array[start : start + READ_AT_ONCE]
+            for array in self.tokens.arrays
+            for start in range(0, len(array), READ_AT_ONCE)
+        )
+        return any(bool((piece == self._query_mark).any()) for piece in pieces)
 
     def numbers(self, streams: np.ndarray, blocks: np.ndarray) -> np.ndarray:
         """Return the window numbers of blocks, given by stream and block: `(block * windows_per_block,)`, int64."""

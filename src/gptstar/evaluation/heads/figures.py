@@ -27,7 +27,7 @@ class HeadResult:
         felt: the farthest distance at which a weight is at least 2^-24.
         is_blind: whether every weight beyond the training context is zero; None where no token is so far away.
         misses_first: whether every weight on the window's first token is zero.
-        predicted_blind, predicted_to_miss_first: the same by arithmetic; None for a kind without slopes.
+        predicted_blind, predicted_to_miss_first: the same by arithmetic; None without slopes and window.
     """
 
     layer: int
@@ -70,7 +70,7 @@ def head_results(
 
     Args:
         units: `(window,)`, int64: the independent unit of text of each.
-        reaches: by head; None for a kind without slopes.
+        reaches: by head; None where neither a slope nor a window limits a head.
         length: the context length, in tokens.
     """
     counts = np.bincount(units) * sums.n_queries
@@ -96,9 +96,10 @@ def head_results(
             felt=int(sums.felt[layer, head]),
             is_blind=bool(sums.most_beyond[layer, head] == 0) if can_see else None,
             misses_first=bool(sums.most_first[layer, head] == 0),
-            predicted_blind=None if reaches is None or not can_see else reaches[head].zero < trained_at,
-            # the nearest query to the first token counts
-            predicted_to_miss_first=None if reaches is None else reaches[head].zero < length - sums.n_queries,
+            predicted_blind=None
+            if reaches is None or not can_see
+            else reaches[head].is_blind(trained_at, length, sums.n_queries),
+            predicted_to_miss_first=None if reaches is None else reaches[head].misses_first(length, sums.n_queries),
         )
         for layer in range(n_layers)
         for head in range(n_heads)

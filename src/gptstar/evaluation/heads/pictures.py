@@ -25,14 +25,12 @@ def plot_heads(found: "HeadsStudy", path: Path, text: str) -> None:
     read = [each for each in found.lengths if each.heads]
     if not read:
         return
-    order, names, label, blind = _columns(found, n_heads=max(each.head for each in read[0].heads))
+    order, names, label = _columns(found, n_heads=max(each.head for each in read[0].heads))
     maps = [_map(each, order, found.trained_at) for each in read if each.context_length > found.trained_at]
-    notes = ["×: all of it is zero"] if any(any(map(any, each.blind)) for each in maps) else []
-    notes += ["orange bar: predicted to be zero"] if any(blind) else []
     title = f"{found.name}: % of the weight beyond the training context ({found.trained_at:,})\n{text}"
     figure = draw_heads(
         maps[-min(MOST_MAPS, max(1, MOST_LABELS // len(order))) :],
-        Columns(names, "\n".join([label, *(["; ".join(notes)] if notes else [])]), blind),
+        Columns(names, label),
         list(_tails(read[-1], found, order)),
         found.trained_at,
         title=title,
@@ -46,15 +44,14 @@ def slope_text(slope: float) -> str:
     return f"1/{1 / slope:.3g}" if slope < 1 else f"{slope:.3g}"
 
 
-def _columns(found: "HeadsStudy", n_heads: int) -> tuple[list[int], list[str], str, list[bool]]:
-    """Heads from 1 on in the order of the columns, their names, what these are, and which are predicted to be blind."""
-    if found.reaches is None:
+def _columns(found: "HeadsStudy", n_heads: int) -> tuple[list[int], list[str], str]:
+    """Heads from 1 on in the order of the columns, their names, and what these are."""
+    slopes = found.slopes
+    if slopes is None:
         heads = list(range(1, n_heads + 1))
-        return heads, [str(head) for head in heads], "head", [False] * n_heads
-    slopes = [each.slope for each in found.reaches]
+        return heads, [str(head) for head in heads], "head"
     order = sorted(range(1, n_heads + 1), key=lambda head: -slopes[head - 1])
-    blind = [found.reaches[head - 1].zero < found.trained_at for head in order]
-    return order, [slope_text(slopes[head - 1]) for head in order], "slope of the head", blind
+    return order, [slope_text(slopes[head - 1]) for head in order], "slope of the head"
 
 
 def _map(result: "HeadsResult", order: Sequence[int], trained_at: int) -> HeadMap:
@@ -63,22 +60,28 @@ def _map(result: "HeadsResult", order: Sequence[int], trained_at: int) -> HeadMa
     rows = [[by_place[layer, head] for head in order] for layer in layers]
     shares = [[each.beyond.value if each.beyond else 0.0 for each in row] for row in rows]
     title = f"{result.context_length:,} tokens ({result.context_length / trained_at:.3g} ×)"
-    return HeadMap(title, shares, [[bool(each.is_blind) for each in row] for row in rows])
+    blind = [[bool(each.is_blind) for each in row] for row in rows]
+    return HeadMap(title, shares, blind, [bool(each.predicted_blind) for each in rows[0]])
 
 
 def _tails(result: "HeadsResult", found: "HeadsStudy", order: Sequence[int]) -> Iterator[TailLine]:
     """As many lines as there are colours, evenly chosen."""
-    has_slopes = found.reaches is not None
+    slopes = found.slopes
+    has_slopes = slopes is not None
     groups = list(order) if has_slopes else sorted({each.layer for each in result.heads})
     n_lines = min(len(groups), len(COLOURS))
     chosen = [groups[round(n * (len(groups) - 1) / max(1, n_lines - 1))] for n in range(n_lines)]
     for group in chosen:
         members = [each for each in result.heads if (each.head if has_slopes else each.layer) == group]
         points = [Point(edge, _mean_tail(members, n)) for n, edge in enumerate(result.edges)]
-        reach = found.reaches[group - 1] if found.reaches is not None else None
-        name = f"slope {slope_text(reach.slope)}" if reach is not None else f"layer {group}"
-        ends = (reach.changes_nothing, reach.zero) if reach is not None else (None, None)
-        yield TailLine(name, points, *ends)
+        if slopes is None or found.reaches is None:
+            yield TailLine(f"layer {group}", points)
+            continue
+        reach = found.reaches[group - 1]
+        unfelt = reach.changes_nothing if reach.changes_nothing <= reach.farthest else None
+        yield TailLine(
+            f"slope {slope_text(slopes[group - 1])}", points, unfelt, None if reach.sinks else reach.farthest
+        )
 
 
 def _mean_tail(members: Sequence["HeadResult"], number: int) -> float:

@@ -1,13 +1,16 @@
-"""How far a head with a slope can see, by arithmetic: where float32 has no number left for its weights.
+"""How far a head can see, by arithmetic: where float32 has no number left for its weights, and where its window ends.
 
 For equal content the weight at distance d is `exp(-m * d)` of the nearest token's, with a slope m. So from a distance
-on that is a constant over m it is zero, or too small to change a sum.
+on that is a constant over m it is zero, or too small to change a sum. Beyond an attention window it is zero for every
+kind of positions, but for the sinks, the first tokens of a text.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
+
+from gptstar.model.mask import FULL, Mask
 
 NORMAL = 126 * math.log(2)
 """87.3: beyond it `exp(-x)` is below float32's normal numbers, and zero where a kernel flushes subnormals."""
@@ -24,28 +27,44 @@ ROUNDING = 24 * math.log(2)
 
 @dataclass(frozen=True)
 class Reach:
-    """Distances in tokens beyond which a head's weights vanish for equal content.
+    """Distances in tokens beyond which a head's weights vanish for equal content; infinite without a slope.
 
     Attributes:
-        slope: m, by which scores fall with each token of distance.
+        slope: m, by which scores fall with each token of distance; None for positions without slopes.
         changes_nothing: where weights are too small to change a sum, `ROUNDING / m`.
         zero: where they are zero on the device that measured: `flushed` or `subnormal`.
         flushed, subnormal, bfloat16: where they are zero in float32 without and with subnormals, and in bfloat16.
+        farthest: the last distance with a weight, of tokens that are not sinks: `zero`, or where the window ends.
+        sinks: first tokens of a text that are attended to beyond the window.
     """
 
-    slope: float
+    slope: float | None
     changes_nothing: float
     zero: float
     flushed: float
     subnormal: float
     bfloat16: float
+    farthest: float
+    sinks: int
+
+    def is_blind(self, trained_at: int, length: int, n_queries: int) -> bool:
+        """Tell whether the last `n_queries` of `length` tokens give no weight to any at `trained_at` tokens or more."""
+        nearest_sink = max(trained_at, length - n_queries - (self.sinks - 1))
+        return self.farthest < trained_at and not (self.sinks and nearest_sink <= self.zero)
+
+    def misses_first(self, length: int, n_queries: int) -> bool:
+        """Tell whether the last `n_queries` of `length` tokens give no weight to the first."""
+        return (self.zero if self.sinks else self.farthest) < length - n_queries  # the nearest query counts
 
 
-def reach_of(slope: float, *, keeps_subnormals: bool) -> Reach:
-    """Compute how far a head with this slope sees."""
-    flushed, subnormal = NORMAL / slope, SUBNORMAL / slope
+def reach_of(slope: float | None, *, keeps_subnormals: bool, mask: Mask = FULL) -> Reach:
+    """Compute how far a head with this slope, and with this window, sees."""
+    rounding, flushed, subnormal, bfloat16 = (
+        math.inf if slope is None else constant / slope for constant in (ROUNDING, NORMAL, SUBNORMAL, BFLOAT16)
+    )
     zero = subnormal if keeps_subnormals else flushed
-    return Reach(slope, ROUNDING / slope, zero, flushed, subnormal, BFLOAT16 / slope)
+    farthest = zero if mask.window is None else min(zero, mask.window - 1)
+    return Reach(slope, rounding, zero, flushed, subnormal, bfloat16, farthest, mask.sinks)
 
 
 def keeps_subnormals(device: torch.device) -> bool:

@@ -35,7 +35,7 @@ class HeadsStudy:
 
     Attributes:
         positions: the kind's name.
-        reaches: by head, how far it sees for equal content; None for a kind whose scores do not fall by a slope.
+        reaches: by head, how far it sees for equal content; None where neither a slope nor a window limits it.
         units: of the intervals: `documents` or `stretches`, and how many.
     """
 
@@ -45,6 +45,12 @@ class HeadsStudy:
     reaches: tuple[Reach, ...] | None
     units: str
     lengths: tuple[HeadsResult, ...]
+
+    @property
+    def slopes(self) -> list[float] | None:
+        """The slope of each head; None for a kind without."""
+        slopes = [each.slope for each in self.reaches or () if each.slope is not None]
+        return slopes or None
 
 
 class Windows:
@@ -129,11 +135,12 @@ def _text(name: str, checkpoint: Checkpoint, config: HeadsConfig, shards: str | 
 
 
 def _reaches(model: GPT, device: torch.device) -> tuple[Reach, ...] | None:
-    slopes = model.positions.slopes(model.config.n_heads, torch.device("cpu"))
-    if slopes is None:
+    slopes, mask = model.positions.slopes(model.config.n_heads, torch.device("cpu")), model.config.mask
+    if slopes is None and mask.window is None:
         return None
+    by_head: list[float | None] = [None] * model.config.n_heads if slopes is None else slopes.tolist()
     kept = keeps_subnormals(device)
-    return tuple(reach_of(slope, keeps_subnormals=kept) for slope in slopes.tolist())
+    return tuple(reach_of(slope, keeps_subnormals=kept, mask=mask) for slope in by_head)
 
 
 @torch.inference_mode()

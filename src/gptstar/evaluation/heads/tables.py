@@ -1,5 +1,6 @@
 """A study of heads as tables, for the terminal and as Markdown."""
 
+import math
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 ARITHMETIC = (
     f"For equal content a float32 weight is zero beyond {NORMAL:.1f}/m tokens, m the head's slope, or beyond "
     f"{SUBNORMAL:.1f}/m where subnormals are kept, and beyond {BFLOAT16:.1f}/m in bfloat16; beyond {ROUNDING:.1f}/m it "
-    "changes no sum. A head's content can move these distances either way."
+    "changes no sum. A head's content can move these distances either way. Beyond an attention window all "
+    "weights are zero but those on sinks, whatever the positions."
 )
 
 CAPTION = (
@@ -81,14 +83,13 @@ def heads_markdown(found: "HeadsStudy", text: str) -> str:
 
 
 def _predictions(found: "HeadsStudy") -> list[str]:
-    columns = ["head", "m", "changes nothing beyond", "zero beyond", "blind beyond training"]
+    columns = ["head", "m", "changes nothing beyond", "zero beyond"]
     rows = [
         (
             f"{number}",
-            f"{reach.slope:.4g}",
-            f"{reach.changes_nothing:,.0f}",
-            f"{reach.zero:,.0f}",
-            _yes(reach.zero < found.trained_at),
+            "" if reach.slope is None else f"{reach.slope:.4g}",
+            "" if math.isinf(reach.changes_nothing) else f"{reach.changes_nothing:,.0f}",
+            f"{reach.farthest:,.0f}",
         )
         for number, reach in enumerate(found.reaches or (), start=1)
     ]

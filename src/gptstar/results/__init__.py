@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gptstar.results.loaded import DamagedWarning as DamagedWarning
     from gptstar.results.sources import MissingResultsWarning as MissingResultsWarning
     from gptstar.results.sources import Source as Source
+    from gptstar.results.verdicts import verdicts as verdicts
 
 _ROOMS = {
     "DamagedWarning": "loaded",
@@ -40,6 +41,7 @@ _ROOMS = {
     "runs": "frames",
     "tasks": "evaluations",
     "varied": "frames",
+    "verdicts": "verdicts",
 }
 
 __all__ = list(_ROOMS)

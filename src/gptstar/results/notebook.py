@@ -15,6 +15,7 @@ from gptstar.results.evaluations import LENGTH_FIGURES, TASK_FIGURES, lengths, t
 from gptstar.results.frames import CURVE_FIGURES, FIGURES, curves, runs
 from gptstar.results.loaded import Loaded
 from gptstar.results.sources import MissingResultsWarning
+from gptstar.results.verdicts import VERDICT_FIGURES, verdicts
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ COLUMNS: dict[object, tuple[str, ...]] = {
     curves: CURVE_FIGURES,
     lengths: LENGTH_FIGURES,
     tasks: TASK_FIGURES,
+    verdicts: VERDICT_FIGURES,
 }
 
 

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gptstar.results.arm_verdicts import verdicts as verdicts
     from gptstar.results.attention_heads import heads as heads
     from gptstar.results.comparison import compare as compare
     from gptstar.results.evaluations import lengths as lengths
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from gptstar.results.loaded import DamagedWarning as DamagedWarning
     from gptstar.results.sources import MissingResultsWarning as MissingResultsWarning
     from gptstar.results.sources import Source as Source
-    from gptstar.results.verdicts import verdicts as verdicts
 
 _ROOMS = {
     "DamagedWarning": "loaded",
@@ -41,7 +41,7 @@ _ROOMS = {
     "runs": "frames",
     "tasks": "evaluations",
     "varied": "frames",
-    "verdicts": "verdicts",
+    "verdicts": "arm_verdicts",
 }
 
 __all__ = list(_ROOMS)

@@ -11,11 +11,11 @@ import pandas as pd
 from gptstar.errors import ConfigError
 from gptstar.evaluation.compare import by_checkpoint
 from gptstar.evaluation.results import TaskResults
+from gptstar.results.arm_verdicts import VERDICT_FIGURES, verdicts
 from gptstar.results.evaluations import LENGTH_FIGURES, TASK_FIGURES, lengths, tasks
 from gptstar.results.frames import CURVE_FIGURES, FIGURES, curves, runs
 from gptstar.results.loaded import Loaded
 from gptstar.results.sources import MissingResultsWarning
-from gptstar.results.verdicts import VERDICT_FIGURES, verdicts
 
 T = TypeVar("T")
 

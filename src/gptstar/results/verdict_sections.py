@@ -8,17 +8,17 @@ import pandas as pd
 
 from gptstar.evaluation.length.verdicts import DELTA
 from gptstar.evaluation.statistics.effects import Effect
+from gptstar.results.arm_verdicts import VERDICT_FIGURES, verdicts_of
 from gptstar.results.factors import effect_text
 from gptstar.results.loaded import Loaded
 from gptstar.results.section import Section
-from gptstar.results.verdicts import VERDICT_FIGURES, verdicts_of
 
 EXPLAINED = (
     "Each arm against itself on the same targets, with attention cut at the training context, without and with the "
     "text's first tokens, and truncated to it; the best of the three counts. Intervals are of 95 %, over seeds and "
     "text (of one seed: over text alone); p is adjusted for all lines (Holm). *Uses*: better than the best control, "
-    f"and recall beyond the training context above chance. *Ignores*: within ± {DELTA:g} nats of it. *Breaks*: worse than "
-    f"truncated by more than {DELTA:g} nats."
+    f"and recall beyond the training context above chance. *Ignores*: within ± {DELTA:g} nats of it. *Breaks*: worse "
+    f"than truncated by more than {DELTA:g} nats."
 )
 
 

@@ -114,9 +114,8 @@ def _compared(curves: Mapping[Context, Curve]) -> Iterator[Verdict]:
     for length, full in at["full"].items():
         if length <= plain.trained_at:
             continue
-        read = {context: of_length[length] for context, of_length in at.items()}
-        controls: dict[str, LengthResult | None] = {**read, TRUNCATED: truncated}
-        del controls["full"]
+        controls: dict[str, LengthResult | None] = {context: at[context][length] for context in CUTS if context in at}
+        controls[TRUNCATED] = truncated
         losses = {
             context: result.loss.value
             for context, result in {"full": full, **controls}.items()

@@ -28,12 +28,12 @@ def length_table(curve: "Curve", title: str | None = None) -> Table:
         table.add_column(column, justify="right")
     for result in curve.lengths:
         multiple = f"{result.context_length / curve.trained_at:.4g}" if curve.trained_at else ""
-        cells = [f"{result.context_length:,}", multiple, _half(result.loss)]
+        cells = [f"{result.context_length:,}", multiple, half_text(result.loss)]
         if result.perplexity is not None:
             perplexity = result.perplexity.value
             shown = f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.2e}"
             bits = f"{result.bits_per_byte.value:.3f}" if result.bits_per_byte else "unknown"
-            cells += [_half(_change(result), "+") if result.change else "", shown, bits]
+            cells += [half_text(_change(result), "+") if result.change else "", shown, bits]
         table.add_row(*cells)
     return table
 
@@ -52,10 +52,10 @@ def comparison_table(curves: "Sequence[Curve]", *, bits: bool = False) -> Table:
     if is_paired:
         table.add_column("second − first", justify="right")
     for results in zip(*(curve.lengths for curve in curves), strict=True):
-        cells = [_half(result.bits_per_byte if bits else result.loss) for result in results]
+        cells = [half_text(result.bits_per_byte if bits else result.loss) for result in results]
         if is_paired and all(result.sums for result in results):
             paired = paired_ratio(results[0].sums, results[1].sums, counts[1])
-            cells.append(_half(Interval(paired.difference, paired.low, paired.high, paired.test), "+"))
+            cells.append(half_text(Interval(paired.difference, paired.low, paired.high, paired.test), "+"))
         table.add_row(f"{results[0].context_length:,}", *cells)
     return table
 
@@ -84,7 +84,7 @@ def length_markdown(curves: "Sequence[Curve]", head: Sequence[str]) -> str:
         lines += [*markdown_table(columns, map(_markdown_cells, curve.lengths)), "", cost_line(curve)]
         if curve.positions:
             columns = ["tokens before a target", "targets", "loss"]
-            rows = [(f"{p.first:,} to {p.last:,}", f"{p.tokens:,}", _whole(p.loss, 4)) for p in curve.positions]
+            rows = [(f"{p.first:,} to {p.last:,}", f"{p.tokens:,}", figure_text(p.loss, 4)) for p in curve.positions]
             lines += ["", *markdown_table(columns, rows)]
     return in_markdown("\n".join(lines)) + "\n"
 
@@ -99,7 +99,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left:
     return lines
 
 
-def _half(interval: Interval | None, sign: str = "") -> str:
+def half_text(interval: Interval | None, sign: str = "") -> str:
     """Format a figure ± half the width of its interval."""
     if interval is None:
         return UNDEFINED
@@ -118,13 +118,16 @@ def _markdown_cells(result: "LengthResult") -> list[str]:
     if result.loss is None or result.perplexity is None:
         return [*cells, UNDEFINED, *[""] * 6]
     change = _change(result)
-    cells += [_whole(result.loss, 4), _whole(change, 4, "+") if change else ""]
+    cells += [figure_text(result.loss, 4), figure_text(change, 4, "+") if change else ""]
     cells.append(f"{result.change.p:.2g}" if result.change and math.isfinite(result.change.p) else "")
-    cells += [_whole(result.perplexity, 2), _whole(result.bits_per_byte, 4) if result.bits_per_byte else "unknown"]
+    cells += [
+        figure_text(result.perplexity, 2),
+        figure_text(result.bits_per_byte, 4) if result.bits_per_byte else "unknown",
+    ]
     return [*cells, f"{result.seconds or 0:.1f}", f"{(result.memory or 0) / 1e9:.2f}"]
 
 
-def _whole(interval: Interval, digits: int, sign: str = "") -> str:
+def figure_text(interval: Interval, digits: int, sign: str = "") -> str:
     """Format a figure with its interval, with more digits if that is narrow."""
     width = interval.high - interval.low
     if width > 0 and math.isfinite(width):

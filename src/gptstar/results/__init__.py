@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gptstar.results.arm_verdicts import verdicts as verdicts
     from gptstar.results.attention_heads import heads as heads
     from gptstar.results.comparison import compare as compare
     from gptstar.results.evaluations import lengths as lengths
@@ -44,6 +45,7 @@ _ROOMS = {
     "runs": "frames",
     "tasks": "evaluations",
     "varied": "frames",
+    "verdicts": "arm_verdicts",
 }
 
 __all__ = list(_ROOMS)

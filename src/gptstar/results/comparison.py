@@ -13,7 +13,7 @@ from gptstar.evaluation.compare import Comparisons, by_checkpoint, compare_tasks
 from gptstar.evaluation.comparison_tables import records
 from gptstar.evaluation.length.compare import Reading, compare_curves
 from gptstar.evaluation.results import FILE_NAME, TaskResults
-from gptstar.results.evaluations import scaling_of, study_of
+from gptstar.results.evaluations import context_of, scaling_of, study_of
 from gptstar.results.loaded import Loaded, home_of
 from gptstar.results.sources import Source, natural_key
 
@@ -163,7 +163,7 @@ def _readings(loaded: Loaded) -> dict[Path, list[Reading]]:
 
     def read(file: Path) -> list[Reading]:
         tree, readings = loaded.evaluations[file], []
-        for curve in tree["curves"]:
+        for curve in (each for each in tree["curves"] if context_of(each) == "full"):
             checkpoint = {"name": home_of(file).name} | curve["checkpoint"]
             if (scaling := scaling_of(curve)) != "none":
                 checkpoint["name"] = f"{checkpoint['name']}, {scaling}"

@@ -1,5 +1,6 @@
 """Evaluations as pandas frames: a line is a loss at a context length, or a score on a task."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +20,9 @@ from gptstar.terminal import plain
 from gptstar.training.status import read_config
 
 LENGTH_FIGURES = (
-    *("study", "run", "checkpoint", "targets", "trained_at", "scaling", "context_length", "multiple"),
+    *("study", "run", "checkpoint", "targets", "trained_at", "scaling", "context", "context_length", "multiple"),
     *("loss", "low", "high", "change", "change_low", "change_high", "reference"),
-    *("perplexity", "bits_per_byte", "n_targets"),
+    *("perplexity", "bits_per_byte", "n_targets", "key_loss", "key_low", "key_high"),
 )
 
 TASK_FIGURES = ("run", "checkpoint", "tokens", "task", "metric", "subset", "value", "low", "high", "items")
@@ -46,23 +47,26 @@ class Evaluation:
     trained_at: float
 
 
-def lengths(*sources: Source) -> pd.DataFrame:
+def lengths(*sources: Source, controls: bool = False) -> pd.DataFrame:
     """List loss against context length, from studies of length and from what runs wrote about themselves.
 
     Args:
         sources: run directories, folders of such, folders with a `results.json` of `evaluation=length`, such files,
             patterns, and lists. A study that is of none of the runs given has its folder's name as `run`.
+        controls: whether to list readings with attention cut at the training context, too.
 
     Returns:
         The columns of `LENGTH_FIGURES`. `study` says how and on what it was read: the protocol and the text. Losses are
         comparable within a study where `targets`, a fingerprint of the tokens scored, is the same ("" if it is not
         known); changes are, whatever the targets. Where several targets were scored at one training context, or several
         checkpoints of a run were read, `study` names these too, so that a run has one curve in each study and for each
-        `scaling` of its positions. `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in
+        `scaling` of its positions and `context`, which is `full`, or of controls `cut` or `cut_with_sinks`.
+        `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in
         tokens, and `multiple` is of `trained_at`. `loss`, with its 95 % interval over the text from `low` to `high`, is
         in nats per token. `change` is that of the loss against the context length `reference` on the same targets,
         paired, with its 95 % interval from `change_low` to `change_high`; NaN at the reference. `bits_per_byte` is NaN
-        if the tokenizer does not tell. `n_targets` is how many tokens were scored. There is no line where a model is
+        if the tokenizer does not tell. `n_targets` is how many tokens were scored. `key_loss`, with its interval, is
+        that of the key tokens; NaN without a judge. There is no line where a model is
         undefined. Of two evaluations of a checkpoint by the same study on the same targets the later one counts. If
         there is none, a `MissingResultsWarning` says how to get one.
 
@@ -70,18 +74,26 @@ def lengths(*sources: Source) -> pd.DataFrame:
         ConfigError: a source does not exist.
     """
     advice = "run `python evaluate.py evaluation=length checkpoint=RUN`, or train with reading.multiples=[1,2,4,8]"
-    return frame_of(sources, lengths_of, "reading at several context lengths", advice)
+    make = functools.partial(lengths_of, controls=controls)
+    return frame_of(sources, make, "reading at several context lengths", advice)
 
 
-def lengths_of(found: Loaded) -> pd.DataFrame:
+def lengths_of(found: Loaded, *, controls: bool = False) -> pd.DataFrame:
     """Make the frame of `lengths`."""
-    frame = pd.DataFrame(lines_of_kind(found, "length", _length_lines), columns=[*LENGTH_FIGURES, "curve"])
+    frame = readings_of(found)[list(LENGTH_FIGURES)]
+    return frame if controls else frame[frame["context"] == "full"].reset_index(drop=True)
+
+
+def readings_of(found: Loaded) -> pd.DataFrame:
+    """Make the frame of `lengths` with controls, and `sums` and `counts` of each independent unit of text as tuples."""
+    columns = [*LENGTH_FIGURES, "sums", "counts"]
+    frame = pd.DataFrame(lines_of_kind(found, "length", _length_lines), columns=[*columns, "curve"])
     if not frame.empty:
-        key = ["study", "run", "checkpoint", "targets", "scaling"]
+        key = ["study", "run", "checkpoint", "targets", "scaling", "context"]
         frame = frame[frame["curve"] == frame.groupby(key)["curve"].transform("last")]
         frame = _told_apart(frame, "trained_at", "targets", lambda targets: targets[:8] or "unknown")
         frame = _told_apart(frame, "run", "checkpoint", lambda name: name.rpartition("/")[2])
-    return frame[list(LENGTH_FIGURES)].reset_index(drop=True)
+    return frame[columns].reset_index(drop=True)
 
 
 def _told_apart(frame: pd.DataFrame, within: str, column: str, short: Callable[[str], str]) -> pd.DataFrame:
@@ -134,19 +146,25 @@ def _length_lines(evaluation: Evaluation) -> Lines:
     reference = number(curve.get("reference"))
     for point in (each for each in curve["lengths"] if each["loss"] is not None):
         length, loss, bits = number(point["context_length"]), point["loss"], point["bits_per_byte"]
-        change = point.get("change") or {}
+        change, key_loss = point.get("change") or {}, point.get("key_loss") or {}
         yield (
-            *(*names, targets, trained_at, scaling_of(curve), length, length / trained_at),
+            *(*names, targets, trained_at, scaling_of(curve), context_of(curve), length, length / trained_at),
             *(number(loss["value"]), number(loss["low"]), number(loss["high"])),
             *(number(change.get("difference")), number(change.get("low")), number(change.get("high")), reference),
             *(number(point["perplexity"]["value"]), number(bits["value"]) if bits else math.nan),
-            *(number(point["tokens"]), id(curve)),
+            *(number(point["tokens"]), *(number(key_loss.get(each)) for each in ("value", "low", "high"))),
+            *(tuple(point.get("sums") or ()), tuple(curve.get("counts") or ()), id(curve)),
         )
 
 
 def scaling_of(curve: Mapping[str, Any]) -> str:
     """How a curve's positions were scaled; earlier files had a key for rotary ones only. KeyError: it does not say."""
     return str(curve["scaling"] if "scaling" in curve else curve["rotary_scaling"])
+
+
+def context_of(curve: Mapping[str, Any]) -> str:
+    """What attention reaches beyond the training context: `full`, or of a control `cut` or `cut_with_sinks`."""
+    return str(curve.get("context", "full"))
 
 
 def study_of(tree: Mapping[str, Any], curve: Mapping[str, Any]) -> str:

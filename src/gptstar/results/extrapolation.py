@@ -14,7 +14,11 @@ CONTEXT = "data.context_length"
 
 
 def readings(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Add to each reading of a run what was varied: `runs` and `lengths` are the frames of these names."""
+    """Add to each reading of a run what was varied: `runs` and `lengths` are the frames of these names.
+
+    Controls, with attention cut, are left out: they are not how an arm reads.
+    """
+    lengths = lengths[lengths["context"] == "full"] if "context" in lengths else lengths
     return lengths.merge(runs[["run", "began", *factors, *({AT_EDGE} & {*runs})]], on="run")
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from gptstar.errors import ConfigError
 from gptstar.evaluation.compare import by_checkpoint
 from gptstar.evaluation.results import TaskResults
+from gptstar.results.arm_verdicts import VERDICT_FIGURES, verdicts
 from gptstar.results.attention_heads import HEAD_FIGURES, heads
 from gptstar.results.evaluations import LENGTH_FIGURES, TASK_FIGURES, lengths, tasks
 from gptstar.results.frames import CURVE_FIGURES, FIGURES, curves, runs
@@ -27,6 +28,7 @@ COLUMNS: dict[object, tuple[str, ...]] = {
     tasks: TASK_FIGURES,
     heads: HEAD_FIGURES,
     recall: RECALL_FIGURES,
+    verdicts: VERDICT_FIGURES,
 }
 
 

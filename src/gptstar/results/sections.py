@@ -27,6 +27,7 @@ from gptstar.results.speeds import n_at_a_time, speed_section
 from gptstar.results.table import duration
 from gptstar.results.task_sections import task_sections
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
+from gptstar.results.verdict_sections import verdict_sections
 from gptstar.training.settings import shown_keys
 
 EXPLAINED = (
@@ -58,6 +59,7 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     yield from _factors(finished, factors)
     yield from _effects(finished, factors, against)
     yield from length_sections(runs, lengths, factors, against, EXPLAINED)
+    yield from verdict_sections(found)
     yield from recall_sections(runs, recall, factors)
     yield from head_sections(runs, heads, factors)
     yield from _losses(runs, curves, factors)

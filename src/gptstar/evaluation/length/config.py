@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from gptstar.errors import ConfigError
-from gptstar.fields import Count, Seed32, check_ranges
+from gptstar.fields import Before, Count, Seed32, check_ranges
 
 if TYPE_CHECKING:  # it imports torch, which `gptstar compare` need not wait for
     from gptstar.model.positions import Positions
@@ -15,6 +15,10 @@ CONTROL = 512
 MAX_TOKENS = 2**20
 MAX_FIXED_TARGETS = 2**16
 """The default with `fixed_targets`, where each target costs a share of a whole context."""
+
+Cut = Literal["cut", "cut_with_sinks"]
+CUTS: dict[Cut, int] = {"cut": 0, "cut_with_sinks": 4}
+"""The controls that cut attention at the training context, by how many of the first tokens stay visible."""
 
 Protocol = Literal["disjoint", "sliding", "fixed_targets", "legacy"]
 RotaryScaling = Literal["none", "ntk", "yarn"]
@@ -44,6 +48,9 @@ class LengthConfig:
         max_tokens: targets at most, spread over the text; by default 2^20, for `fixed_targets` 2^16, for `legacy` all.
         trained_at: the training context of a checkpoint that does not know it.
         rotary_scaling, alibi_scaling: methods to read such positions beyond the training context.
+        controls: for `fixed_targets`: beyond the training context, also read with attention cut there, with and without
+            the first tokens, and say whether the model uses the longer context.
+        judge: for `fixed_targets`: a checkpoint of another run, by which key tokens are chosen.
         dtype: what matrix products are computed in.
         batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
         seed: for resampling.
@@ -68,13 +75,15 @@ class LengthConfig:
     trained_at: Count | None = None
     rotary_scaling: tuple[RotaryScaling, ...] = ("none", "ntk", "yarn")
     alibi_scaling: tuple[AlibiScaling, ...] = ("none",)
+    controls: Annotated[bool, Before(False)] = False
+    judge: Annotated[str | None, Before(None)] = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_tokens: Count | None = None
     seed: Seed32 = 1234
 
     def __post_init__(self) -> None:
         check_ranges(self, f"{self.KEY}.")
-        for name in ("text", "rotary_scaling", "alibi_scaling", "context_lengths"):
+        for name in ("text", "rotary_scaling", "alibi_scaling", "context_lengths", "judge"):
             if getattr(self, name) in ("", ()):
                 raise ConfigError(f"{self.KEY}.{name} is empty: name some, or leave it out")
         for name in ("rotary_scaling", "alibi_scaling", "context_lengths", "multiples"):
@@ -87,6 +96,19 @@ class LengthConfig:
             if getattr(self, name) is not None and self.protocol != protocol:
                 raise ConfigError(
                     f"{self.KEY}.{name} is for {self.KEY}.protocol={protocol}, not {self.protocol}: leave it out"
+                )
+        for name in ("controls", "judge"):
+            if (value := getattr(self, name)) and self.protocol != "fixed_targets":
+                raise ConfigError(
+                    f"{self.KEY}.{name}={'true' if value is True else value} compares short and long contexts of the "
+                    f"same targets, which {self.KEY}.protocol={self.protocol} does not read: give "
+                    f"{self.KEY}.protocol=fixed_targets"
+                )
+        for name in ("rotary_scaling", "alibi_scaling"):
+            if self.controls and "none" not in getattr(self, name):
+                raise ConfigError(
+                    f"{self.KEY}.controls=true compares positions as they are, which {self.KEY}.{name}="
+                    f"[{','.join(getattr(self, name))}] leaves out: add none"
                 )
         if self.protocol == "legacy" and self.text is None:
             raise ConfigError(f"{self.KEY}.protocol=legacy reads files: name them as {self.KEY}.text=[…]")
@@ -125,7 +147,7 @@ class LengthConfig:
             ConfigError: neither lengths nor a training context are known, or they contradict another key.
         """
         if self.context_lengths is not None:
-            return tuple(sorted(self.context_lengths))
+            return self.with_training_contexts(self.context_lengths, [trained_at] if trained_at else [])
         if trained_at is None:
             raise ConfigError(
                 f"the checkpoint does not know its training context: give {self.KEY}.context_lengths=[…], or "
@@ -133,9 +155,26 @@ class LengthConfig:
             )
         if not self.multiples:
             raise ConfigError(f"{self.KEY}.multiples is empty: name some, or {self.KEY}.context_lengths")
-        lengths = tuple(multiple * trained_at for multiple in sorted(self.multiples))
+        lengths = self.with_training_contexts([multiple * trained_at for multiple in self.multiples], [trained_at])
         self._check_lengths(lengths)
         return lengths
+
+    def with_training_contexts(self, lengths: Sequence[int], trained_at: Sequence[int]) -> tuple[int, ...]:
+        """Return the lengths, ascending, and with controls or a judge the training contexts that they exceed.
+
+        Raises:
+            ConfigError: then, if they exceed none.
+        """
+        if not self.compares_contexts or not trained_at:
+            return tuple(sorted(lengths))
+        longest = max(lengths)
+        if longest <= min(trained_at):
+            key = "controls=true" if self.controls else f"judge={self.judge}"
+            raise ConfigError(
+                f"{self.KEY}.{key} is about contexts beyond the training context, {min(trained_at):,} tokens, and the "
+                f"longest read is {longest:,}: read longer ones"
+            )
+        return tuple(sorted({*lengths, *(each for each in trained_at if each < longest)}))
 
     def with_control(self, lengths: Sequence[int]) -> tuple[int, ...]:
         """Return the lengths, ascending, and with `fixed_targets` the control if all of them are longer."""
@@ -146,6 +185,16 @@ class LengthConfig:
         """Return the ways to read a kind of positions: those chosen that it knows, or plain."""
         chosen: tuple[str, ...] = getattr(self, positions.scaling_key, ())
         return tuple(each for each in chosen if each == "none" or each in positions.scalings) or ("none",)
+
+    @property
+    def compares_contexts(self) -> bool:
+        """Whether longer contexts are compared with the training context."""
+        return self.controls or self.judge is not None
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """The controls that each checkpoint is read under as well."""
+        return tuple(CUTS) if self.controls else ()
 
     @property
     def reads(self) -> bool:
@@ -170,3 +219,10 @@ class ReadingConfig(LengthConfig):
     """The same as train.py has them, for a study at the end of a run."""
 
     KEY: ClassVar[str] = "reading"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.judge is not None:
+            raise ConfigError(
+                f"reading.judge={self.judge} can't be used in training: give evaluate.py evaluation.judge={self.judge}"
+            )

@@ -4,11 +4,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from gptstar.evaluation.length.config import CONTROL, LengthConfig
+from gptstar.evaluation.length.config import CONTROL, Cut, LengthConfig
 from gptstar.evaluation.length.figures import LengthResult, PositionResult, Units, by_position, contexts, perplexity_of
 from gptstar.evaluation.length.legacy import LegacyPlan
 from gptstar.evaluation.length.protocols import (
@@ -21,19 +21,25 @@ from gptstar.evaluation.length.protocols import (
 )
 from gptstar.evaluation.length.reading import Cost, Reader, growth
 from gptstar.evaluation.length.text import Text
+from gptstar.evaluation.statistics.intervals import Interval
 
 Read = tuple[np.ndarray, Cost]
 """The losses of all targets, and what reading them took."""
 
 
+Context = Literal["full"] | Cut
+
+
 @dataclass(frozen=True)
 class Curve:
-    """One model, or one way to scale its positions, at each context length.
+    """One model, or one way to scale its positions or to cut its attention, at each context length.
 
     Attributes:
         reference: the length that changes are against; None with `legacy`.
         units: of the intervals: `documents` or `stretches`, and how many.
         scaling: of its positions beyond the training context; files of earlier versions call it `rotary_scaling`.
+        context: what attention reaches beyond the training context: `full`, all of it; `cut`, as many tokens as the
+            training context has; `cut_with_sinks`, the text's first tokens too.
         positions: at the longest length where the model is defined; empty with `fixed_targets` and `legacy`.
         time_growth, memory_growth: a window's time and memory grow as the length to these powers.
         targets: a fingerprint of the tokens scored, the same at every length; "" with `legacy`.
@@ -52,6 +58,7 @@ class Curve:
     checkpoint: dict[str, Any] = field(default_factory=dict)
     targets: str = ""
     counts: tuple[int, ...] = ()
+    context: Context = "full"
 
 
 class Plan:
@@ -128,6 +135,11 @@ class Plan:
             change=change,
             sums=tuple(sums.tolist()),
         )
+
+    def loss_on(self, losses: np.ndarray, selected: np.ndarray) -> Interval:
+        """Estimate the mean loss of selected targets; `losses`, in nats, and `selected`, bool, are `(target,)`."""
+        sums, counts = self._units.sums(np.where(selected, losses, 0.0)), self._units.sums(selected)
+        return self._units.interval(sums, counts, self._config.seed)
 
     def positions(self, losses: np.ndarray, before: np.ndarray) -> tuple[PositionResult, ...]:
         """Loss by the number of tokens before a target; empty if all targets stand at the ends of windows."""

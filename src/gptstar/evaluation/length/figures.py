@@ -29,6 +29,7 @@ class LengthResult:
         read: tokens that went through the model.
         sums: `(unit,)`: the loss of each independent unit of text, in nats, by which two models are paired; empty where
             there are no intervals.
+        key_loss: the loss of the key tokens; None without a judge, or where it finds none.
     """
 
     context_length: int
@@ -43,6 +44,7 @@ class LengthResult:
     memory: int | None = None
     read: int | None = None
     sums: tuple[float, ...] = ()
+    key_loss: Interval | None = None
 
 
 @dataclass(frozen=True)

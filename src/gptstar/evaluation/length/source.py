@@ -9,7 +9,7 @@ from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
-from gptstar.evaluation.length.config import LengthConfig
+from gptstar.evaluation.length.config import Cut, LengthConfig
 from gptstar.evaluation.length.curve import Plan
 from gptstar.evaluation.length.legacy import LegacyPlan, legacy_text
 from gptstar.evaluation.length.text import text_of_files, text_of_shards
@@ -28,6 +28,7 @@ class Part:
         trained_at: the training context, if it is known.
         tokenizer: its fingerprint.
         plan: shared by checkpoints with one tokenizer.
+        cuts: the controls that cut attention.
     """
 
     name: str
@@ -37,6 +38,13 @@ class Part:
     tokenizer: str
     plan: Plan | LegacyPlan
     scalings: tuple[str, ...]
+    cuts: tuple[Cut, ...] = ()
+
+    @property
+    def fixed_plan(self) -> Plan:
+        """The plan, of a study whose targets are the same at every length."""
+        assert isinstance(self.plan, Plan)
+        return self.plan
 
 
 def lengths_of(checkpoints: Sequence[Named], config: LengthConfig) -> tuple[int, ...]:
@@ -46,7 +54,7 @@ def lengths_of(checkpoints: Sequence[Named], config: LengthConfig) -> tuple[int,
         ConfigError: no length follows from what is known, or they contradict another key.
     """
     trained = [trained_at for _, each in checkpoints if (trained_at := each.trained_at or config.trained_at)]
-    return config.lengths(min(trained, default=None))
+    return config.with_training_contexts(config.lengths(min(trained, default=None)), trained)
 
 
 def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | None) -> list[Part]:
@@ -63,6 +71,12 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
     for name, (identity, checkpoint) in zip(unique_names(checkpoints), checkpoints, strict=True):
         trained_at = checkpoint.trained_at or config.trained_at
         scalings = _scalings(name, checkpoint, config, trained_at)
+        if config.compares_contexts and trained_at is None:
+            key = "controls=true" if config.controls else f"judge={config.judge}"
+            raise ConfigError(
+                f"{name} does not know its training context, which {config.KEY}.{key} compares longer ones with: give "
+                f"{config.KEY}.trained_at"
+            )
         tokenizer, folder = tokenizer_of(name, checkpoint, config, shards)
         key = tokenizer.fingerprint if folder is None else folder.manifest.fingerprint
         if folder is not None and plans and key not in plans:
@@ -72,7 +86,9 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
             )
         if key not in plans:
             plans[key] = _plan(tokenizer, folder, config, lengths)
-        parts.append(Part(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings))
+        parts.append(
+            Part(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings, config.cuts)
+        )
     return parts
 
 

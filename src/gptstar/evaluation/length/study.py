@@ -1,27 +1,33 @@
 """A study of context length, from checkpoints to tables, pictures and `results.json`."""
 
-import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from gptstar.evaluation.batch_size import batch_size_for
 from gptstar.evaluation.length.config import LengthConfig
-from gptstar.evaluation.length.curve import Curve, Read, read_curve
+from gptstar.evaluation.length.curve import Context, Curve
+from gptstar.evaluation.length.key_tokens import (
+    Judge,
+    judge_of,
+    key_markdown,
+    key_table,
+    notes,
+    tokens_of_judge,
+    with_key_losses,
+)
 from gptstar.evaluation.length.pictures import plot_context_length, plot_positions
-from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.source import Named, Part, lengths_of, parts_of
+from gptstar.evaluation.length.verdict_tables import reasons, verdict_markdown, verdict_table
+from gptstar.evaluation.length.verdicts import Verdict, verdicts_of
+from gptstar.evaluation.length.ways import read_in_each_way, reader_of
 from gptstar.evaluation.progress import study_progress
 from gptstar.evaluation.results import FILE_NAME, write_study
 from gptstar.evaluation.tables import comparison_table, cost_line, length_markdown, length_table
-from gptstar.model.attention import scaled_positions
-from gptstar.model.positions import Scaling as PositionScaling
-
-IN_NAMES = {"none": "", "ntk": ", NTK", "yarn": ", YaRN"}
-"""How a curve's name ends, by the scaling of its positions; another method's with its own name."""
 
 DIFFERENT_TOKENIZERS = "The tokenizers differ: compare bits per byte, not loss or perplexity."
 
@@ -44,80 +50,109 @@ def study(
         shards: a folder of text; by default `config.text`, or what a checkpoint was trained with.
 
     Returns:
-        A curve for each checkpoint, and for each way to scale its positions.
+        A curve for each checkpoint, and for each way to scale its positions or to cut its attention.
 
     Raises:
-        ConfigError, DataError, CheckpointError: text, lengths or scaling that don't fit, before anything is read.
+        ConfigError, DataError, CheckpointError: text, lengths, scaling or judge don't fit, before anything is read.
     """
     config = replace(config, context_lengths=lengths_of(checkpoints, config))
     parts = parts_of(checkpoints, config, shards)
+    named_judge, judge = judge_of(config, parts), None
     curves: list[Curve] = []
-    with study_progress(console, "reading", sum(map(_tokens_to_read, parts))) as progress:
+    n_tokens = sum(map(_tokens_to_read, parts)) + (tokens_of_judge(parts) if named_judge else 0)
+    with study_progress(console, "reading", n_tokens) as progress:
+        if named_judge is not None:
+            identity, checkpoint = named_judge
+            progress.turn_to(f"{identity['name']}, the judge")
+            judge = Judge(identity, reader_of(checkpoint, config, device, progress.advance)[1])
         for part in parts:
+            is_key = judge.key_tokens(part) if judge else None
             progress.turn_to(part.name)
-            curves += _curves(part, config, device, progress.advance)
-    bits = len({part.tokenizer for part in parts}) > 1
-    written = _write(curves, parts, config, output, bits)
-    if len(curves) == 1:
-        console.print(length_table(curves[0]))
-        console.print(cost_line(curves[0]), soft_wrap=True, highlight=False)
-    else:
-        console.print(comparison_table(curves, bits=bits))
-    if bits:
-        console.print(DIFFERENT_TOKENIZERS)
+            for curve, read in read_in_each_way(part, *reader_of(part.checkpoint, config, device, progress.advance)):
+                curves.append(curve if is_key is None else with_key_losses(curve, part.fixed_plan, read, is_key))
+    found = Found(curves, parts, verdicts_of(_by_context(curves, parts)) if config.controls else [], judge)
+    written = _write(found, config, output)
+    _print(found, console)
     console.print(f"in {output}: {', '.join(written)}", soft_wrap=True, highlight=False)
     return curves
 
 
+@dataclass(frozen=True, eq=False)
+class Found:
+    """All that a study found.
+
+    Attributes:
+        judge: which has chosen key tokens; None if there is none.
+    """
+
+    curves: Sequence[Curve]
+    parts: Sequence[Part]
+    verdicts: Sequence[Verdict]
+    judge: Judge | None
+
+    @property
+    def full(self) -> list[Curve]:
+        """The curves without the controls."""
+        return [curve for curve in self.curves if curve.context == "full"]
+
+    @property
+    def in_bits(self) -> bool:
+        """Whether only bits per byte can be compared, because tokenizers differ."""
+        return len({part.tokenizer for part in self.parts}) > 1
+
+
 def _tokens_to_read(part: Part) -> int:
     windows = (window for length in part.plan.lengths for window in part.plan.windows(length))
-    return len(part.scalings) * sum(window.size for window in windows)
+    return (len(part.scalings) + len(part.cuts)) * sum(window.size for window in windows)
 
 
-def _curves(part: Part, config: LengthConfig, device: torch.device, advance: Callable[[int], object]) -> list[Curve]:
-    """Read with a checkpoint, once for each way to scale its positions."""
-    model, trained_at = part.checkpoint.build().to(device), part.trained_at
-    reader = Reader(
-        losses_of(model, device, getattr(torch, config.dtype)),
-        device,
-        config.batch_tokens or batch_size_for(model, cpu_tokens=CPU_BATCH_TOKENS).tokens,
-        capacity=part.checkpoint.model.positions.capacity,
-        advance=advance,
-    )
-    plain: dict[int, Read] = {}
-    curves = []
-    for scaling in part.scalings:
-
-        def within(length: int, scaling: str = scaling) -> contextlib.AbstractContextManager[object]:
-            if scaling == "none" or trained_at is None:
-                return contextlib.nullcontext()
-            return scaled_positions(model, PositionScaling(scaling, max(1.0, length / trained_at), trained_at))
-
-        within_training = {length: read for length, read in plain.items() if length <= (trained_at or 0)}
-        curve = read_curve(
-            replace(reader, within=within),
-            part.plan,
-            name=part.name + IN_NAMES.get(scaling, f", {scaling}"),
-            trained_at=trained_at,
-            known=plain if scaling == "none" else within_training,  # up to there, there is nothing to scale
-        )
-        curves.append(replace(curve, scaling=scaling, checkpoint=dict(part.identity)))
-    return curves
+def _by_context(curves: Sequence[Curve], parts: Sequence[Part]) -> Iterator[dict[Context, Curve]]:
+    """The curves of each checkpoint whose positions are not scaled; `curves` are in the order of the parts."""
+    remaining = iter(curves)
+    for part in parts:
+        of_part = islice(remaining, len(part.scalings) + len(part.cuts))
+        yield {curve.context: curve for curve in of_part if curve.scaling == "none"}
 
 
-def _write(curves: Sequence[Curve], parts: Sequence[Part], config: LengthConfig, output: Path, bits: bool) -> list[str]:
+def _print(found: Found, console: Console) -> None:
+    if len(found.full) == 1:
+        console.print(length_table(found.full[0]))
+        console.print(cost_line(found.full[0]), soft_wrap=True, highlight=False)
+    else:
+        console.print(comparison_table(found.full, bits=found.in_bits))
+    if found.in_bits:
+        console.print(DIFFERENT_TOKENIZERS)
+    if found.verdicts:
+        console.print(verdict_table(found.verdicts))
+        for line in reasons(found.verdicts):
+            console.print(line, soft_wrap=True, highlight=False)
+    if found.judge is not None:
+        console.print(key_table(found.curves))
+        for line in notes(found.judge):
+            console.print(line, soft_wrap=True, highlight=False)
+
+
+def _write(found: Found, config: LengthConfig, output: Path) -> list[str]:
     """Write pictures, `results.md`, and last and whole `results.json`; return their names."""
     output.mkdir(parents=True, exist_ok=True)
-    plan = parts[0].plan
+    plan, bits = found.parts[0].plan, found.in_bits
     title = f"{config.protocol.replace('_', ' ')}: {plan.text.name}"
-    plot_context_length(curves, output / "context_length.png", title, bits=bits)
+    plot_context_length(found.full, output / "context_length.png", title, bits=bits)
     written = ["context_length.png"]
-    if any(curve.positions for curve in curves):
-        plot_positions(curves, output / "position.png", f"windows of {max(plan.lengths):,}: {plan.text.name}")
+    if any(curve.positions for curve in found.full):
+        plot_positions(found.full, output / "position.png", f"windows of {max(plan.lengths):,}: {plan.text.name}")
         written.append("position.png")
     head = [f"Text: {plan.text.name}. Protocol: {config.protocol}. Products in {config.dtype}."]
     if bits:
         head += ["", DIFFERENT_TOKENIZERS]
-    (output / "results.md").write_text(length_markdown(curves, head), encoding="utf-8")
-    write_study(output, "length", config, text=plan.text.source, curves=[asdict(curve) for curve in curves])
+    more: dict[str, Any] = {}
+    if found.verdicts:
+        head += ["", *verdict_markdown(found.verdicts)]
+        more["verdicts"] = [asdict(each) for each in found.verdicts]
+    if found.judge is not None:
+        head += ["", *key_markdown(found.judge, found.curves)]
+        more["key_tokens"] = found.judge.described()
+    (output / "results.md").write_text(length_markdown(found.curves, head), encoding="utf-8")
+    curves = [asdict(curve) for curve in found.curves]
+    write_study(output, "length", config, text=plan.text.source, curves=curves, **more)
     return [*written, "results.md", FILE_NAME]

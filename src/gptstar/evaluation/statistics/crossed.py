@@ -1,0 +1,110 @@
+"""How sure a mean is whose runs and texts could both have been others: seeds crossed with units of text.
+
+Every seed's model reads the same units, so a difference z of seed s on unit u varies with the seed, with the unit, and
+with both together. Intervals over one of the two alone leave out the other: this is the "language-as-fixed-effect
+fallacy" (Clark 1973, Journal of Verbal Learning and Verbal Behavior 12:335), whose quasi-F and min F' take both as
+random; Baayen, Davidson & Bates (2008, Journal of Memory and Language 59:390) do so by mixed models. In a table without
+holes the variance of the mean follows from three mean squares,
+
+    (MS_seed + MS_unit - MS_rest) / (S · U),
+
+and its degrees of freedom from Satterthwaite (1946, Biometrics Bulletin 2:110). By sampling this may be less than
+either source alone gives; then it is the larger of these two, with its own degrees of freedom.
+
+Measured coverage of the 95 % interval for normal effects is in docs/statistics.md.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from gptstar.evaluation.statistics.paired import UPPER, Paired, paired_ratio
+
+Over = Literal["seeds and units", "seeds", "units", "nothing"]
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """A mean with its 95 % interval.
+
+    Attributes:
+        value: the mean over seeds of a ratio of sums over units.
+        low, high, p: NaN where there is one seed and one unit only; p is two-sided, of the mean being 0.
+        over: what the interval is over; `units` for a single seed, whose interval says nothing of other seeds.
+        freedom: the degrees of freedom; NaN where the interval is not Student's t.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n_seeds: int
+    n_units: int
+    over: Over
+    freedom: float = math.nan
+
+    @property
+    def paired(self) -> Paired:
+        """The same as a paired difference."""
+        return Paired(self.value, self.low, self.high, self.p, f"Student t over {self.over}")
+
+
+def crossed_ratio(before: ArrayLike, after: ArrayLike, weights: ArrayLike) -> Crossed:
+    """Estimate the mean over seeds of a weighted difference over units, by crossed random effects.
+
+    Args:
+        before, after: `(seed, unit)`: sums within a unit, such as of nats.
+        weights: `(unit,)`: what they are sums of, such as targets; the same for all seeds.
+
+    Returns:
+        For several seeds Student's t with both sources of variance, of differences linearised as ratios; for a single
+        seed the bootstrap-t over units that `paired_ratio` gives.
+
+    Raises:
+        ValueError: shapes that don't fit, or no seed or unit.
+    """
+    first, second, weight = (np.asarray(each, dtype=float) for each in (before, after, weights))
+    if first.shape != second.shape or first.ndim != 2 or weight.shape != first.shape[1:] or not first.size:
+        raise ValueError(f"before {first.shape}, after {second.shape}, weights {weight.shape}")
+    n_seeds, n_units = first.shape
+    if n_seeds == 1:
+        found = paired_ratio(first[0], second[0], weight)
+        over: Over = "units" if n_units > 1 else "nothing"
+        return Crossed(found.difference, found.low, found.high, found.p, n_seeds, n_units, over)
+    differences = second - first
+    value = float(differences.sum() / (n_seeds * weight.sum()))
+    linear = value + (differences - value * weight) / weight.mean()  # its mean over units is the seed's ratio
+    if not math.isfinite(value):
+        return Crossed(value, math.nan, math.nan, math.nan, n_seeds, n_units, "nothing")
+    variance, freedom = _variance_of_mean(linear)
+    over = "seeds and units" if n_units > 1 else "seeds"
+    if variance <= (1e-12 * np.abs(linear).max()) ** 2:  # only rounding
+        p = 1.0 if value == 0 else 0.5 ** (n_seeds - 1)  # a sign test's
+        return Crossed(value, value, value, p, n_seeds, n_units, over)
+    error = math.sqrt(variance)
+    reach = float(stats.t.ppf(UPPER, freedom)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    return Crossed(value, value - reach, value + reach, p, n_seeds, n_units, over, freedom)
+
+
+def _variance_of_mean(values: np.ndarray) -> tuple[float, float]:
+    """The variance of the mean of `(seed, unit)`, of two seeds or more, and its degrees of freedom."""
+    n_seeds, n_units = values.shape
+    mean, of_seeds, of_units = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    by_seed = n_units * float(((of_seeds - mean) ** 2).sum()) / (n_seeds - 1)
+    if n_units == 1:
+        return by_seed / n_seeds, n_seeds - 1
+    by_unit = n_seeds * float(((of_units - mean) ** 2).sum()) / (n_units - 1)
+    rest = values - of_seeds[:, None] - of_units + mean
+    freedoms = n_seeds - 1, n_units - 1, (n_seeds - 1) * (n_units - 1)
+    by_both = float((rest**2).sum()) / freedoms[2]
+    if min(by_seed, by_unit) <= by_both:  # less than the larger alone
+        larger, freedom = max((by_seed, freedoms[0]), (by_unit, freedoms[1]))
+        return larger / values.size, freedom
+    total = by_seed + by_unit - by_both
+    squares = sum(square**2 / freedom for square, freedom in zip((by_seed, by_unit, by_both), freedoms, strict=True))
+    return total / values.size, total**2 / squares

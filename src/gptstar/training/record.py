@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from gptstar.checkpoint.kept import LAST
 from gptstar.checkpoint.read import parted
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import ReadingConfig
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.fields import Count, Role, Words, check_ranges
+from gptstar.fields import Before, Count, Role, Words, check_ranges
 from gptstar.training.options import check_trainer_options
 from gptstar.training.tracker import Tracker
 
@@ -31,6 +31,7 @@ class Record:
         checkpoint_keep: how many of the newest checkpoints to keep; the best is kept too.
         report: at the end, compare with a bigram model, read beyond the training context, and sample.
         reading: at the end, a study of context length, if it names lengths.
+        final_studies: at the end, what else is measured at the lengths of `reading`: `recall`, `heads`.
         evaluation: on tasks of the harness, every so many steps.
         tags: words of the user's own, by which runs are found again.
         jobs_at_once: how many jobs of a sweep run at a time on one machine.
@@ -55,6 +56,7 @@ class Record:
     trainer: Annotated[dict[str, Any], Role.MACHINE]
     plugins: tuple[str, ...] = ()
     tags: Words = ()
+    final_studies: Annotated[tuple[Literal["recall", "heads"], ...], Role.MEASURE, Before([])] = ()
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
@@ -66,6 +68,13 @@ class Record:
             )
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
             raise ConfigError("evaluation.cache can't be used during training: leave it out")
+        if self.final_studies and not self.reading.reads:
+            raise ConfigError(
+                f"final_studies=[{','.join(self.final_studies)}] are done at the lengths of reading, which names none: "
+                "give reading.multiples=[1,2,4,8]"
+            )
+        if len(set(self.final_studies)) < len(self.final_studies):
+            raise ConfigError(f"final_studies=[{','.join(self.final_studies)}] names one twice: name each once")
         check_trainer_options(self.trainer)
 
     def check_here(self) -> None:

@@ -14,6 +14,8 @@ from gptstar.errors import in_one_line
 from gptstar.files import read_json, read_text, write_json
 
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
+RESTORED = "restored.json"
+"""In a run directory without checkpoints, which was written back from a table: says which."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 """`stopped` had saved and can go on; what was killed is left as `running`, without a lock."""

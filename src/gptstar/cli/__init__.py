@@ -11,6 +11,7 @@ from gptstar.cli.generation import add_generation_commands
 from gptstar.cli.model import add_model_commands
 from gptstar.cli.results import add_results_commands
 from gptstar.cli.run import add_run_commands
+from gptstar.cli.study import add_study_commands
 from gptstar.entry import one_line_errors
 
 SCRIPTS = {
@@ -59,4 +60,5 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_commands(commands)
     add_data_commands(commands)
     add_results_commands(commands)
+    add_study_commands(commands)
     return parser

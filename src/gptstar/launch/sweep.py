@@ -6,9 +6,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
 from gptstar.config import TrainConfig
+from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.errors import ConfigError, Interrupted, TrainingError
 from gptstar.launch.devices import FORWARDED_SIGNALS, words_of
 from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
@@ -25,16 +27,21 @@ from gptstar.launch.names import check_values_differ, swept_over, values_of
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.terminal import Terminal
+from gptstar.training.restored import check_restored, restored_from
 from gptstar.training.settings import is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
 
+KNOWN_AHEAD = ("basic", "tuned")
+"""Sweepers that launch jobs in batches, whose number is known before the first begins."""
+
 
 @dataclass
 class Going:
-    """A job at work, its place on the machine, when it was started, and whether it began from nothing."""
+    """A job at work, its run directory, its place on the machine, its start, and whether it began from nothing."""
 
     job: Job
+    path: Path
     place: int
     began: float
     is_new: bool
@@ -45,10 +52,17 @@ class Sweep:
 
     So what crashes, or runs out of memory, ends one job and not the others. What is finished is skipped, what was
     interrupted goes on, and what failed is tried again, by the same command.
+
+    Attributes:
+        n_jobs: how many there will be, where a sweeper has counted them.
+        when_finished: is called with the run directory of each job that has come to its end.
     """
 
     def __init__(self) -> None:
+        self.n_jobs: int | None = None
+        self.when_finished: Callable[[Path], object] = lambda _: None
         self._console = Terminal(highlight=False, soft_wrap=True)
+        self._begun = False
         self._folder: Path | None = None
         self._lock: FileLock | None = None
         self._seconds: list[float] = []
@@ -56,6 +70,7 @@ class Sweep:
         self._going: dict[str, Going] = {}
         self._failed: dict[str, str] = {}
         self._signals: list[int] = []
+        self._fingerprints: dict[str, str] = {}
         self._at_once = 1
 
     def takes(self) -> bool:
@@ -70,17 +85,21 @@ class Sweep:
 
         Raises:
             Interrupted: a signal came; the jobs have saved, and no other begins.
-            ConfigError: another sweep is at work in the folder, two jobs would share one, or a search asks for several
-                at once.
+            ConfigError: another sweep is at work in the folder, two jobs would share one, a search asks for several at
+                once, or the folder has the results of other settings or text, restored from a table.
         """
-        path = Path(composed.output)
-        if self._folder is None:
+        path, config_yaml = Path(composed.output), OmegaConf.to_yaml(composed, resolve=True)
+        if not self._begun:
             self._begin(path.parent, composed)
         if self._signals:
             self._wait_until_at_most(0)
         self._names.append(path.name)
         self._console.rule(Text.assemble((f"{self._place()}: {path.name}", "bold"), self._left()), align="left")
-        if is_finished(path, OmegaConf.to_yaml(composed, resolve=True)):
+        if (table := restored_from(path)) is not None:
+            check_restored(path, config_yaml, self._fingerprint_of(composed))
+            self._console.print(f"finished, in {table}: skipped")
+            return
+        if is_finished(path, config_yaml):
             self._console.print("finished already: skipped")
             return
         is_new = not (path / "versions.json").exists()
@@ -95,10 +114,18 @@ class Sweep:
             )
         else:
             free, job = 0, Job(words_of(composed))
-        self._going[path.name] = Going(job, free, time.perf_counter(), is_new)
+        self._going[path.name] = Going(job, path, free, time.perf_counter(), is_new)
         for number in self._signals:  # while it was started
             job.tell(number)
         self._wait_until_at_most(self._at_once - 1)
+
+    def wait(self) -> None:
+        """Until all jobs at work have come to their ends.
+
+        Raises:
+            Interrupted: a signal came; the jobs have saved.
+        """
+        self._wait_until_at_most(0)
 
     @contextlib.contextmanager
     def concluded(self) -> Iterator[None]:
@@ -125,15 +152,16 @@ class Sweep:
             )
 
     def _begin(self, folder: Path, composed: DictConfig) -> None:
+        self._begun = True
         jobs_at_once = OmegaConf.select(composed, "jobs_at_once")
         is_count = isinstance(jobs_at_once, int) and jobs_at_once > 0
         self._at_once = jobs_at_once if is_count else 1  # the job itself refuses any other value
-        if self._at_once > 1 and HydraConfig.get().runtime.choices.get("hydra/sweeper") != "basic":
+        if self._at_once > 1 and HydraConfig.get().runtime.choices.get("hydra/sweeper") not in KNOWN_AHEAD:
             raise ConfigError(
                 f"jobs_at_once={self._at_once} is for sweeps over given values: a search waits for what each job finds"
             )
         check_values_differ(self._swept())
-        self._hold(folder)
+        self.hold(folder)
         for name in FORWARDED_SIGNALS.split(","):
             signal.signal(signal.Signals[name], self._tell)
 
@@ -165,13 +193,22 @@ class Sweep:
         else:
             if going.is_new:  # else it took less than others will
                 self._seconds.append(time.perf_counter() - going.began)
+            self.when_finished(going.path)
         del self._going[name]
         if self._at_once > 1:
             failed = f"failed: {self._failed[name]}" if name in self._failed else "finished"
             state = "stopped, and goes on with the same command" if stopped else failed
             self._console.print(f"{name} {state}", style="red" if name in self._failed else None)
 
-    def _hold(self, folder: Path) -> None:
+    def hold(self, folder: Path) -> None:
+        """Keep other sweeps out of a folder until this process ends; once is enough.
+
+        Raises:
+            ConfigError: another sweep is at work there.
+        """
+        if self._folder is not None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".sweep.lock")
         try:
             self._lock.acquire(timeout=0)
@@ -179,7 +216,19 @@ class Sweep:
             raise ConfigError(f"output={folder} is in use by another sweep: wait for it, or choose another") from error
         self._folder = folder
 
+    def _fingerprint_of(self, composed: DictConfig) -> str:
+        """Prepare the text of a job, if it is not there, and return its fingerprint; of each text once."""
+        text: Any = OmegaConf.to_container(composed.data, resolve=True)
+        key = str({"n_vocab": composed.model.n_vocab} | text | {"context_length": None})  # another cuts the same text
+        if key not in self._fingerprints:
+            recipe = TrainConfig.parse(composed).recipe
+            shards = ensure_prepared(recipe.data, recipe.model.n_vocab, self._console)
+            self._fingerprints[key] = shards.manifest.fingerprint
+        return self._fingerprints[key]
+
     def _place(self) -> str:
+        if self.n_jobs is not None:
+            return f"job {len(self._names)} of {self.n_jobs}"
         counts = [len(values_of(override)) for override in self._swept().values()]
         if not all(counts):  # a search, which decides as it goes
             return f"job {len(self._names)}"

@@ -10,6 +10,9 @@ import pandas as pd
 from gptstar.results.arms import RATE, arms_of, by_seed, levels_of, measured, outcome_of, without_seed
 from gptstar.results.frames import AT_EDGE
 
+TUNING = "tuning"
+"""The tag of runs that chose a value for others, by `hydra/sweeper=tuned`: their seed counts for nothing else."""
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -85,7 +88,8 @@ def values_tried(finished: pd.DataFrame, factor: str, factors: Sequence[str]) ->
 def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """Keep only the finished runs at each arm's best learning rate, by the mean over seeds.
 
-    A rate with fewer seeds than another rate of the arm is not chosen, because a run failed or is still missing.
+    A rate with fewer seeds than another rate of the arm is not chosen, because a run failed or is still missing. Runs
+    that chose a rate for others (tagged `tuning`) are left out, unless there are no others.
 
     Returns:
         The remaining runs, with the column `AT_EDGE`, and the factors without the learning rate. Both are unchanged if
@@ -96,7 +100,9 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
     if all(len(each.values) < 2 for each in tried):
         return frame, list(factors)
     best = [each.runs[each.runs[RATE] == each.best].assign(**{AT_EDGE: each.is_at_edge}) for each in tried]
-    return pd.concat(best, ignore_index=True), others
+    chosen = pd.concat(best, ignore_index=True)
+    counted = chosen[~chosen["tags"].astype(str).str.contains(rf"\b{TUNING}\b")] if "tags" in chosen else chosen
+    return (counted if len(counted) else chosen).reset_index(drop=True), others
 
 
 def numeric_factors(runs: pd.DataFrame, factors: Sequence[str]) -> list[str]:

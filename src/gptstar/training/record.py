@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from gptstar.checkpoint.kept import LAST
 from gptstar.checkpoint.read import parted
 from gptstar.errors import ConfigError
 from gptstar.evaluation.length.config import ReadingConfig
 from gptstar.evaluation.tasks.config import TasksConfig
-from gptstar.fields import Count, Role, Words, check_ranges
+from gptstar.fields import Before, Count, Role, Words, check_ranges
 from gptstar.training.options import check_trainer_options
 from gptstar.training.tracker import Tracker
 
@@ -33,6 +33,7 @@ class Record:
         checkpoint_keep: how many of the newest checkpoints to keep; the best is kept too.
         report: after the last step, compare with a bigram model, read beyond the training context, and sample.
         reading: the study of context length after the last step, if it names lengths.
+        final_studies: what else to measure after the last step, at the lengths of `reading`: `recall`, `heads`.
         evaluation: the benchmark tasks to score during training, if `evaluation.every_n_steps` is set.
         tags: words of your own, by which `gptstar runs --tag` finds runs again.
         jobs_at_once: how many jobs of a sweep run at the same time on one machine.
@@ -57,6 +58,7 @@ class Record:
     trainer: Annotated[dict[str, Any], Role.MACHINE]
     plugins: tuple[str, ...] = ()
     tags: Words = ()
+    final_studies: Annotated[tuple[Literal["recall", "heads"], ...], Role.MEASURE, Before([])] = ()
 
     def __post_init__(self) -> None:
         check_ranges(self, "")
@@ -68,6 +70,13 @@ class Record:
             )
         if self.evaluation.every_n_steps is not None and self.evaluation.cache is not None:
             raise ConfigError("evaluation.cache can't be used during training: leave it out")
+        if self.final_studies and not self.reading.reads:
+            raise ConfigError(
+                f"final_studies=[{','.join(self.final_studies)}] are done at the lengths of reading, which names none: "
+                "give reading.multiples=[1,2,4,8]"
+            )
+        if len(set(self.final_studies)) < len(self.final_studies):
+            raise ConfigError(f"final_studies=[{','.join(self.final_studies)}] names one twice: name each once")
         check_trainer_options(self.trainer)
 
     def check_here(self) -> None:

@@ -31,6 +31,7 @@ from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
 from gptstar.plots.loss import plot_loss
 from gptstar.training.budget import BIGRAM_TOKENS, Budget
+from gptstar.training.final_studies import run_final_studies
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import log_texts
 from gptstar.training.metrics_csv import read_metrics
@@ -78,7 +79,8 @@ def conclude(trainer: pl.Trainer, ended: Ended, console: Console) -> str:
     """Draw the loss; with `report` also print what the best checkpoint can do, and write it down.
 
     Writes `loss.png`; with `report` also `context_length.png`, `samples.txt` and `report.json`; with `reading` a folder
-    `length`. Each says what it is about to do, and costs less than the run: `budget` has the limits.
+    `length`; with `final_studies` a folder for each. Each says what it is about to do. What `report` reads costs less
+    than the run: `budget` has the limits.
 
     Returns:
         The line that ends the run: its final validation loss.
@@ -92,6 +94,9 @@ def conclude(trainer: pl.Trainer, ended: Ended, console: Console) -> str:
         _report(trainer, ended, rows, bigram, console)
     if ended.record.reading.reads:
         _study(ended, trainer.strategy.root_device, console)
+    if ended.record.final_studies:
+        trained_at = ended.recipe.data.context_length
+        run_final_studies(ended.record, trained_at, ended.shards, trainer.strategy.root_device, console)
     files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     say(f"in {folder}: {', '.join(files)}")
     plugins = "".join(f" --plugins {module}" for module in ended.record.plugins)

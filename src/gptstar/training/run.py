@@ -24,6 +24,7 @@ from gptstar.training.checkpoints import SaveCheckpoints, is_trial
 from gptstar.training.compiling import NotCompiledError
 from gptstar.training.evaluations import EvaluateCheckpoints
 from gptstar.training.evaluator import evaluator_of
+from gptstar.training.final_studies import check_final_studies
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import describe_run, tracked
 from gptstar.training.memory import keep_freed_memory, stay_within_own_part
@@ -37,6 +38,7 @@ from gptstar.training.progress import StepProgress
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
 from gptstar.training.report import Ended, conclude
+from gptstar.training.restored import check_restored, restored_from
 from gptstar.training.resume import begin, initial_weights, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter
@@ -69,6 +71,11 @@ def train(recipe: Recipe, hardware: Hardware, record: Record, config_yaml: str) 
         recorder = RecordMetrics(recipe, log_every=record.log_every, peak_flops=hardware.peak_flops())
         evaluator = until_the_end.enter_context(evaluator_of(recipe, hardware, record, needed=ranks.first))
         shards = ranks.in_turn(lambda: ensure_prepared(recipe.data, recipe.model.n_vocab, console))
+        if table := ranks.agreed(lambda: restored_from(record.output)):
+            ranks.together(lambda: check_restored(record.output, config_yaml, shards.manifest.fingerprint))
+            say(f"{record.output} is finished, in {table}; for its checkpoint, train it in another output")
+            return
+        ranks.together(lambda: check_final_studies(record, recipe.data.context_length, shards))
         read = partial(read_for, record=record, ranks=ranks, sharded=hardware.sharded)
         warn = partial(say, style="yellow")
         source = directory.start_from(record, read, warn)

@@ -70,21 +70,6 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tu
             yield key, there, value
 
 
-def reopened_by(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the keys whose changed values require a finished run to be continued.
-
-    Args:
-        before: the configuration of the finished run, nested, as composed.
-        now: the present configuration, in the same form.
-    """
-    known, old, new = run_keys(), flatten(before), flatten(now)
-    for key in {**old, **new}:
-        it = about(key, known)
-        missing = None if it.before is UNSTATED else it.before
-        if it.role.reopens and old.get(key, missing) != new.get(key, missing):
-            yield key
-
-
 def has_nothing_left(record: Record, config_yaml: str) -> bool:
     """Whether a run and the evaluations of its checkpoints are finished."""
     if not is_finished(record.output, config_yaml):
@@ -101,9 +86,27 @@ def is_finished(folder: Path, config_yaml: str) -> bool:
     if status is None or status.state != "finished" or not (folder / LAST).exists():
         return False
     try:
-        before = read_config(folder)
+        return not any(reopening(folder, config_yaml))
     except (OSError, ValueError):
         return False
+
+
+def reopening(folder: Path, config_yaml: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the keys whose changed values require a finished run to be continued, each with its old and its new value.
+
+    Args:
+        folder: the run directory.
+        config_yaml: the configuration now, as composed.
+
+    Raises:
+        OSError, ValueError: the run's own configuration can't be read.
+    """
     now = OmegaConf.to_container(OmegaConf.create(config_yaml))
     assert isinstance(now, dict)
-    return not any(reopened_by(before, {str(key): value for key, value in now.items()}))
+    known, old, new = run_keys(), flatten(read_config(folder)), flatten({str(key): now[key] for key in now})
+    for key in {**old, **new}:
+        it = about(key, known)
+        missing = None if it.before is UNSTATED else it.before
+        there, here = old.get(key, missing), new.get(key, missing)
+        if it.role.reopens and there != here:
+            yield key, there, here

@@ -70,7 +70,7 @@ def study(
             progress.turn_to(part.name)
             for curve, read in read_in_each_way(part, *reader_of(part.checkpoint, config, device, progress.advance)):
                 curves.append(curve if is_key is None else with_key_losses(curve, part.fixed_plan, read, is_key))
-    found = Found(curves, parts, verdicts_of(_by_context(curves, parts)) if config.controls else [], judge)
+    found = Found(curves, parts, _verdicts(curves, parts, config), judge)
     written = _write(found, config, output)
     _print(found, console)
     console.print(f"in {output}: {', '.join(written)}", soft_wrap=True, highlight=False)
@@ -104,6 +104,10 @@ class Found:
 def _tokens_to_read(part: Part) -> int:
     windows = (window for length in part.plan.lengths for window in part.plan.windows(length))
     return (len(part.scalings) + len(part.cuts)) * sum(window.size for window in windows)
+
+
+def _verdicts(curves: Sequence[Curve], parts: Sequence[Part], config: LengthConfig) -> list[Verdict]:
+    return verdicts_of(_by_context(curves, parts), seed=config.seed) if config.controls else []
 
 
 def _by_context(curves: Sequence[Curve], parts: Sequence[Part]) -> Iterator[dict[Context, Curve]]:

@@ -18,9 +18,7 @@ WORDS = {each: each.replace("_", " ") for each in LOSSES}
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """Each length beyond the training context, for the terminal."""
     several = len({each.name for each in verdicts}) > 1
-    table = Table(
-        title="does it use what is far away? loss, and full less the best control, ± half of the 95 % interval"
-    )
+    table = Table(title="does it use what is far away? ± half of the 95 % interval")
     for column in (*([""] if several else []), "context", "×", *WORDS.values(), "full − best"):
         table.add_column(column, justify="right" if column else "left")
     table.add_column("verdict")

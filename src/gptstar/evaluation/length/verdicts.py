@@ -92,20 +92,25 @@ def judged(
 
 
 def verdicts_of(
-    checkpoints: Iterable[Mapping[Context, Curve]], recalls: bool | None = None, delta: float = DELTA
+    checkpoints: Iterable[Mapping[Context, Curve]],
+    recalls: bool | None = None,
+    *,
+    delta: float = DELTA,
+    seed: int = 0,
 ) -> list[Verdict]:
     """Give the verdict on each checkpoint at each length beyond its training context.
 
     Args:
         checkpoints: the curves of each by context, from one study. Holm's family is all lengths of all of them.
         recalls: as `judged` takes it.
+        seed: for resampling.
     """
-    compared = [verdict for curves in checkpoints for verdict in _compared(curves)]
+    compared = [verdict for curves in checkpoints for verdict in _compared(curves, seed)]
     adjusted = holm([math.nan if each.difference is None else each.difference.p for each in compared])
     return [_answered(each, p, recalls, delta) for each, p in zip(compared, adjusted, strict=True)]
 
 
-def _compared(curves: Mapping[Context, Curve]) -> Iterator[Verdict]:
+def _compared(curves: Mapping[Context, Curve], seed: int) -> Iterator[Verdict]:
     """Compare one checkpoint with its controls at each length beyond its training context."""
     plain = curves["full"]
     assert plain.trained_at is not None, "controls are refused without a training context"
@@ -123,7 +128,7 @@ def _compared(curves: Mapping[Context, Curve]) -> Iterator[Verdict]:
         }
         best = min((each for each in losses if each != "full"), key=lambda each: losses[each], default="")
         difference, change = (
-            _paired(plain.counts, controls[each], full) if each in losses and "full" in losses else None
+            _paired(plain.counts, controls[each], full, seed) if each in losses and "full" in losses else None
             for each in (best, TRUNCATED)
         )
         if {*CUTS, TRUNCATED} - {*losses}:
@@ -131,9 +136,9 @@ def _compared(curves: Mapping[Context, Curve]) -> Iterator[Verdict]:
         yield Verdict(plain.name, plain.trained_at, length, losses, best, difference, change)
 
 
-def _paired(counts: Sequence[int], before: LengthResult | None, after: LengthResult) -> Paired:
+def _paired(counts: Sequence[int], before: LengthResult | None, after: LengthResult, seed: int) -> Paired:
     assert before is not None
-    return paired_ratio(before.sums, after.sums, counts)
+    return paired_ratio(before.sums, after.sums, counts, seed=seed)
 
 
 def _answered(verdict: Verdict, p_holm: float, recalls: bool | None, delta: float) -> Verdict:

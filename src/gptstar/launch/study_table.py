@@ -132,7 +132,7 @@ class StudyTable:
             remove(grown)
             for file, content in sorted(files.items(), key=lambda each: each[0] == DESCRIPTION):  # by it a run is known
                 (grown / file).parent.mkdir(parents=True, exist_ok=True)
-                text = content if file in TEXTS else json.dumps(content, indent=1) + "\n"
+                text = content if file in TEXTS else f"{json.dumps(content, indent=2)}\n"
                 own_path = str(folder.resolve())
                 text = text.replace(RUN, own_path if file in TEXTS else json.dumps(own_path)[1:-1])
                 (grown / file).write_text(text, encoding="utf-8")

@@ -39,7 +39,10 @@ def task_sections(tasks: pd.DataFrame) -> Iterator[Section]:
 
 
 def score_curves(tasks: pd.DataFrame) -> list[ScoreCurves]:
-    """Make a panel for each task, of its first metric on all items; runs with a single score have a dot."""
+    """Make a panel for each task, of its first metric on all items; runs with a single score have a dot.
+
+    Tasks of a group that is there too, such as `blimp_causative` of `blimp`, come last.
+    """
     whole = tasks[(tasks["subset"] == "all") & tasks["tokens"].notna()]
     names = whole["run"] + whole["checkpoint"].str.endswith(AVERAGED).map({True: " (averaged)", False: ""})
     panels = []
@@ -50,4 +53,5 @@ def score_curves(tasks: pd.DataFrame) -> list[ScoreCurves]:
             for name, scores in of_task[of_task["metric"] == metric].sort_values("tokens").groupby("line", sort=False)
         ]
         panels.append(ScoreCurves(str(task), str(metric), lines))
-    return panels
+    names = [panel.task for panel in panels]
+    return sorted(panels, key=lambda panel: any(panel.task.startswith(f"{name}_") for name in names))

@@ -58,7 +58,7 @@ def test_what_is_restored_reads_as_the_runs_did(study: Path, tmp_path: Path) -> 
         assert list(before["run"]) == list(after["run"])
     assert runs(tmp_path / "back")["validation_loss"].tolist() == pytest.approx(runs(study)["validation_loss"].tolist())
     assert heads(tmp_path / "back")["beyond"].tolist() == pytest.approx(
-        heads(study)["beyond"].tolist(), rel=1e-5, nan_ok=True
+        heads(study)["beyond"].tolist(), rel=1e-3, nan_ok=True
     )
     assert {*curves(tmp_path / "back")["step"]} <= {*curves(study)["step"]}
     plain = Run.read(tmp_path / "back/plain")

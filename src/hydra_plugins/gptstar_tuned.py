@@ -4,6 +4,7 @@ Hydra finds its plugins in this package. The design is in `gptstar.launch.tuned`
 `gptstar.launch.study_table`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -114,16 +115,11 @@ class TunedSweeper(Sweeper):
 
     def _choose(self, design: "Design", results: Sequence[JobReturn]) -> "dict[Arm, str]":
         """Choose a value for each arm whose tuning has finished, and say so."""
-        from gptstar.launch.tuned import choose, tuning_loss
-        from gptstar.results.run import Run
+        from gptstar.launch.tuned import choose
 
         chosen, left = {}, iter(results)
         for arm in design.arms:
-            folders = {value: _folder_of(next(left)) for value in design.values}
-            losses = {
-                value: tuning_loss(Run.read(folder), self._ignored) if folder.is_dir() else float("nan")
-                for value, folder in folders.items()
-            }
+            losses = {value: _loss_of(next(left), self._ignored) for value in design.values}
             value, line = choose(design, arm, losses)
             print(line, flush=True)
             if value is not None:
@@ -138,6 +134,17 @@ def _take_over(table: "StudyTable", folder: Path) -> None:
     if restored := table.restore(folder):
         print(f"restored {len(restored)} finished runs from {table.path}", flush=True)
     table.save(folder, [run.path for run in runs_below([folder])])
+
+
+def _loss_of(result: JobReturn, ignored: Sequence[str]) -> float:
+    """Return the loss by which a tuning run is chosen; NaN where it has not finished, or the job was refused."""
+    from gptstar.launch.tuned import tuning_loss
+    from gptstar.results.run import Run
+
+    folder = _folder_of(result)
+    loss = tuning_loss(Run.read(folder), ignored) if folder.is_dir() else math.nan
+    was_refused = result.status is JobStatus.FAILED and math.isfinite(loss)  # what is there is of other settings
+    return math.nan if was_refused else loss
 
 
 def _folder_of(result: JobReturn) -> Path:

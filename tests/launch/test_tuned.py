@@ -182,6 +182,7 @@ def test_a_small_study_is_killed_goes_on_and_is_restored_from_its_table(override
     changed = run_script("train.py", ["-m", *elsewhere, "optimizer.weight_decay=0.5"])
     assert changed.returncode == 1
     assert "study.jsonl is a run of other settings: optimizer.weight_decay (there 0.1, here 0.5)" in changed.stderr
+    assert changed.stdout.count("no value is chosen") == 2  # by runs of other settings
     assert len(find_runs([tmp_path / "elsewhere"])) == 8
 
 

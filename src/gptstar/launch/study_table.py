@@ -1,7 +1,8 @@
 """A table of finished runs: what reports and notebooks read of them, without checkpoints, to be kept in a repository.
 
 It is a text file of JSON, a line for each run: its name, when it ended, its loss, and its small files, which are packed
-(JSON, zlib, base85), as they would be ten times as large. Numbers keep six digits.
+(JSON, zlib, base85), as they would be several times as large. Numbers keep six digits, shares of answers and of
+attention weight four.
 """
 
 import base64
@@ -32,7 +33,8 @@ from gptstar.training.status import LOCK_NAME, Status, in_use
 
 HEADER = {"format": "gptstar study", "format_version": 1}
 CONFIG = "config.yaml"
-RESULTS = ("length/results.json", "recall/results.json", "heads/results.json")
+LENGTH = "length/results.json"
+RESULTS = (LENGTH, "recall/results.json", "heads/results.json")
 EXACT = (DESCRIPTION, STATUS_FILE)
 TREES = (*EXACT, REPORT, *RESULTS)
 TEXTS = (CONFIG, METRICS_FILE)
@@ -41,6 +43,9 @@ RUN = "{run}"
 """What stands in a table for the path of the run directory."""
 
 DIGITS = 6
+SHARE_DIGITS = 4
+"""Of shares of answers and of attention weight, of which there are many, and which no pairing needs more precisely."""
+
 CURVE_ROWS = 20
 """Rows of a loss curve that are kept, beside those with a validation."""
 
@@ -132,7 +137,7 @@ class StudyTable:
             remove(grown)
             for file, content in sorted(files.items(), key=lambda each: each[0] == DESCRIPTION):  # by it a run is known
                 (grown / file).parent.mkdir(parents=True, exist_ok=True)
-                text = content if file in TEXTS else json.dumps(content, indent=1) + "\n"
+                text = content if file in TEXTS else f"{json.dumps(content, indent=2)}\n"
                 own_path = str(folder.resolve())
                 text = text.replace(RUN, own_path if file in TEXTS else json.dumps(own_path)[1:-1])
                 (grown / file).write_text(text, encoding="utf-8")
@@ -186,7 +191,8 @@ def _files_of(folder: Path) -> Iterator[tuple[str, Any]]:
     for file in TREES:
         if (folder / file).exists():
             tree = json.loads(_harmless(json.dumps(read_json(folder / file), ensure_ascii=False), folder))
-            yield file, tree if file in EXACT else rounded(tree)
+            digits = DIGITS if file in (REPORT, LENGTH) else SHARE_DIGITS
+            yield file, tree if file in EXACT else rounded(tree, digits)
     if (folder / METRICS_FILE).exists():
         yield METRICS_FILE, thinned(folder / METRICS_FILE)
 
@@ -196,14 +202,14 @@ def _harmless(text: str, folder: Path) -> str:
     return without_own_paths(replace_path(text, folder.resolve(), RUN))
 
 
-def rounded(tree: Any) -> Any:
+def rounded(tree: Any, digits: int = DIGITS) -> Any:
     """Round all numbers of a tree that are not whole."""
     if isinstance(tree, float):
-        return float(f"{tree:.{DIGITS}g}") if math.isfinite(tree) else None
+        return float(f"{tree:.{digits}g}") if math.isfinite(tree) else None
     if isinstance(tree, list):
-        return [rounded(each) for each in tree]
+        return [rounded(each, digits) for each in tree]
     if isinstance(tree, dict):
-        return {key: rounded(value) for key, value in tree.items()}
+        return {key: rounded(value, digits) for key, value in tree.items()}
     return tree
 
 

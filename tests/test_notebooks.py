@@ -90,7 +90,7 @@ SENTENCES = {
     "sizing": "gpt127 has +2.1% parameters and costs ",
 }
 
-ALSO = {"extrapolation": ("heads of 32, alibi give tokens beyond", "32, alibi learned recall (95 % right at")}
+ALSO = {"extrapolation": ("heads of alibi, 32 give tokens beyond", "alibi, 32 learned recall (95 % right at")}
 
 
 @pytest.mark.slow

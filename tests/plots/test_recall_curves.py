@@ -20,7 +20,7 @@ def test_lines_stand_over_multiples_and_those_that_failed_are_named() -> None:
     assert axes.get_ylim() == (0, 1.04)
     guess = next(each for each in axes.lines if list(each.get_ydata()) == [0.25, 0.25])
     assert guess.get_linestyle() == "--"
-    assert "did not learn: rotary, none" in axes.get_xlabel()
+    assert "did not learn: rotary; none" in axes.get_xlabel()
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alibi", "fox"]
 
 

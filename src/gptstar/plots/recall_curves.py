@@ -37,7 +37,7 @@ def draw_recall_curves(lines: Sequence[Line], failed: Sequence[str], chance: flo
     axes.set_ylim(0, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("right answers")
-    note = textwrap.fill(f"did not learn: {', '.join(failed)}", CHARACTERS) if failed else ""
+    note = textwrap.fill(f"did not learn: {'; '.join(failed)}", CHARACTERS) if failed else ""
     axes.set_xlabel("\n".join(filter(None, ["length of the text / training context", note])))
     if len(lines) == 1:
         axes.set_title(lines[0].name, fontsize=9, loc="left")

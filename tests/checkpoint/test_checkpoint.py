@@ -258,6 +258,6 @@ except CheckpointError as error:
     assert hasattr(resource, "RLIMIT_FSIZE")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "can't write" in done.stdout
-    assert "untouched" in done.stdout
+    assert "is unchanged" in done.stdout
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]

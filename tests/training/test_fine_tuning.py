@@ -88,7 +88,7 @@ def test_a_run_that_began_otherwise_is_not_continued(fine_tuning, trained_once, 
     assert "holds a run and resume=never" in refusal(run_here, fine_tuning(start, "resume=never", "total_steps=9"))
     other = tmp_path / "other.ckpt"
     other.write_bytes((start / "best.ckpt").read_bytes())
-    assert f"did not begin with {other}" in refusal(run_here, fine_tuning(other, "total_steps=9"))
+    assert f"did not begin with init_from={other}" in refusal(run_here, fine_tuning(other, "total_steps=9"))
 
 
 @pytest.mark.parametrize("word", ["model.d_model=32", "model=gpt127", "+model.d_ff=3"])

@@ -153,7 +153,7 @@ def test_mistakes_get_one_line_that_names_key_and_cure(
     ("overrides", "message"),
     [
         ([], "checkpoint"),
-        (["checkpoint=[]"], r"checkpoint=\[\] names none"),
+        (["checkpoint=[]"], r"checkpoint=\[\] names no checkpoint"),
         (["checkpoint=[a,b]"], "tasks take one at a time"),
         (["checkpoint=x", "evaluation=length", "evaluation.context_lengths=[0,512]"], r"evaluation\.context_lengths"),
         (["checkpoint=x", "evaluation.limit=0"], r"evaluation\.limit=0 is below 1"),

@@ -127,7 +127,7 @@ def test_mistakes_get_one_line(
 @pytest.mark.parametrize(
     ("script", "words", "said"),
     [
-        ("train.py", ["model.d_model=1000000000000000000"], "parameters need"),
+        ("train.py", ["model.d_model=1000000000000000000"], "parameters with gradients and optimizer state need"),
         ("train.py", ["data.loader_workers=100000"], "data.loader_workers=100000 is more than"),
         ("evaluate.py", ["checkpoint=missing"], "missing"),
     ],

@@ -206,16 +206,16 @@ def test_settings_of_drawn_texts_are_applied(bpe):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"num_beams": 4}, "asks for num_beams=4, which is not offered"),
-        ({"do_sample": False, "no_repeat_ngram_size": 2}, "asks for no_repeat_ngram_size=2"),
-        ({"length_penalty": 0.5, "num_beams": 2}, "asks for length_penalty=0.5, num_beams=2"),
-        ({"do_sample": True, "min_p": 0.1}, "asks for min_p=0.1"),
-        ({"min_new_tokens": 3}, "asks for min_new_tokens=3"),
-        ({"suppress_tokens": [1]}, "asks for suppress_tokens="),
+        ({"num_beams": 4}, "sets num_beams=4, which is not supported"),
+        ({"do_sample": False, "no_repeat_ngram_size": 2}, "sets no_repeat_ngram_size=2"),
+        ({"length_penalty": 0.5, "num_beams": 2}, "sets length_penalty=0.5, num_beams=2"),
+        ({"do_sample": True, "min_p": 0.1}, "sets min_p=0.1"),
+        ({"min_new_tokens": 3}, "sets min_new_tokens=3"),
+        ({"suppress_tokens": [1]}, "sets suppress_tokens="),
         ({"repetition_penalty": "much"}, "repetition_penalty='much' is not a number"),
         ({"repetition_penalty": math.nan}, "repetition_penalty=nan is not between"),
         ({"max_gen_toks": -1}, "max_gen_toks=-1"),
-        ({"max_gen_toks": "many"}, "generation_kwargs that can't be used"),
+        ({"max_gen_toks": "many"}, "has invalid generation_kwargs"),
         ({"until": [3]}, r"until=\[3\]"),
         ({"do_sample": "no"}, "do_sample=no"),
     ],
@@ -307,10 +307,10 @@ def test_items_that_training_never_saw_are_scored_by_themselves(bpe, task_files,
     assert clean["acc"].value == pytest.approx(np.mean(kept))
     known["piqa"]["items"] = 22
     overlap.write_text(json.dumps({"benchmarks": known}))
-    with pytest.raises(ConfigError, match=r"is about 22 items of piqa, which has 23 here"):
+    with pytest.raises(ConfigError, match=r"covers 22 items of piqa, but it has 23 items here"):
         suite(build(300), bpe, task_files, tasks=("piqa",), overlap=overlap)
     overlap.write_text("[]")
-    with pytest.raises(ConfigError, match="not what `gptstar data overlap --json` writes"):
+    with pytest.raises(ConfigError, match="was not written by `gptstar data overlap --json`"):
         suite(build(300), bpe, task_files, tasks=("piqa",), overlap=overlap)
 
 

@@ -58,7 +58,7 @@ def test_the_others_need_no_end() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"warmup_steps": 90, "shape": "wsd"}, "are more than the 100 steps until the decay ends"),
+        ({"warmup_steps": 90, "shape": "wsd"}, "exceed the 100 steps until the decay ends"),
         ({"warmup_steps": 100}, "leaves no steps of total_steps=100 for the decay"),
         ({"warmup_steps": 1, "decay_steps": 5}, "decay_steps=5 is a key of schedule=wsd, not of schedule=cosine"),
         ({"warmup_steps": 1, "decay_steps": 0, "shape": "wsd"}, "decay_steps=0 is below 1"),
@@ -118,7 +118,7 @@ def test_what_can_not_be_branched_from_is_named(
     unknown = replace(whole.training, settings=whole.training.settings | {"schedule.later": 1})
     write(tmp_path / "unknown.ckpt", replace(whole, training=unknown))
     later = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'unknown.ckpt'}", output="b")
-    assert "schedule.later is not a key of schedule=wsd: use the version that made it" in refusal(run_here, later)
+    assert "schedule.later is not a key of schedule=wsd: use the gptstar version that made it" in refusal(run_here, later)
     (tmp_path / "empty").mkdir()
     empty = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'empty'}", output="c")
     assert "empty holds neither best.ckpt nor last.ckpt" in refusal(run_here, empty)

@@ -126,7 +126,7 @@ def test_refusals_are_one_line(source: Path, tmp_path: Path, console: Console) -
     (tmp_path / "odd" / FILE_NAME).write_text("{}")
     for told, action in {
         "another folder": lambda: bundle(TASKS, source, source=source, console=console),
-        "has to be": lambda: bundle(TASKS, folder, source=tmp_path / "none", console=console),
+        "must be another folder": lambda: bundle(TASKS, folder, source=tmp_path / "none", console=console),
         "lacks wikitext.jsonl": lambda: bundle(["wikitext"], folder, source=source, console=console),
         "winogrande.jsonl, line 1: no column 'option1'": lambda: bundle(TASKS, folder, source=source, console=console),
         "can't be written": lambda: bundle(TASKS, tmp_path / "file" / "x", source=source, console=console),

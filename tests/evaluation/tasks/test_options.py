@@ -103,7 +103,7 @@ def test_gen_kwargs_are_those_of_the_harness(tasks: Path, tmp_path: Path) -> Non
 
 
 def test_gen_kwargs_are_checked_recorded_and_compared(tasks: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="writes asks for num_beams=4, which is not offered"):
+    with pytest.raises(ConfigError, match="writes sets num_beams=4, which is not supported"):
         evaluated(options(tasks, "writes", gen_kwargs={"num_beams": 4}))
     plain, longer = (
         evaluated(options(tasks, "writes", gen_kwargs=given, cache=tmp_path / "cache"))

@@ -20,6 +20,7 @@ from gptstar.results.evaluations import frame_of, readings_of
 from gptstar.results.extrapolation import CONTEXT
 from gptstar.results.frames import runs_of, varied
 from gptstar.results.loaded import Loaded
+from gptstar.results.recall_frame import recall_of
 from gptstar.results.sources import Source
 from gptstar.results.tried import at_best_rate
 
@@ -43,8 +44,7 @@ def verdicts(*sources: Source, delta: float = DELTA, recall: pd.DataFrame | None
         sources: as for `lengths`: runs that were read with `controls=true`, and their evaluations. Runs with the tag
             `tuning` are left out; of several learning rates an arm's best counts.
         delta: nats per token below which a difference counts as none; to be fixed before the losses are known.
-        recall: a frame with the columns `run`, `test`, `multiple`, `depth`, `accuracy`, `chance` and `items`, a line
-            for each depth at which the pair that is asked for stands. Without it recall counts as not measured.
+        recall: a frame as `gptstar.results.recall` returns it; by default the frame for the same sources.
 
     Returns:
         A line for each study, arm, training context and longer context: first a column for each setting that was varied
@@ -72,6 +72,7 @@ def verdicts(*sources: Source, delta: float = DELTA, recall: pd.DataFrame | None
 
 def verdicts_of(found: Loaded, *, delta: float = DELTA, recall: pd.DataFrame | None = None) -> pd.DataFrame:
     """Make the frame of `verdicts`."""
+    recall = recall_of(found) if recall is None else recall
     runs, lengths = runs_of(found), readings_of(found)
     if not runs.empty and not lengths.empty:
         tuning = [name for name, run in found.runs.items() if TUNING in run.tags]

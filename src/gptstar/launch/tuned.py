@@ -184,7 +184,7 @@ def choose(design: Design, arm: Arm, losses: Mapping[str, float]) -> tuple[str |
     """
     name = ", ".join(arm) or "all"
     if missing := [value for value, loss in losses.items() if math.isnan(loss)]:
-        return None, f"{name}: no value is chosen, as {design.tune}={missing[0]} has not finished"
+        return None, f"{name}: no value is chosen, as {design.tune}={missing[0]} was refused or has not finished"
     best = min(losses, key=lambda value: (losses[value], design.values.index(value)))
     if math.isinf(losses[best]):
         return None, f"{name}: no value is chosen, as all diverged: add lower ones to {design.tune}"

@@ -9,7 +9,7 @@ import glob
 import re
 import shutil
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -120,9 +120,14 @@ def place(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return folder
 
 
-def filled(words: Iterable[str]) -> list[str]:
-    """Words in which `…` stands for whatever the reader has: a path, or by itself some text."""
-    return ["data.files=x" if word == "…" else word.replace("…", "x") for word in words]
+def filled(words: list[str]) -> list[str]:
+    """Words in which `…` stands for whatever the reader has: a path, or by itself a text and an experiment."""
+    own = (
+        ["data.shards=x"]
+        if any(word.startswith("experiment=") for word in words)
+        else ["experiment=gpt303", "data.shards=x"]
+    )
+    return [each.replace("…", "x") for word in words for each in (own if word == "…" else [word])]
 
 
 def jobs(words: list[str]) -> Iterator[tuple[str, ...]]:

@@ -118,7 +118,9 @@ def test_what_can_not_be_branched_from_is_named(
     unknown = replace(whole.training, settings=whole.training.settings | {"schedule.later": 1})
     write(tmp_path / "unknown.ckpt", replace(whole, training=unknown))
     later = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'unknown.ckpt'}", output="b")
-    assert "schedule.later is not a key of schedule=wsd: use the gptstar version that made it" in refusal(run_here, later)
+    assert "schedule.later is not a key of schedule=wsd: use the gptstar version that made it" in refusal(
+        run_here, later
+    )
     (tmp_path / "empty").mkdir()
     empty = overrides(*DECAY_TWICE, f"branch_from={tmp_path / 'empty'}", output="c")
     assert "empty holds neither best.ckpt nor last.ckpt" in refusal(run_here, empty)

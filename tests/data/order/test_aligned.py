@@ -231,8 +231,8 @@ def test_bfloat16_runs(overrides: Overrides, tmp_path: Path) -> None:
 def test_a_resume_under_another_option_is_refused_by_key(overrides: Overrides, refusal: Callable[..., str]) -> None:
     run_here(overrides("total_steps=4"))
     line = refusal(run_here, overrides("total_steps=4", *BOTH_OPTIONS))
-    assert "data.windows (there stream, here documents)" in line
-    assert "data.attention (there across, here within)" in line
+    assert "data.windows (checkpoint: stream, now: documents)" in line
+    assert "data.attention (checkpoint: across, now: within)" in line
 
 
 @pytest.mark.parametrize("key", ["windows", "attention"])

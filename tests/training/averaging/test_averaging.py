@@ -182,7 +182,7 @@ def test_what_an_average_needs_from_before_is_asked_for(
     run_here([*words, "averaging.begin=10"])
     assert read(tmp_path / "run/last.ckpt").averaged
     resumed = overrides("schedule=wsd", "total_steps=20", "averaging=none", "schedule.decay_until=20")
-    assert "averaging.kind (there ema, here none)" in refusal(run_here, resumed)
+    assert "averaging.kind (checkpoint: ema, now: none)" in refusal(run_here, resumed)
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def test_a_checkpoint_older_than_an_option_was_made_without_it(
     assert len(settings) == len(checkpoint.training.settings) - 1
     write(tmp_path / "run/last.ckpt", replace(checkpoint, training=replace(checkpoint.training, settings=settings)))
     other = overrides(*words, "total_steps=8", "optimizer.heads_apart=true")
-    assert "optimizer.heads_apart (there False, here True)" in refusal(run_here, other)
+    assert "optimizer.heads_apart (checkpoint: False, now: True)" in refusal(run_here, other)
     run_here(overrides(*words, "total_steps=8"))
     assert read(tmp_path / "run/last.ckpt").training.step == 8
 
@@ -237,4 +237,4 @@ def test_another_algorithms_checkpoint_is_refused(
 ) -> None:
     run_here(overrides("total_steps=6", "schedule.decay_until=20", output="adamw"))
     more = (*MUON[:1], "schedule.decay_until=20", f"resume={tmp_path / 'adamw'}")
-    assert "optimizer.algorithm (there adamw, here muon)" in refusal(run_here, overrides(*more))
+    assert "optimizer.algorithm (checkpoint: adamw, now: muon)" in refusal(run_here, overrides(*more))

@@ -21,15 +21,21 @@ from gptstar.evaluation.recall.questions import lexicon_for
 from gptstar.evaluation.recall.study import study as study_recall
 from gptstar.training.record import Record
 
-RECALL_ITEMS = 40
-"""Texts at each length and depth: fewer than `evaluation=recall` has, as every run of a sweep pays for them."""
+RECALL_ITEMS, RECALL_DEPTHS = 40, (0.0, 0.5, 1.0)
+"""Texts at each length and depth, and the depths: fewer than in `evaluation=recall`, as every run of a sweep pays."""
 
 
 def recall_config(record: Record, trained_at: int) -> RecallConfig:
     """Make the settings of a study of recall: at those lengths of `reading` that are multiples of the context."""
     lengths = record.reading.lengths(trained_at)
     multiples = tuple(length // trained_at for length in lengths if length % trained_at == 0)
-    return RecallConfig(multiples=multiples or (1,), items=RECALL_ITEMS, seed=record.reading.seed)
+    return RecallConfig(
+        multiples=multiples or (1,),
+        items=RECALL_ITEMS,
+        depths=RECALL_DEPTHS,
+        passkey=False,
+        seed=record.reading.seed,
+    )
 
 
 def heads_config(record: Record, trained_at: int) -> HeadsConfig:
@@ -95,7 +101,7 @@ def run_final_studies(
             output=output,
         ),
     }
-    what = {"recall": "asking for values by their keys, and for a passkey,", "heads": "measuring attention heads"}
+    what = {"recall": "asking for values by their keys", "heads": "measuring attention heads"}
     say = partial(console.print, highlight=False, soft_wrap=True)
     for name in record.final_studies:
         say(f"after the last step: {what[name]} at {_listed(record, trained_at)} tokens")

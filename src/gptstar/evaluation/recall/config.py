@@ -28,6 +28,7 @@ class RecallConfig:
         pairs: of a text, the same at every length, so that lengths differ in distance alone.
         loads: pairs of texts of one length, the shortest that holds the most of them; so loads differ in pairs alone.
             Those that no length holds, or the tokenizer's words don't suffice for, are left out.
+        passkey: also ask for a passkey, if the model's tokenizer has English words.
         trained_at: the training context of a checkpoint that does not know it.
         dtype: what matrix products are computed in.
         batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
@@ -40,6 +41,7 @@ class RecallConfig:
     items: Count = 200
     pairs: Count = 4
     loads: tuple[Count, ...] = (4, 8, 16, 32)
+    passkey: bool = True
     trained_at: Count | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     batch_tokens: Count | None = None

@@ -90,7 +90,7 @@ def _tokens_to_read(part: Part, config: RecallConfig) -> int:
     """Count the tokens of all texts of a part, those beyond a capacity too."""
     lengths = sum(config.lengths(part.trained_at)) * len(config.depths)
     loads, at_loads = config.fitting_loads(part.trained_at, len(part.lexicon.keys))
-    n_passkeys = 0 if part.lexicon == SYMBOLS else len(part.lexicon.keys)
+    n_passkeys = 0 if part.lexicon == SYMBOLS or not config.passkey else len(part.lexicon.keys)
     return lengths * (config.items + n_passkeys) + len(loads) * at_loads * config.items
 
 
@@ -101,7 +101,7 @@ def _curves(part: Part, asker: Asker) -> list[RecallCurve]:
     n_values = len(part.lexicon.values)
     curves = [RecallCurve(*known, "pairs", n_values, words, tuple(lengths), tuple(depths), tuple(loads))]
     passkeys = PasskeyQuestions(part.tokenizer, part.lexicon)
-    if words == "english" and passkeys.least_length <= part.trained_at:
+    if asker.config.passkey and words == "english" and passkeys.least_length <= part.trained_at:
         lengths, depths = asker.passkeys(passkeys)
         n_keys = len(part.lexicon.keys)
         curves.append(RecallCurve(*known, "passkey", n_keys, words, tuple(lengths), tuple(depths)))

@@ -11,8 +11,9 @@ from scipy import stats
 from gptstar.results.answer import answer
 from gptstar.results.arms import RATE, arms_of, by_levels
 from gptstar.results.evaluations import LENGTH_FIGURES
-from gptstar.results.extrapolation import CONTEXT, against_training
+from gptstar.results.extrapolation import CONTEXT, against_training, between_contexts
 from gptstar.results.figures import lengths_figure
+from gptstar.results.length_answer import longest_changes, whether_it_holds
 from gptstar.results.tried import at_best_rate, numeric_factors, values_tried
 
 NO_LENGTHS = pd.DataFrame(columns=list(LENGTH_FIGURES))
@@ -58,8 +59,8 @@ def test_a_search_is_answered_in_a_sentence_with_an_interval() -> None:
     change, least, most = (f"{each:+.3f}".replace("-", "−") for each in interval(differences))
     p = stats.ttest_1samp(differences, 0).pvalue
     assert said.findings == (
-        f"Of 4 learning rates, 0.003 has the lowest validation loss: {value:.3f}, {change} [{least}, {most}] "
-        f"against the next, 0.01 (95 % interval over 3 seeds, p = {p:.2g}; preliminary).",
+        f"Of 4 learning rates, 0.003 has the lowest validation loss: {value:.3f} nats per token, {change} "
+        f"[{least}, {most}] against the next, 0.01 (95 % interval over 3 seeds, p = {p:.2g}; preliminary).",
     )
     assert said.limits == (
         "There are 3 seeds, so every effect is preliminary: a significant one needs 5 seeds and p < 0.01.",
@@ -69,7 +70,8 @@ def test_a_search_is_answered_in_a_sentence_with_an_interval() -> None:
 def test_one_seed_the_edge_and_few_steps_are_said() -> None:
     said = answer(search({0.001: (4.5,), 0.003: (4.2,), 0.01: (4.1,)}, steps=30), NO_LENGTHS, [RATE])
     assert said.findings == (
-        "Of 3 learning rates, 0.01 has the lowest validation loss: 4.100, −0.100 against the next, 0.003 (one seed).",
+        "Of 3 learning rates, 0.01 has the lowest validation loss: 4.100 nats per token, −0.100 against the "
+        "next, 0.003 (one seed).",
     )
     assert said.limits == (
         "There is one seed, so the variation between seeds is unknown, and no interval can be given.",
@@ -95,7 +97,7 @@ def test_runs_that_differ_in_their_seed_alone_have_a_mean() -> None:
     mean, low, high = interval(values)
     said = answer(runs, NO_LENGTHS, ["seed"])
     assert said.findings == (
-        f"The validation loss is {mean:.3f} [{low:.3f}, {high:.3f}] (95 % interval over 5 seeds).",
+        f"The validation loss is {mean:.3f} [{low:.3f}, {high:.3f}] nats per token (95 % interval over 5 seeds).",
     )
     assert said.limits == ()
 
@@ -134,7 +136,9 @@ def test_what_makes_losses_incomparable_is_said() -> None:
     assert "Only one learning rate was tried, 0.001: some arms may be better at another." in said.limits
     contexts = made_up(*({CONTEXT: length, "validation_loss": length / 100} for length in (64, 128)))
     said = answer(contexts, NO_LENGTHS, [CONTEXT])
-    assert said.findings[0].startswith("Of 2 training contexts, 64 has the lowest validation loss")
+    assert said.findings[0].startswith(
+        "Of 2 training contexts, each validated at its own, 64 has the lowest validation loss"
+    )
     assert said.limits[-1].startswith("Each run is validated at its own training context")
 
 
@@ -160,6 +164,90 @@ def test_the_change_beyond_the_training_context_is_said() -> None:
         f"Read at 8 × its training context, the loss of the model changes by +0.110 [{low:+.3f}, {high:+.3f}] nats "
         f"per token (95 % interval over 3 seeds, p = {p:.2g}; preliminary)."
     )
+
+
+def swept(targets: dict[int, str], rise: dict[int, float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return runs of three seeds at each training context, and their readings at 1 ×, 2 × and 8 ×."""
+    pairs = [(context, seed) for context in targets for seed in range(3)]
+    runs = made_up(*({CONTEXT: at, "seed": seed, "validation_loss": 4.0 - at / 1000} for at, seed in pairs))
+    lines = [
+        {"study": "s", "run": str(number), "trained_at": float(at), "scaling": "none", "multiple": float(multiple)}
+        | {"context_length": at * multiple, "reference": float(at), "targets": targets[at], "change_low": 0.0}
+        | {"loss": 4.0 + at / 1000 + (1 + seed / 10) * rise[at] * (multiple > 1), "change_high": 0.0}
+        for number, (at, seed) in enumerate(pairs)
+        for multiple in (1, 2, 8)
+    ]
+    return runs, pd.DataFrame(lines)
+
+
+def test_training_contexts_are_compared_at_the_same_length_on_the_same_targets() -> None:
+    """The validation prefers 128, each at its own context; at 128 and 1,024 tokens read by both, 64 is better."""
+    runs, lengths = swept({64: "abc", 128: "abc"}, {64: 0.01, 128: 0.01})
+    said = answer(runs, lengths, [CONTEXT, "seed"])
+    held, at_128, by_validation = said.findings
+    assert held.startswith(
+        "Read at 8 × their training context, the loss, averaged over 2 training contexts, changes by"
+    )
+    assert at_128.startswith(
+        "Of 2 training contexts, all reading 128 tokens (the longest length that all were read at), 64 has the lowest "
+        "loss: 4.075 nats per token, −0.0530 ["
+    )
+    assert by_validation.startswith("Of 2 training contexts, each validated at its own, 128 has the lowest validation")
+    assert not any("targets" in each for each in said.limits)
+    assert said.limits[-1].startswith("All seeds read the same text, so intervals over seeds")
+
+
+def test_the_longest_common_length_and_the_longest_training_context_are_compared() -> None:
+    runs, lengths = swept({64: "abc", 256: "abc"}, {64: 0.01, 256: 0.01})
+    more = lengths[lengths["multiple"] == 8].assign(context_length=256, multiple=4.0)
+    lengths = pd.concat([lengths, more[more["trained_at"] == 64]], ignore_index=True)
+    found = [each for each in answer(runs, lengths, [CONTEXT, "seed"]).findings if "all reading" in each]
+    assert [each.partition("all reading ")[2].partition("),")[0] for each in found] == [
+        "512 tokens (the longest length that all were read at",
+        "256 tokens (the longest training context",
+    ]
+
+
+def test_training_contexts_that_change_differently_have_a_sentence_each() -> None:
+    runs, lengths = swept({64: "abc", 128: "abc"}, {64: 0.1, 128: -0.02})
+    findings = answer(runs, lengths, [CONTEXT, "seed"]).findings
+    assert "averaged over 2 training contexts, changes by +0.044 [" in findings[0]
+    assert findings[1].startswith("Trained at 64 tokens, the loss changes by +0.110 [")
+    assert findings[2].startswith("Trained at 128 tokens, the loss changes by −0.022 [")
+    table = against_training(runs, lengths, [CONTEXT, "seed"])
+    assert list(table.loc[table["context"] == "8 ×", "trained at"]) == ["64", "128", "average"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "why"),
+    [({64: "a", 128: "b"}, "The runs of each training context scored other targets"),
+     ({64: "", 128: ""}, "It is not known which targets were scored")],
+)  # fmt: skip
+def test_training_contexts_on_other_targets_are_not_compared(targets: dict[int, str], why: str) -> None:
+    runs, lengths = swept(targets, {64: 0.01, 128: 0.01})
+    said = answer(runs, lengths, [CONTEXT, "seed"])
+    assert "validation loss" in said.findings[0]
+    assert not any("all reading" in each for each in said.findings)
+    (limit,) = [each for each in said.limits if each.startswith(why)]
+    assert "evaluation.protocol=fixed_targets evaluation.room=1024 evaluation.targets=32 checkpoint=" in limit
+    assert between_contexts(runs, lengths, [CONTEXT, "seed"]).empty
+
+
+def test_the_best_training_context_at_the_edge_is_said() -> None:
+    runs = made_up(*({CONTEXT: length, "validation_loss": 5 - length / 100} for length in (64, 128, 256)))
+    edge = "The best training context, 256, is the highest of the 3 tried: a higher one may be better."
+    assert edge in answer(runs, NO_LENGTHS, [CONTEXT]).limits
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [([0.001, 0.002, 0.003], "Yes"), ([0.1, 0.101, 0.102], "No"), ([0.0, 0.02, 0.04], "Unknown"), ([0.1], "Unknown")],
+)
+def test_whether_the_loss_holds_begins_with_the_verdict(changes: list[float], verdict: str) -> None:
+    runs = made_up(*({"seed": seed, "validation_loss": 4.0} for seed in range(len(changes))))
+    lengths = read_at(runs, changes, reference=32.0)
+    (change,) = longest_changes(runs, lengths, ["seed"])
+    assert whether_it_holds(change).startswith(f"{verdict}: at 8 × the training context, the loss of the model changes")
 
 
 def test_the_interval_of_one_run_is_over_the_text() -> None:
@@ -225,7 +313,10 @@ def test_numbers_with_several_values_have_a_curve(factor: str, levels: list[obje
 def test_an_interval_that_is_narrow_has_more_digits() -> None:
     said = answer(search({0.001: (4.1, 4.1), 0.002: (4.0, 4.0002)}), NO_LENGTHS, [RATE, "seed"])
     change, low, high = (f"{each:.4f}".replace("-", "−") for each in interval([-0.1, -0.0998]))
-    assert f"0.002 has the lowest validation loss: 4.0001, {change} [{low}, {high}] against" in said.findings[0]
+    assert (
+        f"0.002 has the lowest validation loss: 4.0001 nats per token, {change} [{low}, {high}] against"
+        in said.findings[0]
+    )
 
 
 def test_a_run_that_was_repeated_counts_once_for_its_rate() -> None:
@@ -236,7 +327,10 @@ def test_a_run_that_was_repeated_counts_once_for_its_rate() -> None:
     assert tried.best == 0.003
     assert list(tried.values["mean"]) == pytest.approx([4.3, 4.25])
     assert list(tried.values["size"]) == [2, 2]
-    assert "0.003 has the lowest validation loss: 4.250, " in answer(runs, NO_LENGTHS, [RATE, "seed"]).findings[0]
+    assert (
+        "0.003 has the lowest validation loss: 4.250 nats per token, "
+        in answer(runs, NO_LENGTHS, [RATE, "seed"]).findings[0]
+    )
     arms = pd.concat([runs.assign(arm="a"), runs.assign(arm="b")], ignore_index=True)
     assert set(at_best_rate(arms, ["arm", RATE, "seed"])[0][RATE]) == {0.003}
 
@@ -246,7 +340,7 @@ def test_the_sentence_names_the_best_of_the_plot_and_of_the_table() -> None:
     said = answer(runs, NO_LENGTHS, [RATE, "seed"])
     (tried,) = values_tried(runs, RATE, [RATE, "seed"])
     assert tried.best == 0.003
-    lowest = "Of 4 learning rates, 0.003 has the lowest validation loss of the 3 with all runs: 4.250, −0.300 "
+    lowest = "Of 4 learning rates, 0.003 has the lowest validation loss of the 3 with all runs: 4.250 nats per token, "
     assert said.findings[0].startswith(lowest)
     assert "against the next, 0.001 (" in said.findings[0]
 
@@ -255,11 +349,11 @@ def test_rates_of_other_seeds_are_compared_where_they_have_a_pair() -> None:
     nan = math.nan
     said = answer(search({0.001: (4.5, 4.6), 0.003: (4.2, nan), 0.01: (nan, 4.1)}), NO_LENGTHS, [RATE, "seed"])
     assert said.findings == (
-        "Of 3 learning rates, 0.001 alone has all runs and this validation loss: 4.550, +0.500 against 0.01 "
-        "(one seed).",
+        "Of 3 learning rates, 0.001 alone has all runs and this validation loss: 4.550 nats per token, +0.500 against "
+        "0.01 (one seed).",
     )
     apart = answer(search({0.001: (4.5, nan), 0.003: (nan, 4.2)}), NO_LENGTHS, [RATE, "seed"])
-    lowest = "The lowest validation loss is 4.200, of the run 3 (optimizer.learning_rate 0.003, seed 1)."
+    lowest = "The lowest validation loss is 4.200 nats per token, of the run 3 (optimizer.learning_rate 0.003, seed 1)."
     assert apart.findings[0] == lowest
 
 
@@ -268,7 +362,8 @@ def test_a_search_over_several_numbers_says_what_was_lowest() -> None:
     runs = made_up(*({RATE: rate, "schedule.warmup_steps": n, "validation_loss": loss} for rate, n, loss in tried))
     said = answer(runs, NO_LENGTHS, [RATE, "schedule.warmup_steps"])
     assert said.findings == (
-        "The lowest validation loss is 4.200, of the run 1 (optimizer.learning_rate 0.0034, schedule.warmup_steps 25).",
+        "The lowest validation loss is 4.200 nats per token, of the run 1 (optimizer.learning_rate 0.0034, "
+        "schedule.warmup_steps 25).",
         "No two finished runs differ in a single setting, so the effect of a setting is not known.",
     )
 
@@ -306,5 +401,7 @@ def test_the_arm_at_the_edge_is_named_by_its_settings_and_steps_are_not_tuned() 
 def test_a_loss_that_is_not_finite_is_left_out(loss: float) -> None:
     runs = search({0.001: (4.5, 4.4), 0.003: (4.2, 4.1), 0.0003: (5.0, loss)})
     said = answer(runs, NO_LENGTHS, [RATE, "seed"])
-    assert "0.003 has the lowest validation loss of the 2 with all runs: 4.150, −0.300" in said.findings[0]
+    assert (
+        "0.003 has the lowest validation loss of the 2 with all runs: 4.150 nats per token, −0.300" in said.findings[0]
+    )
     assert said.limits[0] == ("1 of 6 runs are left out: 1 finished without a validation loss that is a number.")

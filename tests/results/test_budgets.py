@@ -159,7 +159,9 @@ def test_runs_without_a_speed_are_compared_by_their_tokens(tmp_path: Path) -> No
         write_run(tmp_path / "study", "slow", seed, 100, [5.5, 5.0], speed=0)
         write_run(tmp_path / "study", "fast", seed, 40, [5.5, 4.9], speed=0, beta1=0.7)
     tokens = math.exp(math.log(2000) + math.log(2) * (0.5 / 0.6)) / 10_000
-    assert f"| fast | 0.004 | × {tokens:.3f} [{tokens:.3f}, {tokens:.3f}] |  | 3 |" in report(tmp_path / "study")
+    assert f"| fast | 0.004 | × {tokens:.3f} [{tokens:.3f}, {tokens:.3f}] | preliminary |  |  | 3 |" in report(
+        tmp_path / "study"
+    )
 
 
 def test_a_seed_that_lacks_a_budget_is_left_out(study: Path) -> None:
@@ -175,7 +177,7 @@ def test_the_report_says_what_the_runs_do(study: Path) -> None:
     assert "![Tokens and hours to the loss of experiment=reference](report-" in said
     value, low, high = known_shares()
     hours = " ".join(f"{1.25 * each:.3f}" for each in (value, low, high)).split()
-    row = "| short, recipe | 0.002, 0.004 | × {:.3f} [{:.3f}, {:.3f}] | × {} [{}, {}] | 3 | preliminary |"
+    row = "| short, recipe | 0.002, 0.004 | × {:.3f} [{:.3f}, {:.3f}] | preliminary | × {} [{}, {}] | preliminary | 3 |"
     assert row.format(value, low, high, *hours) in said
     theirs = stats.ttest_rel(RECIPES, REFERENCES)
     interval = theirs.confidence_interval()
@@ -239,6 +241,16 @@ def test_a_best_rate_is_at_the_end_of_its_own_grid() -> None:
         "c": False,
     }  # c has no other
     assert [loss for each in tried.values() for loss in each.values["mean"]] == [each + 0.5 for each in losses.values()]
+
+
+def test_hours_are_not_compared_where_arms_did_not_take_turns(tmp_path: Path) -> None:
+    for at, arm in enumerate(("reference", "recipe")):
+        for seed in SEEDS:
+            write_run(tmp_path / "study", arm, seed, 40, [5.5 - at, 5.0 - at], beta1=0.9 - at / 10)
+    said = report(tmp_path / "study")
+    assert "## Tokens to the loss of experiment=reference\n" in said
+    assert "Hours are not compared, because the arms did not take turns" in said
+    assert "| recipe | million tokens | tokens | verdict on tokens | seeds |" in said
 
 
 def test_a_run_that_diverged_is_left_out_of_the_report(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def sections_on(study: str, targets: dict[int, str]) -> tuple[list[str], str]:
 )
 def test_arms_are_compared_on_targets_that_are_known(study: str, targets: dict[int, str], said: str) -> None:
     found, text = sections_on(study, targets)
-    assert found == ["Beyond the training context", "Does it hold?", "Arms at each length"]
+    same = ["Training contexts, all reading the same length"] * (list(targets.values()) == ["5d41", "5d41"])
+    assert found == ["Beyond the training context", "Does it hold?", *same, "Arms at each length"]
     assert said in text
 
 

@@ -1,23 +1,22 @@
 """The findings of a set of runs in sentences, and the limits of what they show."""
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 
-from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, Effect, blocked_effect
+from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, blocked_effect
 from gptstar.plots.labels import level_texts
-from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, arms_of, by_seed, measured, outcome_of, without_seed
+from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, by_seed, measured, outcome_of, without_seed
+from gptstar.results.best_level import UNITS, best_level, words
 from gptstar.results.budgets import STEPS
-from gptstar.results.extrapolation import CONTEXT, changes, reading_keys, readings
-from gptstar.results.factors import digits, effect_text, level_effects
-from gptstar.results.frames import EXPERIMENT
+from gptstar.results.extrapolation import CONTEXT
+from gptstar.results.factors import effect_text
+from gptstar.results.length_answer import findings_on_contexts, findings_on_lengths, limits_of_lengths
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
 
 SHORT_STEPS = 200
 """The number of steps below which runs are called short."""
-PLURALS = {RATE: "learning rates", CONTEXT: "training contexts", EXPERIMENT: "experiments"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,12 @@ def answer(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) ->
     finished = measured(runs[runs["state"] == "finished"], OUTCOME)
     if finished.empty:
         return Answer((f"No run has finished with a validation loss: {states_text(runs)}.",), ())
-    findings = [*_on_factors(finished, factors), *findings_on_lengths(runs, lengths, factors)]
-    return Answer(tuple(findings), tuple(_limits(runs, finished, factors)))
+    on_factors, on_lengths = _on_factors(finished, factors), findings_on_lengths(runs, lengths, factors)
+    on_contexts = list(findings_on_contexts(runs, lengths, factors))
+    # on the same targets, readings say more on training contexts than validations, each at its own context
+    findings = [*on_lengths, *on_contexts, *on_factors] if on_contexts else [*on_factors, *on_lengths]
+    limits = [*_limits(runs, finished, factors), *limits_of_lengths(lengths, factors)]
+    return Answer(tuple(findings), tuple(limits))
 
 
 def states_text(runs: pd.DataFrame) -> str:
@@ -54,79 +57,26 @@ def _on_factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]
     outcome = outcome_of(finished)
     finished = measured(finished, outcome)
     if finished.empty:
-        yield f"No run has a {_words(outcome)}."
+        yield f"No run has a {words(outcome)}."
         return
     if not without_seed(factors):
         mean = blocked_effect(by_seed(finished, factors, outcome))
         over = f" (95 % interval over {mean.n_seeds} seeds)" if mean.n_seeds > 1 else ""
-        yield f"The {_words(outcome)} is {effect_text(mean, sign='')}{over}."
+        yield f"The {words(outcome)} is {effect_text(mean, sign='')}{UNITS.get(outcome, '')}{over}."
         return
     tuned, left = at_best_rate(finished, factors)
     at_best = ", each arm at its best learning rate" if len(left) < len(factors) else ""
-    sentences = list(filter(None, (_on_factor(tuned, factor, left, outcome) for factor in without_seed(left))))
+    own = {CONTEXT: "each validated at its own"}
+    on_each = (best_level(tuned, factor, left, outcome, own.get(factor, "")) for factor in without_seed(left))
+    sentences = list(filter(None, on_each))
     yield from (f"{each}{at_best}." for each in sentences)
     if not sentences:
         best = finished.loc[finished[outcome].idxmin()]
         settings = ", ".join(f"{factor} {level_texts([best[factor]])[0]}" for factor in factors)
-        yield f"The lowest {_words(outcome)} is {best[outcome]:.3f}, of the run {best['run']} ({settings})."
+        figure = f"{best[outcome]:.3f}{UNITS.get(outcome, '')}"
+        yield f"The lowest {words(outcome)} is {figure}, of the run {best['run']} ({settings})."
         if len(finished) > 1:
             yield "No two finished runs differ in a single setting, so the effect of a setting is not known."
-
-
-def _on_factor(runs: pd.DataFrame, factor: str, factors: Sequence[str], outcome: str) -> str:
-    """Return a sentence on the best level of a factor and its lead over the next; empty if runs can't be paired."""
-    tried = Tried.of(runs, factor, factors, outcome)
-    if len(tried.values) < 2:
-        return ""
-    best, means = tried.best, tried.values["mean"]
-    against_best = {
-        each.level: each.effect
-        for each in level_effects(runs, factors, outcome, against=str(best))
-        if each.factor == factor
-    }
-    others = [*tried.complete.index.drop(best), *means.drop(tried.complete.index).sort_values().index]
-    following = next((level for level in others if level in against_best), None)
-    if following is None:
-        return ""
-    change = against_best[following]
-    change = replace(change, value=-change.value, low=-change.high, high=-change.low)
-    names = dict(zip(means.index, level_texts(list(means.index)), strict=True))
-    cells = [each for each in without_seed(factors) if each != factor]
-    averaged = f", averaged over {' and '.join(cells)}" if cells else ""
-    n_complete = len(tried.complete)
-    claim = f"has the lowest {_words(outcome)}" + (f" of the {n_complete} with all runs" * (n_complete < len(means)))
-    if n_complete == 1:
-        claim = f"alone has all runs and this {_words(outcome)}"
-    next_one = ("the next, " if following == others[0] and n_complete > 1 else "") + names[following]
-    return (
-        f"Of {len(means)} {PLURALS.get(factor, f'values of {factor}')}, {names[best]} {claim}: "
-        f"{means[best]:.{digits(change)}f}, {effect_text(change)} against {next_one}{averaged} ({_verdict(change)})"
-    )
-
-
-def _verdict(effect: Effect) -> str:
-    if effect.n_seeds < 2:
-        return "one seed" if math.isnan(effect.low) else "one seed; 95 % interval over the text"
-    p = f"p = {effect.p:.2g}" if effect.p >= 1e-4 else "p < 0.0001"
-    return f"95 % interval over {effect.n_seeds} seeds, {p}; {effect.verdict}"
-
-
-def _words(outcome: str) -> str:
-    return outcome.replace("_", " ")
-
-
-def findings_on_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
-    """Yield a sentence for each arm on the change of its loss from the training context to the longest context."""
-    for study, of_study in lengths.groupby("study", sort=False) if not lengths.empty else ():
-        which = f" ({study})" if lengths["study"].nunique() > 1 else ""
-        for arm, rows in arms_of(readings(runs, of_study, factors), reading_keys(factors)):
-            by_multiple = changes(rows, factors)
-            longest, model = max(by_multiple, default=0), "the model" if arm == "all runs" else arm
-            if longest > 1:
-                yield (
-                    f"Read at {longest:g} × its training context{which}, the loss of {model} changes by "
-                    f"{effect_text(by_multiple[longest])} nats per token ({_verdict(by_multiple[longest])})."
-                )
 
 
 def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
@@ -153,7 +103,7 @@ def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) 
             else f"The run is short: {steps:,} steps, {int(finished['tokens'].min()):,} tokens."
         )
     for factor in numeric_factors(finished, factors):
-        if factor in (CONTEXT, STEPS):  # these are chosen by purpose and budget, not tuned
+        if factor == STEPS:  # chosen by budget, not tuned
             continue
         for tried in values_tried(finished, factor, factors):
             if tried.is_at_edge:
@@ -172,7 +122,7 @@ def _edge_text(factor: str, tried: Tried) -> str:
 
 
 def _name(factor: str) -> str:
-    return factor.rpartition(".")[2].replace("_", " ")
+    return "training context" if factor == CONTEXT else factor.rpartition(".")[2].replace("_", " ")
 
 
 def _why_left_out(runs: pd.DataFrame) -> str:

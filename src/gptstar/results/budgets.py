@@ -99,6 +99,11 @@ class Reached:
         bounds = (f"{self.seeds[where]} of {total} {where}" for where in (BEFORE, NEVER) if self.seeds[where])
         return ", ".join(bounds)
 
+    @property
+    def verdict(self) -> str:
+        """The verdict on the share; empty if it is not known."""
+        return self.share.verdict if self.share is not None else ""
+
 
 def reached(curves: Mapping[Any, Curve], references: Mapping[Any, tuple[float, float]]) -> Reached:
     """Compare, seed by seed, where a curve reaches the reference's loss with what the reference took.
@@ -164,17 +169,20 @@ def _curves(recipe: Recipe, curves: pd.DataFrame, measure: str) -> dict[Any, Cur
     return by_seed
 
 
-def cost_table(lines: Sequence[Cost]) -> pd.DataFrame:
-    """Make a line for each recipe."""
+def cost_table(lines: Sequence[Cost], *, has_hours: bool = True) -> pd.DataFrame:
+    """Make a line for each recipe, with a verdict after each cost; hours are left out where they can't be compared."""
     return pd.DataFrame(
         [
             {
                 "recipe": each.recipe.name,
                 "million tokens": ", ".join(f"{tokens / 1e6:.3g}" for tokens in each.recipe.budgets),
-                "tokens": each.tokens.text,
-                "hours": each.hours.text,
+                **{
+                    key: text
+                    for measure, found in (("tokens", each.tokens), ("hours", each.hours))
+                    if measure == "tokens" or has_hours
+                    for key, text in ((measure, found.text), (f"verdict on {measure}", found.verdict))
+                },
                 "seeds": each.tokens.seeds.total(),
-                "": each.tokens.share.verdict if each.tokens.share else "",
             }
             for each in lines
         ]

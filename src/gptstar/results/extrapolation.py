@@ -10,7 +10,13 @@ from gptstar.results.arms import SEED, arms_of, by_seed, measured, without_seed
 from gptstar.results.factors import effect_table, effect_text, evidence, level_effects
 from gptstar.results.frames import AT_EDGE
 
-CONTEXT = "data.context_length"
+CONTEXT, LOSS = "data.context_length", "loss"
+
+
+def have_equal_targets(lengths: pd.DataFrame) -> bool:
+    """Return whether all readings of a study are known to have scored the same targets."""
+    targets = set(lengths["targets"])
+    return len(targets) == 1 and "" not in targets
 
 
 def readings(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
@@ -54,18 +60,48 @@ def changes(rows: pd.DataFrame, factors: Sequence[str], at: str = "multiple") ->
 
 
 def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
-    """Make a line for the change of each arm at each multiple of its training context, averaged over these."""
+    """Make a line for the change of each arm at each multiple of each training context, and averaged over these."""
     keys = reading_keys(factors)
-    table = pd.DataFrame(
-        [
-            rows[keys].iloc[0].to_dict()
-            | {"context": f"{multiple:g} ×", "change": effect_text(effect), **evidence(effect), "": effect.verdict}
-            for _, rows in arms_of(readings(runs, lengths, factors), keys)
-            for multiple, effect in changes(rows, factors).items()
-            if multiple > 1
+    lines = []
+    for _, rows in arms_of(readings(runs, lengths, factors), keys):
+        contexts = sorted(rows["trained_at"].dropna().unique())
+        parts = [(f"{context:,.0f}", rows[rows["trained_at"] == context]) for context in contexts]
+        for trained_at, part in [*parts, ("average", rows)] if len(contexts) > 1 else parts:
+            lines += [
+                rows[keys].iloc[0].to_dict()
+                | {"trained at": trained_at, "context": f"{multiple:g} ×", "change": effect_text(effect)}
+                | {**evidence(effect), "": effect.verdict}
+                for multiple, effect in changes(part, factors).items()
+                if multiple > 1
+            ]
+    return without_plain_reading(pd.DataFrame(lines))
+
+
+def between_contexts(
+    runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], against: str | None = None
+) -> pd.DataFrame:
+    """Compare training contexts at every context length that several of them were read at, on the same targets.
+
+    Args:
+        runs: each arm at one learning rate.
+        lengths: one study of those that `lengths` returns.
+        factors: all that was varied but the rate.
+
+    Returns:
+        A line for each training context and length of reading; empty if the targets are not the same for all.
+    """
+    if CONTEXT not in factors or not have_equal_targets(lengths):
+        return pd.DataFrame()
+    lines = []
+    for length, here in readings(runs, lengths, factors).groupby("context_length"):
+        found = level_effects(here, [*factors, "scaling"], LOSS, against=against)
+        lines += [
+            {"all reading (tokens)": f"{length:,.0f}", "trained at": f"{each.level:,}", "against": f"{each.against:,}"}
+            | {"effect": each.text, **evidence(each.effect), "left out": each.left_out, "": each.effect.verdict}
+            for each in found
+            if each.factor == CONTEXT
         ]
-    )
-    return without_plain_reading(table)
+    return pd.DataFrame(lines)
 
 
 def between_arms(

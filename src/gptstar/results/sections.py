@@ -23,7 +23,7 @@ from gptstar.results.loaded import Loaded
 from gptstar.results.recall_frame import recall_of
 from gptstar.results.recall_sections import recall_sections
 from gptstar.results.section import Section
-from gptstar.results.speeds import n_at_a_time, speed_section
+from gptstar.results.speeds import deviation_text, n_at_a_time, speed_section, took_turns
 from gptstar.results.table import duration
 from gptstar.results.task_sections import task_sections
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
@@ -35,7 +35,11 @@ EXPLAINED = (
     f"all other settings. With {SEEDS} seeds and p < {LEVEL} an effect is significant, otherwise preliminary."
 )
 
-TURNS = "Times are comparable if the arms took turns (`seed=` before the arms in the sweep) and nothing else ran."
+TURNS = "Arms took turns, so that times compare if nothing else ran on the machine."
+NO_TURNS = (
+    "Hours are not compared, because the arms did not take turns: other work on the machine may have slowed one arm. "
+    "Put `seed=` before the arms in the sweep."
+)
 
 
 def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
@@ -129,10 +133,17 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
             "Each arm is at its best learning rate, as above. The same seeds chose the rate, which favours an arm with "
             "several nearly equal rates, by up to half a standard error."
         )
+    has_hours, compares = tuned["tokens"].nunique() > 1, took_turns(tuned, left)
+    if has_hours and not compares:
+        text.append(NO_TURNS)
     heading = f"Effects on {outcome.replace('_', ' ')}"
     yield Section(heading, " ".join(text), table=effect_table(changes), picture=effects_figure(changes))
-    if tuned["tokens"].nunique() > 1 and (hours := level_effects(tuned, left, "hours", against=against, ratio=True)):
-        yield Section("Effects on hours of training", f"Ratios. {TURNS} {EXPLAINED}", table=effect_table(hours))
+    if has_hours and compares and (hours := level_effects(tuned, left, "hours", against=against, ratio=True)):
+        yield Section(
+            "Effects on hours of training",
+            " ".join(filter(None, ["Ratios.", TURNS, deviation_text(tuned, left), EXPLAINED])),
+            table=effect_table(hours),
+        )
 
 
 def _losses(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
@@ -161,8 +172,8 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
     table = grouped.agg(
         **{
             "million tokens": ("tokens", lambda tokens: tokens.mean() / 1e6),
-            "training": ("hours", lambda hours: duration(hours.mean())),
-            "± over runs": ("hours", _deviation),
+            "median time": ("hours", lambda hours: duration(hours.median())),
+            "longest time": ("hours", lambda hours: duration(hours.max())),
             "validation loss": (OUTCOME, "mean"),
             "± over seeds": (OUTCOME, lambda losses: f"{losses.std():.3f}" if len(losses) > 1 else ""),
             "seeds": ("run", "size"),
@@ -173,11 +184,6 @@ def _tokens_to(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str])
     if any(len(each) > 1 for each in means):
         table[f"million tokens to {target:.3f}"] = [_million_tokens_to(target, list(each.items())) for each in means]
     return table.reset_index()
-
-
-def _deviation(hours: pd.Series) -> str:
-    """Format the standard deviation of durations; empty for a single one."""
-    return "" if len(hours) < 2 else "< 1 s" if hours.std() < 1 / 3600 else duration(hours.std())
 
 
 def _million_tokens_to(loss: float, curve: Sequence[tuple[float, float]]) -> str:
@@ -208,10 +214,12 @@ def _costs(
     text = (
         f"The cost of each recipe to reach the final loss of {factor}={level}, as a ratio to the cost of the latter, "
         "seed by seed. It is interpolated over the logarithm between a recipe's final losses at its budgets, or "
-        f"between its validations if it has one budget. {TURNS} 95 % intervals are by Student's t over seeds."
+        f"between its validations if it has one budget. 95 % intervals are by Student's t over seeds. "
     )
-    table = cost_table(costs(candidates, reference, curves))
-    heading = f"Tokens and hours to the loss of {factor}={level}"
+    has_hours = took_turns(tuned, left)
+    text += " ".join(filter(None, [TURNS, deviation_text(tuned, left)])) if has_hours else NO_TURNS
+    table = cost_table(costs(candidates, reference, curves), has_hours=has_hours)
+    heading = f"Tokens {'and hours ' * has_hours}to the loss of {factor}={level}"
     yield Section(heading, text, table=table, picture=budgets_figure(candidates))
 
 

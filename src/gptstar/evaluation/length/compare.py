@@ -1,7 +1,7 @@
 """Losses at context lengths set against those of a first model, paired by document. B minus A throughout."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,7 +11,7 @@ from gptstar.errors import ConfigError
 from gptstar.evaluation.compare import CAVEAT, Comparisons, Row, letter, names_of, with_holm
 from gptstar.evaluation.statistics.paired import Paired, paired_ratio
 
-UNPAIRED = "{}: without intervals and p, since {}."
+UNPAIRED = "{}: without intervals and p, because {}."
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,13 @@ class Reading:
         return reading
 
 
+def equal_targets(lengths: Collection[float]) -> str:
+    """Return a sentence without its stop on how to score the same targets, given all context lengths in tokens."""
+    keys = {"protocol": "fixed_targets", "room": int(max(lengths)), "targets": max(int(min(lengths)) // 2, 1)}
+    words = " ".join(f"evaluation.{key}={value}" for key, value in keys.items())
+    return f"`gptstar evaluate evaluation=length {words} checkpoint=[RUN,RUN]` scores the same targets for all runs"
+
+
 def compare_curves(readings: Sequence[Reading]) -> Comparisons:
     """Compare the losses of models with those of the first, at each context length that both were read at.
 
@@ -101,7 +108,8 @@ def _why_unpaired(a: Reading, b: Reading) -> str:
     if not a.counts or not b.counts:
         return "these results lack the losses by document: evaluate again"
     if a.targets != b.targets or a.counts != b.counts:
-        return "other tokens were scored: fixed_targets of equal room, targets and max_tokens scores the same"
+        lengths = [point.context_length for point in (*a.lengths, *b.lengths)]
+        return f"other tokens were scored. {equal_targets(lengths)}"
     return ""
 
 

@@ -62,11 +62,13 @@ def test_the_scale_suits_the_values(values: list[float], scale: str) -> None:
     assert list(axes.get_xticks()) == values
 
 
-def test_lengths_are_in_thousands_where_there_are_many() -> None:
+def test_lengths_are_in_thousands_where_whole_numbers_do_not_fit() -> None:
     axes = Figure().subplots()
     length_axis(axes, [512, 1024])
     assert [label.get_text() for label in axes.get_xticklabels()] == ["512", "1,024"]
     length_axis(axes, [128, 256, 512, 1024, 2048, 16384])
+    assert [label.get_text() for label in axes.get_xticklabels()][-2:] == ["2,048", "16,384"]
+    length_axis(axes, [128, 256, 512, 1024, 2048, 16384], 25)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["128", "256", "512", "1k", "2k", "16k"]
 
 

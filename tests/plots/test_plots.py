@@ -17,7 +17,7 @@ from gptstar.plots.positions import PositionLine, draw_positions
 from gptstar.plots.score_curves import ScoreCurves, draw_score_curves
 from gptstar.plots.scores import Score, ScorePanel, draw_scores
 from gptstar.plots.speed import Speeds, draw_speeds
-from gptstar.plots.style import BLUE, COLOURS, GREY, Figure
+from gptstar.plots.style import BLUE, COLOURS, GREY, NOTE, Figure
 
 
 def only(figure: Figure | None) -> Axes:
@@ -162,7 +162,7 @@ def test_the_change_is_drawn_below_the_loss() -> None:
     assert loss.get_xscale() == change.get_xscale() == "log"
     assert texts(change.get_xticklabels()) == ["64", "128", "256"]
     assert loss.get_ylabel() == "loss (nats per token)"
-    assert change.get_ylabel() == "change since the\ntraining context"
+    assert change.get_ylabel() == "change since the\ntraining context\n(nats per token)"
     drawn = change.containers[0]
     assert list(drawn[0].get_ydata()) == pytest.approx([-0.02, 0.01])
     (bars,) = drawn[2]
@@ -171,9 +171,29 @@ def test_the_change_is_drawn_below_the_loss() -> None:
         pytest.approx([0.0, 0.02]),
     ]
     assert "training context (up to 64)" in texts(loss.texts)
-    assert loss.get_ylim()[1] - loss.get_ylim()[0] >= 0.5  # noise is not to look like a slope
+    assert loss.get_ylim()[1] - loss.get_ylim()[0] >= 0.2  # noise is not to look like a slope
     assert loss.get_position().height > 1.3 * change.get_position().height
     assert draw_lengths([]) is None
+
+
+def test_an_axis_of_losses_is_no_higher_than_the_losses_take() -> None:
+    near = [Point(64 * 2**power, 3.88, 3.83, 3.93) for power in range(4)]
+    figure = draw_lengths([LengthLine("mine", 64, near)], bars="bars: seeds")
+    axes = only(figure)
+    low, high = axes.get_ylim()
+    assert high - low == pytest.approx(0.2)
+    assert low < 3.83 < 3.93 < high
+    assert axes.get_xlabel() == "context read (tokens)"
+    assert figure is not None
+    assert figure.get_supxlabel() == "bars: seeds"
+    assert [text.get_ha() for text in axes.texts[:4]] == ["left", "left", "left", "right"]
+
+
+def test_what_bars_are_is_said_above_the_legend() -> None:
+    lines = [lengths(name, 64, 4.0, 4.0) for name in ("alibi", "rotary")]
+    figure = draw_lengths(lines, legend="positions", bars="bars: seeds")
+    assert figure is not None
+    assert figure.legends[0].get_title().get_text() == "bars: seeds\npositions"
 
 
 def test_models_of_several_training_contexts_share_a_panel() -> None:
@@ -230,10 +250,10 @@ def test_effects_are_labelled_by_what_differs() -> None:
     figure = draw_effects(points, "validation loss")
     axes = only(figure)
     assert texts(axes.get_yticklabels()) == ["0.001", "0.003", "recipe-with…se-as-it-was"]
-    assert texts(axes.texts) == ["learning_rate, against 0.0003:", "experiment, against recipe-reference:"]
+    assert texts(axes.texts) == ["optimizer.learning_rate, against 0.0003:", "experiment, against recipe-reference:"]
     assert axes.get_position().width > 0.6  # of the figure's
     colours = [to_hex(each[0].get_color()) for each in axes.containers]
-    assert colours == [GREY, GREY, COLOURS[0].lower()]
+    assert colours == [NOTE, NOTE, COLOURS[0].lower()]
     assert list(axes.get_yticks()) == [3, 2, 0]
     assert figure is not None
     assert figure.get_supxlabel().startswith("change of validation loss\n95 % intervals")

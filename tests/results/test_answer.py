@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 
 from gptstar.results.answer import answer
-from gptstar.results.arms import RATE, arms_of, by_levels
+from gptstar.results.arms import CONTEXT, RATE, arms_of, by_levels
 from gptstar.results.evaluations import LENGTH_FIGURES
-from gptstar.results.extrapolation import CONTEXT, against_training, between_contexts
+from gptstar.results.extrapolation import against_training, between_contexts
 from gptstar.results.figures import lengths_figure
 from gptstar.results.length_answer import longest_changes, whether_it_holds
 from gptstar.results.tried import at_best_rate, numeric_factors, values_tried
@@ -190,7 +190,7 @@ def test_training_contexts_are_compared_at_the_same_length_on_the_same_targets()
     )
     assert at_128.startswith(
         "Of 2 training contexts, all reading 128 tokens (the longest length that all were read at), 64 has the lowest "
-        "loss: 4.075 nats per token, −0.0530 ["
+        "loss: 4.0750 nats per token, −0.0530 ["
     )
     assert by_validation.startswith("Of 2 training contexts, each validated at its own, 128 has the lowest validation")
     assert not any("targets" in each for each in said.limits)

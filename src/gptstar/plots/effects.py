@@ -8,7 +8,7 @@ from itertools import groupby
 from matplotlib.figure import Figure
 
 from gptstar.plots.labels import level_texts, short_names
-from gptstar.plots.style import BLUE, GREY, INK, PAPER, new_figure, styled, tidy
+from gptstar.plots.style import BLUE, INK, NOTE, PAPER, new_figure, styled, tidy
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,16 @@ def draw_effects(points: Sequence[EffectPoint], outcome: str) -> Figure | None:
         of_factor = list(group)
         *levels, reference = level_texts([*(each.level for each in of_factor), against])
         (reference,) = short_names([reference])
-        rows.append((f"{factor.rpartition('.')[2]}, against {reference}:", None))
+        rows.append((f"{factor}, against {reference}:", None))
         rows += zip(short_names(levels), of_factor, strict=True)
     figure = new_figure(1.3 + 0.3 * len(rows))
     axes = tidy(figure.subplots(), grid="x")
     places = range(len(rows) - 1, -1, -1)
     for place, (label, point) in zip(places, rows, strict=True):
         if point is None:
-            axes.text(0.01, place, label, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=GREY)
+            axes.text(0.01, place, label, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=NOTE)
             continue
-        colour = BLUE if point.is_significant else GREY
+        colour = BLUE if point.is_significant else NOTE
         reach = [[point.value - point.low], [point.high - point.value]] if not math.isnan(point.low) else None
         inside = BLUE if point.is_significant else PAPER
         axes.errorbar(point.value, place, xerr=reach, fmt="o", color=colour, capsize=3, mfc=inside)

@@ -1,6 +1,5 @@
 """The outcome against a numeric factor: which value is best, and whether the range tried is wide enough."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 
 from gptstar.plots.labels import factor_axis, level_texts
 from gptstar.plots.lines import Line, Point, draw_bars
-from gptstar.plots.style import GREY, legend_below, new_figure, styled, styles, tidy
+from gptstar.plots.style import GREY, NOTE, PAPER, legend_below, new_figure, styled, styles, tidy
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ def draw_factor(lines: Sequence[FactorLine], factor: str, outcome: str) -> Figur
         for begin, end in ((low, min(places)), (max(places), high)):
             axes.axvspan(begin, end, color=GREY, alpha=0.15, linewidth=0)
         axes.set_xlim(low, high)
-        notes.append("arrow: best at the edge of the values tried; shaded: not tried")
-    axes.set_title("; ".join(notes), fontsize=9, color=GREY, loc="left")
+        notes.append("arrow: best at the edge; shaded: not tried")
+    axes.set_title("; ".join(notes), fontsize=9, color=NOTE, loc="left")
     legend_below(figure, axes)
     return figure
 
@@ -75,7 +74,8 @@ def _mark_best(axes: Axes, line: FactorLine, colour: str, *, is_alone: bool) -> 
 
 def _annotate(axes: Axes, line: FactorLine, best: Point, colour: str) -> None:
     places = [each.x for each in line.points]
-    side = "right" if best.x == max(places) else "left" if best.x == min(places) else "center"
+    side, shift = ("right", -9) if best.x == max(places) else ("left", 9)  # below its lines, and beside its bar
     label = f"{level_texts(places)[places.index(best.x)]}: {best.value:.3f}"
-    foot = best.low if math.isfinite(best.low) else best.value  # below the point's own bar
-    axes.annotate(label, (best.x, foot), xytext=(0, -20), textcoords="offset points", ha=side, color=colour)
+    over_grid = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.5}
+    where = (best.x, best.value), (shift, -6)
+    axes.annotate(label, *where, textcoords="offset points", ha=side, va="top", color=colour, bbox=over_grid)

@@ -102,13 +102,19 @@ def factor_axis(axes: Axes, values: Sequence[float]) -> None:
         axes.tick_params(axis="x", rotation=45)
 
 
-def length_axis(axes: Axes, places: Sequence[int]) -> None:
-    """Set a logarithmic axis of context lengths, with a tick at each."""
+def length_axis(axes: Axes, places: Sequence[int], most_characters: int = 48) -> None:
+    """Set a logarithmic axis of context lengths, with a tick at each: in thousands if whole numbers would not fit.
+
+    Args:
+        most_characters: what fits side by side along the axis.
+    """
+    whole = [f"{each:,}" for each in sorted(places)]
+    fits = len(whole) * (max(map(len, whole), default=0) + 1) <= most_characters
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(FixedLocator(sorted(places)))
-    axes.xaxis.set_major_formatter(FixedFormatter([_length(each, len(places) > 5) for each in sorted(places)]))
+    axes.xaxis.set_major_formatter(FixedFormatter(whole if fits else [_in_thousands(each) for each in sorted(places)]))
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _length(length: int, in_thousands: bool) -> str:
-    return f"{length / 1024:g}k" if in_thousands and length >= 1024 else f"{length:,}"
+def _in_thousands(length: int) -> str:
+    return f"{length / 1024:g}k" if length >= 1024 else str(length)

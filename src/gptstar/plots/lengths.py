@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from gptstar.plots.labels import length_axis
 from gptstar.plots.lines import Point, draw_bars
-from gptstar.plots.style import GREY, INK, legend_below, new_figure, styled, styles, tidy
+from gptstar.plots.style import GREY, INK, NOTE, legend_below, new_figure, styled, styles, tidy
 
-LEAST_HEIGHT = 0.5
+LEAST_HEIGHT = 0.2
 """The least height of an axis of losses in nats, so that noise does not look like a slope."""
 MOST_ABOVE = 1.0
 """The space in nats above the highest loss within training contexts if a model fails beyond them."""
@@ -46,10 +46,12 @@ def draw_lengths(
     unit: str = "nats per token",
     change: str = "change since the\ntraining context",
     legend: str = "",
+    bars: str = "",
 ) -> Figure | None:
     """Draw losses, and their changes below; if arms share several training contexts, each of these gets a panel.
 
-    A cross at the top marks lengths that a model can't read. Return None if there are no losses.
+    A cross at the top marks lengths that a model can't read. `bars` says below the plot what the bars are. Return None
+    if there are no losses.
     """
     if not any(each.losses or each.undefined for each in lines):
         return None
@@ -64,11 +66,13 @@ def draw_lengths(
         if number % PER_ROW == 0:
             axes[0].set_ylabel(f"loss ({unit})")
             if has_changes:
-                axes[1].set_ylabel(change)
-        axes[-1].set_xlabel("context length (tokens)")
+                axes[1].set_ylabel(f"{change}\n({unit})")
+        axes[-1].set_xlabel("context read (tokens)")
     _limit(grid, lines, least=LEAST_HEIGHT / (1 if unit.startswith("nats") else 2))
     if len(style_of) > 1 or any(each.undefined for each in lines):
-        _legend(figure, grid, lines, style_of, legend)
+        _legend(figure, grid, lines, style_of, "\n".join(filter(None, [bars, legend])))
+    elif bars:
+        figure.supxlabel(bars, fontsize=9, color=NOTE)
     return figure
 
 
@@ -82,7 +86,7 @@ def _grid(n_panels: int, has_changes: bool) -> tuple[Figure, list[list[Axes]]]:
     """Return for each panel the axes of losses, and below them of changes; axes of one kind share their limits."""
     columns = min(PER_ROW, n_panels)
     bands = math.ceil(n_panels / columns)
-    heights = [2.0, 1.2] if has_changes else [2.4]
+    heights = [2.0, 1.4] if has_changes else [2.4]
     figure = new_figure(bands * (sum(heights) + 0.8) + 0.5)
     cells = figure.add_gridspec(bands * len(heights), columns, height_ratios=heights * bands)
     grid: list[list[Axes]] = []
@@ -100,7 +104,8 @@ def _draw_panel(
     axes: Sequence[Axes], lines: Sequence[LengthLine], style_of: dict[str, dict[str, Any]], *, is_one_of_several: bool
 ) -> None:
     losses = axes[0]
-    length_axis(losses, sorted({int(each) for line in lines for each in _lengths(line)}))
+    characters = 26 if is_one_of_several else 48
+    length_axis(losses, sorted({int(each) for line in lines for each in _lengths(line)}), characters)
     for number, line in enumerate(lines):
         style = style_of[line.name]
         shift = 2 ** (0.02 * (number - (len(lines) - 1) / 2))  # so that bars don't overlap
@@ -114,7 +119,9 @@ def _draw_panel(
     if len(lines) == 1 and not is_one_of_several:
         for point in lines[0].losses:
             text, colour = f"{point.value:.2f}", style_of[lines[0].name]["color"]
-            losses.annotate(text, (point.x, point.value), xytext=(6, 8), textcoords="offset points", color=colour)
+            side, shift = ("right", -6) if point is lines[0].losses[-1] else ("left", 6)  # inside the axis
+            where = (point.x, point.value), (shift, 8)
+            losses.annotate(text, *where, textcoords="offset points", ha=side, color=colour)
     if len(axes) > 1:
         axes[1].axhline(0, color=INK, linewidth=0.8)
         losses.tick_params(labelbottom=False)
@@ -145,10 +152,11 @@ def _mark_training(
             panel.axvspan(low, trained_at, color=GREY, alpha=0.13, linewidth=0)
     axes[0].set_xlim(low, high)
     if others or trained_at is None:
-        axes[0].set_title("dotted: where a model's training context ends", fontsize=9, color=GREY, loc="left")
+        axes[0].set_title("dotted: where a model's training context ends", fontsize=9, color=NOTE, loc="left")
         return
     note = f"trained at {trained_at:,.0f}" if is_one_of_several else f"training context (up to {trained_at:,.0f})"
-    axes[0].text(0.02, 0.03, note, transform=axes[0].transAxes, color=GREY, fontsize=9)
+    height = 1.02 if is_one_of_several else 0.03  # above the lines of a small panel
+    axes[0].text(0.02, height, note, transform=axes[0].transAxes, color=NOTE, fontsize=9)
 
 
 def _limit(grid: Sequence[Sequence[Axes]], lines: Sequence[LengthLine], least: float) -> None:
@@ -162,7 +170,7 @@ def _limit(grid: Sequence[Sequence[Axes]], lines: Sequence[LengthLine], least: f
     most = max(MOST_ABOVE, 1.5 * (highest - low))
     ends = [end for line in lines for point in line.losses for end in (point.low, point.high) if math.isfinite(end)]
     low, high = min([low, *ends]), min(max([max(values), *ends]), highest + most)
-    middle, half = (low + high) / 2, max(0.6 * (high - low), least)
+    middle, half = (low + high) / 2, max(0.6 * (high - low), least / 2)
     grid[0][0].set_ylim(middle - half, middle + half)
     if len(grid[0]) > 1:
         bottom, top = grid[0][1].get_ylim()

@@ -34,4 +34,4 @@ def draw_bars(axes: Axes, points: Sequence[Point], name: str | None, style: dict
         [max(each.high - each.value, 0.0) for each in points],
     ]
     places = [each.x * shift for each in points]
-    axes.errorbar(places, values, reach, label=name, capsize=3, markersize=5, linewidth=1.4, **style)
+    axes.errorbar(places, values, reach, label=name, capsize=3.5, markersize=4, linewidth=1.4, **style)

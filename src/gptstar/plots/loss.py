@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from gptstar.plots.labels import tokens_axis
 from gptstar.plots.lines import Point
-from gptstar.plots.style import BLUE, COLOURS, GREY, ORANGE, legend_below, new_figure, save, styled, styles, tidy
+from gptstar.plots.style import BLUE, COLOURS, GREY, NOTE, ORANGE, legend_below, new_figure, save, styled, styles, tidy
 
 START = 0.1
 """The share of the tokens, from the start, whose training losses may lie above the plot; the end is compared."""
@@ -110,14 +110,16 @@ def _leave_out_the_start(axes: Axes, curves: Sequence[LossCurve]) -> None:
     training = [point for curve in curves for point in curve.training]
     validation = [point for curve in curves for point in curve.validation]
     after = START * max(point.x for point in (*training, *validation))
-    compared = list(_finite([*validation, *(point for point in training if point.x >= after)]))
+    late = [Point(each.x, each.value) for each in training if each.x >= after] if validation else training
+    compared = list(_finite([*validation, *late]))
     if not compared:
         return
-    low, high = min([*compared, *_finite(training)]), max(compared)
+    drawn = [Point(each.x, each.value) for each in training]  # a validation's curve has a band, its training has none
+    low, high = min([*compared, *_finite(drawn)]), max(compared)
     margin = 0.06 * (high - low) or 0.1
     axes.set_ylim(low - margin, high + margin)
     if any(point.value > high + margin for point in training):
-        axes.set_title("The first training losses lie above the plot.", fontsize=9, color=GREY, loc="left")
+        axes.set_title("The first training losses lie above the plot.", fontsize=9, color=NOTE, loc="left")
 
 
 def _finite(points: Iterable[Point]) -> Iterator[float]:

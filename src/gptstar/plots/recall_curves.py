@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, PercentFormatter
 
 from gptstar.plots.lines import Line, draw_bars
-from gptstar.plots.style import GREY, legend_below, new_figure, styled, styles, tidy
+from gptstar.plots.style import GREY, NOTE, legend_below, new_figure, styled, styles, tidy
 
 CHARACTERS = 68
 """Of a line under the plot."""
@@ -33,7 +33,7 @@ def draw_recall_curves(lines: Sequence[Line], failed: Sequence[str], chance: flo
         shift = 2 ** (0.03 * (number - (len(lines) - 1) / 2))  # so that bars stand beside each other
         draw_bars(axes, line.points, line.name, style, shift)
     axes.axhline(chance, color=GREY, linestyle=(0, (2, 2)), linewidth=1.2)
-    axes.text(0.005, chance, "a guess", transform=axes.get_yaxis_transform(), color=GREY, fontsize=9, va="bottom")
+    axes.text(0.005, chance, "a guess", transform=axes.get_yaxis_transform(), color=NOTE, fontsize=9, va="bottom")
     axes.set_ylim(0, 1.04)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("right answers")

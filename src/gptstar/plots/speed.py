@@ -20,7 +20,7 @@ class Speeds:
 
 
 @styled
-def draw_speeds(arms: Sequence[Speeds]) -> Figure | None:
+def draw_speeds(arms: Sequence[Speeds], label: str = "") -> Figure | None:
     """Draw a dot per run and a line at each arm's median, from zero on; return None if no speed was recorded."""
     drawn = [each for each in arms if each.values]
     if not drawn:
@@ -33,6 +33,7 @@ def draw_speeds(arms: Sequence[Speeds]) -> Figure | None:
         middle = median(arm.values)
         axes.plot([middle, middle], [place - 0.3, place + 0.3], color=GREY, linewidth=2)
     axes.set_yticks(places, short_names([each.name for each in drawn]))
+    axes.set_ylabel(label)
     axes.set_ylim(-0.6, len(drawn) - 0.4)
     axes.set_xlim(0, 1.08 * max(max(each.values) for each in drawn))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -16,9 +16,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Figure
 
-INK, PAPER, GREY = "#1c1c1c", "#fdfdfd", "#767676"
-"""Colours of text and axes, of the background, and of reading aids, which are legible on light and dark backgrounds."""
-DARK_INK, DARK_PAPER = "#e4e4e4", "#161616"
+INK, PAPER, GREY, NOTE = "#1c1c1c", "#fdfdfd", "#767676", "#5e5e5e"
+"""Colours of text and axes, of the background, of reading aids on any background, and of small notes on light paper."""
+DARK_INK, DARK_PAPER, DARK_NOTE = "#e4e4e4", "#161616", "#a8a8a8"
 BLUE, ORANGE = "#1F7FC0", "#D55E00"
 COLOURS = BLUE, ORANGE, "#009E73", "#CC79A7", INK
 """Colours of lines, which colour-blind readers can tell apart: those of Okabe and Ito's palette with a contrast of 3 on
@@ -89,7 +89,7 @@ def legend_below(figure: Figure, axes: Axes, title: str = "") -> None:
     """Draw a legend below the plot if it has several lines."""
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1:
-        columns = max(1, min(4, len(names), 54 // (max(map(len, names)) + 7)))
+        columns = max(1, min(4, len(names), 64 // (max(map(len, names)) + 7)))
         figure.legend(
             handles,
             names,
@@ -113,9 +113,10 @@ def to_svg(figure: Figure) -> str:
     with rc_context(_LOOK):
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = re.sub(r"^.*?(?=<svg)", "", file.getvalue(), flags=re.DOTALL)
-    svg = svg.replace(INK, "var(--ink)").replace(PAPER, "var(--paper)")
+    svg = svg.replace(INK, "var(--ink)").replace(PAPER, "var(--paper)").replace(NOTE, "var(--note)")
     look = (
-        f"<style>:root{{--ink:{INK};--paper:{PAPER}}}"
-        f"@media (prefers-color-scheme:dark){{:root{{--ink:{DARK_INK};--paper:{DARK_PAPER}}}}}</style>"
+        f"<style>:root{{--ink:{INK};--paper:{PAPER};--note:{NOTE}}}"
+        f"@media (prefers-color-scheme:dark){{:root{{--ink:{DARK_INK};--paper:{DARK_PAPER};--note:{DARK_NOTE}}}}}"
+        "</style>"
     )
     return re.sub(r"(<svg[^>]*>)", rf"\1{look}", svg, count=1)

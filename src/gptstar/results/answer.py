@@ -7,10 +7,20 @@ import pandas as pd
 
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS, blocked_effect
 from gptstar.plots.labels import level_texts
-from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, by_seed, measured, outcome_of, without_seed
+from gptstar.results.arms import (
+    BITS,
+    CONTEXT,
+    OUTCOME,
+    RATE,
+    SEED,
+    by_seed,
+    measured,
+    name_of,
+    outcome_of,
+    without_seed,
+)
 from gptstar.results.best_level import UNITS, best_level, words
 from gptstar.results.budgets import STEPS
-from gptstar.results.extrapolation import CONTEXT
 from gptstar.results.factors import effect_text
 from gptstar.results.length_answer import findings_on_contexts, findings_on_lengths, limits_of_lengths
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
@@ -115,14 +125,10 @@ def _edge_text(factor: str, tried: Tried) -> str:
     values = list(tried.values.index)
     text = level_texts(values)[values.index(tried.best)]
     end, side = ("highest", "higher") if tried.best == max(values) else ("lowest", "lower")
-    arm = " and ".join(f"{_name(str(key))} {level_texts([level])[0]}" for key, level in tried.levels.items())
+    arm = " and ".join(f"{name_of(str(key))} {level_texts([level])[0]}" for key, level in tried.levels.items())
     of_arm = f" for {arm}" if arm else ""
-    name = _name(factor)
+    name = name_of(factor)
     return f"The best {name}{of_arm}, {text}, is the {end} of the {len(values)} tried: a {side} one may be better."
-
-
-def _name(factor: str) -> str:
-    return "training context" if factor == CONTEXT else factor.rpartition(".")[2].replace("_", " ")
 
 
 def _why_left_out(runs: pd.DataFrame) -> str:

@@ -15,9 +15,8 @@ from gptstar.evaluation.statistics.crossed import Crossed, crossed_ratio
 from gptstar.evaluation.statistics.effects import blocked_effect
 from gptstar.evaluation.statistics.intervals import accuracy_interval
 from gptstar.evaluation.statistics.paired import holm
-from gptstar.results.arms import SEED, arms_of, without_seed
+from gptstar.results.arms import CONTEXT, SEED, arms_of, without_seed
 from gptstar.results.evaluations import frame_of, readings_of
-from gptstar.results.extrapolation import CONTEXT
 from gptstar.results.frames import runs_of, varied
 from gptstar.results.loaded import Loaded
 from gptstar.results.recall_frame import recall_of

@@ -10,6 +10,17 @@ import pandas as pd
 from gptstar.plots.labels import level_texts
 
 SEED, RATE, OUTCOME, BITS = "seed", "optimizer.learning_rate", "validation_loss", "validation_bits_per_byte"
+CONTEXT = "data.context_length"
+
+
+def name_of(factor: str) -> str:
+    """Return the name of a setting in words: that of `data.context_length` is `training context`."""
+    return "training context" if factor == CONTEXT else factor.rpartition(".")[2].replace("_", " ")
+
+
+def names_of(factors: Sequence[str]) -> str:
+    """Return the names of several settings, as the title of a legend of their levels."""
+    return ", ".join(f"{name_of(each)}{' (tokens)' * (each == CONTEXT)}" for each in factors)
 
 
 def outcome_of(runs: pd.DataFrame) -> str:

@@ -8,8 +8,8 @@ import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect
 from gptstar.plots.labels import level_texts
-from gptstar.results.arms import OUTCOME, RATE, without_seed
-from gptstar.results.extrapolation import CONTEXT, LOSS
+from gptstar.results.arms import CONTEXT, OUTCOME, RATE, without_seed
+from gptstar.results.extrapolation import LOSS
 from gptstar.results.factors import digits, effect_text, level_effects
 from gptstar.results.frames import EXPERIMENT
 from gptstar.results.tried import Tried

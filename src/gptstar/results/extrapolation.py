@@ -6,11 +6,11 @@ from dataclasses import replace
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
-from gptstar.results.arms import SEED, arms_of, by_seed, measured, without_seed
+from gptstar.results.arms import CONTEXT, SEED, arms_of, by_seed, measured, without_seed
 from gptstar.results.factors import effect_table, effect_text, evidence, level_effects
 from gptstar.results.frames import AT_EDGE
 
-CONTEXT, LOSS = "data.context_length", "loss"
+LOSS = "loss"
 
 
 def have_equal_targets(lengths: pd.DataFrame) -> bool:

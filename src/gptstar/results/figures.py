@@ -17,7 +17,7 @@ from gptstar.plots.lines import Point
 from gptstar.plots.loss import LossCurve, draw_losses
 from gptstar.plots.speed import Speeds, draw_speeds
 from gptstar.plots.style import Figure
-from gptstar.results.arms import OUTCOME, SEED, arms_of, measured, outcome_of, without_seed
+from gptstar.results.arms import OUTCOME, SEED, arms_of, measured, name_of, names_of, outcome_of, without_seed
 from gptstar.results.budgets import Recipe
 from gptstar.results.extrapolation import changes, reading_keys, readings
 from gptstar.results.factors import LevelEffect
@@ -34,7 +34,7 @@ def loss_figure(runs: pd.DataFrame, curves: pd.DataFrame, factors: Sequence[str]
         LossCurve(name, _over_seeds(rows, "train/loss"), _over_seeds(rows, "validation/loss"))
         for name, rows in arms_of(merged, arms)
     ]
-    return draw_losses(lines, ", ".join(each.rpartition(".")[2] for each in arms))
+    return draw_losses(lines, names_of(arms))
 
 
 def _over_seeds(rows: pd.DataFrame, metric: str) -> list[Point]:
@@ -49,9 +49,7 @@ def factor_figure(finished: pd.DataFrame, factor: str, factors: Sequence[str]) -
     """
     found = values_tried(finished, factor, factors)
     lines = [FactorLine(tried.arm, _points(tried), tried.best, tried.is_at_edge) for tried in found]
-    name, outcome = factor.rpartition(".")[2].replace("_", " "), outcome_of(finished)
-    words = outcome.replace("_", " ") + (" (nats per token)" if outcome == OUTCOME else "")
-    return draw_factor(lines, name, f"{words}\nbars: lowest to highest seed")
+    return draw_factor(lines, names_of([factor]), f"{_with_unit(outcome_of(finished))}\nbars: lowest to highest seed")
 
 
 def _points(tried: Tried) -> list[Point]:
@@ -79,14 +77,21 @@ def lengths_figure(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[
             for length, effect in changes(rows, factors, at="context_length").items()
         ]
         lines.append(LengthLine(arm, None if math.isnan(trained_at) else trained_at, _points(losses), changed))
-    return draw_lengths(lines, legend=", ".join(each.rpartition(".")[2] for each in keys[:-1]))
+    n_seeds = runs[SEED].nunique() if SEED in factors else 1
+    change = f"95 % intervals over {'seeds' if n_seeds > 1 else 'the text'}"
+    bars = f"bars above: lowest to highest seed; below: {change}" if n_seeds > 1 else f"bars below: {change}"
+    return draw_lengths(lines, "Loss against the context read", legend=names_of(keys[:-1]), bars=bars)
+
+
+def _with_unit(outcome: str) -> str:
+    return outcome.replace("_", " ") + " (nats per token)" * (outcome == OUTCOME)
 
 
 def effects_figure(changes: Sequence[LevelEffect]) -> Figure | None:
     """Draw effects with their 95 % intervals."""
     points = [
         EffectPoint(
-            each.factor,
+            name_of(each.factor),
             each.level,
             each.against,
             *(each.effect.value, each.effect.low, each.effect.high),
@@ -94,7 +99,7 @@ def effects_figure(changes: Sequence[LevelEffect]) -> Figure | None:
         )
         for each in changes
     ]
-    return draw_effects(points, changes[0].outcome.replace("_", " ") if changes else "")
+    return draw_effects(points, _with_unit(changes[0].outcome) if changes else "")
 
 
 def budgets_figure(recipes: Sequence[Recipe]) -> Figure | None:
@@ -113,5 +118,6 @@ def speed_figure(runs: pd.DataFrame, factors: Sequence[str]) -> Figure | None:
         return None
     recorded = measured(runs, "tokens_per_second")
     return draw_speeds(
-        [Speeds(name, list(rows["tokens_per_second"])) for name, rows in arms_of(recorded, without_seed(factors))]
+        [Speeds(name, list(rows["tokens_per_second"])) for name, rows in arms_of(recorded, without_seed(factors))],
+        names_of(without_seed(factors)),
     )

@@ -8,9 +8,9 @@ import pandas as pd
 
 from gptstar.evaluation.length.compare import equal_targets
 from gptstar.evaluation.statistics.effects import Effect
-from gptstar.results.arms import SEED, arms_of
+from gptstar.results.arms import CONTEXT, SEED, arms_of
 from gptstar.results.best_level import NATS, best_level, certainty
-from gptstar.results.extrapolation import CONTEXT, LOSS, changes, have_equal_targets, reading_keys, readings
+from gptstar.results.extrapolation import LOSS, changes, have_equal_targets, reading_keys, readings
 from gptstar.results.factors import effect_text
 from gptstar.results.tried import at_best_rate
 

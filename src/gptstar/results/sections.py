@@ -9,7 +9,18 @@ from gptstar.errors import ConfigError
 from gptstar.evaluation.statistics.effects import LEVEL, SEEDS
 from gptstar.plots.labels import level_texts
 from gptstar.results.answer import Answer, answer, states_text
-from gptstar.results.arms import BITS, OUTCOME, RATE, SEED, by_levels, levels_of, measured, outcome_of, without_seed
+from gptstar.results.arms import (
+    BITS,
+    OUTCOME,
+    RATE,
+    SEED,
+    by_levels,
+    levels_of,
+    measured,
+    name_of,
+    outcome_of,
+    without_seed,
+)
 from gptstar.results.attention_heads import heads_of
 from gptstar.results.budgets import STEPS, cost_table, costs, recipes
 from gptstar.results.commands import as_typed
@@ -88,7 +99,7 @@ def _factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section
         figure = factor_figure(finished, factor, factors)
         if figure is None:  # each arm tried one value
             continue
-        heading, table = f"Loss against {factor.rpartition('.')[2].replace('_', ' ')}", None
+        heading, table = f"Loss against {name_of(factor)}", None
         text = "Means over seeds; bars go from the lowest seed to the highest."
         if factor == RATE:
             tried = values_tried(finished, RATE, factors)

@@ -60,6 +60,12 @@ class Ended:
     record: Record
 
     @property
+    def title(self) -> str:
+        """The title of pictures: the run's name, and in a sweep the job's, which is that of its folder."""
+        job = self.record.tracker.run_name
+        return f"{self.record.name}: {job}" if job and job != self.record.name else self.record.name
+
+    @property
     def trained_tokens(self) -> int:
         """Tokens that it read."""
         return self.step * self.recipe.batch_tokens
@@ -85,11 +91,11 @@ def conclude(trainer: pl.Trainer, ended: Ended, console: Console) -> str:
     Returns:
         The line that ends the run: its final validation loss.
     """
-    folder, name, report = ended.record.output, ended.record.name, ended.record.report
+    folder, report = ended.record.output, ended.record.report
     say = partial(console.print, highlight=False, soft_wrap=True)
     rows = read_metrics(folder)
     bigram = _bigram(ended, say) if report else None
-    plot_loss(rows, folder / "loss.png", name, bigram)
+    plot_loss(rows, folder / "loss.png", ended.title, bigram)
     if bigram is not None:
         _report(trainer, ended, rows, bigram, console)
     if ended.record.reading.reads:
@@ -190,7 +196,7 @@ def _read(model: GPT, ended: Ended, console: Console) -> dict[str, object]:
 
 def _show(curve: Curve, ended: Ended, console: Console) -> None:
     console.print(length_table(curve, "the same held-out targets at each context length, ± half of the 95 % interval"))
-    title = f"{ended.record.name}: loss beyond the training context"
+    title = f"{ended.title}\nloss beyond the training context"
     plot_context_length([curve], ended.record.output / "context_length.png", title)
 
 

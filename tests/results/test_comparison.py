@@ -105,3 +105,24 @@ def test_where_nothing_is_a_notebook_has_the_frames_columns(tmp_path: Path, caps
         with pytest.warns(results.MissingResultsWarning):
             assert list(frame.columns) == list(read(tmp_path).columns)
     assert capsys.readouterr().out.count("nowhere does not exist") == 4
+
+
+@pytest.mark.parametrize("n_runs", [2, 7])
+def test_runs_that_differ_in_their_seed_are_sent_to_the_report(
+    n_runs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    for seed in range(n_runs):
+        run = folder / f"seed-{seed}"
+        written(scored(run.name, "arc", shift=seed), run)
+        (run / "versions.json").write_text('{"command": "train.py", "began": "2026-11-01T00:00:00+00:00"}')
+        (run / "config.yaml").write_text(f"seed: {seed}\nbatch_tokens: 1\ntotal_steps: 1\nname: x\n")
+        (run / "metrics.csv").write_text("step,validation/loss\n1,4.0\n")
+    main(["compare", str(folder)])
+    out = capsys.readouterr().out
+    assert f"These runs differ in their seed. `gptstar report {folder}` pairs runs by seed" in out
+    assert ("B minus A" in out) is (n_runs == 2)
+    if n_runs > 2:
+        assert "`--markdown` compares each of the 7 results with the first." in out
+        main(["compare", str(folder), "--markdown"])
+        assert capsys.readouterr().out.count("| task |") == 6

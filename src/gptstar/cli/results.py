@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gptstar.results.loaded import Loaded
 
 WATCH_SECONDS = 3
+MOST_RESULTS = 6
+"""The number of runs that differ in their seed above which `compare` names the report instead."""
 
 
 def add_results_commands(commands: Commands) -> None:
@@ -77,7 +79,7 @@ def add_results_commands(commands: Commands) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from gptstar.evaluation.comparison_tables import comparison_markdown, comparison_tree, print_comparisons
     from gptstar.evaluation.results import to_json
-    from gptstar.results.comparison import compared
+    from gptstar.results.comparison import compared, how_to_pair
     from gptstar.results.loaded import Loaded
 
     loaded = Loaded(options.results)
@@ -89,10 +91,16 @@ def _compare(options: argparse.Namespace) -> None:
     elif options.markdown:
         print("\n\n".join(map(comparison_markdown, comparisons)))
     else:
-        console = Terminal()
+        console, pairing = Terminal(), how_to_pair(loaded)
+        most = max(len(each.names) for each in comparisons)
+        if pairing and most > MOST_RESULTS:
+            print(f"{pairing} `--markdown` compares each of the {most} results with the first.")
+            return
         for number, each in enumerate(comparisons):
             console.print("\n" * (number > 0), end="")
             print_comparisons(each, console, all_metrics=options.all_metrics)
+        if pairing:
+            print(pairing)
 
 
 def _bundle(options: argparse.Namespace) -> None:

@@ -15,10 +15,8 @@ from gptstar.evaluation.results import Kind, Metric, TaskResult, TaskResults, fr
 from gptstar.evaluation.statistics.effects import LEVEL
 from gptstar.evaluation.statistics.paired import Paired, holm, paired_accuracy, paired_ratio
 
-CAVEAT = (
-    "This compares checkpoints, not recipes: each is one training run, and other seeds would differ too. "
-    "Intervals and p cover the choice of items only."
-)
+CHECKPOINTS = "This compares checkpoints, not recipes: each is one training run, and other seeds would differ too."
+CAVEAT = f"{CHECKPOINTS} Intervals and p cover the choice of items only."
 
 PRELIMINARY = 0.05
 """The level of p below which a difference is preliminary; below `LEVEL` it is significant."""
@@ -85,6 +83,11 @@ class Comparisons:
     names: tuple[str, ...]
     rows: tuple[tuple[Row, ...], ...]
     notes: tuple[str, ...]
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether any difference has a p."""
+        return any(row.p is not None for rows in self.rows for row in rows)
 
 
 def letter(number: int) -> str:

@@ -42,7 +42,8 @@ def print_comparisons(comparisons: Comparisons, console: Console, *, all_metrics
     brackets = (
         [UNADJUSTED] if any(not row.primary and row.p is not None for rows in comparisons.rows for row in rows) else []
     )
-    for line in (*lines, "", VERDICTS, *(brackets if all_metrics else []), *comparisons.notes):
+    verdicts = [VERDICTS] if comparisons.is_tested else []
+    for line in (*lines, "", *verdicts, *(brackets if all_metrics else []), *comparisons.notes):
         console.print(line, highlight=False, markup=False)
 
 
@@ -85,7 +86,8 @@ def comparison_markdown(comparisons: Comparisons) -> str:
         header = [each.replace("B", letter(number)) for each in COLUMNS]
         cells = [(*_cells(row), row.verdict) for row in rows]
         parts.append("\n".join(markdown_table(header, cells, n_left=2)))
-    return in_markdown("\n\n".join((*parts, VERDICTS, *comparisons.notes)))
+    verdicts = [VERDICTS] if comparisons.is_tested else []
+    return in_markdown("\n\n".join((*parts, *verdicts, *comparisons.notes)))
 
 
 def comparison_tree(comparisons: Comparisons) -> dict[str, Any]:

@@ -88,6 +88,15 @@ def compared(loaded: Loaded) -> list[Comparisons]:
     return [*comparisons[:-1], replace(comparisons[-1], notes=(*left_out, *comparisons[-1].notes))]
 
 
+def how_to_pair(loaded: Loaded) -> str:
+    """Return a sentence on the command that pairs runs by seed; empty unless the runs differ in their seed."""
+    runs = list(loaded.runs.values())
+    if len({str(run.config.get("seed")) for run in runs}) < 2:
+        return ""
+    folders = " ".join(dict.fromkeys(str(run.path.parent) for run in runs))
+    return f"These runs differ in their seed. `gptstar report {folders}` pairs runs by seed, with intervals over seeds."
+
+
 def _on_shared_tasks(tasks: Sequence[TaskResults]) -> Comparisons:
     """Compare all results that share a task with the reference, and note the others.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from gptstar.evaluation.statistics.effects import Effect, blocked_effect
-from gptstar.results.arms import CONTEXT, SEED, arms_of, by_seed, measured, without_seed
+from gptstar.results.arms import CONTEXT, SEED, arms_of, by_levels, by_seed, measured, without_seed
 from gptstar.results.factors import effect_table, effect_text, evidence, level_effects
 from gptstar.results.frames import AT_EDGE
 
@@ -75,6 +75,21 @@ def against_training(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequenc
                 if multiple > 1
             ]
     return without_plain_reading(pd.DataFrame(lines))
+
+
+def losses_at_lengths(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> pd.DataFrame:
+    """Return the mean of each arm at each context length it read, in tokens: a row for each training context.
+
+    Returns:
+        Losses in nats per token if all readings of the study scored the same targets, otherwise bits per byte, without
+        the readings for which they are not known.
+    """
+    measure = LOSS if have_equal_targets(lengths) else "bits_per_byte"
+    keys = [*reading_keys(factors), "trained_at"]
+    rows = by_levels(measured(readings(runs, lengths, factors), measure), keys)
+    table = rows.pivot_table(measure, keys, "context_length", sort=False, dropna=False).sort_index(axis=1)
+    table.columns = [f"{length:,.0f}" for length in table.columns]
+    return without_plain_reading(table.reset_index()).rename(columns={"trained_at": "trained at (tokens)"})
 
 
 def between_contexts(

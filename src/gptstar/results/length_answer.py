@@ -113,6 +113,21 @@ def _on_contexts(arm: str, rows: pd.DataFrame, factors: Sequence[str]) -> Iterat
             yield (f"{arm}{text[0].lower()}{text[1:]}" if arm else text) + "."
 
 
+def on_targets(lengths: pd.DataFrame) -> str:
+    """Return sentences on whether the losses of one study compare across training contexts, and in which unit."""
+    if have_equal_targets(lengths):
+        return (
+            f"All runs scored the same targets: losses are in {NATS}, and training contexts compare at equal lengths."
+        )
+    scored = "It is not known whether all runs scored the same targets"
+    if "" not in set(lengths["targets"]):
+        scored = "Runs of other training contexts scored other targets"
+    return (
+        f"{scored}, so these are bits per byte, and differences between training contexts include those between the "
+        f"targets. {equal_targets(lengths['context_length'])}."
+    )
+
+
 def limits_of_lengths(lengths: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
     """Yield sentences on what losses at context lengths don't show."""
     if lengths.empty:

@@ -10,6 +10,7 @@ import torch
 from gptstar.data.storage.stream import TokenStream
 from gptstar.errors import ConfigError
 from gptstar.evaluation.compare import Comparisons
+from gptstar.evaluation.comparison_tables import comparison_markdown
 from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.compare import Reading, compare_curves
 from gptstar.evaluation.length.curve import Plan, Read, read_curve
@@ -60,7 +61,13 @@ def test_unpaired_differences_have_no_interval_and_say_why() -> None:
     found = compare_curves([a, older, other])
     assert {(row.p, row.low, row.verdict) for rows in found.rows for row in rows} == {(None, None, "not tested")}
     assert any(note.startswith("B: without") and "evaluate again" in note for note in found.notes)
-    assert any(note.startswith("C: without") and "other tokens" in note for note in found.notes)
+    (on_other_tokens,) = [note for note in found.notes if note.startswith("C: without")]
+    assert "because other tokens were scored" in on_other_tokens
+    keys = "evaluation.protocol=fixed_targets evaluation.room=32 evaluation.targets=8"
+    assert f"`gptstar evaluate evaluation=length {keys} checkpoint=[RUN,RUN]`" in on_other_tokens
+    assert not any("Intervals and p" in note for note in found.notes)
+    assert "ignificant" not in comparison_markdown(found)
+    assert "ignificant" in comparison_markdown(compare_curves([a, b]))
     assert found.rows[1][0].metric == "bits_per_byte"  # as other tokens were scored
     assert found.rows[0][0].metric == "loss"
 

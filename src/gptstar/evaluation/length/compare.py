@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import TypeAdapter
 
 from gptstar.errors import ConfigError
-from gptstar.evaluation.compare import CAVEAT, Comparisons, Row, letter, names_of, with_holm
+from gptstar.evaluation.compare import CAVEAT, CHECKPOINTS, Comparisons, Row, letter, names_of, with_holm
 from gptstar.evaluation.statistics.paired import Paired, paired_ratio
 
 UNPAIRED = "{}: without intervals and p, because {}."
@@ -98,7 +98,8 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
     if n_tests > 1:
         notes.append(f"Holm's p is adjusted for {n_tests} tests in all.")
     names = names_of([each.checkpoint for each in readings])
-    return Comparisons("length", names, adjusted, (*notes, CAVEAT.replace("items", "text")))
+    caveat = CAVEAT.replace("items", "text") if n_tests else CHECKPOINTS
+    return Comparisons("length", names, adjusted, (*notes, caveat))
 
 
 def _why_unpaired(a: Reading, b: Reading) -> str:

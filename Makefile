@@ -38,6 +38,7 @@ bench-check: $(VENV)/.bench  ## has anything become slower than the committed ra
 
 notebooks: $(VENV)/.dev      ## run them on RUNS and EVALUATIONS, folders as seen from here, into runs/notebooks
 	$(BIN)/jupyter nbconvert --log-level WARN --to notebook --execute --output-dir runs/notebooks notebooks/*.ipynb
+	@echo "the notebooks with their output: runs/notebooks/*.ipynb"
 
 docs: $(VENV)/.docs          ## the documentation as a site in build/docs; a warning or a dead link is an error
 	$(BIN)/python -m sphinx -E -W --keep-going -n -q -b html docs build/docs

@@ -92,6 +92,9 @@ def test_sigterm_ends_a_sweep(overrides: Overrides, tmp_path: Path) -> None:
     (job,) = [path for path in (tmp_path / "run").iterdir() if path.is_dir()]
     assert Run.read(job).state == "stopped"
     assert "SIGTERM at step" in Run.read(job).reason
+    said = [line for line in errors.splitlines() if line.startswith("error: SIGTERM")]
+    assert len(said) == 2  # the job's and the sweep's
+    assert all(line.endswith(f"to continue, repeat the command with output={tmp_path / 'run'}") for line in said)
 
 
 @pytest.mark.slow

@@ -180,7 +180,11 @@ class Sweep:
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         if self._signals:  # even if the jobs had just come to their ends: no other is to begin
             number = self._signals[0]
-            raise Interrupted(f"{signal.Signals(number).name}: the jobs were told to save and end", 128 + number)
+            raise Interrupted(
+                f"{signal.Signals(number).name}: the jobs were told to save and end; to continue, repeat the command "
+                f"with output={self._folder}",
+                128 + number,
+            )
 
     def _conclude(self, name: str, going: Going) -> None:
         stopped = False

@@ -22,6 +22,7 @@ MOST_DIGITS = 6
 """The most digits of a number in a table."""
 MINUS = "\N{MINUS SIGN}"
 
+DURATION = re.compile(r"(< )?[\d.,]+ (s|min|h|d|hours|days)")
 UNBREAKABLE = re.compile(r"\bp [<=] (?=\d)|(?<=\d) (?=(?:%|×|s|min|h|d|GB)(?!\w))|× (?=\d)")
 """A pattern of spaces at which a browser must not break lines."""
 
@@ -111,7 +112,11 @@ def _prose(text: str) -> Markup:
 
 
 def _align(table: pd.DataFrame, column: int) -> Markup:
-    return Markup(' class="number"' if pd.api.types.is_numeric_dtype(table.dtypes.iloc[column]) else "")
+    """Return the class of a cell in a column of numbers or durations, which are aligned to the right."""
+    values = table.iloc[:, column]
+    is_duration = len(values) > 0 and all(isinstance(each, str) and DURATION.fullmatch(each) for each in values)
+    is_number = pd.api.types.is_numeric_dtype(values.dtype)
+    return Markup(' class="number"' if is_number or is_duration else "")
 
 
 def _cells(table: pd.DataFrame) -> list[list[str]]:

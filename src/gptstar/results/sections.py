@@ -46,6 +46,10 @@ EXPLAINED = (
     f"all other settings. With {SEEDS} seeds and p < {LEVEL} an effect is significant, otherwise preliminary."
 )
 
+COLUMNS = (
+    "In tables, `level` is a value of the factor, and `against` the value that it is compared with. `seeds` counts "
+    "seeds, `cells` combinations of all other settings that are averaged, and `left out` runs without a partner."
+)
 TURNS = "Arms took turns, so that times compare if nothing else ran on the machine."
 NO_TURNS = (
     "Hours are not compared, because the arms did not take turns: other work on the machine may have slowed one arm. "
@@ -82,7 +86,7 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     if (speed := speed_section(finished, curves, factors, against)) is not None:
         yield speed
     yield from task_sections(tasks)
-    yield _overview(runs, factors)
+    yield _overview(runs, factors, has_lengths=not lengths.empty)
     yield _all_runs(runs, factors)
     yield _repeat(found)
 
@@ -136,7 +140,7 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
     changes = level_effects(tuned, left, outcome, against=against)
     if not changes:
         return
-    text = [EXPLAINED]
+    text = [EXPLAINED, COLUMNS]
     if outcome == BITS:
         text.append("The runs have different tokens, so losses per token aren't comparable: these are bits per byte.")
     if len(left) < len(factors):
@@ -234,7 +238,7 @@ def _costs(
     yield Section(heading, text, table=table, picture=budgets_figure(candidates))
 
 
-def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
+def _overview(runs: pd.DataFrame, factors: Sequence[str], *, has_lengths: bool) -> Section:
     count = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     at_once = n_at_a_time(runs)
     how = f", up to {at_once} runs at a time" if at_once > 1 else ""
@@ -242,7 +246,8 @@ def _overview(runs: pd.DataFrame, factors: Sequence[str]) -> Section:
     if factors:
         varied = [f"{each} ({', '.join(level_texts(levels_of(runs, each)))})" for each in factors]
         lines.append(f"Varied: {'; '.join(varied)}.")
-    alike = [f"{key} {runs[key].iloc[0]}" for key in shown_keys() if key in runs and runs[key].nunique() == 1]
+    shown = [*shown_keys(), *(["model.positions"] if has_lengths else [])]  # on which reading further depends
+    alike = [f"{key} {runs[key].iloc[0]}" for key in shown if key in runs and runs[key].nunique() == 1]
     if alike:
         lines.append("The same in all runs: " + ", ".join(alike) + ".")
     return Section("What was run", "\n\n".join(lines))

@@ -160,9 +160,14 @@ class SaveCheckpoints(LightningCheckpoint):
         """
         if (number := self._signal) is None:
             return
+        output, tracker = self._record.output, self._record.tracker
+        is_in_sweep = (tracker.group, tracker.run_name) == (
+            output.parent.name,
+            output.name,
+        )  # as sweeps name their jobs
         raise Interrupted(
             f"{signal.Signals(number).name} at step {trainer.global_step} of {trainer.max_steps}: saved; "
-            f"to continue, repeat the command with output={self._record.output}",
+            f"to continue, repeat the command with output={output.parent if is_in_sweep else output}",
             128 + number,
         )
 

@@ -94,7 +94,7 @@ class Plan:
             self.spans = stretches(text.sizes, self.lengths, config.limit, side_by_side=side_by_side)
         self.reference = reference or self.reference
         self.n_targets = sum(span.size for span in self.spans)
-        self._units = Units(self.spans, longest)
+        self._units = Units(self.spans, max(longest, config.room or 0))
         self.units = f"{self._units.count:,} {self._units.name}"
         targets = [text.documents[span.document].read(span.start + 1, span.size) for span in self.spans]
         tokens = np.concatenate(targets)

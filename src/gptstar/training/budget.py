@@ -19,8 +19,8 @@ MOST_TARGETS = 2**12
 """The most targets that the final report reads, even if the budget allows more."""
 
 TARGETS, ROOM = 2**5, 2**11
-"""The report's targets in a block, and the tokens before each block, unless a length needs others. With the same values,
-runs of different training contexts score the same targets, so that they can be compared."""
+"""The report's targets in a block, and the tokens before each block, unless a length needs others. With the same
+values, runs of different training contexts score the same targets, so that they can be compared."""
 
 BIGRAM_TOKENS = 2**24
 """The most tokens for counting a bigram model: they take a second on a CPU, and half a gigabyte."""

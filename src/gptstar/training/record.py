@@ -1,4 +1,4 @@
-"""What is kept of a run, and where; and from where a run starts."""
+"""The record of a run: where it starts, what it saves and measures, and where."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +80,7 @@ class Record:
         check_trainer_options(self.trainer)
 
     def check_here(self) -> None:
-        """See that this machine has the files and packages that are named.
+        """Check that the files and packages that are named exist on this machine.
 
         Raises:
             ConfigError: one is missing.
@@ -97,5 +97,5 @@ class Record:
 
     @property
     def source(self) -> str:
-        """What to start from: `auto`, `never`, or the path of a checkpoint."""
+        """The start of the run: `auto`, `never`, or the path of a checkpoint."""
         return str(self.branch_from or self.init_from or self.resume)

@@ -8,11 +8,11 @@ from gptstar.errors import ConfigError
 from gptstar.fields import Count, Seed32, Share, check_ranges
 
 LEARNED = 0.95
-"""Accuracy at the training context from which a model has learned to recall."""
+"""The least accuracy at the training context of a model that has learned to recall."""
 
 
 def least_length(n_pairs: int) -> int:
-    """Return the tokens of a text of so many pairs without filler: end-of-text, pairs, and a query."""
+    """Return the length of a text without filler, in tokens: end-of-text, `n_pairs` pairs, and a query."""
     return 1 + 2 * n_pairs + 2
 
 
@@ -60,7 +60,7 @@ class RecallConfig:
                 raise ConfigError(f"evaluation.{name}: {most} pairs are more than the {N_KEYS} keys there are")
 
     def fitting_loads(self, trained_at: int, most: int) -> tuple[tuple[int, ...], int]:
-        """Return the loads of `most` pairs at most that fit a length, ascending, and the shortest length for all."""
+        """Return the loads of at most `most` pairs that fit a length, ascending, and the shortest length for all."""
         lengths = self.lengths(trained_at)
         loads = sorted(each for each in self.loads if each <= most and least_length(each) <= lengths[-1])
         needed = least_length(max(loads, default=1))

@@ -105,7 +105,9 @@ class StudyTable:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path} can't be read as a table of a study: {in_one_line(error)}") from error
+            raise ConfigError(
+                f"{self.path} can't be read as a table of a study: {in_one_line(error)}; give another file"
+            ) from error
         runs: dict[str, tuple[str, dict[str, Any]]] = {}
         for number, line in enumerate(lines, start=1):
             try:

@@ -89,9 +89,11 @@ class Record:
         initial = self.init_from and parted(self.init_from)[0]
         for key, path in (("branch_from", self.branch_from), ("init_from", initial)):
             if path is not None and not path.exists() and not began:
-                raise ConfigError(f"{key}={path} is not a checkpoint that exists")
+                raise ConfigError(f"{key}={path} does not exist: give the path of a checkpoint")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
-            raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
+            raise ConfigError(
+                f"resume={self.resume} is neither auto, never, nor a checkpoint that exists: give one of these"
+            )
         self.tracker.check_here()
         self.evaluation.check_here()
 

@@ -91,7 +91,7 @@ class LengthConfig:
             if len(set(values)) < len(values):
                 raise ConfigError(f"{self.KEY}.{name}={list(values)} names one twice: name each once")
         if min(self.multiples, default=1) < 1:
-            raise ConfigError(f"{self.KEY}.multiples: {min(self.multiples)} is below 1")
+            raise ConfigError(f"{self.KEY}.multiples: {min(self.multiples)} is below 1: give 1 or more")
         for name, protocol in (("stride", "sliding"), ("targets", "fixed_targets"), ("room", "fixed_targets")):
             if getattr(self, name) is not None and self.protocol != protocol:
                 raise ConfigError(
@@ -123,7 +123,7 @@ class LengthConfig:
     def _check_lengths(self, lengths: Sequence[int]) -> None:
         least, shortest = 1 if self.protocol in ("disjoint", "sliding") else 2, min(lengths)
         if shortest < least:
-            raise ConfigError(f"{self.KEY}.context_lengths: {shortest} is below {least}")
+            raise ConfigError(f"{self.KEY}.context_lengths: {shortest} is below {least}: give {least} or more")
         if self.room is not None and self.room < max(lengths):
             raise ConfigError(
                 f"{self.KEY}.room={self.room} is less than the longest context, {max(lengths)}: give that or more"

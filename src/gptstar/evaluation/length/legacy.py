@@ -75,7 +75,7 @@ class LegacyPlan:
         if self._n_tokens < max(lengths):
             raise DataError(
                 f"the text has {self._n_tokens:,} tokens, less than one window of {max(lengths):,}: read shorter "
-                "contexts"
+                f"contexts ({config.KEY}.context_lengths), or longer text ({config.KEY}.text)"
             )
 
     def windows(self, length: int) -> list[Window]:

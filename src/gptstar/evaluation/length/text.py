@@ -67,7 +67,9 @@ def find(config: LengthConfig) -> list[str]:
         is_one = "://" in pattern or os.path.isfile(pattern)
         matches = [pattern] if is_one else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not matches:
-            raise DataError(f"{config.KEY}.text: {pattern} matches no file (looked from {Path.cwd()})")
+            raise DataError(
+                f"{config.KEY}.text: {pattern} matches no file (looked from {Path.cwd()}): correct the path"
+            )
         files += matches
     return list(dict.fromkeys(files))
 
@@ -128,7 +130,7 @@ def plain_text(address: str, last_bytes: int | None = None) -> str:
         archive = " (read a member of an archive as zip://NAME::FILE)" if address.endswith(".zip") else ""
         raise DataError(f"{address} is not UTF-8 text, nor named as JSON lines or Parquet{archive}") from error
     if not text:
-        raise DataError(f"{address} is empty")
+        raise DataError(f"{address} is empty: give another file")
     return text
 
 
@@ -156,7 +158,7 @@ def text_of_files(tokenizer: Tokenizer, config: LengthConfig) -> Text:
         documents += [np.concatenate((start, tokens)) for tokens in encode(tokenizer, batch)]
         n_bytes += sum(len(text.encode()) for text in batch)
     if not documents:
-        raise DataError(f"{config.KEY}.text: {', '.join(files)}: nothing but empty documents")
+        raise DataError(f"{config.KEY}.text: {', '.join(files)}: nothing but empty documents; give other files")
     n_token_bytes = sum(int(tokenizer.token_bytes[document].sum()) for document in documents)
     if config.documents == "joined":
         documents = [np.concatenate(documents)]

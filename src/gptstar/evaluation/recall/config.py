@@ -57,7 +57,9 @@ class RecallConfig:
                 raise ConfigError(f"evaluation.{name}={list(values)} names one twice: name each once")
         for name, most in (("pairs", self.pairs), ("loads", max(self.loads, default=1))):
             if most > N_KEYS:
-                raise ConfigError(f"evaluation.{name}: {most} pairs are more than the {N_KEYS} keys there are")
+                raise ConfigError(
+                    f"evaluation.{name}: {most} pairs are more than the {N_KEYS} keys there are: give fewer"
+                )
 
     def fitting_loads(self, trained_at: int, most: int) -> tuple[tuple[int, ...], int]:
         """Return the loads of at most `most` pairs that fit a length, ascending, and the shortest length for all."""

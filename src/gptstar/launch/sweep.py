@@ -158,7 +158,8 @@ class Sweep:
         self._at_once = jobs_at_once if is_count else 1  # the job itself refuses any other value
         if self._at_once > 1 and HydraConfig.get().runtime.choices.get("hydra/sweeper") not in KNOWN_AHEAD:
             raise ConfigError(
-                f"jobs_at_once={self._at_once} is for sweeps over given values; a search waits for each result: leave it out"
+                f"jobs_at_once={self._at_once} is for sweeps over given values, and a search needs each job's result "
+                "before it chooses the next job: leave it out"
             )
         check_values_differ(self._swept())
         self.hold(folder)

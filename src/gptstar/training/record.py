@@ -18,7 +18,7 @@ RESUME_WORDS = ("auto", "never")
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of a run, and where.
+    """The record of a run: where it starts, what it saves and measures, and where.
 
     Attributes:
         name: the name of the run, in reports and trackers.
@@ -33,9 +33,9 @@ class Record:
         checkpoint_keep: how many of the newest checkpoints to keep; the best is kept too.
         report: after the last step, compare with a bigram model, read beyond the training context, and sample.
         reading: the study of context length after the last step, if it names lengths.
-        final_studies: what else to measure after the last step, at the lengths of `reading`: `recall`, `heads`.
+        final_studies: further studies after the last step, at the lengths of `reading`: `recall`, `heads`.
         evaluation: the benchmark tasks to score during training, if `evaluation.every_n_steps` is set.
-        tags: words of your own, by which `gptstar runs --tag` finds runs again.
+        tags: your own words, by which `gptstar runs --tag` finds the run.
         jobs_at_once: how many jobs of a sweep run at the same time on one machine.
         trainer: options passed through to Lightning's Trainer.
         plugins: modules to import, which register choices of your own.

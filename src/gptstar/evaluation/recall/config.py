@@ -22,17 +22,17 @@ class RecallConfig:
 
     Attributes:
         study: the kind of evaluation, set by `evaluation=recall`.
-        multiples: of the training context: how long the texts are. The training context itself is always read.
-        depths: where the pair that is asked for stands: 0 at the beginning of a text, 1 just before the query.
-        items: texts at each length and depth.
-        pairs: of a text, the same at every length, so that lengths differ in distance alone.
-        loads: pairs of texts of one length, the shortest that holds the most of them; so loads differ in pairs alone.
-            Those that no length holds, or the tokenizer's words don't suffice for, are left out.
+        multiples: the lengths of the texts, as multiples of the training context, which itself is always included.
+        depths: the places of the queried pair: 0 is at the beginning of a text, 1 just before the query.
+        items: the number of texts at each length and depth.
+        pairs: the number of pairs in a text, the same at every length, so that lengths differ in distance only.
+        loads: numbers of pairs to try at one length, the shortest that holds them all, so that loads differ in pairs
+            only. Those that fit no length, or for which the tokenizer has too few words, are left out.
         passkey: also ask for a passkey, if the model's tokenizer has English words.
         trained_at: the training context of a checkpoint that does not know it.
-        dtype: what matrix products are computed in.
+        dtype: the type of matrix products.
         batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
-        seed: of the texts.
+        seed: the seed of the texts.
     """
 
     study: Literal["recall"] = "recall"

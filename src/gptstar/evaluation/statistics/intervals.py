@@ -187,8 +187,8 @@ class Ratio:
     def resample(self, n_resamples: int, seed: int) -> np.ndarray:
         """Return the deviation of each resampled ratio from this one, in standard errors: `(resample,)`.
 
-        It is infinite if a resample has no standard error. Units are drawn with replacement (Efron 1979), and studentised
-        as in Efron & Tibshirani 1993, section 12.5. Memory does not grow with the number of resamples times units.
+        It is infinite if a resample has no standard error. Units are drawn with replacement (Efron 1979). Studentising
+        follows Efron & Tibshirani 1993, section 12.5. Memory does not grow with the number of resamples times units.
         """
         random = np.random.default_rng(seed)
         n, e, w = self.n_units, self.residuals, self.denominators

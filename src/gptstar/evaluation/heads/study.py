@@ -98,7 +98,7 @@ def study(
         shards: a folder of text; by default `config.text`, or what the checkpoint was trained with.
 
     Raises:
-        ConfigError, DataError: text, lengths or training context that don't fit, before anything is read.
+        ConfigError, DataError: text, lengths or training context don't fit; raised before anything is read.
     """
     identity, checkpoint = named
     name, trained_at = str(identity["name"]), checkpoint.trained_at or config.trained_at

@@ -53,7 +53,7 @@ def study(
         A curve for each checkpoint, and for each way to scale its positions or to cut its attention.
 
     Raises:
-        ConfigError, DataError, CheckpointError: text, lengths, scaling or judge don't fit, before anything is read.
+        ConfigError, DataError, CheckpointError: text, lengths, scaling or judge don't fit; raised before any reading.
     """
     config = replace(config, context_lengths=lengths_of(checkpoints, config))
     parts = parts_of(checkpoints, config, shards)

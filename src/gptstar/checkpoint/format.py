@@ -288,10 +288,11 @@ def read_tensors(path: Path) -> Any:
             raise CheckpointError(
                 f"{path} is refused, because its pickle contains code ({code[1]}): use a file with tensors only"
             ) from error
-        raise CheckpointError(f"{path} is not a checkpoint: it was not written by torch.save") from error
+        raise CheckpointError(f"{path} is not a checkpoint: torch.save did not write it; use another file") from error
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} was truncated or altered: use another checkpoint") from error
     except CheckpointError:
         raise
     except Exception as error:  # damaged bytes make torch, zipfile and decompressors raise many kinds of errors
-        raise CheckpointError(f"{path} is damaged, empty or not a checkpoint ({in_one_line(error)})") from error
+        problem = f"{path} is damaged, empty or not a checkpoint ({in_one_line(error)})"
+        raise CheckpointError(f"{problem}: use another checkpoint") from error

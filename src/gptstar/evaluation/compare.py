@@ -137,7 +137,10 @@ def _compared(a: TaskResults, b: TaskResults, of_b: str) -> tuple[list[Row], lis
     shared = [(task, tasks_b[task.task]) for task in a.tasks if task.task in tasks_b]
     if not shared:
         names = [", ".join(task.task for task in results.tasks) or "nothing" for results in (a, b)]
-        raise ConfigError(f"no task is in both results: {names[0]} in the one, {names[1]} in the other")
+        raise ConfigError(
+            f"no task is in both results: {names[0]} in the one, {names[1]} in the other; evaluate both on the same "
+            "evaluation.tasks"
+        )
     notes = differences(a, b, of_b)
     seeds = [results.fewshot_seed for results in (a, b)]
     pairs_of: dict[str, Pairs] = {}

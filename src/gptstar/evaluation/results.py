@@ -202,7 +202,7 @@ def parse_tasks(tree: Any) -> TaskResults:
 
 
 def problem(error: Exception) -> str:
-    """Describe the problem of a file in one line; of several errors by pydantic, the first."""
+    """Describe an error in a file in one line; if pydantic found several errors, describe the first."""
     if isinstance(error, KeyError):
         return f"no {in_one_line(error)}"
     if not isinstance(error, ValidationError):

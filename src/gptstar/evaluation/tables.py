@@ -100,10 +100,11 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], n_left:
 
 
 def half_text(interval: Interval | None, sign: str = "") -> str:
-    """Format a figure ± half the width of its interval."""
+    """Format a figure ± half the width of its interval; a signed one with enough digits to show its sign."""
     if interval is None:
         return UNDEFINED
-    value, half = signed(interval.value, 3, sign), (interval.high - interval.low) / 2
+    is_hidden = bool(sign) and 5e-5 <= abs(interval.value) < 5e-4
+    value, half = signed(interval.value, 4 if is_hidden else 3, sign), (interval.high - interval.low) / 2
     return f"{value} ± {half:.3f}" if math.isfinite(half) else value
 
 

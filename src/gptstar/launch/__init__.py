@@ -1,1 +1,1 @@
-"""Processes: for the devices of a run, for the jobs of a sweep, for a scheduler."""
+"""Start processes: one per device of a run, one per job of a sweep, or by a scheduler."""

@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this machine, one a device, by torchrun's own launcher."""
+"""Start the processes of a run on this machine, one per device, with torchrun's own launcher."""
 
 import contextlib
 import logging
@@ -26,25 +26,25 @@ from gptstar.terminal import plain
 from gptstar.training.hardware import Hardware
 
 TRAIN = ("-P", "-m", "gptstar", "train")
-"""What Python is given to train; overrides follow. `-P`: a folder's own queue.py must not hide Python's."""
+"""Python's arguments for training, before the overrides. `-P`: a queue.py in the folder must not hide Python's own."""
 
 EXPLAINED = 1
-"""What a process exits with that has said in one line why."""
+"""The exit code of a process that has printed the reason in one line."""
 
 FORWARDED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR2"
-"""Signals that the launcher hands on to the ranks."""
+"""Signals that the launcher forwards to the ranks."""
 
 SECONDS_TO_SAVE = 600
-"""How long ranks may save after a signal; PyTorch before 2.12 gives them 30 seconds."""
+"""Seconds that ranks have to save after a signal; PyTorch before 2.12 gives them 30."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """One of the machines of a run, and where they meet.
+    """This machine's number in a run on several machines, and the address of the first.
 
     Attributes:
-        number: 0 is the first.
-        address, port: of the first.
+        number: the number of the machine, from 0.
+        address, port: the first machine's, where the processes connect.
     """
 
     number: int
@@ -71,7 +71,7 @@ class Node:
 
 
 def launches(hardware: Hardware) -> bool:
-    """Whether this process has to start those of the run, as no launcher has.
+    """Whether this process has to start the run's processes, because no launcher has started them.
 
     Raises:
         ConfigError: there are several nodes, and the variables that connect them are missing.
@@ -87,15 +87,15 @@ def launches(hardware: Hardware) -> bool:
 
 
 def launch(composed: DictConfig, hardware: Hardware) -> None:
-    """Run a job again in a process for each device, and wait. Where one fails, all end.
+    """Run a job in one process per device, and wait. If one process fails, all end.
 
     Args:
         composed: the job's configuration.
 
     Raises:
         Interrupted: a signal came, and was forwarded to all ranks.
-        TrainingError: a process died without saying why; names its rank.
-        SystemExit: one refused, and has said so.
+        TrainingError: a process died without a message; the error names its rank.
+        SystemExit: a process ended with an error message.
     """
     if LAUNCHER in os.environ:  # of a sweep
         end_with_the_launcher()

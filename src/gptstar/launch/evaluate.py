@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="evaluate")
 def evaluate(composed: DictConfig) -> None:
-    """On tasks of lm-evaluation-harness, loss against context length, or attention heads: tables, `results.json`."""
+    """Evaluate checkpoints: on harness tasks, by context length, on recall, or their attention heads."""
     from gptstar.config import EvaluateConfig  # here, as `--help` need not wait for PyTorch
 
     with job(composed):

@@ -1,4 +1,4 @@
-"""A job of a sweep in a process of its own: what crashes there, or runs out of memory, ends nothing else."""
+"""A job of a sweep in its own process: a crash or a lack of memory there ends no other job."""
 
 import os
 import signal
@@ -20,12 +20,12 @@ from gptstar.training.plan import this_device
 
 
 class Job:
-    """A process that does one job.
+    """A process that runs one job.
 
     Args:
         words: its overrides.
-        log: a file for what it says, where others speak at the same time; else it says it here.
-        environment: what is set for it beside what is set here.
+        log: the file for its output, if several jobs run at the same time; otherwise it prints to this terminal.
+        environment: environment variables to set in addition to those of this process.
     """
 
     def __init__(
@@ -44,18 +44,18 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has."""
+        """Whether the process has ended."""
         return self._process.poll() is not None
 
     def tell(self, number: int) -> None:
-        """Hand a signal on."""
+        """Forward a signal to the process."""
         self._process.send_signal(number)
 
     def wait(self) -> None:
-        """Until it has ended.
+        """Wait until the process has ended.
 
         Raises:
-            TrainingError: it failed; says what it said last.
+            TrainingError: the job failed; the message is its last line of output.
         """
         said = ""
         for line in self._process.stderr or ():
@@ -72,12 +72,13 @@ class Job:
 
 
 def share_of_machine(place: int, at_once: int) -> dict[str, str]:
-    """What to set for a job so that those beside it are left their part: its own GPUs, and its share of the cores.
+    """Return the environment variables that limit a job to its GPUs and its share of the cores.
 
-    Where there are fewer GPUs than jobs, several jobs share one, and each gets a part of its memory.
+    If there are fewer GPUs than jobs, several jobs share a GPU, and each gets a part of its memory.
 
     Args:
-        place: of the job among those at work, from 0 to `at_once - 1`.
+        place: the job's number among the running ones, from 0 to `at_once - 1`.
+        at_once: the number of jobs that run at the same time.
     """
     share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))}
     if devices := visible_gpus():
@@ -90,21 +91,21 @@ def share_of_machine(place: int, at_once: int) -> dict[str, str]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    """List the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return listed.split(",") if listed else [str(each) for each in range(torch.cuda.device_count())]
 
 
 def jobs_on_a_gpu(at_once: int, n_gpus: int) -> int:
-    """How many jobs share a GPU at most."""
+    """Return the largest number of jobs that share a GPU."""
     return -(-at_once // n_gpus)
 
 
 def check_shared_gpu(config: TrainConfig, at_once: int) -> None:
-    """See that a GPU holds the jobs that are to share it, by the planner's arithmetic.
+    """Check that the jobs that share a GPU fit into its memory, as `gptstar plan` estimates it.
 
     Raises:
-        ConfigError: it does not; says how many it holds.
+        ConfigError: they don't fit; the message says how many do.
     """
     gpus = visible_gpus()
     if config.hardware.device().type != "cuda" or (sharing := jobs_on_a_gpu(at_once, len(gpus))) == 1:

@@ -4,7 +4,7 @@ from gptstar.entry import one_line_errors
 
 
 def main() -> None:
-    """Do what the words of the command line say."""
+    """Run the command line."""
     from gptstar.evaluation.harness import run_harness  # imports torch, which --help of `gptstar` need not wait for
 
     with one_line_errors():

@@ -40,22 +40,22 @@ TREES = (*EXACT, REPORT, *RESULTS)
 TEXTS = (CONFIG, METRICS_FILE)
 
 RUN = "{run}"
-"""What stands in a table for the path of the run directory."""
+"""The placeholder in a table for the path of the run directory."""
 
 DIGITS = 6
 SHARE_DIGITS = 4
-"""Of shares of answers and of attention weight, of which there are many, and which no pairing needs more precisely."""
+"""Digits of shares of answers and of attention weight: there are many, and no paired comparison needs more."""
 
 CURVE_ROWS = 20
-"""Rows of a loss curve that are kept, beside those with a validation."""
+"""Rows of a loss curve to keep, in addition to those with a validation."""
 
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A file of finished runs.
+    """The table of a study: a file with the results of finished runs.
 
     Attributes:
-        path: it need not exist until a run is saved.
+        path: the file; `save` creates it.
     """
 
     path: Path
@@ -64,22 +64,23 @@ class StudyTable:
         """Read the files of each run, by the run's name, which is its path below the study's folder.
 
         Raises:
-            ConfigError: it is not such a table, or is damaged; names the line.
+            ConfigError: the file is not such a table, or is damaged; the message names the line.
         """
         return {name: files for name, (_, files) in self._lines().items()}
 
     def save(self, study: Path, folders: Sequence[Path]) -> list[str]:
-        """Add the finished ones among some runs, in place of an earlier state of the same.
+        """Add those of the runs that are finished; they replace earlier versions of themselves.
 
         Args:
-            study: the folder that a run's name is its path from.
+            study: the folder of the study; a run's name is its path below it.
+            folders: the run directories.
 
         Returns:
             The names of the runs that are new or have changed.
 
         Raises:
-            ConfigError: the table is damaged, or something else.
-            OSError: it can't be written; the earlier one stands.
+            ConfigError: the file is damaged, or not a table.
+            OSError: the table can't be written; the earlier one is kept.
         """
         changed = []
         with self._locked():
@@ -104,7 +105,9 @@ class StudyTable:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path} can't be read as a table of a study: {in_one_line(error)}") from error
+            raise ConfigError(
+                f"{self.path} can't be read as a table of a study: {in_one_line(error)}; give another file"
+            ) from error
         runs: dict[str, tuple[str, dict[str, Any]]] = {}
         for number, line in enumerate(lines, start=1):
             try:
@@ -122,10 +125,10 @@ class StudyTable:
         return runs
 
     def restore(self, study: Path) -> list[str]:
-        """Write the runs back into a folder, but for those that have begun there; return their names.
+        """Write the runs back into a folder, except those that have begun there; return the names of those written.
 
         Raises:
-            ConfigError: the table is damaged, or not one.
+            ConfigError: the file is damaged, or not a table.
             OSError: a run can't be written.
         """
         restored = []
@@ -149,7 +152,7 @@ class StudyTable:
         return restored
 
     def _locked(self) -> FileLock:
-        """Keep other processes from writing the same table, by a lock outside of the repository that holds it."""
+        """Return a lock against other writers of the same table; its file lies outside the table's repository."""
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
         folder = user_cache_path("gptstar") / "tables"
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ class StudyTable:
 
 
 def _name(name: str) -> str:
-    """Check that a run's name leads below the study's folder."""
+    """Check that a run's name is a path inside the study's folder, and return it."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError(f"the run {name!r} does not lie in the study's folder")
@@ -165,7 +168,7 @@ def _name(name: str) -> str:
 
 
 def _line_of(name: str, files: Mapping[str, Any]) -> str:
-    """Write a run as a line: its name, when it ended and its loss to be read, and its files packed."""
+    """Return the line of a run: its name, the time it ended and its loss, for readers, and its compressed files."""
     text = json.dumps(files, separators=(",", ":"), ensure_ascii=False)
     packed = base64.b85encode(zlib.compress(text.encode(), 9)).decode()
     rows = [row for row in csv.DictReader(files.get(METRICS_FILE, "").splitlines()) if row.get("validation/loss")]
@@ -174,7 +177,7 @@ def _line_of(name: str, files: Mapping[str, Any]) -> str:
 
 
 def _unpacked(packed: str) -> dict[str, Any]:
-    """Read the files of a run, and check that they are those that tables hold."""
+    """Decompress the files of a run, and check that they are those that a table holds."""
     files = json.loads(zlib.decompress(base64.b85decode(packed)))
     if missing := {CONFIG, *EXACT} - set(files):
         raise ValueError(f"a run lacks {min(missing)}")
@@ -186,7 +189,7 @@ def _unpacked(packed: str) -> dict[str, Any]:
 
 
 def _files_of(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield what a table holds of a run directory: each file's name, and its text or tree."""
+    """Yield the files of a run directory that a table holds: each file's name, and its text or parsed JSON."""
     yield CONFIG, _harmless(read_text(folder / CONFIG), folder)
     for file in TREES:
         if (folder / file).exists():
@@ -198,12 +201,12 @@ def _files_of(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _harmless(text: str, folder: Path) -> str:
-    """Take the paths of the run directory, and others of this machine, out of a text."""
+    """Replace the paths of the run directory and of this machine in a text by placeholders."""
     return without_own_paths(replace_path(text, folder.resolve(), RUN))
 
 
 def rounded(tree: Any, digits: int = DIGITS) -> Any:
-    """Round all numbers of a tree that are not whole."""
+    """Round all floating-point numbers in parsed JSON."""
     if isinstance(tree, float):
         return float(f"{tree:.{digits}g}") if math.isfinite(tree) else None
     if isinstance(tree, list):
@@ -214,10 +217,10 @@ def rounded(tree: Any, digits: int = DIGITS) -> Any:
 
 
 def thinned(file: Path) -> str:
-    """Return the rows of a run's metrics that reports and notebooks need: validations, the last, some of a curve.
+    """Return the rows of a run's metrics that reports and notebooks need: validations, the last row, some others.
 
     Raises:
-        DataError: it is not the record of a run.
+        DataError: the file is not the `metrics.csv` of a run.
     """
     rows = read_rows(file)
     of_validation = {number for number, row in enumerate(rows) if any(key.startswith("validation") for key in row)}
@@ -238,7 +241,7 @@ def _figure(text: str) -> str:
 
 
 def _set_time(path: Path, files: Mapping[str, Any]) -> None:
-    """Date a file as the run, so that what is newer than it counts as newer."""
+    """Set a file's modification time to the end of the run, so that comparisons of dates stay right."""
     try:
         at = datetime.fromisoformat(files[STATUS_FILE]["at"]).timestamp()
     except (ValueError, LookupError, TypeError):

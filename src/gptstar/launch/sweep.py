@@ -1,4 +1,4 @@
-"""A sweep: a process for each of its jobs on this machine, and what became of them."""
+"""A sweep on this machine: start a process for each job, and report how each ended."""
 
 import contextlib
 import math
@@ -33,12 +33,12 @@ from gptstar.training.settings import is_finished
 SECONDS_BETWEEN_LOOKS = 0.2
 
 KNOWN_AHEAD = ("basic", "tuned")
-"""Sweepers that launch jobs in batches, whose number is known before the first begins."""
+"""Sweepers whose number of jobs is known before the first job begins."""
 
 
 @dataclass
 class Going:
-    """A job at work, its run directory, its place on the machine, its start, and whether it began from nothing."""
+    """A running job: its process, run directory, place on the machine and start, and whether it is a new run."""
 
     job: Job
     path: Path
@@ -48,14 +48,14 @@ class Going:
 
 
 class Sweep:
-    """The jobs of a sweep on this machine, `jobs_at_once` of them at a time, each in a process of its own.
+    """The jobs of a sweep on this machine, `jobs_at_once` of them at a time, each in its own process.
 
-    So what crashes, or runs out of memory, ends one job and not the others. What is finished is skipped, what was
-    interrupted goes on, and what failed is tried again, by the same command.
+    So a crash, or a lack of memory, ends one job and not the others. The same command skips finished jobs, resumes
+    interrupted ones, and tries failed ones again.
 
     Attributes:
-        n_jobs: how many there will be, where a sweeper has counted them.
-        when_finished: is called with the run directory of each job that has come to its end.
+        n_jobs: the number of jobs, if a sweeper has counted them.
+        when_finished: a callback that receives the run directory of each finished job.
     """
 
     def __init__(self) -> None:
@@ -74,19 +74,19 @@ class Sweep:
         self._at_once = 1
 
     def takes(self) -> bool:
-        """Whether the job that Hydra starts now is of a sweep on this machine, which Hydra goes through in order."""
+        """Whether the job that Hydra starts now belongs to a sweep on this machine."""
         hydra_config = HydraConfig.get()
         return hydra_config.mode is RunMode.MULTIRUN and hydra_config.runtime.choices.get("hydra/launcher") == "basic"
 
     def run(self, composed: DictConfig) -> None:
         """Run the job, unless it is finished; an error in it is reported at the end of the sweep.
 
-        It comes back when there is room for another.
+        Return as soon as another job may start.
 
         Raises:
-            Interrupted: a signal came; the jobs have saved, and no other begins.
-            ConfigError: another sweep is at work in the folder, two jobs would share one, a search asks for several at
-                once, or the folder has the results of other settings or text, restored from a table.
+            Interrupted: a signal came; the running jobs have saved, and no other begins.
+            ConfigError: another sweep uses the folder, two jobs would share a folder, a search has `jobs_at_once` above
+                1, or the folder has results of other settings or text, restored from a table.
         """
         path, config_yaml = Path(composed.output), OmegaConf.to_yaml(composed, resolve=True)
         if not self._begun:
@@ -120,7 +120,7 @@ class Sweep:
         self._wait_until_at_most(self._at_once - 1)
 
     def wait(self) -> None:
-        """Until all jobs at work have come to their ends.
+        """Wait until all running jobs have ended.
 
         Raises:
             Interrupted: a signal came; the jobs have saved.
@@ -129,11 +129,11 @@ class Sweep:
 
     @contextlib.contextmanager
     def concluded(self) -> Iterator[None]:
-        """Around a sweep: wait for its jobs, and show its runs when it ends.
+        """Return a context around a sweep; at its end, wait for the jobs and print the table of runs.
 
         Raises:
             Interrupted: a signal came; the jobs have saved.
-            TrainingError: some jobs failed; names them.
+            TrainingError: some jobs failed; the message names the first.
         """
         try:
             yield
@@ -158,7 +158,8 @@ class Sweep:
         self._at_once = jobs_at_once if is_count else 1  # the job itself refuses any other value
         if self._at_once > 1 and HydraConfig.get().runtime.choices.get("hydra/sweeper") not in KNOWN_AHEAD:
             raise ConfigError(
-                f"jobs_at_once={self._at_once} is for sweeps over given values: a search waits for what each job finds"
+                f"jobs_at_once={self._at_once} is for sweeps over given values, and a search needs each job's result "
+                "before it chooses the next job: leave it out"
             )
         check_values_differ(self._swept())
         self.hold(folder)
@@ -171,7 +172,7 @@ class Sweep:
             going.job.tell(number)
 
     def _wait_until_at_most(self, left: int) -> None:
-        """Until no more than so many jobs are at work; all where a signal has come."""
+        """Wait until at most `left` jobs run; after a signal, wait for all."""
         while len(self._going) > (0 if self._signals else left):
             ended = [name for name, going in self._going.items() if self._at_once == 1 or going.job.has_ended]
             for name in ended:
@@ -205,10 +206,10 @@ class Sweep:
             self._console.print(f"{name} {state}", style="red" if name in self._failed else None)
 
     def hold(self, folder: Path) -> None:
-        """Keep other sweeps out of a folder until this process ends; once is enough.
+        """Lock a folder against other sweeps until this process ends; further calls do nothing.
 
         Raises:
-            ConfigError: another sweep is at work there.
+            ConfigError: another sweep uses the folder.
         """
         if self._folder is not None:
             return
@@ -221,7 +222,7 @@ class Sweep:
         self._folder = folder
 
     def _fingerprint_of(self, composed: DictConfig) -> str:
-        """Prepare the text of a job, if it is not there, and return its fingerprint; of each text once."""
+        """Return the fingerprint of a job's text, and prepare the text if needed; each text is prepared once."""
         text: Any = OmegaConf.to_container(composed.data, resolve=True)
         key = str({"n_vocab": composed.model.n_vocab} | text | {"context_length": None})  # another cuts the same text
         if key not in self._fingerprints:
@@ -264,4 +265,4 @@ class Sweep:
 
 
 SWEEP = Sweep()
-"""The sweep of this process, if it is one."""
+"""The sweep that this process runs, if it runs one."""

@@ -18,17 +18,17 @@ from gptstar.entry import conf_folder, job, one_line_errors, take_initial_model,
 from gptstar.launch.names import register_job_names
 
 SHOWING = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version"}
-"""Flags of Hydra that only show something: they need not wait until PyTorch is imported."""
+"""Flags of Hydra that only print something, so PyTorch need not be imported for them."""
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="train")
 def train(composed: DictConfig) -> None:
-    """One run, or one job of a sweep."""
+    """Do one run, or one job of a sweep."""
     run_job(composed)  # by its name, as a scheduler's launcher pickles this function and all that it mentions
 
 
 def run_job(composed: DictConfig) -> None:
-    """In the folder that Hydra made: leave it to the sweep, or run."""
+    """Hand the job to the sweep if there is one; otherwise run it."""
     from gptstar.launch.devices import describe_sweep
     from gptstar.launch.sweep import SWEEP
 
@@ -46,7 +46,7 @@ def run_job(composed: DictConfig) -> None:
 
 
 def run(composed: DictConfig) -> None:
-    """In this process, or in one for each device."""
+    """Train in this process, or in one process per device."""
     from gptstar.config import TrainConfig
     from gptstar.launch.devices import launch, launches, requeued_if_preempted
 
@@ -64,7 +64,7 @@ def run(composed: DictConfig) -> None:
 
 
 def announce_submission() -> None:
-    """Where the run goes to SLURM: say where to look, before the command waits for its end."""
+    """If the run goes to SLURM, print where to find its logs, before the command waits for its end."""
     if "launcher=slurm" in sys.argv[1:]:
         print(
             "submitting to SLURM: scripts and logs are in .slurm in the output, squeue --me shows the jobs, and Ctrl-C "
@@ -77,7 +77,7 @@ def announce_submission() -> None:
 
 
 def main() -> None:
-    """Do what the words of the command line say."""
+    """Run the command line."""
     sys.argv[1:] = with_neutral_defaults(with_quoted_values(sys.argv[1:]))
     register_run_name()
     register_job_names()

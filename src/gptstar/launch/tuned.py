@@ -1,4 +1,4 @@
-"""A tuned sweep: which of its runs choose a value for each arm, which train at it, and what is chosen."""
+"""A tuned sweep: tuning runs choose a value for each arm, then runs with several seeds train at this value."""
 
 import math
 import re
@@ -23,13 +23,13 @@ TUNING = {
     "reading.context_lengths": "null",
     "final_studies": "[]",
 }
-"""What the runs that choose a value have in place of other values: they are validated, and read nothing else."""
+"""Overrides of the tuning runs: they are validated, but not evaluated in any other way."""
 
 DIVERGED = re.compile(r"loss is -?(nan|inf)|norm -?(nan|inf)")
-"""In the reason of a run that failed because its loss was not finite."""
+"""A pattern for the reason of a run that failed because its loss was not finite."""
 
 Arm = tuple[str, ...]
-"""The overrides that tell an arm from the others, such as `("model.positions=alibi",)`."""
+"""The overrides that distinguish an arm from the others, such as `("model.positions=alibi",)`."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class Design:
     Attributes:
         fixed: overrides of all runs.
         arms: every combination of the factors' values.
-        tune: the key that is tuned, and `values`, those that are tried.
-        tuning_seed: the seed of the runs that choose.
-        seeds: of the other runs of each arm, in the order in which they are trained.
+        tune: the key that is tuned.
+        values: its values that are tried.
+        tuning_seed: the seed of the tuning runs.
+        seeds: by arm, the seeds of the other runs, in the order in which they are trained.
     """
 
     fixed: tuple[str, ...]
@@ -55,10 +56,13 @@ class Design:
     def of(
         cls, overrides: Sequence[Override], tune: str, tuning_seed: int, more_seeds: Mapping[str, Any] | None = None
     ) -> Self:
-        """Read the design off the overrides of a sweep.
+        """Derive the design from the overrides of a sweep.
 
         Args:
-            more_seeds: further seeds, as `seed`, for the arms that have one of the values given for each other key.
+            overrides: the sweep's overrides.
+            tune: the key to tune.
+            tuning_seed: the seed of the tuning runs.
+            more_seeds: further seeds under the key `seed`, for the arms whose values its other keys list.
 
         Raises:
             ConfigError: there is nothing to choose from, fewer than two seeds count, or the tuning seed is one of them.
@@ -88,11 +92,11 @@ class Design:
 
     @property
     def n_jobs(self) -> int:
-        """Runs in all."""
+        """The number of all runs."""
         return len(self.arms) * len(self.values) + sum(map(len, self.seeds.values()))
 
     def tuning_jobs(self) -> list[list[str]]:
-        """List the overrides of the runs that choose, arm by arm and value by value."""
+        """List the overrides of the tuning runs, arm by arm and value by value."""
         fixed = [word for word in self.fixed if word.partition("=")[0] not in TUNING]
         words = [f"{key}={value}" for key, value in TUNING.items()]
         return [
@@ -102,7 +106,7 @@ class Design:
         ]
 
     def seed_jobs(self, chosen: Mapping[Arm, str]) -> list[list[str]]:
-        """List the overrides of the runs at the chosen values, seed by seed: a stopped sweep has whole seeds."""
+        """List the overrides of the runs at the chosen values, seed by seed, so that complete ones come first."""
         most = max(map(len, self.seeds.values()))
         return [
             [*self.fixed, *arm, f"{self.tune}={value}", f"{SEED}={self.seeds[arm][number]}"]
@@ -124,7 +128,7 @@ class Design:
 
 @dataclass(frozen=True)
 class _MoreSeeds:
-    """Further seeds of some arms: of those with one of the values of each key."""
+    """Further seeds for the arms that have, for each key, one of the given values."""
 
     seeds: tuple[str, ...]
     values: Mapping[str, tuple[str, ...]]
@@ -153,9 +157,9 @@ def _listed(value: Any) -> tuple[str, ...]:
 
 
 def tuning_loss(run: Run, ignored: Sequence[str] = ()) -> float:
-    """Return the loss by which a run is chosen, in nats a token; infinite if it diverged, NaN if it has not finished.
+    """Return the loss that decides the choice, in nats per token; infinite if the run diverged, NaN if unfinished.
 
-    It is the last validation loss; with `ignored` corpora the mean over the others, each of which counts alike.
+    It is the last validation loss; with `ignored` corpora, the unweighted mean over the others.
     """
     if run.state == "failed" and DIVERGED.search(run.reason):
         return math.inf
@@ -177,10 +181,10 @@ def choose(design: Design, arm: Arm, losses: Mapping[str, float]) -> tuple[str |
     """Choose the value with the lowest loss.
 
     Args:
-        losses: by value: infinite for what diverged, NaN for what has not finished.
+        losses: the loss of each value: infinite if the run diverged, NaN if it has not finished.
 
     Returns:
-        The value, and a line that says what was chosen; None where a run is missing or all diverged.
+        The value, or None if a run is missing or all diverged; and a line that describes the choice.
     """
     name = ", ".join(arm) or "all"
     if missing := [value for value, loss in losses.items() if math.isnan(loss)]:
@@ -194,7 +198,7 @@ def choose(design: Design, arm: Arm, losses: Mapping[str, float]) -> tuple[str |
 
 
 def _edge(value: str, values: Sequence[str]) -> str:
-    """Say which end of the values one is; nothing for one between them, or where they are not numbers."""
+    """Say whether a value is the lowest or the highest; empty if it is neither, or if values are not numbers."""
     try:
         numbers = {each: float(each) for each in values}
     except ValueError:

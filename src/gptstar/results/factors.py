@@ -53,9 +53,14 @@ def effect_text(effect: Effect, *, ratio: bool = False, sign: str = "+") -> str:
 
 
 def digits(effect: Effect) -> int:
-    """Return the digits after the decimal point that show two digits of the interval, or of the value without one."""
+    """Return the digits after the decimal point that show two digits of the interval, or of the value without one.
+
+    There are at least so many that no end of the interval rounds to zero, which would hide its sign.
+    """
     width = abs(effect.value) if math.isnan(effect.low) else effect.high - effect.low
-    return 3 if width >= 5e-3 or width < 5e-6 else 4 if width >= 5e-4 else 5
+    least = 3 if width >= 5e-3 or width < 5e-6 else 4 if width >= 5e-4 else 5
+    ends = [abs(end) for end in (effect.low, effect.high) if math.isfinite(end) and abs(end) >= 5e-6]
+    return next((n for n in range(least, 5) if all(round(end, n) for end in ends)), 5) if ends else least
 
 
 def effects(

@@ -18,6 +18,10 @@ LEAST_WINDOWS = 16
 MOST_TARGETS = 2**12
 """The most targets that the final report reads, even if the budget allows more."""
 
+TARGETS, ROOM = 2**5, 2**11
+"""The report's targets in a block, and the tokens before each block, unless a length needs others. With the same
+values, runs of different training contexts score the same targets, so that they can be compared."""
+
 BIGRAM_TOKENS = 2**24
 """The most tokens for counting a bigram model: they take a second on a CPU, and half a gigabyte."""
 
@@ -48,9 +52,14 @@ class Budget:
         """Return the operations per token of a forward pass over `length` tokens."""
         return self.model.training_flops(length) / PASSES
 
+    @staticmethod
+    def block(lengths: Sequence[int]) -> int:
+        """Return the number of targets in a block of the report's reading: at most half the shortest length."""
+        return max(1, min(TARGETS, min(lengths) // 2))
+
     def fixed_targets(self, lengths: Sequence[int]) -> int:
-        """Return how many targets `fixed_targets` can read, in blocks of half the shortest length; 0 if too few."""
-        block = max(1, min(lengths) // 2)
+        """Return how many targets the report can read, in whole blocks; 0 if too few."""
+        block = self.block(lengths)
         each = sum(length * self._forward(length) for length in lengths)
         windows = min(int(self.operations / each), MOST_TARGETS // block)
         return windows * block if windows >= LEAST_WINDOWS else 0

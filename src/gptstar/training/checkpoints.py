@@ -1,4 +1,4 @@
-"""When a run saves checkpoints: at intervals, at the best validation loss, and when a signal stops it."""
+"""Saving of checkpoints: at intervals, at the best validation loss, and when a signal stops the run."""
 
 import signal
 from collections.abc import Callable
@@ -102,7 +102,7 @@ class SaveCheckpoints(LightningCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Tensor, batch_idx: int
     ) -> None:
-        """At the end of a step, save it if a checkpoint is due and no validation comes first."""
+        """Save a checkpoint at the end of a step, if one is due and no validation comes first."""
         assert isinstance(pl_module, LanguageModelling)
         validation_follows = trainer.enable_validation and self.validation_due(trainer)
         ended = pl_module.step_ended(batch_idx)

@@ -52,7 +52,7 @@ def heads_config(record: Record, trained_at: int) -> HeadsConfig:
 
 
 def check_final_studies(record: Record, trained_at: int, shards: ShardFolder) -> None:
-    """See, before training, that the text and its tokenizer have what the studies need.
+    """Check before training that the text and its tokenizer suit the studies.
 
     Raises:
         ConfigError: too few of recall's words are one token each, or windows are too short for its pairs.

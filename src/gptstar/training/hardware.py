@@ -86,7 +86,8 @@ class Hardware:
             )
         if self.device().type == "cuda" and self.n_devices > torch.cuda.device_count():
             raise ConfigError(
-                f"hardware.devices={self.devices} but PyTorch sees {torch.cuda.device_count()} GPUs here: give fewer"
+                f"hardware.devices={self.devices} but PyTorch sees {torch.cuda.device_count()} GPUs here: give at most "
+                "that many"
             )
         if self.world_size > 1 and self.precision == "bf16_weights" and self.strategy == "ddp":
             raise ConfigError(

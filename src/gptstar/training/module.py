@@ -268,7 +268,7 @@ class LanguageModelling(pl.LightningModule):
         self._validation = ValidationSums(self.corpora, self._token_bytes)
 
     def validation_step(self, windows: Tensor, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the losses of windows to their corpus's sums, with the last weights and with averaged ones."""
+        """Add a batch's losses to the sums of its corpus, for the last weights and for averaged ones, if any."""
         losses, averaged = self._loss(windows, "none"), None
         if self.average.tensors:
             with self._averaged_weights():

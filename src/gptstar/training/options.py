@@ -56,7 +56,7 @@ def check_trainer_options(options: dict[str, Any]) -> None:
     for key in ("overfit_batches", "limit_train_batches"):
         value = options.get(key, 1)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ConfigError(f"trainer.{key}={value} is not a whole number of 1 or more; it counts optimizer steps")
+            raise ConfigError(f"trainer.{key}={value} is not a whole number of 1 or more: it counts optimizer steps")
     profiler = options.get("profiler")
     if profiler is not None and profiler not in PROFILERS:
         raise ConfigError(f"trainer.profiler={profiler} is not a profiler: choose one of {', '.join(PROFILERS)}")

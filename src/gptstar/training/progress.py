@@ -27,7 +27,8 @@ LONG_FIRST_STEP = 5.0
 class StepProgress(ProgressBar):
     """Progress display of a run within 80 columns: steps, loss, validation loss, speed and time left.
 
-    A line shows a validation loss only if it was measured since the previous line; the bar always shows the last one.
+    A line shows a validation loss, and its step, only if it was measured since the previous line; the bar always shows
+    the last one.
 
     Args:
         recorder: the callback that measures the speed; it must precede this one among the Trainer's callbacks.
@@ -50,7 +51,7 @@ class StepProgress(ProgressBar):
         )
         self._shown = 0.0
         self._has_shown = False
-        self._validated = False
+        self._validated: int | None = None
 
     def disable(self) -> None:
         """Do nothing: Lightning calls this on all ranks but the first, and only the first displays anything."""
@@ -75,8 +76,9 @@ class StepProgress(ProgressBar):
         if not self._is_due(step, live=live):
             return
         self._shown, self._has_shown = time.monotonic(), True
-        status = self._status(pl_module, validation=live or self._validated)
-        self._validated = False
+        status = self._status(pl_module, step, validation=live or self._validated is not None)
+        if not live:
+            self._validated = None
         if live:
             self._live.update(self._task, completed=step, status=status)
         else:
@@ -94,8 +96,8 @@ class StepProgress(ProgressBar):
         return is_a_tenth or since >= MOST_SECONDS_BETWEEN_LINES
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note that there is a new validation loss."""
-        self._validated = True
+        """Note the step of the new validation loss."""
+        self._validated = trainer.global_step
 
     def _report_first_step(self, length: int) -> None:
         seconds = self._recorder.first_step_seconds
@@ -105,11 +107,12 @@ class StepProgress(ProgressBar):
         line = f"first step at context {length} after {seconds:.0f} s{including}"
         self._console.print(line, highlight=False, soft_wrap=True)
 
-    def _status(self, module: LanguageModelling, *, validation: bool) -> str:
+    def _status(self, module: LanguageModelling, step: int, *, validation: bool) -> str:
         loss = module.step_metrics.get("train/loss")
         parts = ["skipped: not finite" if loss is None else f"loss {loss:.3f}"]
         if validation and (measured := module.validation_metrics.get("validation/loss")):
-            parts.append(f"validation {measured:.3f}")
+            at = "" if self._validated in (None, step) else f" at {self._validated:,}"
+            parts.append(f"validation {measured:.3f}{at}")
         rates = self._recorder.rates()
         if tokens_per_second := rates.get("tokens_per_second"):
             parts.append(f"{_short(tokens_per_second)} tok/s")

@@ -1,4 +1,4 @@
-"""What is kept of a run, and where; and from where a run starts."""
+"""The record of a run: where it starts, what it saves and measures, and where."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ RESUME_WORDS = ("auto", "never")
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of a run, and where.
+    """The record of a run: where it starts, what it saves and measures, and where.
 
     Attributes:
         name: the name of the run, in reports and trackers.
@@ -33,9 +33,9 @@ class Record:
         checkpoint_keep: how many of the newest checkpoints to keep; the best is kept too.
         report: after the last step, compare with a bigram model, read beyond the training context, and sample.
         reading: the study of context length after the last step, if it names lengths.
-        final_studies: what else to measure after the last step, at the lengths of `reading`: `recall`, `heads`.
+        final_studies: further studies after the last step, at the lengths of `reading`: `recall`, `heads`.
         evaluation: the benchmark tasks to score during training, if `evaluation.every_n_steps` is set.
-        tags: words of your own, by which `gptstar runs --tag` finds runs again.
+        tags: your own words, by which `gptstar runs --tag` finds the run.
         jobs_at_once: how many jobs of a sweep run at the same time on one machine.
         trainer: options passed through to Lightning's Trainer.
         plugins: modules to import, which register choices of your own.
@@ -80,7 +80,7 @@ class Record:
         check_trainer_options(self.trainer)
 
     def check_here(self) -> None:
-        """See that this machine has the files and packages that are named.
+        """Check that the files and packages that are named exist on this machine.
 
         Raises:
             ConfigError: one is missing.
@@ -89,13 +89,15 @@ class Record:
         initial = self.init_from and parted(self.init_from)[0]
         for key, path in (("branch_from", self.branch_from), ("init_from", initial)):
             if path is not None and not path.exists() and not began:
-                raise ConfigError(f"{key}={path} is not a checkpoint that exists")
+                raise ConfigError(f"{key}={path} does not exist: give the path of a checkpoint")
         if self.resume not in RESUME_WORDS and not Path(self.resume).exists():
-            raise ConfigError(f"resume={self.resume} is neither auto, never, nor a checkpoint that exists")
+            raise ConfigError(
+                f"resume={self.resume} is neither auto, never, nor a checkpoint that exists: give one of these"
+            )
         self.tracker.check_here()
         self.evaluation.check_here()
 
     @property
     def source(self) -> str:
-        """What to start from: `auto`, `never`, or the path of a checkpoint."""
+        """The start of the run: `auto`, `never`, or the path of a checkpoint."""
         return str(self.branch_from or self.init_from or self.resume)

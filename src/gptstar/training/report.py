@@ -1,4 +1,4 @@
-"""What a finished run shows: its loss; with `report` a bigram to beat, loss beyond the training context, samples."""
+"""The report of a finished run: its loss; with `report`, also a bigram baseline, loss by context length, samples."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from gptstar.inference.generate import generate
 from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
 from gptstar.plots.loss import plot_loss
-from gptstar.training.budget import BIGRAM_TOKENS, Budget
+from gptstar.training.budget import BIGRAM_TOKENS, ROOM, Budget
 from gptstar.training.final_studies import run_final_studies
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import log_texts
@@ -41,7 +41,7 @@ from gptstar.training.record import Record
 PROMPTS = ("The", "If the", "Return a")
 
 MOST_NEW = 256
-"""Tokens of a sample."""
+"""The most tokens of a sample."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Ended:
     """A run that has ended.
 
     Attributes:
-        step: the last one.
-        shards: its text.
+        step: its last step.
+        shards: the text that it was trained on.
     """
 
     step: int
@@ -67,26 +67,25 @@ class Ended:
 
     @property
     def trained_tokens(self) -> int:
-        """Tokens that it read."""
+        """The number of tokens that the run was trained on."""
         return self.step * self.recipe.batch_tokens
 
     @property
     def budget(self) -> Budget:
-        """What reading may cost now."""
+        """The compute budget for the report."""
         return Budget(self.recipe.model, self.recipe.data.context_length, self.trained_tokens)
 
     @property
     def bigram_tokens(self) -> int:
-        """Tokens that a bigram is counted on: no more than the run read."""
+        """The number of tokens for counting the bigram model: at most as many as the run was trained on."""
         return min(self.trained_tokens, BIGRAM_TOKENS)
 
 
 def conclude(trainer: pl.Trainer, ended: Ended, console: Console) -> str:
-    """Draw the loss; with `report` also print what the best checkpoint can do, and write it down.
+    """Plot the loss; with `report`, also evaluate the best checkpoint, and print and write the results.
 
     Writes `loss.png`; with `report` also `context_length.png`, `samples.txt` and `report.json`; with `reading` a folder
-    `length`; with `final_studies` a folder for each. Each says what it is about to do. What `report` reads costs less
-    than the run: `budget` has the limits.
+    `length`; with `final_studies` a folder for each. The cost of `report` is limited by `budget`.
 
     Returns:
         The line that ends the run: its final validation loss.
@@ -111,7 +110,7 @@ def conclude(trainer: pl.Trainer, ended: Ended, console: Console) -> str:
 
 
 def final_line(rows: Sequence[dict[str, float]], bigram: float | None, ended: Ended) -> str:
-    """Say the loss of the last validation, the best where that is another, and what a bigram has."""
+    """Return a line with the last validation loss, the best one if it differs, and the loss of the bigram model."""
     losses = [(int(row["step"]), row["validation/loss"]) for row in rows if "validation/loss" in row]
     if not losses:
         return f"no validation was due; in {ended.record.output}"
@@ -130,7 +129,7 @@ def _bigram(ended: Ended, say: Callable[[str], None]) -> float:
 
 
 def _counted(ended: Ended) -> str:
-    """Say which tokens a bigram is counted on."""
+    """Say on which tokens the bigram model is counted."""
     available = sum(len(ended.shards.stream("train", name)) for name in ended.shards.corpora("train"))
     counted = ended.bigram_tokens
     return "of the same tokens" if counted >= available else f"of {counted:,} of the text's {available:,} tokens"
@@ -167,6 +166,8 @@ def _read(model: GPT, ended: Ended, console: Console) -> dict[str, object]:
         return {}
     config = LengthConfig(
         protocol="fixed_targets",
+        targets=Budget.block(lengths),
+        room=max(min(ROOM, available), *lengths),
         max_tokens=n_targets,
         context_lengths=tuple(lengths),
         dtype="float32" if ended.hardware.resolved_precision() == "float32" else "bfloat16",

@@ -1,4 +1,4 @@
-"""Runs that were written back from a table of a study: their results without their checkpoints."""
+"""Runs restored from the table of a study: they have their results, but no checkpoints."""
 
 import re
 from pathlib import Path
@@ -9,36 +9,36 @@ from gptstar.training.settings import reopening
 from gptstar.training.status import RESTORED
 
 LOCATIONS = ("data.files", "data.shards", "data.tokenizer")
-"""Keys that say where a text is; whether it is the same, its fingerprint tells."""
+"""Keys with the location of the text. They may differ: its fingerprint tells whether the text is the same."""
 
 
 HOME = "~"
-"""What stands in a table for the home of whoever trained a run."""
+"""The placeholder in a table for the home directory of the person who trained a run."""
 
 
 def without_own_paths(text: str) -> str:
-    """Take the paths of one machine out of a text: those in the working directory and in the home directory."""
+    """Replace paths inside this machine's working directory and home directory by placeholders."""
     for path, stands in ((Path.cwd(), "."), (Path.home(), HOME)):
         text = replace_path(text, path, stands)
     return text
 
 
 def replace_path(text: str, path: Path, stands: str) -> str:
-    """Replace a path where it begins another or stands by itself; not the root's, which begins all."""
+    """Replace a path, alone or as the beginning of another path. The root is never replaced, because it begins all."""
     return re.sub(rf"{re.escape(str(path))}(?![\w.-])", stands, text) if len(path.parts) > 1 else text
 
 
 def mark_restored(folder: Path, table: Path) -> None:
-    """Note in a run directory which table it was written back from.
+    """Record in a run directory from which table it was restored.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     write_json(folder / RESTORED, {"table": str(table)})
 
 
 def restored_from(folder: Path) -> str | None:
-    """Return the table that a run directory was written back from; None if it was not."""
+    """Return the table from which a run directory was restored; None if the run was trained here."""
     try:
         return str(read_json(folder / RESTORED)["table"])
     except FileNotFoundError:
@@ -48,13 +48,15 @@ def restored_from(folder: Path) -> str | None:
 
 
 def check_restored(folder: Path, config_yaml: str, fingerprint: str) -> None:
-    """Refuse to take restored results for those of another configuration or of another text.
+    """Check that restored results belong to this configuration and to this text.
 
     Args:
-        fingerprint: of the text that the configuration names.
+        folder: the restored run directory.
+        config_yaml: the configuration of the run to be done.
+        fingerprint: the fingerprint of the text that the configuration names.
 
     Raises:
-        ConfigError: they are of another; names the run, the table, and the first of what differs.
+        ConfigError: they belong to another; the message names the run, the table, and the first differences.
     """
     try:
         differing = [each for each in reopening(folder, without_own_paths(config_yaml)) if each[0] not in LOCATIONS]

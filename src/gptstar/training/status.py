@@ -15,7 +15,7 @@ from gptstar.files import read_json, read_text, write_json
 
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
 RESTORED = "restored.json"
-"""In a run directory without checkpoints, which was written back from a table: says which."""
+"""The file in a restored run directory that names the table it was restored from."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 """The states of a run. A `stopped` run was saved and can resume. A killed run remains `running`, but without a lock."""

@@ -28,7 +28,10 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
     names = folder.corpora("train")
     unknown = [name for name in config.corpora if name not in folder.manifest.sources]
     if unknown:
-        raise ConfigError(f"data.corpora.{unknown[0]} is not in {folder.folder}, which holds {', '.join(names)}")
+        raise ConfigError(
+            f"data.corpora.{unknown[0]} is not in {folder.folder}, which holds {', '.join(names)}: name only these, or "
+            "choose other shards"
+        )
     corpora = {}
     for name in names:
         source = folder.manifest.sources[name]
@@ -61,7 +64,8 @@ def training_data(folder: ShardFolder, config: DataConfig) -> tuple[Windows, Mix
         mixture = Mixture.from_epochs(blocks, {name: each.epochs for name, each in corpora.items()}, grouping)
     elif config.mixture_tokens is None or len(weights) < len(names):
         raise ConfigError(
-            "corpora with weights need a weight each, and data.mixture_tokens=N, the tokens that they share"
+            "data.corpora: if one corpus has a weight, every corpus needs one, and data.mixture_tokens=N is the number "
+            "of tokens that they share: give all of these, or no weight"
         )
     else:
         by_corpus = {name: count for (name, _), count in blocks.items()}

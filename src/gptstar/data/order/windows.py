@@ -204,7 +204,10 @@ class StepSampler(Sampler[list[int]]):
         windows, sequences_per_step = self.windows, self.sequences_per_step
         assert tuple(entry.n_blocks for entry in self.mixture.entries) == windows.stream_blocks
         if sequences_per_step % windows.windows_per_block:
-            raise ConfigError(f"a step of {sequences_per_step} sequences is not a whole number of blocks")
+            raise ConfigError(
+                f"a step of {sequences_per_step} sequences is not a whole number of blocks of "
+                f"{windows.windows_per_block} sequences: change batch_tokens or data.block_tokens"
+            )
         if sequences_per_step % (self.world_size * self.micro_batch_size):
             raise ConfigError(
                 f"a step of {sequences_per_step} sequences does not divide among {self.world_size} ranks "

@@ -125,7 +125,7 @@ def _check_part(request: Request, part: str) -> None:
     config = request.config
     for key, value in (("data.tokenizer", config.tokenizer), ("data.shards", config.shards)):
         if value is None:
-            raise ConfigError(f"{part} needs {key}, the same for every part")
+            raise ConfigError(f"{part} needs {key}, the same for every part: give it")
     limits = [config.max_tokens, *(corpus.config.max_tokens for corpus in request.corpora)]
     for key, is_set in (("data.deduplicate", config.deduplicate), ("max_tokens", any(limits))):
         if is_set:
@@ -176,12 +176,17 @@ def prepare(request: Request, path: Path, console: Console) -> None:
                 (work / name).unlink(missing_ok=True)
             work.rename(path)
     except sqlite3.OperationalError as error:
-        raise DataError(f"can't write {work / JOURNAL}: {error}; the finished work is kept") from error
+        raise DataError(
+            f"can't write {work / JOURNAL}: {error}; the finished work is kept, and the same command continues"
+        ) from error
     except sqlite3.DatabaseError as error:
         raise DataError(f"{work / JOURNAL} is damaged ({error}): delete {work} to start again") from error
     except OSError as error:
         where = error.filename or path
-        raise DataError(f"can't write shards: {where}: {error.strerror or error}; the finished work is kept") from error
+        raise DataError(
+            f"can't write shards: {where}: {error.strerror or error}; the finished work is kept, and the same command "
+            "continues"
+        ) from error
     console.print(f"shards in {path}: {manifest.total('train', 'tokens'):,} tokens to train on", soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Read arrays from `.npy` files of any origin."""
+"""Reading of arrays from `.npy` files, which may be damaged or not hold an array."""
 
 from pathlib import Path
 from tokenize import TokenError

@@ -226,7 +226,9 @@ def _matches(pattern: str) -> list[str]:
         matches = [name for name in matches if not os.path.isdir(name)]
         for name in matches:
             if not os.path.isfile(name):
-                raise DataError(f"{name} is not a regular file: give files that can be read again")
+                raise DataError(
+                    f"{name} is not a regular file, and text is read more than once: save its content to a file"
+                )
         return matches
     try:
         filesystem, path = fsspec.core.url_to_fs(pattern)

@@ -23,7 +23,7 @@ from gptstar.fields import Count, NotNegative, check_ranges
 N_KEYS = 32
 WORDS_PER_PAIR, WORDS_PER_QUERY = 2, 3
 BYTE_TOKENS = 257
-"""Size of the tokenizer that has the 256 bytes and end-of-text alone."""
+"""The vocabulary size of the tokenizer that has only the 256 bytes and end-of-text."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Lexicon:
     """The words of a recall text. Each is one token, and no two are alike.
 
     Attributes:
-        keys, values: as many as differ.
-        filler: what stands between.
-        mark: stands before the key of a query.
+        keys, values: the words for keys and for values.
+        filler: the words between pairs.
+        mark: the word before the key of a query.
     """
 
     keys: tuple[str, ...]
@@ -71,11 +71,12 @@ class Recall(Source):
     """Documents of associative recall, each a function of the seed and its number.
 
     Attributes:
-        length: words and marks of a document, and the end-of-text after it.
-        n_documents: how many there are.
-        fewest_pairs, most_pairs: pairs of a document.
-        queries: how many, each for a pair at random; more of them teach more in a step. None: one for each pair.
-        words: `symbols`, single characters with a tokenizer of their own, or `english`, common words to mix into
+        length: the number of words and marks in a document, including the end-of-text after it.
+        n_documents: the number of documents.
+        fewest_pairs, most_pairs: the limits of the number of pairs in a document.
+        queries: the number of queries in a document, each for a random pair; more queries teach more per step. None:
+            one for each pair.
+        words: `symbols`, single characters with their own tokenizer, or `english`, common words to mix into
             English text.
         seed: the seed of the documents.
     """
@@ -94,7 +95,7 @@ class Recall(Source):
         if not self.fewest_pairs <= self.most_pairs <= N_KEYS:
             raise ConfigError(
                 f"{key}most_pairs={self.most_pairs} is not between {key}fewest_pairs={self.fewest_pairs} and the "
-                f"{N_KEYS} keys there are"
+                f"{N_KEYS} keys there are: give a number between"
             )
         least = WORDS_PER_PAIR * self.most_pairs + WORDS_PER_QUERY * (self.queries or self.most_pairs)
         if self.length <= least:
@@ -110,12 +111,12 @@ class Recall(Source):
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer of single bytes, for symbols alone."""
+        """The tokenizer of single bytes, for symbols only."""
         return own_tokenizer() if self.words == "symbols" else None
 
     @property
     def size(self) -> int:
-        """Bytes of text, roughly."""
+        """The approximate number of bytes of text."""
         return self.n_documents * self.length * (1 if self.words == "symbols" else 5)
 
     def documents(self, part: int) -> Iterator[str]:

@@ -16,14 +16,14 @@ class HeadsConfig:
 
     Attributes:
         study: the kind of evaluation, set by `evaluation=heads`.
-        context_lengths: in tokens; by default `multiples` of the training context.
+        context_lengths: the context lengths in tokens; by default `multiples` of the training context.
         multiples: the context lengths to read at, as multiples of the training context.
-        queries: the last tokens of a window, whose weights are measured; by default half the shortest length.
-        max_queries: in all; windows are spread over the text.
+        queries: the number of last tokens of a window whose weights are measured; by default half the shortest length.
+        max_queries: the most queries in all windows together; windows are spread over the text.
         text, column, documents, last_bytes: the text, as in a study of context length.
         trained_at: the training context of a checkpoint that does not know it.
         batch_tokens: tokens read at once; by default as in a study of context length.
-        seed: for resampling.
+        seed: the seed of resampling for intervals.
     """
 
     KEY: ClassVar[str] = "evaluation"
@@ -61,10 +61,10 @@ class HeadsConfig:
         )
 
     def queries_of(self, lengths: tuple[int, ...]) -> int:
-        """Return how many tokens at the end of each window are measured.
+        """Return the number of tokens at the end of each window whose weights are measured.
 
         Raises:
-            ConfigError: more than the shortest of the lengths, ascending.
+            ConfigError: `queries` exceeds the shortest length; `lengths` are ascending.
         """
         if self.queries is not None and self.queries > lengths[0]:
             raise ConfigError(

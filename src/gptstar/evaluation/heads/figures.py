@@ -1,4 +1,4 @@
-"""The figures of a study of heads: what the sums over queries come to, beside what arithmetic predicts."""
+"""The figures of a study of heads, computed from sums over queries, with predictions by arithmetic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +15,19 @@ RESAMPLES = 1_999
 
 @dataclass(frozen=True)
 class HeadResult:
-    """One head at one context length.
+    """The figures of one head at one context length.
 
     Attributes:
         layer, head: counted from 1.
         beyond: share of the weight at distances of the training context and more; None where no token is so far away.
         first: share of the weight on the window's first token.
-        mean_distance: in tokens, weighted by the weights.
-        tails: share of the weight at the distance of each edge and farther.
+        mean_distance: the mean distance in tokens, weighted by the attention weights.
+        tails: share of the weight at the distance of each edge or farther.
         reach: the farthest distance at which a weight is not zero.
         felt: the farthest distance at which a weight is at least 2^-24.
         is_blind: whether every weight beyond the training context is zero; None where no token is so far away.
         misses_first: whether every weight on the window's first token is zero.
-        predicted_blind, predicted_to_miss_first: the same by arithmetic; None without slopes and window.
+        predicted_blind, predicted_to_miss_first: predictions of these two; None with neither slopes nor a window.
     """
 
     layer: int
@@ -46,13 +46,13 @@ class HeadResult:
 
 @dataclass(frozen=True)
 class HeadsResult:
-    """All heads at one context length.
+    """The figures of all heads at one context length.
 
     Attributes:
-        queries: whose weights were measured.
-        edges: distances in tokens, two an octave.
-        seconds, memory: what reading took, and the most bytes that were held.
-        heads: by layer, then by number; empty where the model is undefined at this length.
+        queries: the number of queries whose weights were measured.
+        edges: distances in tokens, two per doubling.
+        seconds, memory: the time of reading, and the peak memory in bytes.
+        heads: the heads, ordered by layer and number; empty if the model is undefined at this length.
     """
 
     context_length: int
@@ -66,11 +66,13 @@ class HeadsResult:
 def head_results(
     sums: Sums, units: np.ndarray, reaches: Sequence[Reach] | None, trained_at: int, length: int, seed: int
 ) -> tuple[HeadResult, ...]:
-    """Turn sums into figures.
+    """Compute the figures of heads from sums.
 
     Args:
-        units: `(window,)`, int64: the independent unit of text of each.
-        reaches: by head; None where neither a slope nor a window limits a head.
+        sums: the sums at this length.
+        units: `(window,)`, int64: the independent unit of text that each window belongs to.
+        reaches: how far each head can see; None if neither a slope nor a window limits it.
+        trained_at: the training context.
         length: the context length, in tokens.
     """
     counts = np.bincount(units) * sums.n_queries

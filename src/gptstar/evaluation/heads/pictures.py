@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gptstar.evaluation.heads.study import HeadsStudy
 
 MOST_MAPS = 3
-"""Fewer where there are many heads."""
+"""The most maps in a picture; with many heads there are fewer."""
 
 
 def plot_heads(found: "HeadsStudy", path: Path, text: str) -> None:
@@ -40,12 +40,12 @@ def plot_heads(found: "HeadsStudy", path: Path, text: str) -> None:
 
 
 def slope_text(slope: float) -> str:
-    """A slope as a fraction, such as 1/64."""
+    """Format a slope as a fraction, such as 1/64."""
     return f"1/{1 / slope:.3g}" if slope < 1 else f"{slope:.3g}"
 
 
 def _columns(found: "HeadsStudy", n_heads: int) -> tuple[list[int], list[str], str]:
-    """Heads from 1 on in the order of the columns, their names, and what these are."""
+    """Return the heads, numbered from 1, in the order of the columns, with their names and the title of these names."""
     slopes = found.slopes
     if slopes is None:
         heads = list(range(1, n_heads + 1))
@@ -65,7 +65,7 @@ def _map(result: "HeadsResult", order: Sequence[int], trained_at: int) -> HeadMa
 
 
 def _tails(result: "HeadsResult", found: "HeadsStudy", order: Sequence[int]) -> Iterator[TailLine]:
-    """As many lines as there are colours, evenly chosen."""
+    """Return evenly chosen lines, as many as there are colours."""
     slopes = found.slopes
     has_slopes = slopes is not None
     groups = list(order) if has_slopes else sorted({each.layer for each in result.heads})

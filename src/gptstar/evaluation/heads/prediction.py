@@ -1,4 +1,4 @@
-"""How far a head can see, by arithmetic: where float32 has no number left for its weights, and where its window ends.
+"""Prediction of how far a head can see: up to where its weights underflow, or up to the end of its window.
 
 For equal content the weight at distance d is `exp(-m * d)` of the nearest token's, with a slope m. So from a distance
 on that is a constant over m it is zero, or too small to change a sum. Beyond an attention window it is zero for every
@@ -31,11 +31,12 @@ class Reach:
 
     Attributes:
         slope: m, by which scores fall with each token of distance; None for positions without slopes.
-        changes_nothing: where weights are too small to change a sum, `ROUNDING / m`.
-        zero: where they are zero on the device that measured: `flushed` or `subnormal`.
-        flushed, subnormal, bfloat16: where they are zero in float32 without and with subnormals, and in bfloat16.
-        farthest: the last distance with a weight, of tokens that are not sinks: `zero`, or where the window ends.
-        sinks: first tokens of a text that are attended to beyond the window.
+        changes_nothing: the distance beyond which weights are too small to change a sum, `ROUNDING / m`.
+        zero: the distance beyond which weights are zero on the measuring device: `flushed` or `subnormal`.
+        flushed, subnormal, bfloat16: the distances beyond which weights are zero in float32 without subnormals, in
+            float32 with subnormals, and in bfloat16.
+        farthest: the farthest distance with a weight, sinks excluded: `zero`, or the end of the window.
+        sinks: the number of first tokens of a text that are attended to beyond the window.
     """
 
     slope: float | None
@@ -48,17 +49,17 @@ class Reach:
     sinks: int
 
     def is_blind(self, trained_at: int, length: int, n_queries: int) -> bool:
-        """Tell whether the last `n_queries` of `length` tokens give no weight to any at `trained_at` tokens or more."""
+        """Whether the last `n_queries` of `length` tokens give no weight at distances of `trained_at` or more."""
         nearest_sink = max(trained_at, length - n_queries - (self.sinks - 1))
         return self.farthest < trained_at and not (self.sinks and nearest_sink <= self.zero)
 
     def misses_first(self, length: int, n_queries: int) -> bool:
-        """Tell whether the last `n_queries` of `length` tokens give no weight to the first."""
+        """Whether the last `n_queries` of `length` tokens give no weight to the first token."""
         return (self.zero if self.sinks else self.farthest) < length - n_queries  # the nearest query counts
 
 
 def reach_of(slope: float | None, *, keeps_subnormals: bool, mask: Mask = FULL) -> Reach:
-    """Compute how far a head with this slope, and with this window, sees."""
+    """Compute how far a head with this slope and this window sees."""
     rounding, flushed, subnormal, bfloat16 = (
         math.inf if slope is None else constant / slope for constant in (ROUNDING, NORMAL, SUBNORMAL, BFLOAT16)
     )
@@ -68,7 +69,7 @@ def reach_of(slope: float | None, *, keeps_subnormals: bool, mask: Mask = FULL) 
 
 
 def keeps_subnormals(device: torch.device) -> bool:
-    """Tell whether a softmax on a device returns subnormal float32 weights."""
+    """Whether a softmax on a device returns subnormal float32 weights."""
     scores = torch.full((1, 256), -(NORMAL + SUBNORMAL) / 2, device=device)
     scores[0, 0] = 0.0
     return bool((torch.softmax(scores, dim=-1) > 0).all())

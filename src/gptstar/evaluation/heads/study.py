@@ -31,12 +31,12 @@ from gptstar.model.positions import POSITIONS
 
 @dataclass(frozen=True)
 class HeadsStudy:
-    """All of a study.
+    """The results of a study.
 
     Attributes:
-        positions: the kind's name.
-        reaches: by head, how far it sees for equal content; None where neither a slope nor a window limits it.
-        units: of the intervals: `documents` or `stretches`, and how many.
+        positions: the name of the kind of positions.
+        reaches: how far each head sees for equal content; None if neither slopes nor a window limit it.
+        units: the kind and number of independent units for intervals: `documents` or `stretches`.
     """
 
     name: str
@@ -48,7 +48,7 @@ class HeadsStudy:
 
     @property
     def slopes(self) -> list[float] | None:
-        """The slope of each head; None for a kind without."""
+        """The slope of each head; None for positions without slopes."""
         slopes = [each.slope for each in self.reaches or () if each.slope is not None]
         return slopes or None
 
@@ -75,7 +75,7 @@ class Windows:
         self.unit_of = units.numbers[[span.at for span in self._spans]]
 
     def of(self, length: int) -> list[Window]:
-        """Windows of so many tokens, numbered by `at`."""
+        """Return the windows of `length` tokens; `at` is their number."""
         return [
             Window(span.document, span.stop - length, span.stop, self.n_queries, number)
             for number, span in enumerate(self._spans)
@@ -91,14 +91,14 @@ def study(
     console: Console,
     output: Path,
 ) -> HeadsStudy:
-    """Measure where the weight of each head goes, print a table, and write `heads.png`, `results.md`, `results.json`.
+    """Measure how each head distributes its weight, print a table, and write `heads.png`, `results.md`, `results.json`.
 
     Args:
         named: the identity of a checkpoint, and the checkpoint.
         shards: a folder of text; by default `config.text`, or what the checkpoint was trained with.
 
     Raises:
-        ConfigError, DataError: text, lengths or training context that don't fit, before anything is read.
+        ConfigError, DataError: text, lengths or training context don't fit; raised before anything is read.
     """
     identity, checkpoint = named
     name, trained_at = str(identity["name"]), checkpoint.trained_at or config.trained_at
@@ -127,7 +127,7 @@ def study(
 
 
 def _text(name: str, checkpoint: Checkpoint, config: HeadsConfig, shards: str | None) -> Text:
-    """The text of a study of context length: held-out shards as one stream, files apart."""
+    """Return the text of a study of context length: held-out shards as one stream, files as separate documents."""
     tokenizer, folder = tokenizer_of(name, checkpoint, config.reading, shards)
     if folder is None:
         return text_of_files(tokenizer, config.reading)
@@ -164,7 +164,7 @@ def _read(model: GPT, windows: Windows, known: HeadsStudy, length: int, config: 
 
 
 def _write(found: HeadsStudy, text: Text, config: HeadsConfig, *, identity: dict[str, object], output: Path) -> None:
-    """Write the picture, `results.md`, and last and whole `results.json`."""
+    """Write the picture, `results.md` and, last and atomically, `results.json`."""
     output.mkdir(parents=True, exist_ok=True)
     plot_heads(found, output / "heads.png", text.name)
     (output / "results.md").write_text(heads_markdown(found, text.name), encoding="utf-8")

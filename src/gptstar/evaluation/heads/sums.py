@@ -1,4 +1,4 @@
-"""Attention's weights summed over queries: by window, layer and head."""
+"""Sums of attention weights over queries, by window, layer and head."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,14 @@ class Sums:
     """The attention weights of the measured queries, summed, at one context length.
 
     Attributes:
-        edges: distances, in tokens.
-        n_queries: in each window.
+        edges: the distances of `tails`, in tokens.
+        n_queries: the number of queries in each window.
         beyond, first, distance: `(window, layer, head)`, float64: sums over queries of the weight at distances of the
             training context and more, of the weight on the window's first token, and of the mean distance.
         tails: `(layer, head, edge)`: sums over all queries of the weight at each edge's distance and farther.
-        most_beyond, most_first: `(layer, head)`: the largest of a query's.
-        reach, felt: `(layer, head)`, int64: the farthest distance at which a query has a weight that is not zero, and
-            one that is not below `LEAST_FELT`.
+        most_beyond, most_first: `(layer, head)`: the largest of these weights of any query.
+        reach, felt: `(layer, head)`, int64: the farthest distance at which any query has a weight above zero, and a
+            weight of at least `LEAST_FELT`.
     """
 
     def __init__(self, n_windows: int, n_queries: int, model: GPT, trained_at: int, edges: Sequence[int]) -> None:
@@ -59,11 +59,12 @@ class Sums:
 
 
 def _tail(up_to: Tensor, queries: Tensor, edges: Sequence[int]) -> Tensor:
-    """The weight at each distance and farther: `(window, head, query, edge)`.
+    """Return the weight at the distance of each edge or farther: `(window, head, query, edge)`.
 
     Args:
-        up_to: `(window, head, query, key)`, the weight of all tokens up to a key.
-        queries: `(query,)`, their positions; the keys are all positions from 0 on.
+        up_to: `(window, head, query, key)`: the total weight of all tokens up to a key.
+        queries: `(query,)`: the positions of the queries; the keys are at all positions from 0 on.
+        edges: the distances, in tokens.
     """
     at = queries[:, None] - torch.tensor(edges, device=queries.device)  # (query, edge)
     row = torch.arange(len(queries), device=queries.device)[:, None]
@@ -76,7 +77,7 @@ def _numpy(values: Tensor) -> Any:
 
 @contextlib.contextmanager
 def summing(model: GPT, sums: Sums, windows: slice) -> Iterator[None]:
-    """Add the weights of every layer to the sums, as the model reads a batch of these windows."""
+    """Add the weights of every layer to the sums while the model reads these windows within the context."""
 
     def watch(layer: int) -> Any:
         def before(module: nn.Module, given: tuple[Any, ...]) -> None:

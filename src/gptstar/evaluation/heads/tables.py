@@ -29,7 +29,7 @@ CAPTION = (
 
 
 def heads_table(found: "HeadsStudy") -> Table:
-    """All heads at each context length, for the terminal."""
+    """Return a table of all heads at each context length, for the terminal."""
     table = Table(title=Text(f"{found.name}, {found.positions} positions: where the weight of its heads goes"))
     has_prediction = found.reaches is not None
     table.caption = CAPTION + ("; in brackets: predicted" if has_prediction else "")
@@ -58,7 +58,7 @@ def _of(count: int, n: int, predicted: int | None) -> str:
 
 
 def heads_markdown(found: "HeadsStudy", text: str) -> str:
-    """Every head at each context length, with intervals, and the distances that arithmetic predicts."""
+    """Return Markdown with every head at each context length, with intervals, and the predicted distances."""
     lines = ["# Where the weight of attention heads goes", ""]
     lines += [f"{found.name}, {found.positions} positions, trained at {found.trained_at:,} tokens. Text: {text}."]
     lines += [f"Intervals are of 95 %, over {found.units}. Products in float32.", ""]

@@ -1,4 +1,4 @@
-"""How much a model makes of a longer context."""
+"""Loss against context length: whether a model uses a longer context."""
 
 from gptstar.evaluation.length.config import LengthConfig
 

@@ -1,4 +1,4 @@
-"""Losses at context lengths set against those of a first model, paired by document. B minus A throughout."""
+"""Comparison of losses at context lengths with a first model's, paired by document. All differences are B minus A."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,14 +16,14 @@ UNPAIRED = "{}: without intervals and p, because {}."
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure, of which the interval does not matter here."""
+    """A figure without its interval, which the comparison does not need."""
 
     value: float
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is compared of a `LengthResult`."""
+    """The figures of a `LengthResult` that are compared."""
 
     context_length: int
     tokens: int
@@ -37,10 +37,10 @@ class Reading:
     """One model's losses at several context lengths.
 
     Attributes:
-        protocol: its name.
-        study: all of the protocol, and the text.
-        checkpoint: whose losses they are, with a `name`.
-        targets, counts: as a `Curve` has them.
+        protocol: the name of the protocol.
+        study: a description of the whole protocol and of the text; only equal ones are comparable.
+        checkpoint: the identity of the model's checkpoint, with a `name`.
+        targets, counts: as in `Curve`.
     """
 
     protocol: str
@@ -52,7 +52,7 @@ class Reading:
 
     @classmethod
     def parse(cls, protocol: str, study: str, curve: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Self:
-        """Read what a `results.json` says of one model. Raises ValueError if it is damaged."""
+        """Parse one model's part of a `results.json`. Raises ValueError if it is damaged."""
         known = {"protocol": protocol, "study": study, "checkpoint": checkpoint}
         reading = TypeAdapter(cls).validate_python({**curve, **known})
         if any(point.sums and len(point.sums) != len(reading.counts) for point in reading.lengths):
@@ -68,14 +68,14 @@ def equal_targets(lengths: Collection[float]) -> str:
 
 
 def compare_curves(readings: Sequence[Reading]) -> Comparisons:
-    """Compare the losses of models with those of the first, at each context length that both were read at.
+    """Compare the losses of models with those of the first, at each context length that both have.
 
     If both scored the same targets, the losses are paired by document (or stretch of text) by a bootstrap-t, and Holm's
     adjustment has one family: all lengths of all models. If other tokens were scored, as other tokenizers make them,
     bits per byte are compared where both have them.
 
     Raises:
-        ConfigError: another text or protocol; or no length is in both.
+        ConfigError: the text or the protocol differs, or there is no common length.
     """
     first = readings[0]
     rows: list[list[Row]] = []
@@ -103,7 +103,7 @@ def compare_curves(readings: Sequence[Reading]) -> Comparisons:
 
 
 def _why_unpaired(a: Reading, b: Reading) -> str:
-    """Why two models' losses can't be paired; empty if they can."""
+    """Return why two models' losses can't be paired; empty if they can."""
     if a.protocol == "legacy":
         return "the published estimator has none"
     if not a.counts or not b.counts:

@@ -14,11 +14,11 @@ CONTROL = 512
 """With `fixed_targets`, the context length that longer ones are compared with."""
 MAX_TOKENS = 2**20
 MAX_FIXED_TARGETS = 2**16
-"""The default with `fixed_targets`, where each target costs a share of a whole context."""
+"""The default number of targets with `fixed_targets`, where each target costs a share of a whole context."""
 
 Cut = Literal["cut", "cut_with_sinks"]
 CUTS: dict[Cut, int] = {"cut": 0, "cut_with_sinks": 4}
-"""The controls that cut attention at the training context, by how many of the first tokens stay visible."""
+"""The controls that cut attention at the training context, with the number of first tokens that stay visible."""
 
 Protocol = Literal["disjoint", "sliding", "fixed_targets", "legacy"]
 RotaryScaling = Literal["none", "ntk", "yarn"]
@@ -31,33 +31,34 @@ class LengthConfig:
 
     Attributes:
         study: the kind of evaluation, set by `evaluation=length`.
-        context_lengths: in tokens; by default `multiples` of the training context.
+        context_lengths: the context lengths in tokens; by default `multiples` of the training context.
         multiples: the context lengths to read at, as multiples of the training context.
         protocol: `disjoint`: windows side by side; `sliding`: windows that overlap; `fixed_targets`: the same targets,
             each with about the whole length before it; `legacy`: the estimator that GPT* was published with.
         stride: for `sliding`: tokens from one window to the next; by default half the length.
-        targets: for `fixed_targets`: tokens scored in a window, at most half the shortest length, which is the default.
-        room: for `fixed_targets`: tokens before each target at least; by default the longest length. With the same
-            `room` and `targets`, studies of other lengths score the same targets.
+        targets: for `fixed_targets`: tokens scored in a window; by default half the shortest length, the most allowed.
+        room: for `fixed_targets`: the least number of tokens before each target; by default the longest length. Studies
+            of different lengths with the same `room` and `targets` score the same targets.
         text: files, globs or addresses; by default the held-out text that the checkpoint was trained with.
         column: the text's field in JSON lines and Parquet; by default `text` or `page`.
-        documents: `apart`: no window reaches across two; `joined`: all text is one stream with end-of-text between.
-            By default files are read apart and held-out shards joined, as in training.
-        last_bytes: read only the end of plain text. 5,000,000 is the usual test set of enwik8 and text8.
+        documents: `apart`: each window lies in one document; `joined`: all text is one stream, with end-of-text between
+            documents. By default files are read apart, and held-out shards joined, as in training.
+        last_bytes: the number of bytes to read at the end of plain text. 5,000,000 is the usual test set of enwik8 and
+            text8.
         legacy_metric: for `legacy`: `perplexity` as it was measured on WikiText-2, `bits_per_byte` as on enwik8.
-        max_tokens: targets at most, spread over the text; by default 2^20, for `fixed_targets` 2^16, for `legacy` all.
+        max_tokens: the most targets, spread over the text; by default 2^20, for `fixed_targets` 2^16, for `legacy` all.
         trained_at: the training context of a checkpoint that does not know it.
         rotary_scaling, alibi_scaling: methods to read such positions beyond the training context.
-        controls: for `fixed_targets`: beyond the training context, also read with attention cut there, with and without
+        controls: for `fixed_targets`: beyond the training context, also read with attention cut at it, with and without
             the first tokens, and say whether the model uses the longer context.
-        judge: for `fixed_targets`: a checkpoint of another run, by which key tokens are chosen.
-        dtype: what matrix products are computed in.
+        judge: for `fixed_targets`: a checkpoint of another run, which chooses the key tokens.
+        dtype: the type of matrix products.
         batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
-        seed: for resampling.
+        seed: the seed of resampling for intervals.
     """
 
     KEY: ClassVar[str] = "evaluation"
-    """The group of a configuration that this is, as errors name it."""
+    """The prefix of these keys in a configuration, for error messages."""
 
     study: Literal["length"] = "length"
     context_lengths: tuple[int, ...] | None = None
@@ -91,7 +92,7 @@ class LengthConfig:
             if len(set(values)) < len(values):
                 raise ConfigError(f"{self.KEY}.{name}={list(values)} names one twice: name each once")
         if min(self.multiples, default=1) < 1:
-            raise ConfigError(f"{self.KEY}.multiples: {min(self.multiples)} is below 1")
+            raise ConfigError(f"{self.KEY}.multiples: {min(self.multiples)} is below 1: give 1 or more")
         for name, protocol in (("stride", "sliding"), ("targets", "fixed_targets"), ("room", "fixed_targets")):
             if getattr(self, name) is not None and self.protocol != protocol:
                 raise ConfigError(
@@ -123,7 +124,7 @@ class LengthConfig:
     def _check_lengths(self, lengths: Sequence[int]) -> None:
         least, shortest = 1 if self.protocol in ("disjoint", "sliding") else 2, min(lengths)
         if shortest < least:
-            raise ConfigError(f"{self.KEY}.context_lengths: {shortest} is below {least}")
+            raise ConfigError(f"{self.KEY}.context_lengths: {shortest} is below {least}: give {least} or more")
         if self.room is not None and self.room < max(lengths):
             raise ConfigError(
                 f"{self.KEY}.room={self.room} is less than the longest context, {max(lengths)}: give that or more"
@@ -160,10 +161,10 @@ class LengthConfig:
         return lengths
 
     def with_training_contexts(self, lengths: Sequence[int], trained_at: Sequence[int]) -> tuple[int, ...]:
-        """Return the lengths, ascending, and with controls or a judge the training contexts that they exceed.
+        """Return the lengths, ascending; with controls or a judge, add the training contexts that they exceed.
 
         Raises:
-            ConfigError: then, if they exceed none.
+            ConfigError: with controls or a judge, if no length exceeds a training context.
         """
         if not self.compares_contexts or not trained_at:
             return tuple(sorted(lengths))
@@ -177,12 +178,12 @@ class LengthConfig:
         return tuple(sorted({*lengths, *(each for each in trained_at if each < longest)}))
 
     def with_control(self, lengths: Sequence[int]) -> tuple[int, ...]:
-        """Return the lengths, ascending, and with `fixed_targets` the control if all of them are longer."""
+        """Return the lengths, ascending; with `fixed_targets`, add the control if all of them are longer."""
         has_control = self.protocol == "fixed_targets" and min(lengths) > CONTROL
         return tuple(sorted([CONTROL, *lengths] if has_control else lengths))
 
     def scalings_of(self, positions: "Positions") -> tuple[str, ...]:
-        """Return the ways to read a kind of positions: those chosen that it knows, or plain."""
+        """Return the chosen scalings that a kind of positions has; `none` if it has none of them."""
         chosen: tuple[str, ...] = getattr(self, positions.scaling_key, ())
         return tuple(each for each in chosen if each == "none" or each in positions.scalings) or ("none",)
 
@@ -208,7 +209,7 @@ class LengthConfig:
 
     @property
     def limit(self) -> int | None:
-        """How many targets are scored at most; None for all."""
+        """The most targets to score; None for all."""
         if self.max_tokens is not None or self.protocol == "legacy":
             return self.max_tokens
         return MAX_FIXED_TARGETS if self.protocol == "fixed_targets" else MAX_TOKENS
@@ -216,7 +217,7 @@ class LengthConfig:
 
 @dataclass(frozen=True)
 class ReadingConfig(LengthConfig):
-    """The same as train.py has them, for a study at the end of a run."""
+    """Settings of a study of context length at the end of a training run."""
 
     KEY: ClassVar[str] = "reading"
 

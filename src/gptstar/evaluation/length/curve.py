@@ -1,4 +1,4 @@
-"""One model read at each context length: the same targets, other contexts."""
+"""The loss of one model at each context length, on the same targets."""
 
 import hashlib
 import math
@@ -24,7 +24,7 @@ from gptstar.evaluation.length.text import Text
 from gptstar.evaluation.statistics.intervals import Interval
 
 Read = tuple[np.ndarray, Cost]
-"""The losses of all targets, and what reading them took."""
+"""The losses of all targets, and the time and memory of reading them."""
 
 
 Context = Literal["full"] | Cut
@@ -32,18 +32,19 @@ Context = Literal["full"] | Cut
 
 @dataclass(frozen=True)
 class Curve:
-    """One model, or one way to scale its positions or to cut its attention, at each context length.
+    """The results of one model at each context length, in one way of reading: plain, with scaled positions, or cut.
 
     Attributes:
-        reference: the length that changes are against; None with `legacy`.
-        units: of the intervals: `documents` or `stretches`, and how many.
-        scaling: of its positions beyond the training context; files of earlier versions call it `rotary_scaling`.
-        context: what attention reaches beyond the training context: `full`, all of it; `cut`, as many tokens as the
-            training context has; `cut_with_sinks`, the text's first tokens too.
-        positions: at the longest length where the model is defined; empty with `fixed_targets` and `legacy`.
+        reference: the length with which changes compare; None with `legacy`.
+        units: the kind and number of independent units for intervals: `documents` or `stretches`.
+        scaling: the scaling of positions beyond the training context; earlier files call it `rotary_scaling`.
+        context: how far attention reaches: `full`: over the whole context; `cut`: over as many tokens as the training
+            context has; `cut_with_sinks`: over the text's first tokens as well.
+        positions: the loss by position, at the longest length for which the model is defined; empty with
+            `fixed_targets` and `legacy`.
         time_growth, memory_growth: a window's time and memory grow as the length to these powers.
         targets: a fingerprint of the tokens scored, the same at every length; "" with `legacy`.
-        counts: `(unit,)`: targets in each independent unit of text.
+        counts: `(unit,)`: the number of targets in each independent unit of text.
     """
 
     name: str
@@ -62,13 +63,13 @@ class Curve:
 
 
 class Plan:
-    """What is read of a text at each length, so that every length scores the same targets.
+    """A plan of the windows to read at each length, such that every length scores the same targets.
 
     Attributes:
-        lengths: ascending, the control included.
-        reference: the length that changes are against: the given one, the control, else the shortest.
-        units: what intervals are over, and how many of them.
-        targets, counts: as a curve has them.
+        lengths: the context lengths, ascending, the control included.
+        reference: the length with which changes compare: the given one, else the control, else the shortest.
+        units: the kind and number of units for intervals.
+        targets, counts: as in `Curve`.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Plan:
             self.spans = stretches(text.sizes, self.lengths, config.limit, side_by_side=side_by_side)
         self.reference = reference or self.reference
         self.n_targets = sum(span.size for span in self.spans)
-        self._units = Units(self.spans, longest)
+        self._units = Units(self.spans, max(longest, config.room or 0))
         self.units = f"{self._units.count:,} {self._units.name}"
         targets = [text.documents[span.document].read(span.start + 1, span.size) for span in self.spans]
         tokens = np.concatenate(targets)
@@ -104,7 +105,7 @@ class Plan:
         self.n_bytes = int(self._bytes.sum()) if text.exact_bytes else None
 
     def windows(self, length: int) -> list[Window]:
-        """What is read at a length."""
+        """Return the windows to read at a length."""
         if self._config.protocol == "fixed_targets":
             windows = list(ending(self.spans, length))
         elif self._config.protocol == "sliding":
@@ -142,7 +143,7 @@ class Plan:
         return self._units.interval(sums, counts, self._config.seed)
 
     def positions(self, losses: np.ndarray, before: np.ndarray) -> tuple[PositionResult, ...]:
-        """Loss by the number of tokens before a target; empty if all targets stand at the ends of windows."""
+        """Return the loss by the number of tokens before a target; empty if all targets are at the ends of windows."""
         if self._config.protocol == "fixed_targets":
             return ()
         return tuple(by_position(losses, before, self._units, self._config.seed))

@@ -1,4 +1,4 @@
-"""Attention cut at the training context: what a model makes of a text that is long without seeing far."""
+"""Attention cut at the training context: the model reads a long text, but does not attend farther than in training."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from gptstar.model.mask import Mask
 
 
 def cut_mask(mask: Mask, window: int, sinks: int) -> Mask:
-    """Return a model's mask, cut to a window and so many sinks; a query never sees more than under its own mask."""
+    """Return a model's mask cut to a window and a number of sinks; a query never sees more than under its own mask."""
     if mask.window is None:
         return Mask(window, sinks)
     if mask.window <= window and (mask.sinks == 0 or sinks):
@@ -19,7 +19,7 @@ def cut_mask(mask: Mask, window: int, sinks: int) -> Mask:
 
 @contextlib.contextmanager
 def attention_cut(model: GPT, mask: Mask) -> Iterator[None]:
-    """Read with a mask in place of the model's own; nothing else of how it computes changes."""
+    """Replace a model's mask within the context; everything else stays the same."""
     before = model.mask
     (form, *_) = (module.form for module in model.modules() if isinstance(module, Attention))
 

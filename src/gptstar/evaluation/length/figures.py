@@ -1,4 +1,4 @@
-"""What the losses of a study come to: figures with intervals, by context length and by position in the window."""
+"""Figures of a study with intervals, by context length and by position in the window."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ class LengthResult:
     """The figures of one context length.
 
     Attributes:
-        tokens: targets scored.
-        bytes: of text that they stand for; None if the tokenizer does not tell.
+        tokens: the number of scored targets.
+        bytes: the bytes of text of these targets; None if the tokenizer does not tell.
         mean_context: tokens before a target, on average: less than the length where documents or windows are short.
         loss: nats a token; None if the model is undefined at this length, and so are all figures after it.
-        change: of the loss, against the reference length on the same targets.
-        seconds: that reading took.
-        memory: bytes, the most that was held at once.
-        read: tokens that went through the model.
+        change: the loss less that at the reference length, on the same targets.
+        seconds: the time of reading.
+        memory: the peak memory in bytes.
+        read: the number of tokens that the model read.
         sums: `(unit,)`: the loss of each independent unit of text, in nats, by which two models are paired; empty where
             there are no intervals.
         key_loss: the loss of the key tokens; None without a judge, or where it finds none.
@@ -62,7 +62,7 @@ class Units:
 
     Attributes:
         name: `documents`, or `stretches` as long as the longest context if there are few documents.
-        numbers: `(target,)`: the unit of each.
+        numbers: `(target,)`: the unit of each target.
     """
 
     def __init__(self, spans: Sequence[Window], longest: int) -> None:
@@ -76,17 +76,17 @@ class Units:
         self.count = int(self.numbers.max()) + 1
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """`(target,)` → `(unit,)`, float64."""
+        """Sum values by unit: `(target,)` → `(unit,)`, float64."""
         return np.bincount(self.numbers, values.astype(np.float64), minlength=self.count)
 
     def interval(self, numerators: np.ndarray, denominators: np.ndarray, seed: int) -> Interval:
-        """Estimate a ratio of sums over `(unit,)`; units without any denominator don't count."""
+        """Estimate a ratio of sums over `(unit,)`; units with a denominator of 0 don't count."""
         counted = denominators > 0
         interval = ratio_interval(numerators[counted], denominators[counted], seed=seed)
         return replace(interval, method=self._with_name(interval.method))
 
     def change(self, before: np.ndarray, after: np.ndarray, denominators: np.ndarray, seed: int) -> Paired:
-        """Estimate how a ratio changes from the sums of one reading to another's of the same targets."""
+        """Estimate the change of a ratio between two readings of the same targets, from their sums."""
         change = paired_ratio(before, after, denominators, seed=seed)
         return replace(change, test=self._with_name(change.test))
 
@@ -96,13 +96,13 @@ class Units:
 
 
 def perplexity_of(loss: Interval) -> Interval:
-    """The perplexity for a loss in nats per token."""
+    """Convert a loss in nats per token to a perplexity."""
     value, low, high = (math.exp(each) if each < 700 else math.inf for each in (loss.value, loss.low, loss.high))
     return replace(loss, value=value, low=low, high=high)
 
 
 def contexts(windows: Sequence[Window], n_targets: int) -> np.ndarray:
-    """`(target,)`, int64: tokens read before each."""
+    """Count the tokens that are read before each target: `(target,)`, int64."""
     before = np.zeros(n_targets, dtype=np.int64)
     for window in windows:
         before[window.at : window.at + window.scored] = np.arange(window.size - window.scored, window.size) + 1
@@ -110,7 +110,7 @@ def contexts(windows: Sequence[Window], n_targets: int) -> np.ndarray:
 
 
 def by_position(losses: np.ndarray, before: np.ndarray, units: Units, seed: int) -> list[PositionResult]:
-    """Loss by the number of tokens before a target, in bins that end at powers of two.
+    """Return the loss by the number of tokens before a target, in bins that end at powers of two.
 
     `losses` at one context length and `before`, as `contexts` gives it, are `(target,)`.
     """

@@ -1,7 +1,7 @@
-"""Key tokens: the targets that a long context helps, as a judge finds them, a checkpoint of another run.
+"""Key tokens: the targets that a long context helps, according to a judge, which is a checkpoint of another run.
 
 A target is key if the judge's log-probability of it at the longest length is more than 2 nats above that at the
-training context, and above -2. The mean loss of all targets hides them: most need no long context.
+training context, and above -2. The mean loss of all targets hides them, because most targets need no long context.
 
 Source: Fang et al., "What is wrong with perplexity for long-context language modeling?", 2024 (2410.23771), whose alpha
 and beta these are. There the judge is a strong model, and short contexts are 4,096 tokens.
@@ -28,10 +28,10 @@ from gptstar.evaluation.length.source import Named, Part
 from gptstar.evaluation.tables import UNDEFINED, figure_text, half_text, markdown_table
 
 KEY_GAIN, KEY_LEAST = 2.0, -2.0
-"""The paper's alpha and beta, in nats: what a long context adds to a log-probability, and the least that it is then."""
+"""The paper's alpha and beta, in nats: the least gain in log-probability by a long context, and the least result."""
 
 LEAST_KEY_TOKENS = 30
-"""With fewer, their mean loss says little, whatever its interval."""
+"""With fewer key tokens, their mean loss is not reliable, whatever its interval."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class KeyTokens:
     """The key tokens of one checkpoint's targets.
 
     Attributes:
-        short, long: the context lengths that the judge's losses are compared at.
-        count: how many of the targets are key.
+        short, long: the two context lengths at which the judge's losses are compared.
+        count: the number of key tokens among the targets.
     """
 
     name: str
@@ -51,7 +51,7 @@ class KeyTokens:
 
     @property
     def caveat(self) -> str:
-        """What is wrong with their loss; empty if nothing is."""
+        """A warning if there are too few key tokens for a reliable loss, else empty."""
         if not self.count:
             return f"{self.name}: the judge finds no key token among {self.targets:,} targets, so there is no key loss."
         if self.count < LEAST_KEY_TOKENS:
@@ -64,7 +64,7 @@ class Judge:
     """A checkpoint that chooses key tokens; it reads each text once at each length.
 
     Attributes:
-        found: key tokens, by checkpoint.
+        found: the key tokens of each checkpoint.
     """
 
     def __init__(self, identity: Mapping[str, Any], reader: Reader) -> None:
@@ -87,7 +87,7 @@ class Judge:
         return self._losses[key]
 
     def described(self) -> dict[str, Any]:
-        """Return what `results.json` says."""
+        """Return the judge and the key tokens as `results.json` holds them."""
         of = [asdict(each) for each in self.found]
         return {"judge": dict(self.identity), "gain": KEY_GAIN, "least": KEY_LEAST, "checkpoints": of}
 
@@ -99,12 +99,12 @@ def tokens_of_judge(parts: Sequence[Part]) -> int:
 
 
 def are_key(short: np.ndarray, long: np.ndarray) -> np.ndarray:
-    """Say which targets are key, `(target,)`, by a judge's losses with a short and with a long context, in nats."""
+    """Return which targets are key, `(target,)`, from a judge's losses with a short and a long context, in nats."""
     return (short - long > KEY_GAIN) & (-long > KEY_LEAST)
 
 
 def _lengths(part: Part) -> tuple[int, int]:
-    """The training context of a checkpoint, or less if nothing longer is read, and the longest length."""
+    """Return the judge's two lengths: the training context (at most the longest length), and the longest length."""
     assert part.trained_at is not None, "a judge is refused without a training context"
     longest = max(part.plan.lengths)
     return min(part.trained_at, longest), longest
@@ -114,8 +114,8 @@ def judge_of(config: LengthConfig, parts: Sequence[Part]) -> Named | None:
     """Read the checkpoint of a study's judge, with its identity; None if none is named.
 
     Raises:
-        ConfigError: it is of a run that is evaluated, has another tokenizer, or is undefined at the longest length.
-        CheckpointError: it can't be read.
+        ConfigError: the judge belongs to an evaluated run, has another tokenizer, or can't read the longest length.
+        CheckpointError: the judge can't be read.
     """
     if config.judge is None:
         return None
@@ -146,7 +146,7 @@ def judge_of(config: LengthConfig, parts: Sequence[Part]) -> Named | None:
 
 
 def _is_of_one_run(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints are of runs with the same settings, the seed among them, on the same tokens."""
+    """Whether two checkpoints come from runs with the same settings, including the seed, and the same tokens."""
     if one.training is None or other.training is None or "seed" not in one.training.settings:
         return False
     same_text = one.training.data.get("fingerprint") == other.training.data.get("fingerprint")
@@ -154,7 +154,7 @@ def _is_of_one_run(one: Checkpoint, other: Checkpoint) -> bool:
 
 
 def with_key_losses(curve: Curve, plan: Plan, read: Mapping[int, Read], is_key: np.ndarray) -> Curve:
-    """Add the loss of the key tokens to each length of a curve that was read."""
+    """Add the loss of the key tokens to each length of a curve for which the model is defined."""
     if not is_key.any():
         return curve
     results = (
@@ -165,7 +165,7 @@ def with_key_losses(curve: Curve, plan: Plan, read: Mapping[int, Read], is_key: 
 
 
 def key_table(curves: Sequence[Curve]) -> Table:
-    """The loss of key tokens beside that of all targets, for the terminal."""
+    """Return a table of the loss of key tokens and of all targets, for the terminal."""
     table = Table(title="loss of all targets, and of key tokens, ± half of the 95 % interval")
     for column in ("", "context", "loss", "key loss"):
         table.add_column(column, justify="right" if column else "left")
@@ -177,7 +177,7 @@ def key_table(curves: Sequence[Curve]) -> Table:
 
 
 def notes(judge: Judge) -> list[str]:
-    """Say how many key tokens there are, and where they are too few."""
+    """Describe the number of key tokens, with a warning where there are too few."""
     counted = "; ".join(f"{each.name} {each.count:,} of {each.targets:,} targets" for each in judge.found)
     line = (
         f"Key tokens by {judge.identity['name']}, whose log-probability the longest context raises by more than "
@@ -187,7 +187,7 @@ def notes(judge: Judge) -> list[str]:
 
 
 def key_markdown(judge: Judge, curves: Sequence[Curve]) -> list[str]:
-    """The lines of a section of `results.md`."""
+    """Return the lines of the section of `results.md` on key tokens."""
     rows = [
         (
             curve.name,

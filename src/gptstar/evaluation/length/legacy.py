@@ -59,7 +59,7 @@ def _rows(address: str, config: LengthConfig) -> list[str]:
 
 
 class LegacyPlan:
-    """What the published estimator reads at each length, and its figures; with the attributes of `curve.Plan`."""
+    """The windows and figures of the published estimator; it has the attributes of `curve.Plan`."""
 
     reference, units, targets = None, "", ""
     counts: tuple[int, ...] = ()
@@ -75,11 +75,11 @@ class LegacyPlan:
         if self._n_tokens < max(lengths):
             raise DataError(
                 f"the text has {self._n_tokens:,} tokens, less than one window of {max(lengths):,}: read shorter "
-                "contexts"
+                f"contexts ({config.KEY}.context_lengths), or longer text ({config.KEY}.text)"
             )
 
     def windows(self, length: int) -> list[Window]:
-        """Whole windows of `length` tokens, each with `length - 1` targets."""
+        """Return whole windows of `length` tokens, each with `length - 1` targets."""
         starts = range(0, self._n_tokens - length + 1, length)
         return [
             Window(0, start, start + length - 1, length - 1, number * (length - 1))
@@ -87,7 +87,7 @@ class LegacyPlan:
         ]
 
     def with_figures(self, result: LengthResult, losses: np.ndarray, _: np.ndarray | None) -> LengthResult:
-        """Loss, perplexity and bits per byte as published, without intervals, from the losses of all windows."""
+        """Return loss, perplexity and bits per byte as published, without intervals, from the losses of all windows."""
         length, n_tokens = result.context_length, self._n_tokens
         means = losses.reshape(-1, length - 1).astype(np.float64).mean(axis=1)  # (window,)
         value = float(means.sum() * length / n_tokens if self._metric == "perplexity" else means.mean())
@@ -96,5 +96,5 @@ class LegacyPlan:
         return replace(result, loss=loss, perplexity=perplexity_of(loss), bits_per_byte=bits)
 
     def positions(self, *_: np.ndarray) -> tuple[()]:
-        """Nothing: loss by position was not published."""
+        """Return nothing: loss by position was not published."""
         return ()

@@ -1,4 +1,4 @@
-"""Which tokens are scored, and what is read before each of them."""
+"""Protocols: they choose the tokens to score, and the context to read before each of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 from gptstar.errors import DataError
 
 LONG_STRETCHES = 8
-"""Length of a stretch in longest contexts, if not every window fits: no length loses much to a last, partial window."""
+"""A stretch's length in longest contexts, if not all text is read; with long stretches, few windows are partial."""
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Window:
     A stretch of targets that follow one another is the window that scores all of its targets.
 
     Attributes:
-        scored: how many targets count; the last ones.
-        at: number of the first target that counts, among all of the study.
+        scored: the number of targets that count, at the end of the window.
+        at: the index of the first target that counts, among all targets of the study.
     """
 
     document: int
@@ -30,7 +30,7 @@ class Window:
 
     @property
     def size(self) -> int:
-        """Tokens read."""
+        """The number of tokens in the window."""
         return self.stop - self.start
 
 
@@ -38,9 +38,11 @@ def stretches(sizes: np.ndarray, lengths: Sequence[int], limit: int | None, *, s
     """Choose the targets that every length scores: all of them, or stretches spread evenly over the text.
 
     Args:
-        sizes: `(document,)`, int64: targets of each.
-        limit: targets at most; more text than that is cut into stretches.
-        side_by_side: windows don't overlap, so a stretch of the longest context holds whole ones of all that divide it.
+        sizes: `(document,)`, int64: the number of targets of each document.
+        lengths: the context lengths.
+        limit: the most targets; a longer text is cut into stretches.
+        side_by_side: whether windows don't overlap; then a stretch as long as the longest context holds whole windows
+            of every length that divides it.
 
     Raises:
         DataError: no document is as long as the longest context.
@@ -76,9 +78,9 @@ def last_blocks(sizes: np.ndarray, longest: int, targets: int, limit: int | None
     """Choose targets with more than a whole context before them: blocks of them, spread evenly over the text.
 
     Args:
-        sizes: `(document,)`, int64.
+        sizes: `(document,)`, int64: the number of targets of each document.
         longest: the longest context; documents that are not longer have no such target.
-        targets: how many are in a block.
+        targets: the number of targets in a block.
 
     Raises:
         DataError: no document is longer than the longest context.
@@ -130,7 +132,7 @@ def ending(spans: Sequence[Window], length: int) -> Iterator[Window]:
 
 
 def assert_same_targets(spans: Sequence[Window], windows: Sequence[Window]) -> None:
-    """Assert that every target is scored once, at its number, whatever the length."""
+    """Assert that the windows of a length score every target once, under its own number."""
     expected, scored = (np.hstack([_targets(window) for window in each]) for each in (spans, windows))
     scored = scored[:, np.argsort(scored[0], kind="stable")]
     assert np.array_equal(scored[0], expected[0]), "a target is scored twice or not at all"
@@ -138,7 +140,7 @@ def assert_same_targets(spans: Sequence[Window], windows: Sequence[Window]) -> N
 
 
 def _targets(window: Window) -> np.ndarray:
-    """`(3, target)`: the number, document and token of each target that counts."""
+    """Return the number, document and token of each target that counts: `(3, target)`."""
     following = np.arange(window.scored)
     document = np.full(window.scored, window.document)
     return np.stack([window.at + following, document, window.stop + 1 - window.scored + following])

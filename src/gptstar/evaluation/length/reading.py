@@ -1,4 +1,4 @@
-"""Windows read by a model: the loss of every target, and what reading took."""
+"""Reading of windows by a model: the loss of every target, and the time and memory of reading."""
 
 import contextlib
 import time
@@ -39,7 +39,7 @@ def losses_of(model: GPT, device: torch.device, dtype: torch.dtype = torch.float
 
 @dataclass
 class Cost:
-    """What reading took: wall time, and in bytes the most that was held at once and what was held before it began."""
+    """The cost of reading: wall time, peak memory, and the memory in use before it began (`held`), both in bytes."""
 
     seconds: float = 0.0
     memory: int = 0
@@ -51,10 +51,10 @@ class Reader:
     """A model that reads windows.
 
     Attributes:
-        batch_tokens: read at once, or a window if it is longer.
-        capacity: of learned positions; beyond it the model is undefined.
-        within: makes the context that a length is read within, such as a scaling of rotary positions.
-        advance: is called with the number of tokens that have been read.
+        batch_tokens: the number of tokens to read at once, or one window if that is longer.
+        capacity: the number of learned positions; longer contexts are undefined. None if there is no limit.
+        within: returns the context manager to read a length in, such as a scaling of rotary positions.
+        advance: a callback that receives the number of tokens read, after each batch.
     """
 
     losses: Losses
@@ -65,13 +65,13 @@ class Reader:
     advance: Callable[[int], object] = lambda _: None
 
     def is_defined(self, length: int) -> bool:
-        """Whether the model has so many positions."""
+        """Whether the model has positions for a length."""
         return self.capacity is None or length <= self.capacity
 
     def read(self, text: Text, windows: Sequence[Window], n_targets: int, length: int) -> tuple[np.ndarray, Cost]:
-        """Compute the losses of all targets, `(target,)`, float32, in nats, and measure what that took.
+        """Compute the losses of all targets, `(target,)`, float32, in nats, and measure the cost.
 
-        Windows of about one size are read together, filled up at their ends, where no target that counts can see it.
+        Windows of similar sizes are read together, padded at their ends, where no scored target sees the padding.
         """
         losses = np.full(n_targets, np.nan, dtype=np.float32)
         with self.within(length), measured(self.device) as cost:
@@ -103,7 +103,7 @@ def batches(windows: Sequence[Window], batch_tokens: int) -> Iterator[list[Windo
 
 @contextlib.contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
-    """Measure what the block does; the figures are known when it ends."""
+    """Measure time and memory within the context; the figures are complete at its end."""
     cost = Cost()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

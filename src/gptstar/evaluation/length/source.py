@@ -1,4 +1,4 @@
-"""What each checkpoint of a study reads: its text, the lengths, and the ways to scale its positions."""
+"""Choice of what each checkpoint of a study reads: the text, the lengths, and the ways to scale its positions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,10 +24,11 @@ class Part:
     """A checkpoint and what it reads.
 
     Attributes:
-        name: unique in the study.
+        name: a name that is unique in the study.
         trained_at: the training context, if it is known.
-        tokenizer: its fingerprint.
-        plan: shared by checkpoints with one tokenizer.
+        tokenizer: the fingerprint of its tokenizer.
+        plan: the windows to read; checkpoints with the same tokenizer share a plan.
+        scalings: the ways to scale its positions.
         cuts: the controls that cut attention.
     """
 
@@ -42,16 +43,16 @@ class Part:
 
     @property
     def fixed_plan(self) -> Plan:
-        """The plan, of a study whose targets are the same at every length."""
+        """The plan, for protocols that score the same targets at every length."""
         assert isinstance(self.plan, Plan)
         return self.plan
 
 
 def lengths_of(checkpoints: Sequence[Named], config: LengthConfig) -> tuple[int, ...]:
-    """The context lengths of a study, ascending; multiples are of the shortest training context.
+    """Return the context lengths of a study, ascending; `multiples` refer to the shortest training context.
 
     Raises:
-        ConfigError: no length follows from what is known, or they contradict another key.
+        ConfigError: neither lengths nor a training context are known, or they contradict another key.
     """
     trained = [trained_at for _, each in checkpoints if (trained_at := each.trained_at or config.trained_at)]
     return config.with_training_contexts(config.lengths(min(trained, default=None)), trained)
@@ -61,7 +62,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
     """Decide what each checkpoint reads. Text is tokenised once for each tokenizer.
 
     Raises:
-        ConfigError: text, lengths, training context or scaling that don't fit.
+        ConfigError: text, lengths, training context or scaling don't fit.
         DataError: the text can't be read, or does not fit a checkpoint.
     """
     _check_alibi_scaling(checkpoints, config)
@@ -93,7 +94,7 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
 
 
 def unique_names(checkpoints: Sequence[Named]) -> list[str]:
-    """Return the name of each checkpoint, with a number where an earlier one has the same."""
+    """Return the name of each checkpoint, with a number if an earlier one has the same name."""
     names = [str(identity["name"]) for identity, _ in checkpoints]
     counts = [names[: at + 1].count(name) for at, name in enumerate(names)]
     return [f"{name} ({count})" if count > 1 else name for name, count in zip(names, counts, strict=True)]
@@ -102,7 +103,7 @@ def unique_names(checkpoints: Sequence[Named]) -> list[str]:
 def tokenizer_of(
     name: str, checkpoint: Checkpoint, config: LengthConfig, shards: str | None
 ) -> tuple[Tokenizer, ShardFolder | None]:
-    """Find the tokenizer that a checkpoint reads with, and the shards that it reads where no files are named.
+    """Return the tokenizer of a checkpoint, and the shards to read if no files are named.
 
     Raises:
         ConfigError: two texts are named, or none is known; or there is no tokenizer.
@@ -123,7 +124,7 @@ def tokenizer_of(
 
 
 def _held_out_shards(checkpoint: Checkpoint, config: LengthConfig, shards: str | None) -> ShardFolder:
-    """Open the shards that a checkpoint is to be read on, by default those that it was trained on."""
+    """Open the shards that a checkpoint reads, by default those that it was trained on."""
     data = checkpoint.training.data if checkpoint.training else {}
     if shards is None and "shards" not in data:
         raise ConfigError(
@@ -162,7 +163,7 @@ def _plan(
 
 
 def _check_alibi_scaling(checkpoints: Sequence[Named], config: LengthConfig) -> None:
-    """Refuse a scaling that was asked for and that no checkpoint knows; runs of a sweep share theirs."""
+    """Refuse a scaling of ALiBi if no checkpoint has ALiBi; the runs of a sweep may share the setting."""
     kinds = [each.model.positions for _, each in checkpoints]
     if config.alibi_scaling == ("none",) or config.KEY != "evaluation":
         return

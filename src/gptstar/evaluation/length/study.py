@@ -53,7 +53,7 @@ def study(
         A curve for each checkpoint, and for each way to scale its positions or to cut its attention.
 
     Raises:
-        ConfigError, DataError, CheckpointError: text, lengths, scaling or judge don't fit, before anything is read.
+        ConfigError, DataError, CheckpointError: text, lengths, scaling or judge don't fit; raised before any reading.
     """
     config = replace(config, context_lengths=lengths_of(checkpoints, config))
     parts = parts_of(checkpoints, config, shards)
@@ -79,10 +79,10 @@ def study(
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """All that a study found.
+    """The results of a study.
 
     Attributes:
-        judge: which has chosen key tokens; None if there is none.
+        judge: the checkpoint that chose key tokens; None without a judge.
     """
 
     curves: Sequence[Curve]
@@ -111,7 +111,7 @@ def _verdicts(curves: Sequence[Curve], parts: Sequence[Part], config: LengthConf
 
 
 def _by_context(curves: Sequence[Curve], parts: Sequence[Part]) -> Iterator[dict[Context, Curve]]:
-    """The curves of each checkpoint whose positions are not scaled; `curves` are in the order of the parts."""
+    """Yield the unscaled curves of each checkpoint, by context; `curves` are in the order of the parts."""
     remaining = iter(curves)
     for part in parts:
         of_part = islice(remaining, len(part.scalings) + len(part.cuts))
@@ -137,7 +137,7 @@ def _print(found: Found, console: Console) -> None:
 
 
 def _write(found: Found, config: LengthConfig, output: Path) -> list[str]:
-    """Write pictures, `results.md`, and last and whole `results.json`; return their names."""
+    """Write pictures, `results.md` and, last and atomically, `results.json`; return their names."""
     output.mkdir(parents=True, exist_ok=True)
     plan, bits = found.parts[0].plan, found.in_bits
     title = f"{config.protocol.replace('_', ' ')}: {plan.text.name}"

@@ -1,4 +1,4 @@
-"""The text of a study as tokens: files as they lie, or the shards that a checkpoint was trained with."""
+"""The text of a study as tokens, from text files or from the shards that a checkpoint was trained with."""
 
 import glob
 import os
@@ -25,10 +25,10 @@ COLUMNS = ("text", "page")
 """The text's column by default: The Pile's, and that of the harness's WikiText."""
 
 AT_ONCE = 256
-"""Documents that are tokenised together."""
+"""The number of documents that are tokenised together."""
 
 CONTINUATIONS = bytes(range(0b1000_0000, 0b1100_0000))
-"""Bytes with which no character of UTF-8 begins."""
+"""The bytes with which no UTF-8 character begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +36,12 @@ class Text:
     """A tokenised text.
 
     Attributes:
-        name: for titles.
-        source: for results: `files` with their hashes, or `shards` with their fingerprint.
-        documents: tokens of each. The first token is read and never scored: it is the end-of-text before a document, or
-            the first token of a stream.
+        name: the name in titles.
+        source: the description in results: `files` with their hashes, or `shards` with their fingerprint.
+        documents: the tokens of each document. The first token is read and never scored: it is the end-of-text before a
+            document, or the first token of a stream.
         token_bytes: `(n_vocab,)`, int64: bytes of text that each token stands for.
-        exact_bytes: whether the tokens' bytes add up to those of the text; a tokenizer that mends text breaks that.
+        exact_bytes: whether the tokens' bytes add up to those of the text; not so if the tokenizer alters text.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Text:
 
     @property
     def sizes(self) -> np.ndarray:
-        """`(document,)`, int64: tokens of each that can be scored."""
+        """The number of targets in each document: `(document,)`, int64."""
         return np.asarray([len(document) - 1 for document in self.documents], dtype=np.int64)
 
 
 def find(config: LengthConfig) -> list[str]:
-    """The files that the globs of a study match, and its addresses as they are.
+    """Return the files that the study's globs match, and its addresses unchanged.
 
     Raises:
         DataError: a glob matches nothing.
@@ -67,7 +67,9 @@ def find(config: LengthConfig) -> list[str]:
         is_one = "://" in pattern or os.path.isfile(pattern)
         matches = [pattern] if is_one else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not matches:
-            raise DataError(f"{config.KEY}.text: {pattern} matches no file (looked from {Path.cwd()})")
+            raise DataError(
+                f"{config.KEY}.text: {pattern} matches no file (looked from {Path.cwd()}): correct the path"
+            )
         files += matches
     return list(dict.fromkeys(files))
 
@@ -76,11 +78,12 @@ def texts_of(address: str, config: LengthConfig, last_bytes: int | None = None) 
     """Yield the documents of a file, empty ones too. JSON lines, Parquet and Arrow hold several.
 
     Args:
-        config: `column` is the text's; by default the first of `COLUMNS` that the first record has.
-        last_bytes: read only the end of plain text.
+        address: the file.
+        config: its `column` names the text's field; by default the first of `COLUMNS` that the first record has.
+        last_bytes: the number of bytes to read at the end of plain text; None for all.
 
     Raises:
-        DataError: it can't be read, is not text, or a record has no such column; names file, line and column.
+        DataError: the file can't be read or is not text, or a record has no such column; the message names the place.
     """
     if form_of(address) in (None, "txt"):
         yield plain_text(address, last_bytes)
@@ -108,7 +111,7 @@ def texts_of(address: str, config: LengthConfig, last_bytes: int | None = None) 
 
 
 def plain_text(address: str, last_bytes: int | None = None) -> str:
-    """Read the whole of a file of UTF-8, or its end from a whole character on.
+    """Read a UTF-8 file as a whole, or its end, starting at a whole character.
 
     Raises:
         DataError: it can't be read, is not UTF-8, or is empty.
@@ -127,12 +130,12 @@ def plain_text(address: str, last_bytes: int | None = None) -> str:
         archive = " (read a member of an archive as zip://NAME::FILE)" if address.endswith(".zip") else ""
         raise DataError(f"{address} is not UTF-8 text, nor named as JSON lines or Parquet{archive}") from error
     if not text:
-        raise DataError(f"{address} is empty")
+        raise DataError(f"{address} is empty: give another file")
     return text
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
-    """Tokenise each text, int32; long ones in pieces if that changes nothing."""
+    """Tokenise each text, int32; long texts are cut into pieces if the tokens stay the same."""
     cut = [list(pieces(text)) if tokenizer.can_be_cut else [text] for text in texts]
     tokens = iter(tokenizer.encode([piece for each in cut for piece in each]))
     return [np.concatenate([next(tokens) for _ in each]).astype(np.int32) for each in cut]
@@ -155,7 +158,7 @@ def text_of_files(tokenizer: Tokenizer, config: LengthConfig) -> Text:
         documents += [np.concatenate((start, tokens)) for tokens in encode(tokenizer, batch)]
         n_bytes += sum(len(text.encode()) for text in batch)
     if not documents:
-        raise DataError(f"{config.KEY}.text: {', '.join(files)}: nothing but empty documents")
+        raise DataError(f"{config.KEY}.text: {', '.join(files)}: nothing but empty documents; give other files")
     n_token_bytes = sum(int(tokenizer.token_bytes[document].sum()) for document in documents)
     if config.documents == "joined":
         documents = [np.concatenate(documents)]
@@ -169,17 +172,17 @@ def text_of_files(tokenizer: Tokenizer, config: LengthConfig) -> Text:
 
 
 def source_of_files(files: Sequence[str]) -> dict[str, Any]:
-    """Names and SHA-256 of files; of an address only its name."""
+    """Return the names and SHA-256 of files; addresses have no hash."""
     return {"files": {each: None if "://" in each else file_sha256(Path(each)) for each in files}}
 
 
 def _short(pattern: str) -> str:
-    """The last folder and the name, or the name of an archive's member."""
+    """Shorten a path to its last folder and name."""
     return "/".join(pattern.partition("::")[0].rpartition("://")[2].split("/")[-2:])
 
 
 def text_of_shards(folder: ShardFolder, *, joined: bool = True) -> Text:
-    """Take the held-out text of a folder of shards: each corpus as one stream, as in training, or each document."""
+    """Return the held-out text of shards: each corpus as one stream, as in training, or each document separately."""
     corpora = folder.corpora("validation")
     if joined:
         documents = [folder.stream("validation", corpus) for corpus in corpora]

@@ -16,7 +16,7 @@ WORDS = {each: each.replace("_", " ") for each in LOSSES}
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
-    """Each length beyond the training context, for the terminal."""
+    """Return a table of the verdict at each length beyond the training context, for the terminal."""
     several = len({each.name for each in verdicts}) > 1
     table = Table(title="does it use what is far away? ± half of the 95 % interval")
     for column in (*([""] if several else []), "context", "×", *WORDS.values(), "full − best"):
@@ -30,7 +30,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def reasons(verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """Say why some verdicts can't be told: a line for each reason."""
+    """Yield a line for each reason why there is no verdict at some lengths."""
     for reason in dict.fromkeys(each.reason for each in verdicts if each.reason):
         where = ", ".join(
             dict.fromkeys(f"{each.name} at {each.context_length:,}" for each in verdicts if each.reason == reason)
@@ -39,7 +39,7 @@ def reasons(verdicts: Sequence[Verdict]) -> Iterator[str]:
 
 
 def verdict_markdown(verdicts: Sequence[Verdict]) -> list[str]:
-    """The lines of a section of `results.md`."""
+    """Return the lines of the section of `results.md` on verdicts."""
     columns = ["curve", "context", "×", *WORDS.values(), "best control", "full − best", "p (Holm)", "full − truncated"]
     rows = [
         (

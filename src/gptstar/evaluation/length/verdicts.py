@@ -1,8 +1,8 @@
-"""Does a model use a context longer than it was trained with? It is compared with itself seeing no farther than that.
+"""Verdicts on whether a model uses more context than in training, by comparison with controls that see no farther.
 
 The controls read the same targets: *cut*, with attention cut at the training context; *cut with sinks*, with the text's
-first 4 tokens visible too; *truncated*, with a training context of text. *Full* is compared with the control that has
-the lowest loss, whose choice favours the controls:
+first 4 tokens visible too; *truncated*, with only a training context of text. *Full* is compared with the control that
+has the lowest loss. This choice favours the controls. The verdicts are:
 
 - *breaks*: the 95 % interval of full less truncated lies above delta;
 - *uses*: full is better than the best control, p of no difference is below 0.05 after Holm's adjustment, and recall
@@ -11,8 +11,8 @@ the lowest loss, whose choice favours the controls:
   2.5 % each (Schuirmann 1987);
 - *can't tell* otherwise.
 
-The intervals of *breaks* and *ignores* are not adjusted for how many lengths there are. A gain that is significant and
-within delta is use, where there is recall. Delta, 0.005 nats, was fixed before anything was read.
+The intervals of *breaks* and *ignores* are not adjusted for the number of lengths. A gain that is significant but
+within delta counts as *uses* if there is recall. Delta, 0.005 nats, was fixed before any result was known.
 """
 
 import math
@@ -39,16 +39,16 @@ INCONCLUSIVE = "the interval shows neither a difference nor equivalence"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a model makes of one context length beyond its training context.
+    """The verdict on a model at one context length beyond its training context.
 
     Attributes:
-        name: the curve's.
-        losses: in nats per token, by context: `full`, `cut`, `cut_with_sinks`, `truncated`; those that are defined.
-        best: the control with the lowest loss; "" where there is none.
-        difference: full less the best control, over the text.
-        p_holm: of no difference, adjusted for all verdicts of a study.
-        change: full less truncated, over the text.
-        reason: why it can't be told; "" for the other answers.
+        name: the name of the curve.
+        losses: the defined losses in nats per token, by context: `full`, `cut`, `cut_with_sinks`, `truncated`.
+        best: the control with the lowest loss; "" if there is none.
+        difference: the loss of full less that of the best control, over the text.
+        p_holm: the p of no difference, adjusted for all verdicts of a study.
+        change: the loss of full less that of truncated, over the text.
+        reason: the reason for *can't tell*; "" for the other answers.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Verdict:
 def judged(
     difference: Paired | None, change: Paired | None, p_holm: float, recalls: bool | None, *, delta: float = DELTA
 ) -> tuple[Answer, str]:
-    """Give the answer, and why it can't be told.
+    """Return the answer, and the reason if it is *can't tell*.
 
     Args:
-        difference: full less the best of all controls; None where one of them was not read.
-        change: full less truncated.
-        p_holm: of the difference.
+        difference: the loss of full less that of the best control; None if not all controls were read.
+        change: the loss of full less that of truncated.
+        p_holm: the adjusted p of the difference.
         recalls: whether recall beyond the training context is above chance; None if it was not measured.
         delta: nats per token, fixed before the losses are known.
     """
@@ -98,12 +98,14 @@ def verdicts_of(
     delta: float = DELTA,
     seed: int = 0,
 ) -> list[Verdict]:
-    """Give the verdict on each checkpoint at each length beyond its training context.
+    """Return the verdict on each checkpoint at each length beyond its training context.
 
     Args:
-        checkpoints: the curves of each by context, from one study. Holm's family is all lengths of all of them.
-        recalls: as `judged` takes it.
-        seed: for resampling.
+        checkpoints: the curves of each checkpoint by context, from one study. Holm's adjustment covers all lengths of
+            all checkpoints.
+        recalls: as in `judged`.
+        delta: as in `judged`.
+        seed: the seed of resampling.
     """
     compared = [verdict for curves in checkpoints for verdict in _compared(curves, seed)]
     adjusted = holm([math.nan if each.difference is None else each.difference.p for each in compared])

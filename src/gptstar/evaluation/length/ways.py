@@ -1,4 +1,4 @@
-"""The ways to read with one checkpoint: as it is, with its positions scaled, or with its attention cut."""
+"""The ways to read with a checkpoint: plain, with scaled positions, or with attention cut."""
 
 import contextlib
 import math
@@ -21,7 +21,7 @@ from gptstar.model.mask import Mask
 from gptstar.model.positions import Scaling
 
 IN_NAMES = {"none": "", "ntk": ", NTK", "yarn": ", YaRN"}
-"""How a curve's name ends, by the scaling of its positions; another method's with its own name."""
+"""The suffix of a curve's name, by the scaling of its positions; other methods appear under their own name."""
 
 Within = contextlib.AbstractContextManager[object]
 
@@ -31,9 +31,9 @@ class Way:
     """One way to read.
 
     Attributes:
-        suffix: what its curve's name ends with.
-        same_up_to: the longest length at which it reads as the plain way does.
-        within: makes the context that a length is read within.
+        suffix: the suffix of its curve's name.
+        same_up_to: the longest length at which it gives the same losses as the plain way.
+        within: returns the context manager to read a length in.
     """
 
     suffix: str
@@ -49,7 +49,7 @@ class Way:
 
 
 def ways_of(part: Part, model: GPT) -> Iterator[Way]:
-    """Yield the ways that a checkpoint is read in; attention is cut after all others are read."""
+    """Yield the ways to read with a checkpoint; those that cut attention come last."""
     trained_at = part.trained_at or 0
     for scaling in part.scalings:
         if scaling == "none":
@@ -75,7 +75,7 @@ def _cut(model: GPT, mask: Mask, trained_at: int, length: int) -> Within:
 def reader_of(
     checkpoint: Checkpoint, config: LengthConfig, device: torch.device, advance: Callable[[int], object]
 ) -> tuple[GPT, Reader]:
-    """Build the model of a checkpoint, and what reads with it."""
+    """Build the model of a checkpoint, and a reader for it."""
     model = checkpoint.build().to(device)
     reader = Reader(
         losses_of(model, device, getattr(torch, config.dtype)),
@@ -88,7 +88,7 @@ def reader_of(
 
 
 def read_in_each_way(part: Part, model: GPT, reader: Reader) -> Iterator[tuple[Curve, dict[int, Read]]]:
-    """Yield the curve of each way, and the losses that it is made of; what the plain way has read is not read again."""
+    """Yield each way's curve and its losses; losses that equal those of the plain way are not computed again."""
     plain: dict[int, Read] = {}
     for way in ways_of(part, model):
         known = plain if way.is_plain else {length: read for length, read in plain.items() if length <= way.same_up_to}

@@ -1,4 +1,4 @@
-"""Whether a model finds a value by its key, at any distance and among any number of pairs."""
+"""Recall: whether a model finds a value by its key, by distance and by number of pairs."""
 
 from gptstar.evaluation.recall.config import RecallConfig
 

@@ -8,11 +8,11 @@ from gptstar.errors import ConfigError
 from gptstar.fields import Count, Seed32, Share, check_ranges
 
 LEARNED = 0.95
-"""Accuracy at the training context from which a model has learned to recall."""
+"""The least accuracy at the training context of a model that has learned to recall."""
 
 
 def least_length(n_pairs: int) -> int:
-    """Return the tokens of a text of so many pairs without filler: end-of-text, pairs, and a query."""
+    """Return the length of a text without filler, in tokens: end-of-text, `n_pairs` pairs, and a query."""
     return 1 + 2 * n_pairs + 2
 
 
@@ -22,17 +22,17 @@ class RecallConfig:
 
     Attributes:
         study: the kind of evaluation, set by `evaluation=recall`.
-        multiples: of the training context: how long the texts are. The training context itself is always read.
-        depths: where the pair that is asked for stands: 0 at the beginning of a text, 1 just before the query.
-        items: texts at each length and depth.
-        pairs: of a text, the same at every length, so that lengths differ in distance alone.
-        loads: pairs of texts of one length, the shortest that holds the most of them; so loads differ in pairs alone.
-            Those that no length holds, or the tokenizer's words don't suffice for, are left out.
+        multiples: the lengths of the texts, as multiples of the training context, which itself is always included.
+        depths: the places of the queried pair: 0 is at the beginning of a text, 1 just before the query.
+        items: the number of texts at each length and depth.
+        pairs: the number of pairs in a text, the same at every length, so that lengths differ in distance only.
+        loads: numbers of pairs to try at one length, the shortest that holds them all, so that loads differ in pairs
+            only. Those that fit no length, or for which the tokenizer has too few words, are left out.
         passkey: also ask for a passkey, if the model's tokenizer has English words.
         trained_at: the training context of a checkpoint that does not know it.
-        dtype: what matrix products are computed in.
+        dtype: the type of matrix products.
         batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
-        seed: of the texts.
+        seed: the seed of the texts.
     """
 
     study: Literal["recall"] = "recall"
@@ -57,10 +57,12 @@ class RecallConfig:
                 raise ConfigError(f"evaluation.{name}={list(values)} names one twice: name each once")
         for name, most in (("pairs", self.pairs), ("loads", max(self.loads, default=1))):
             if most > N_KEYS:
-                raise ConfigError(f"evaluation.{name}: {most} pairs are more than the {N_KEYS} keys there are")
+                raise ConfigError(
+                    f"evaluation.{name}: {most} pairs are more than the {N_KEYS} keys there are: give fewer"
+                )
 
     def fitting_loads(self, trained_at: int, most: int) -> tuple[tuple[int, ...], int]:
-        """Return the loads of `most` pairs at most that fit a length, ascending, and the shortest length for all."""
+        """Return the loads of at most `most` pairs that fit a length, ascending, and the shortest length for all."""
         lengths = self.lengths(trained_at)
         loads = sorted(each for each in self.loads if each <= most and least_length(each) <= lengths[-1])
         needed = least_length(max(loads, default=1))

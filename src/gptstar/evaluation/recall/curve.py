@@ -1,4 +1,4 @@
-"""One model asked at every length, depth and load: how many answers are right."""
+"""The share of right answers of a model at each length, depth and load."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,17 +18,17 @@ from gptstar.model import GPT
 Test = Literal["pairs", "passkey"]
 
 Answer = Callable[[Questions], np.ndarray]
-"""A function from questions to the numbers of the likeliest candidates, `(item,)`, int64."""
+"""A function from questions to the index of the likeliest candidate for each, `(item,)`, int64."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The answers at a length, and at a depth or among a number of pairs.
+    """The accuracy at one length, and at one depth or number of pairs.
 
     Attributes:
-        depth: None: all depths of the length together, or any of an item's own.
-        chance: accuracy of a guess among the values of the text, or of the passkey test among all words.
-        accuracy: None where the model has fewer positions.
+        depth: the depth; None for all depths of a length together, or for a random depth of each item.
+        chance: the accuracy of a guess: among the values in the text, or for the passkey among all words.
+        accuracy: the share of right answers; None if the model has fewer positions.
     """
 
     context_length: int
@@ -41,15 +41,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class RecallCurve:
-    """One test of one model.
+    """The results of one test of one model.
 
     Attributes:
-        name: unique among the models of a study.
-        checkpoint: its identity.
+        name: the name of the model, unique in the study.
+        checkpoint: the identity of its checkpoint.
         trained_at: the training context.
         test: `pairs` or `passkey`.
-        candidates: words that an answer is chosen from; a guess among all of them is right once in as many.
-        words: that texts are made of: `symbols` or `english`.
+        candidates: the number of words from which an answer is chosen.
+        words: the words in the texts: `symbols` or `english`.
         lengths: a cell for each length, all depths together.
         depths: a cell for each length and depth.
         loads: a cell for each number of pairs, at one length.
@@ -90,11 +90,11 @@ def answers_of(model: GPT, device: torch.device, dtype: torch.dtype, batch_token
 
 @dataclass(frozen=True)
 class Asker:
-    """A model that is asked.
+    """Asks a model questions.
 
     Attributes:
-        capacity: of learned positions.
-        advance: is called with the number of tokens that have been read.
+        capacity: the number of learned positions; None if there is no limit.
+        advance: a callback that receives the number of tokens read.
     """
 
     answer: Answer
@@ -104,7 +104,7 @@ class Asker:
     advance: Callable[[int], object] = lambda _: None
 
     def pairs(self, questions: PairQuestions) -> tuple[list[Cell], list[Cell], list[Cell]]:
-        """Ask for values: at each length, at each length and depth, and at each load.
+        """Ask for values; return the cells by length, by length and depth, and by load.
 
         Raises:
             ConfigError: a text has no room for its pairs.
@@ -123,7 +123,7 @@ class Asker:
         return lengths, depths, loads
 
     def passkeys(self, questions: PasskeyQuestions) -> tuple[list[Cell], list[Cell]]:
-        """Ask for a passkey: at each length, and at each length and depth."""
+        """Ask for a passkey; return the cells by length, and by length and depth."""
         return self._by_length(questions.at, 1, 1 / len(questions.lexicon.keys))
 
     def _by_length(
@@ -140,7 +140,7 @@ class Asker:
         return lengths, depths
 
     def _right(self, length: int, compose: Callable[[], Questions]) -> np.ndarray | None:
-        """Whether each answer is right, `(item,)`; None where the model has fewer positions."""
+        """Return whether each answer is right, `(item,)`; None if the model has fewer positions."""
         if self.capacity is not None and length > self.capacity:
             return None
         questions = compose()
@@ -152,7 +152,7 @@ class Asker:
 def _cell(
     length: int, depth: float | None, n_pairs: int, chance: float, right: np.ndarray | None, n_depths: int = 1
 ) -> Cell:
-    """Count answers, `(item,)`; those to one item at `n_depths` depths follow each other after all items of a depth."""
+    """Make a cell from `right`, `(item,)`: all items of the first depth, then all of the second, and so on."""
     if right is None:
         return Cell(length, depth, n_pairs, 0, chance, None)
     clusters = np.tile(np.arange(len(right) // n_depths), n_depths)  # the same pairs at every depth

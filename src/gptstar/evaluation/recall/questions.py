@@ -12,8 +12,8 @@ from gptstar.evaluation.recall.config import least_length
 
 HAYSTACK = " The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE, AGAIN, PROMPT = " The pass key is", ". Remember it.", " What is the pass key? The pass key is"
-"""Of the passkey test: Mohtashami & Jaggi, "Landmark attention", 2023 (2305.16300), section 4.2. Ours asks for a word,
-as numbers are several tokens."""
+"""The sentences of the passkey test of Mohtashami & Jaggi, "Landmark attention", 2023 (2305.16300), section 4.2. Ours
+asks for a word, because a number has several tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +21,9 @@ class Questions:
     """Texts of one length, each with its answer.
 
     Attributes:
-        tokens: `(item, position)`, int64; end-of-text is the first.
-        answers: `(item,)`, int64: which of the candidates comes next.
-        candidates: `(candidate,)`, int64: tokens.
+        tokens: `(item, position)`, int64; each text begins with end-of-text.
+        answers: `(item,)`, int64: the index of the right candidate.
+        candidates: `(candidate,)`, int64: the tokens of the possible answers.
     """
 
     tokens: np.ndarray
@@ -32,7 +32,7 @@ class Questions:
 
 
 def lexicon_for(tokenizer: Tokenizer) -> Lexicon:
-    """Return the words that a model with this tokenizer is asked with: symbols, or English words of one token each."""
+    """Return the words for questions to a model with this tokenizer: symbols, or English words of one token each."""
     if tokenizer.fingerprint == own_tokenizer().fingerprint:
         return SYMBOLS
     keys, values, filler = (_single(tokenizer, each) for each in (ENGLISH.keys, ENGLISH.values, ENGLISH.filler))
@@ -46,7 +46,7 @@ def _single(tokenizer: Tokenizer, words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check_words(lexicon: Lexicon, n_pairs: int, name: str) -> None:
-    """Raise a ConfigError, which calls the model `name`, if there are fewer words than pairs, or no filler."""
+    """Raise a ConfigError if there are fewer words than pairs, or no filler; it names the model, `name`."""
     n_words = min(len(lexicon.keys), len(lexicon.values))
     if n_words < n_pairs or not lexicon.filler:
         raise ConfigError(
@@ -60,7 +60,7 @@ class PairQuestions:
     """Asks for the value of one of several keys.
 
     Attributes:
-        seed: item `n` has the same pairs at every length and depth.
+        seed: the seed of the texts; item `n` has the same pairs at every length and depth.
     """
 
     tokenizer: Tokenizer
@@ -69,14 +69,14 @@ class PairQuestions:
 
     @property
     def most_pairs(self) -> int:
-        """The most pairs that there are words for."""
+        """The largest number of pairs for which there are words."""
         return min(len(self.lexicon.keys), len(self.lexicon.values))
 
     def at(self, depth: float | None, n_pairs: int, length: int, n_items: int) -> Questions:
-        """Compose texts of `length` tokens; a depth of None is any, a different one for each item.
+        """Compose texts of `length` tokens; a depth of None means a random one for each item.
 
         Raises:
-            ConfigError: they have no room for the pairs.
+            ConfigError: the texts are too short for the pairs.
         """
         if length < least_length(n_pairs):
             raise ConfigError(
@@ -100,8 +100,8 @@ def pair_question(
 ) -> tuple[list[str], str]:
     """Compose a text of `n_words` words that ends in a query, and its answer.
 
-    The pair that is asked for begins `depth` of the way from the first place that it can have to the last, or one word
-    later where it would part another pair. The others stand anywhere.
+    The queried pair begins at the share `depth` of the way from its first possible place to its last, or one word later
+    if it would split another pair. The other pairs have random places.
     """
     keys, values = draw_pairs(random, lexicon, n_pairs)
     depth = float(random.random()) if depth is None else depth
@@ -114,18 +114,18 @@ def pair_question(
 
 @dataclass(frozen=True)
 class PasskeyQuestions:
-    """Asks for the word that one sentence names among many that do not."""
+    """Asks for a word that one sentence names among many irrelevant sentences."""
 
     tokenizer: Tokenizer
     lexicon: Lexicon
 
     @property
     def least_length(self) -> int:
-        """The tokens of a text without a haystack."""
+        """The length of a text without irrelevant sentences, in tokens."""
         return 2 + sum(map(len, self.tokenizer.encode([NEEDLE, AGAIN, PROMPT])))
 
     def at(self, depth: float, length: int) -> Questions:
-        """Compose a text of `length` tokens for each word, which stands between two sentences nearest to the depth."""
+        """Compose a text of `length` tokens for each word, placed between the sentences nearest to the depth."""
         sentences = [f"{each}." for each in HAYSTACK.split(".") if each]
         needle, again, prompt, *hay = self.tokenizer.encode([NEEDLE, AGAIN, PROMPT, *sentences])
         n_hay = length - self.least_length

@@ -29,7 +29,7 @@ PICTURE = "recall.png"
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A checkpoint and what it is asked with."""
+    """A checkpoint, with the tokenizer and the words of its questions."""
 
     name: str
     identity: Mapping[str, Any]
@@ -48,7 +48,7 @@ def study(
         A curve for each checkpoint and test.
 
     Raises:
-        ConfigError, DataError: a checkpoint without a tokenizer or a training context, or words that don't fit.
+        ConfigError, DataError: a checkpoint has no tokenizer or no training context, or its tokenizer lacks words.
     """
     parts = _parts(checkpoints, config)
     curves: list[RecallCurve] = []
@@ -87,7 +87,7 @@ def _parts(checkpoints: Sequence[Named], config: RecallConfig) -> list[Part]:
 
 
 def _tokens_to_read(part: Part, config: RecallConfig) -> int:
-    """Count the tokens of all texts of a part, those beyond a capacity too."""
+    """Count the tokens of all texts of a part, including those beyond the model's capacity."""
     lengths = sum(config.lengths(part.trained_at)) * len(config.depths)
     loads, at_loads = config.fitting_loads(part.trained_at, len(part.lexicon.keys))
     n_passkeys = 0 if part.lexicon == SYMBOLS or not config.passkey else len(part.lexicon.keys)
@@ -109,7 +109,7 @@ def _curves(part: Part, asker: Asker) -> list[RecallCurve]:
 
 
 def _write(curves: Sequence[RecallCurve], config: RecallConfig, output: Path) -> None:
-    """Write the picture, `results.md`, and last and whole `results.json`."""
+    """Write the picture, `results.md` and, last and atomically, `results.json`."""
     output.mkdir(parents=True, exist_ok=True)
     save(draw_recall([_panel(curve) for curve in curves]), output / PICTURE)
     head = [

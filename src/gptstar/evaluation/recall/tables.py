@@ -25,7 +25,7 @@ def verdict(curve: RecallCurve) -> str:
 
 
 def depth_table(curve: RecallCurve) -> Table:
-    """One model at each length and depth, for the terminal: percent of right answers."""
+    """Return a table of one model's percentage of right answers at each length and depth, for the terminal."""
     table = Table(title=Text(f"{curve.name}: {TESTS[curve.test]}, % right by depth, 1: next to the query"))
     for column in ("context", "×", *_depths(curve), "all", "95 % interval"):
         table.add_column(column, justify="right")
@@ -35,7 +35,7 @@ def depth_table(curve: RecallCurve) -> Table:
 
 
 def load_table(curve: RecallCurve) -> Table:
-    """One model at each load, for the terminal."""
+    """Return a table of one model's percentage of right answers at each load, for the terminal."""
     table = Table(title=Text(f"{curve.name}: {_load_title(curve)}"))
     for column in LOAD_COLUMNS:
         table.add_column(column, justify="right")
@@ -45,7 +45,7 @@ def load_table(curve: RecallCurve) -> Table:
 
 
 def recall_markdown(curves: Sequence[RecallCurve], head: Sequence[str]) -> str:
-    """All models of a study, below the lines of `head`."""
+    """Return Markdown with all models of a study, after the lines of `head`."""
     lines = ["# Recall", "", *head]
     for curve in curves:
         lines += ["", f"## {curve.name}: {TESTS[curve.test]}", "", verdict(curve), "", DEPTHS, ""]

@@ -1,1 +1,1 @@
-"""How sure a figure is, and whether two differ."""
+"""Statistics: confidence intervals, and tests of differences."""

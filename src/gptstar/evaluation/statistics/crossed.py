@@ -1,15 +1,15 @@
-"""How sure a mean is whose runs and texts could both have been others: seeds crossed with units of text.
+"""Intervals of a mean over seeds crossed with units of text, which treat both as random.
 
 Every seed's model reads the same units, so a difference z of seed s on unit u varies with the seed, with the unit, and
-with both together. Intervals over one of the two alone leave out the other: this is the "language-as-fixed-effect
+with both together. An interval over one of the two alone leaves out the other: this is the "language-as-fixed-effect
 fallacy" (Clark 1973, Journal of Verbal Learning and Verbal Behavior 12:335), whose quasi-F and min F' take both as
 random; Baayen, Davidson & Bates (2008, Journal of Memory and Language 59:390) do so by mixed models. In a table without
 holes the variance of the mean follows from three mean squares,
 
     (MS_seed + MS_unit - MS_rest) / (S · U),
 
-and its degrees of freedom from Satterthwaite (1946, Biometrics Bulletin 2:110). By sampling this may be less than
-either source alone gives; then it is the larger of these two, with its own degrees of freedom.
+and its degrees of freedom from Satterthwaite (1946, Biometrics Bulletin 2:110). By chance this may be less than
+the variance of one source alone; then the larger of the two is taken, with its own degrees of freedom.
 
 Measured coverage of the 95 % interval for normal effects is in docs/statistics.md.
 """
@@ -33,8 +33,8 @@ class Crossed:
 
     Attributes:
         value: the mean over seeds of a ratio of sums over units.
-        low, high, p: NaN where there is one seed and one unit only; p is two-sided, of the mean being 0.
-        over: what the interval is over; `units` for a single seed, whose interval says nothing of other seeds.
+        low, high, p: the interval, and the two-sided p of a mean of 0; NaN with only one seed and one unit.
+        over: what the interval is over; `units` for a single seed, whose interval says nothing about other seeds.
         freedom: the degrees of freedom; NaN where the interval is not Student's t.
     """
 
@@ -49,7 +49,7 @@ class Crossed:
 
     @property
     def paired(self) -> Paired:
-        """The same as a paired difference."""
+        """This mean as a `Paired`."""
         return Paired(self.value, self.low, self.high, self.p, f"Student t over {self.over}")
 
 
@@ -57,15 +57,15 @@ def crossed_ratio(before: ArrayLike, after: ArrayLike, weights: ArrayLike) -> Cr
     """Estimate the mean over seeds of a weighted difference over units, by crossed random effects.
 
     Args:
-        before, after: `(seed, unit)`: sums within a unit, such as of nats.
-        weights: `(unit,)`: what they are sums of, such as targets; the same for all seeds.
+        before, after: `(seed, unit)`: the sums over each unit, such as of nats.
+        weights: `(unit,)`: the denominators, such as numbers of targets; the same for all seeds.
 
     Returns:
         For several seeds Student's t with both sources of variance, of differences linearised as ratios; for a single
         seed the bootstrap-t over units that `paired_ratio` gives.
 
     Raises:
-        ValueError: shapes that don't fit, or no seed or unit.
+        ValueError: the shapes don't fit, or there is no seed or no unit.
     """
     first, second, weight = (np.asarray(each, dtype=float) for each in (before, after, weights))
     if first.shape != second.shape or first.ndim != 2 or weight.shape != first.shape[1:] or not first.size:
@@ -92,7 +92,7 @@ def crossed_ratio(before: ArrayLike, after: ArrayLike, weights: ArrayLike) -> Cr
 
 
 def _variance_of_mean(values: np.ndarray) -> tuple[float, float]:
-    """The variance of the mean of `(seed, unit)`, of two seeds or more, and its degrees of freedom."""
+    """Return the variance of the mean of `(seed, unit)`, for two seeds or more, and its degrees of freedom."""
     n_seeds, n_units = values.shape
     mean, of_seeds, of_units = values.mean(), values.mean(axis=1), values.mean(axis=0)
     by_seed = n_units * float(((of_seeds - mean) ** 2).sum()) / (n_seeds - 1)

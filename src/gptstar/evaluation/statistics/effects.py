@@ -1,4 +1,4 @@
-"""What changing one thing does to runs: paired within seed and cell, so that only other seeds are left to chance."""
+"""The effect of changing one setting: runs are paired within seed and cell, so that only seeds vary by chance."""
 
 import math
 from collections.abc import Hashable, Mapping
@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 
 SEEDS, LEVEL = 5, 0.01
-"""A significant effect takes so many seeds, and a smaller p. Anything less is preliminary."""
+"""The least number of seeds of a significant effect, and the level that its p must be below."""
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Effect:
     """A mean difference over seeds, with its 95 % interval.
 
     Attributes:
-        low, high, p: NaN for a single seed.
-        n_cells: in which the two were compared, other settings alike; the same for all seeds.
-        is_decided: whether each side is known at its best, which one whose best learning rate is the lowest or highest
-            of those tried is not.
+        low, high, p: the interval and the p of no effect; NaN for a single seed.
+        n_cells: the number of combinations of other settings in which the two were compared; the same for all seeds.
+        is_decided: whether both sides are known at their best. A side is not if its best learning rate is the lowest or
+            the highest of those tried.
     """
 
     value: float
@@ -32,12 +32,12 @@ class Effect:
 
     @property
     def is_significant(self) -> bool:
-        """Whether it is decided, with enough seeds and a small enough p."""
+        """Whether the effect is decided, and has at least `SEEDS` seeds and a p below `LEVEL`."""
         return self.is_decided and self.n_seeds >= SEEDS and self.p < LEVEL
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
+        """The strength of the evidence in words, such as `significant` or `preliminary`."""
         if not self.is_decided:
             return "not decided: a best learning rate is at the end of its rates"
         if self.is_significant:
@@ -48,13 +48,13 @@ class Effect:
 
 
 def blocked_effect(differences: Mapping[Hashable, Mapping[Hashable, float]]) -> Effect:
-    """The mean of differences by seed and cell, by Student's t; of a design with holes, its largest part without.
+    """Estimate the mean of differences, given by seed and cell, with Student's t over seeds.
 
-    A seed decides initial weights and the order of data in every cell, so cells of one seed are not independent: they
-    are averaged first, and the seeds' means are what varies.
+    If some differences are missing, use the largest set of seeds and cells without gaps. A seed decides initial weights
+    and the order of data in every cell, so cells of one seed are not independent: they are averaged first.
 
     Raises:
-        ValueError: there is no difference at all.
+        ValueError: there is no difference.
     """
     seeds, cells = _complete(differences)
     means = np.array([np.mean([differences[seed][cell] for cell in cells]) for seed in seeds])
@@ -68,7 +68,7 @@ def blocked_effect(differences: Mapping[Hashable, Mapping[Hashable, float]]) -> 
 
 
 def _complete(differences: Mapping[Hashable, Mapping[Hashable, float]]) -> tuple[list[Hashable], frozenset[Hashable]]:
-    """The seeds and cells of the largest block without holes; of blocks of one size, that with most seeds."""
+    """Return the seeds and cells of the largest block without gaps; of equally large ones, that with the most seeds."""
     cells_of = {seed: frozenset(cells) for seed, cells in differences.items()}
     shared = {one & two for one in cells_of.values() for two in cells_of.values()} - {frozenset()}
     blocks = [([seed for seed, cells in cells_of.items() if block <= cells], block) for block in shared]

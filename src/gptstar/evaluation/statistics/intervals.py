@@ -1,4 +1,4 @@
-"""How sure a figure is: accuracies by Wilson's interval, ratios of sums over documents by the studentised bootstrap."""
+"""Confidence intervals: Wilson's for accuracies, the studentised bootstrap for ratios of sums over documents."""
 
 import math
 from collections.abc import Callable, Hashable, Sequence
@@ -11,25 +11,25 @@ from scipy import stats
 RESAMPLES = 9_999
 
 LEAST_UNITS = 5
-"""Below this, more than 1 resample in 100 is of one unit alone, and has no standard error."""
+"""With fewer units, more than 1 resample in 100 consists of one unit only, and has no standard error."""
 
 MOST_DEGENERATE = 0.005
-"""Share of resamples without a standard error up to which the others are believed."""
+"""The largest share of resamples without a standard error; above it, the bootstrap is not used."""
 
 CHUNK_DRAWS = 2**16
 """Units drawn at once (or those of one resample, if more): their numbers and counts fit a CPU's cache."""
 
 Clusters = Sequence[int] | np.ndarray | None
-"""`(item,)`: items of the same number are not independent. None where every item stands alone."""
+"""The cluster of each item, `(item,)`; items of one cluster are not independent. None if all items are."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and where its true value lies.
+    """A figure with its confidence interval.
 
     Attributes:
-        low, high: NaN where the items can't say.
-        method: such as `Wilson` or `bootstrap-t over documents`; `none` where there is no interval.
+        low, high: the ends of the interval; NaN if there are too few items.
+        method: the method, such as `Wilson` or `bootstrap-t over documents`; `none` if there is no interval.
     """
 
     value: float
@@ -38,17 +38,17 @@ class Interval:
     method: str
 
     def transformed(self, function: Callable[[np.float64], float]) -> "Interval":
-        """The interval of a function of the figure that rises or falls throughout, such as exp of a mean loss."""
+        """Return the interval of a monotonic function of the figure, such as exp of a mean loss."""
         with np.errstate(over="ignore"):
             value, *ends = (float(function(np.float64(number))) for number in (self.value, self.low, self.high))
         return replace(self, value=value, low=min(ends), high=max(ends))
 
 
 def cluster_numbers(clusters: Clusters, n_items: int) -> np.ndarray | None:
-    """Clusters numbered from 0, `(item,)`; None where every item is a cluster of its own.
+    """Number clusters from 0, `(item,)`; None if every item is its own cluster.
 
     Raises:
-        ValueError: not one for each item.
+        ValueError: there is not one cluster for each item.
     """
     if clusters is None:
         return None
@@ -59,7 +59,7 @@ def cluster_numbers(clusters: Clusters, n_items: int) -> np.ndarray | None:
 
 
 def join_clusters(clusters: Sequence[int], keys: Sequence[Hashable]) -> list[int]:
-    """Make one of all clusters that have an item with the same key, `(item,)`; it has the lowest of their numbers."""
+    """Merge clusters that have items with the same key, under the lowest of their numbers: `(item,)`."""
     joined: dict[int, int] = {}
     first: dict[Hashable, int] = {}
 
@@ -76,19 +76,20 @@ def join_clusters(clusters: Sequence[int], keys: Sequence[Hashable]) -> list[int
 
 
 def accuracy_interval(correct: ArrayLike, clusters: Clusters = None, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a share of items, `(item,)`, each 0 or 1 (Wilson 1927).
+    """Compute Wilson's score interval of the mean of items `(item,)` that are 0 or 1 (Wilson 1927).
 
-    With clusters it is Wilson's at the effective sample size: items divided by the design effect, and by the square of
+    With clusters, it uses the effective sample size: items divided by the design effect, and by the square of
     the ratio of Student quantiles for clusters and for items (Korn & Graubard 1998; Dean & Pagano 2015 find Wilson's at
     that size good). Clusters of one item each give the plain one exactly.
 
-    The design effect may be below 1: a model that answers both twins of a pair alike gets one of them right whatever it
-    knows, and so varies less than coins would. Cutting it at 1, as Korn & Graubard do, covers 99 % and more there. It
-    is pulled towards 1 by as many pseudo-clusters as Wilson's interval has pseudo-items, so that it never is 0. Where
-    all items are right, or none, they can't tell it: then each cluster counts as one item.
+    The design effect may be below 1: a model that answers both twins of a pair alike gets exactly one of them right, so
+    its accuracy varies less than that of coin flips. With a lower limit of 1, as Korn & Graubard have, the coverage is
+    99 % or more there. Here the effect is pulled towards 1 by as many pseudo-clusters as Wilson's interval has
+    pseudo-items, so that it is never 0. If all or no items are right, it can't be estimated; then each cluster counts
+    as one item.
 
     Raises:
-        ValueError: something that is neither 0 nor 1; not one cluster for each item.
+        ValueError: an item is neither 0 nor 1, or there is not one cluster for each item.
     """
     right = np.asarray(correct, dtype=float)
     if not np.isin(right, (0, 1)).all():
@@ -108,7 +109,7 @@ def accuracy_interval(correct: ArrayLike, clusters: Clusters = None, confidence:
 
 
 def _effective_size(right: np.ndarray, numbers: np.ndarray, confidence: float) -> float:
-    """The number of independent items that would tell as much as these in their clusters."""
+    """Return the number of independent items that carry as much information as these clustered ones."""
     n, n_clusters, share = len(right), int(numbers.max()) + 1, float(right.mean())
     if share in (0, 1):
         effect = n / n_clusters
@@ -131,34 +132,34 @@ def ratio_interval(
     seed: int = 0,
     n_resamples: int = RESAMPLES,
 ) -> Interval:
-    """The bootstrap-t interval of a sum over a sum of numbers of items, `(item,)`, such as nats per word of documents.
+    """Compute the bootstrap-t interval of a ratio of sums over items, such as nats per word of documents.
 
-    Documents (or clusters) are resampled, and the ratio's deviation is measured in its own standard error, so that
+    Documents (or clusters) are resampled, and the deviation of the ratio is divided by its standard error, so that
     skewed documents do not give too short an interval. It is symmetric (Hall 1988). With fewer than 5 documents it is
-    Student's t instead. The order of items does not matter. Low and high are NaN for a single document, and the value
-    where all documents have the same ratio.
+    Student's t instead. The order of items does not matter. Low and high are NaN for a single document; they equal the
+    value if all documents have the same ratio.
 
     Raises:
-        ValueError: not as many numerators, denominators and clusters.
+        ValueError: the numbers of numerators, denominators and clusters differ.
     """
     ratio = Ratio(numerators, denominators, clusters)
     return studentised(ratio, confidence=confidence, n_resamples=n_resamples, seed=seed)[0]
 
 
 class Ratio:
-    """Sum of numerators over sum of denominators; independent units, which may be clusters of items.
+    """A ratio of two sums over independent units, which may be clusters of items.
 
     Attributes:
-        residuals: `(unit,)`: numerator less the ratio times the denominator, by which the ratio is linearised.
-        denominators: `(unit,)`.
-        unit: what the units are called: items, documents, clusters.
+        residuals: `(unit,)`: the numerator less the ratio times the denominator, for linearisation.
+        denominators: `(unit,)`: the denominators.
+        unit: the name of the units: items, documents or clusters.
     """
 
     def __init__(self, numerators: ArrayLike, denominators: ArrayLike, clusters: Clusters = None) -> None:
         """Make a ratio from the numbers of each item.
 
         Raises:
-            ValueError: not as many numerators as denominators.
+            ValueError: the numbers of numerators and denominators differ.
         """
         x, w = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
         if x.shape != w.shape or x.ndim != 1:
@@ -179,15 +180,15 @@ class Ratio:
 
     @property
     def standard_error(self) -> float:
-        """The error by linearisation (Cochran 1977, Sampling Techniques, eq. 6.13)."""
+        """The standard error by linearisation (Cochran 1977, Sampling Techniques, eq. 6.13)."""
         spread = float(self.residuals @ self.residuals) * self.n_units / (self.n_units - 1)
         return math.sqrt(spread) / abs(float(self.denominators.sum()))
 
     def resample(self, n_resamples: int, seed: int) -> np.ndarray:
-        """Deviations of resampled ratios from this one, each in its own standard errors: `(resample,)`.
+        """Return the deviation of each resampled ratio from this one, in standard errors: `(resample,)`.
 
-        Infinite where a resample has no standard error. Units are drawn with replacement (Efron 1979); studentised as
-        in Efron & Tibshirani 1993, section 12.5. Memory does not grow with the number of resamples times units.
+        It is infinite if a resample has no standard error. Units are drawn with replacement (Efron 1979). Studentising
+        follows Efron & Tibshirani 1993, section 12.5. Memory does not grow with the number of resamples times units.
         """
         random = np.random.default_rng(seed)
         n, e, w = self.n_units, self.residuals, self.denominators
@@ -209,10 +210,10 @@ class Ratio:
 
 
 def studentised(ratio: Ratio, *, confidence: float, n_resamples: int, seed: int) -> tuple[Interval, float]:
-    """The interval of a ratio, and the two-sided p of its being 0, by the law of |estimate - truth| / standard error.
+    """Return the interval of a ratio, and the two-sided p of 0, by the distribution of |estimate - truth| / error.
 
-    The law is resampled, or Student's t where there are too few units to resample. Its absolute value is taken as the
-    coverage of such symmetric intervals is off by O(1 / n²), that of equal tails by O(1 / n) (Hall 1988, JRSS B 50:35).
+    The distribution is resampled, or Student's t with too few units to resample. The absolute value gives a symmetric
+    interval, whose coverage is off by O(1 / n²), that of equal tails by O(1 / n) (Hall 1988, JRSS B 50:35).
     p is at most 1 - confidence just where the interval leaves out 0, and NaN where the units can't say. Where all units
     have the same ratio, the interval has no width, and p is that of a sign test.
     """

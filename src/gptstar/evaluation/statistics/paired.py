@@ -1,4 +1,4 @@
-"""Whether two models differ on the same items, and by how much. B minus A throughout."""
+"""Paired differences of two models on the same items, with tests. All differences are B minus A."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from scipy import stats
 from gptstar.evaluation.statistics.intervals import RESAMPLES, Clusters, Ratio, cluster_numbers, studentised
 
 EXACT_BELOW = 25
-"""Items that only one of the two got right below which McNemar's test is exact."""
+"""McNemar's test is exact if only one of the two models is right on fewer items than this."""
 
 CONFIDENCE = 0.95
 UPPER = (1 + CONFIDENCE) / 2
@@ -19,13 +19,13 @@ UPPER = (1 + CONFIDENCE) / 2
 
 @dataclass(frozen=True)
 class Paired:
-    """How two models differ on the same items.
+    """The difference of two models on the same items.
 
     Attributes:
-        difference: B minus A.
-        low, high: of its interval; NaN where the items can't say.
-        p: two-sided, of there being no difference.
-        test: that p comes from.
+        difference: the figure of B minus that of A.
+        low, high: the ends of its interval; NaN if there are too few items.
+        p: the two-sided p of no difference.
+        test: the test that gives p.
     """
 
     difference: float
@@ -36,18 +36,19 @@ class Paired:
 
 
 def paired_accuracy(a: ArrayLike, b: ArrayLike, clusters: Clusters = None) -> Paired:
-    """The difference of two accuracies on the same items, `(item,)`, each 0 or 1.
+    """Compare two accuracies on the same items, `(item,)`, each 0 or 1.
 
-    The test is McNemar's (1947): exact below 25 items that only one got right, else asymptotic without continuity
-    correction, which Fagerland, Lydersen & Laake (2013) recommend over the corrected. The interval is Bonett & Price's
-    (2012): Wald's, with one item more on each side.
+    The test is McNemar's (1947). It is exact if only one model is right on fewer than 25 items, otherwise asymptotic
+    without continuity correction, as Fagerland, Lydersen & Laake (2013) recommend. The interval is Bonett & Price's
+    (2012): Wald's, after adding one item that only A gets right and one that only B does.
 
-    With clusters the test flips the sign of a cluster's difference as a whole, and p is exact over all flips: McNemar's
-    exact test where clusters have one item. The interval takes its variance from the clusters' sums, and the ratio of
-    Student quantiles for clusters and for items; Bonett & Price's where clusters have one item.
+    With clusters the test flips the signs of whole clusters' differences, and p is exact over all flips. If clusters
+    have one item each, this is McNemar's exact test. The interval takes its variance from the clusters' sums, and is
+    widened by the ratio of Student quantiles for clusters and for items. If clusters have one item each, it is Bonett &
+    Price's.
 
     Raises:
-        ValueError: something that is neither 0 nor 1; not as many of each.
+        ValueError: an item is neither 0 nor 1, or the numbers of items differ.
     """
     first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if first.shape != second.shape or not np.isin((first, second), (0, 1)).all():
@@ -90,10 +91,10 @@ def _mcnemar(gained: int, lost: int) -> tuple[float, str]:
 
 
 def _flips(changes: np.ndarray) -> float:
-    """Share of all ways to flip the signs of integers that lead as far from 0 as they stand.
+    """Return the share of all sign flips of integers whose sum is at least as far from 0 as the given sum.
 
-    Of c integers of size s, the positive ones are Binomial(c, 1/2), so the sum's distribution is a convolution of
-    binomial ones: no flips need be drawn.
+    Of c integers of size s, the number of positive ones is Binomial(c, 1/2). So the distribution of the sum is a
+    convolution of binomial ones, and no flips need to be drawn.
     """
     distribution = np.ones(1)
     sizes, counts = np.unique(np.abs(changes[changes != 0]), return_counts=True)
@@ -114,21 +115,24 @@ def paired_ratio(
     seed: int = 0,
     n_resamples: int = RESAMPLES,
 ) -> Paired:
-    """The difference of two sums over the same sum, such as of log-likelihood per word: paired bootstrap-t.
+    """Compare two ratios with the same denominator, such as log-likelihoods per word, by the paired bootstrap-t.
 
-    Interval and p come from the same resamples: p is at most 0.05 just where the 95 % interval leaves out 0, and never
+    Interval and p come from the same resamples: p is at most 0.05 exactly if the 95 % interval excludes 0, and never
     below 1 / (n_resamples + 1).
 
     Args:
-        numerators_a, numerators_b: `(item,)`: of each model.
-        denominators: `(item,)`: of both, such as words; ones for a mean over items.
+        numerators_a, numerators_b: `(item,)`: the numerators of each model.
+        denominators: `(item,)`: the common denominators, such as numbers of words; ones for a mean over items.
+        clusters: the cluster of each item.
+        seed: the seed of resampling.
+        n_resamples: the number of resamples.
 
     Returns:
-        NaN for interval and p where there are less than two documents. Where all differ alike, an interval of no width,
-        and the p of a sign test.
+        The difference; interval and p are NaN with fewer than two documents. If all documents differ by the same ratio,
+        the interval has zero width, and p is that of a sign test.
 
     Raises:
-        ValueError: not as many of each.
+        ValueError: the numbers of numerators and denominators differ.
     """
     first, second = np.asarray(numerators_a, dtype=float), np.asarray(numerators_b, dtype=float)
     if first.shape != second.shape:
@@ -143,7 +147,7 @@ def paired_ratio(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p values for being several (Holm 1979). NaN stays NaN and does not count."""
+    """Adjust p-values for multiple tests (Holm 1979). NaN stays NaN and does not count as a test."""
     adjusted = np.asarray(p_values, dtype=float).copy()
     rising = np.argsort(adjusted)[: np.count_nonzero(~np.isnan(adjusted))]  # NaN is sorted last
     steps = adjusted[rising] * np.arange(len(rising), 0, -1)

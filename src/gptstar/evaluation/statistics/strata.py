@@ -11,12 +11,12 @@ from gptstar.evaluation.statistics.intervals import cluster_numbers, join_cluste
 
 @dataclass(frozen=True)
 class Stratum:
-    """One task's items, and its weight in the mean.
+    """The items of one task, and its weight in the mean.
 
     Attributes:
         numerators, denominators: `(item,)`: the task's score is the ratio of their sums.
-        clusters: `(item,)`: items of the same number, in this stratum, are not independent.
-        keys: `(item,)`: items of the same key, in any stratum, are not independent.
+        clusters: `(item,)`: items of this stratum with the same number are not independent.
+        keys: `(item,)`: items of any stratum with the same key are not independent.
     """
 
     numerators: ArrayLike
@@ -27,15 +27,15 @@ class Stratum:
 
 
 def pooled(strata: Sequence[Stratum]) -> tuple[np.ndarray, list[int]] | None:
-    """Numbers whose mean is the weighted mean of the strata's ratios, and whose spread is that within strata.
+    """Return numbers whose mean is the weighted mean of the strata's ratios, and whose variance is that within strata.
 
-    Strata are fixed: other items might have been drawn, but not other tasks. So each item counts by its deviation from
+    Strata are fixed: the items are a sample, the tasks are not. So each item counts by its deviation from
     its own task's ratio, linearised (Cochran 1977, Sampling Techniques, sections 5.3 and 6.3), and times
     sqrt(k / (k - 1)) for the k clusters of the task that the ratio was fitted to.
 
     Returns:
-        Numbers `(item,)` and clusters `(item,)` of all strata; None where a stratum has a single cluster, which can't
-        tell how much it varies.
+        Numbers `(item,)` and clusters `(item,)` of all strata; None if a stratum has a single cluster, from which no
+        variance can be estimated.
     """
     total = sum(stratum.weight for stratum in strata)
     deviations: list[np.ndarray] = []

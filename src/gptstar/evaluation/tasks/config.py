@@ -91,18 +91,20 @@ class TasksConfig:
         """
         for key, path in (("include_path", self.include_path), ("data_dir", self.data_dir)):
             if path is not None and not path.is_dir():
-                raise ConfigError(f"evaluation.{key}={path} is not a folder")
+                raise ConfigError(f"evaluation.{key}={path} is not a folder: correct the path")
         if self.overlap is not None and not self.overlap.is_file():
-            raise ConfigError(f"evaluation.overlap={self.overlap} is not a file")
+            raise ConfigError(f"evaluation.overlap={self.overlap} is not a file: correct the path")
         if self.device is not None:
             self._check_device(self.device)
 
     def _check_device(self, name: str) -> None:
         match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
         if not match:
-            raise ConfigError(f"evaluation.device={name} is neither cpu nor a GPU such as cuda:1")
+            raise ConfigError(f"evaluation.device={name} is neither cpu nor a GPU: give cpu, or one such as cuda:1")
         if name != "cpu" and int(match[1] or 0) >= (there := torch.cuda.device_count()):
-            raise ConfigError(f"evaluation.device={name} does not exist here: PyTorch sees {there or 'no'} GPUs")
+            raise ConfigError(
+                f"evaluation.device={name} does not exist here: PyTorch sees {there or 'no'} GPUs; give another, or cpu"
+            )
 
     def length_for(self, task: str, n_ctx: int | None) -> int:
         """Return the most tokens that a model reads in a task.

@@ -85,10 +85,10 @@ def facts_of(
 
 
 def write_harness_files(output: dict[str, Any], folder: Path) -> None:
-    """Write the harness's files by its own writer, which modifies the samples, so call it last.
+    """Write the harness's files with its own writer. It modifies the samples, so call this last.
 
     Args:
-        output: the harness's results, with those of `facts_of`.
+        output: the harness's results, together with the facts of `facts_of`.
         folder: the folder to write into.
 
     Raises:
@@ -123,7 +123,7 @@ def _in_this_process() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _failures_are_errors() -> Iterator[None]:
-    """Turn failures of the harness's writer, which it only logs, into errors."""
+    """Raise an OSError for failures of the harness's writer, which only logs them."""
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign, assignment]

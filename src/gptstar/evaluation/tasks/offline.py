@@ -59,12 +59,14 @@ def load(
     include_path: Path | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Loaded:
-    """Build tasks, also those of groups and tags, for `lm_eval.evaluator.evaluate`: in the order of `names`, each once.
+    """Build tasks, and those of groups and tags, for `lm_eval.evaluator.evaluate`: in the order of `names`, each once.
 
     Args:
-        data_dir: a folder with `TASK.jsonl` for each, or `TASK/SPLIT.jsonl` (also .jsonl.gz, .jsonl.zst, .parquet), in
-            the columns of its dataset on the Hub; None to load them from the Hub.
-        num_fewshot: the number of few-shot examples, which need the file of another split; by default each task's own.
+        names: names of tasks, groups and tags.
+        data_dir: a folder with `TASK.jsonl` or `TASK/SPLIT.jsonl` for each task (also .jsonl.gz, .jsonl.zst, .parquet),
+            with the columns of its dataset on the Hub; None to load the items from the Hub.
+        num_fewshot: the number of few-shot examples; None for each task's default. Files need another split for them.
+        include_path: a folder with the user's own tasks.
         metadata: options that the harness passes to the code of tasks that generate their items.
 
     Raises:

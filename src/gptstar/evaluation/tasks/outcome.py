@@ -68,7 +68,8 @@ def unclean_items(overlap: Path, task: Task) -> set[int]:
         n_known, items = known["items"], {*known["dirty"], *known["too_short"]}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"evaluation.overlap={overlap} was not written by `gptstar data overlap --json` ({with_type(error)})"
+            f"evaluation.overlap={overlap} was not written by `gptstar data overlap --json` ({with_type(error)}): "
+            "write it with that command"
         ) from error
     if n_known != n_items:
         raise ConfigError(

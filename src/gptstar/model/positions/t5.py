@@ -17,7 +17,7 @@ FARTHEST = 128
 
 
 def _edges() -> tuple[int, ...]:
-    """Return the first distance of each bucket from `EXACT` on.
+    """Return the first distance of each bucket that holds several distances, that is, of bucket `EXACT` and later ones.
 
     Bucket 16 + k begins at the smallest d with `16 * ln(d / 16) / ln(128 / 16) >= k`. That is `d^16 >= 16^(16 - k) *
     128^k`, which integers compute without rounding.

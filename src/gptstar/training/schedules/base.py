@@ -59,7 +59,8 @@ class Decaying(Schedule):
         super().__post_init__()
         if self.decay_until is not None and self.decay_until <= self.warmup_steps:
             raise ConfigError(
-                f"schedule.decay_until={self.decay_until} is not after schedule.warmup_steps={self.warmup_steps}"
+                f"schedule.decay_until={self.decay_until} is not after schedule.warmup_steps={self.warmup_steps}: "
+                "give a later step, or a shorter warm-up"
             )
 
     @property

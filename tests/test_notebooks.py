@@ -85,7 +85,7 @@ def executed(path: Path) -> tuple[list["NotebookNode"], str]:
 SENTENCES = {
     "alibi": "Of 8 heads, the steepest has half of its attention within 2 tokens, the flattest within 178;",
     "benchmarks": "Of 7 published scores compared with context_length-32_positions-alibi_seed-0/best's, ",
-    "extrapolation": "Read at 4 × their training context, the loss of alibi, averaged over 2 training contexts, changes by ",
+    "extrapolation": "Read at 4 × their training context, the loss of alibi, averaged over 2 training contexts, ",
     "runs": "Of 2 values of model.positions, ",
     "sizing": "gpt127 has +2.1% parameters and costs ",
 }

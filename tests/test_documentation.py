@@ -4,16 +4,27 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from generator import configuration, pages
+from generator.configuration import built_in
 from generator.docstrings import parse
+from gptstar.choices import Choices
 from gptstar.config import EvaluateConfig, TrainConfig
+from gptstar.data.text.sources import SOURCES
 from gptstar.keys import valid_keys
+from gptstar.model.blocks import BLOCKS
+from gptstar.model.positions import POSITIONS
+from gptstar.training.averaging import AVERAGING
+from gptstar.training.optimizers import OPTIMIZERS
+from gptstar.training.schedules import SCHEDULES
 from support import ROOT
 
+REGISTRIES: tuple[Choices[Any], ...] = (POSITIONS, BLOCKS, OPTIMIZERS, SCHEDULES, AVERAGING, SOURCES)
 REFERENCE = ROOT / "docs/reference"
 
 
@@ -27,7 +38,9 @@ def test_the_reference_is_that_of_the_code() -> None:
 @pytest.mark.parametrize(("script", "cls"), [("train.py", TrainConfig), ("evaluate.py", EvaluateConfig)])
 def test_the_reference_has_every_key_with_its_meaning(script: str, cls: type) -> None:
     rows = {row.key: row for section in configuration.all_sections()[script] for row in section.rows}
-    keys = {key for key in valid_keys(cls) if not key.endswith(".*")}
+    of_plugins = [own for each in REGISTRIES for own in {*each.classes()} - {*built_in(each)} if is_dataclass(own)]
+    plugins = {field.name for own in of_plugins for field in fields(own)}
+    keys = {key for key in valid_keys(cls) if not key.endswith(".*") and key.rpartition(".")[2] not in plugins}
     assert keys <= rows.keys()
     silent = [key for key, row in rows.items() if not row.meaning.strip()]
     assert not silent, f"without a meaning in the `Attributes:` of their class: {', '.join(silent)}"

@@ -361,7 +361,7 @@ def test_a_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig.parse(compose("train", words))
     assert POSITIONS.name_of(config.recipe.model.positions) == "power"
     assert OPTIMIZERS.name_of(config.recipe.optimizer) == "lion"
-    named = re.search(r"The groups are (.*?);", PAGE, re.DOTALL)[1]
+    named = re.search(r"The entry-point groups are (.*?)\n\n", PAGE, re.DOTALL)[1]
     of_ours = {f"gptstar.{registry.key.rpartition('.')[2]}" for registry in REGISTRIES}
     assert set(re.findall(r"`([\w.]+)`", named)) == of_ours
 

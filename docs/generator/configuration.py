@@ -89,11 +89,11 @@ def sections(
         meaning = said.get(name, "")
         if choices is not None:
             tag = name if choices.is_word else f"{name}.{choices.tag}"
-            names = ", ".join(code(each) for each in choices.names())
+            names = ", ".join(code(each) for each in choices.names() if _is_built_in(choices.find(each)))
             optional = " or null" if NoneType in get_args(hint) else ""
             default = _default(cls, name, f"{prefix}{tag}", values, choices)
             rows.append(Row(f"{prefix}{tag}", tag, names + optional, default, own, meaning))
-            inner += [_of_choice(choices, each, values, f"{key}.", own) for each in choices.classes()]
+            inner += [_of_choice(choices, each, values, f"{key}.", own) for each in built_in(choices)]
         elif Inline.KEYS in marks:
             inner += [sections(group, values, prefix, own) for group in groups]
         elif groups and get_origin(hint) is dict:
@@ -110,6 +110,15 @@ def sections(
         yield Section(cls, prefix, chosen_by, role, tuple(rows))
     for each in inner:
         yield from each
+
+
+def built_in(choices: Choices[Any]) -> list[type]:
+    """Return the classes of a choice without those that plugins have registered in this process."""
+    return [each for each in choices.classes() if _is_built_in(each)]
+
+
+def _is_built_in(cls: type) -> bool:
+    return cls.__module__.startswith("gptstar.")
 
 
 def _of_choice(choices: Choices[Any], cls: type, values: Values, prefix: str, role: Role) -> Iterator[Section]:

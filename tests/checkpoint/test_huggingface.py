@@ -382,7 +382,7 @@ def test_what_does_not_fit_is_named(bpe, tmp_path):
     exported(build("gpt2"), bpe, folder)
     whole = json.loads((folder / "config.json").read_text())
     for change, message in (
-        ({"model_type": "llama"}, "model_type=llama is neither"),
+        ({"model_type": "llama"}, "model_type=llama is not supported"),
         ({"n_layer": 4}, r"the weights lack transformer\.h\.3\.ln_1\.weight"),
         ({"n_layer": 2}, r"transformer\.h\.2\.\S+ is not a tensor of this model"),
         ({"n_inner": 95}, r"h\.0\.mlp\.c_fc\.weight is \[24, 96\], not \[24, 95\]"),

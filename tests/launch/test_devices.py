@@ -435,7 +435,7 @@ def test_several_nodes_are_not_started_from_one(overrides: Overrides, refusal: C
     [
         ({"WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=4 in the environment, but hardware names"),
         ({"WORLD_SIZE": "abc", "RANK": "0", "LOCAL_RANK": "0"}, "WORLD_SIZE=abc is not a number"),
-        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "WORLD_SIZE is set and RANK is not"),
+        ({"WORLD_SIZE": "4", "LOCAL_RANK": "0"}, "WORLD_SIZE is set, but RANK is not"),
     ],
 )
 def test_variables_that_a_launcher_left_are_refused_before_ranks_meet(

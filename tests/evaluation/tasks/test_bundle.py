@@ -131,7 +131,7 @@ def test_refusals_are_one_line(source: Path, tmp_path: Path, console: Console) -
         "winogrande.jsonl, line 1: no column 'option1'": lambda: bundle(TASKS, folder, source=source, console=console),
         "can't be written": lambda: bundle(TASKS, tmp_path / "file" / "x", source=source, console=console),
         "not a manifest as": lambda: bundle(TASKS, tmp_path / "odd", source=source, console=console),
-        "baber/piqa on the Hub, can't be had": lambda: bundle(["piqa"], tmp_path / "hub", source=None, console=console),
+        "piqa on the Hub, can't be loaded": lambda: bundle(["piqa"], tmp_path / "hub", source=None, console=console),
     }.items():
         with pytest.raises(Refusal) as refused:
             action()

@@ -46,6 +46,7 @@ REASONS = {
     r"gptstar demo": "serves until Ctrl-C: tests/inference/test_demo.py opens the page",
     r"gptstar runs --watch": "runs until Ctrl-C",
     r"gptstar data adopt": "needs tokens of llm.c: tests/data/preparation/test_adopt.py adopts some",
+    r"train .*reading\.controls": "documents of 8 windows: tests/results/test_verdicts.py trains with controls",
     r"gptstar study": "needs a study: tests/launch/test_study_table.py saves and restores one",
     r"gptstar report": "draws for seconds: tests/results/test_report.py writes reports",
     r"gptstar compare": "needs evaluations: tests/evaluation/test_compare.py compares some",

@@ -387,8 +387,8 @@ def test_what_does_not_fit_is_named(bpe, tmp_path):
         ({"n_layer": 2}, r"transformer\.h\.2\.\S+ is not a tensor of this model"),
         ({"n_inner": 95}, r"h\.0\.mlp\.c_fc\.weight is \[24, 96\], not \[24, 95\]"),
         ({"n_embd": None}, "does not describe a model"),
-        ({"activation_function": "relu"}, "activation_function=relu is none of"),
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not offered"),
+        ({"activation_function": "relu"}, "activation_function=relu is not supported"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True is not supported"),
     ):
         (folder / "config.json").write_text(json.dumps(whole | change))
         with pytest.raises(CheckpointError, match=message):

@@ -107,7 +107,7 @@ def end_of_step(shown: StepProgress, step: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_the_plain_line_fits_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, console = progress(rates={"tokens_per_second": 186_345.0, "mfu": 0.4821})
-    shown.on_validation_end(None, None)
+    shown.on_validation_end(SimpleNamespace(global_step=51_000), None)
     end_of_step(shown, 51_000, monkeypatch)
     line = console.file.getvalue().rstrip("\n")
     assert line == "step 51,000 of 51,000  loss 4.306  validation 4.834  186k tok/s  MFU 48 %"
@@ -137,12 +137,14 @@ def test_without_a_terminal_there_is_a_line_every_tenth_with_fresh_values(monkey
     for step in range(1, 854):
         end_of_step(shown, step, monkeypatch)
         if step % 100 == 0:
-            shown.on_validation_end(None, None)
+            shown.on_validation_end(SimpleNamespace(global_step=step), None)
     lines = console.file.getvalue().splitlines()
     steps = [int(line.split()[1].replace(",", "")) for line in lines]
     assert steps == [1, 86, 171, 256, 342, 427, 512, 598, 683, 768, 853]
     validated = [step for step, line in zip(steps, lines, strict=True) if "validation" in line]
     assert validated == [171, 256, 342, 427, 512, 683, 768, 853]  # 598 comes after 512 without one between
+    assert lines[1].endswith("loss 4.306")
+    assert lines[2].endswith("validation 4.834 at 100")
 
 
 def test_a_long_tenth_has_a_line_every_half_hour(monkeypatch: pytest.MonkeyPatch) -> None:

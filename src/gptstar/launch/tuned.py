@@ -11,8 +11,8 @@ from hydra.core.override_parser.types import Override
 
 from gptstar.errors import ConfigError
 from gptstar.launch.names import check_values_differ, values_of
+from gptstar.results.run import TUNING as TAG
 from gptstar.results.run import Run
-from gptstar.results.tried import TUNING as TAG
 
 SEED = "seed"
 SWEEPER = "hydra/sweeper=tuned"

@@ -31,6 +31,9 @@ NUMBERS = ("seed", "optimizer.learning_rate", "data.context_length", "model.n_vo
 DESCRIPTION = "versions.json"
 """The file that marks a folder as a run directory; it holds versions, data and command."""
 
+TUNING = "tuning"
+"""The tag of runs that chose a value for others, by `hydra/sweeper=tuned`: their seed counts for nothing else."""
+
 MOST = 2**63
 
 
@@ -95,6 +98,11 @@ class Run:
         """The run's tags, `tags=[…]`."""
         tags = self.config.get("tags")
         return (tags,) if isinstance(tags, str) else tuple(map(str, tags)) if isinstance(tags, list) else ()
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the run only chose a value for others."""
+        return TUNING in self.tags
 
     @property
     def step(self) -> int:

@@ -93,8 +93,9 @@ class TunedSweeper(Sweeper):
         SWEEP.hold(self._folder)
         SWEEP.n_jobs = design.n_jobs
         if table is not None:
-            _take_over(table, self._folder)
-            SWEEP.when_finished = lambda run: table.save(self._folder, [run])
+            if restored := table.restore(self._folder):
+                print(f"restored {len(restored)} finished runs from {table.path}", flush=True)
+            SWEEP.table = table
         print(design.summary(), flush=True)
         tuned = self._launch(design.tuning_jobs(), 0, table)
         chosen = self._choose(design, tuned)
@@ -110,7 +111,8 @@ class TunedSweeper(Sweeper):
         results = self.launcher.launch(jobs, initial_job_idx=first) if jobs else []
         SWEEP.wait()
         if table is not None:
-            table.save(self._folder, list(map(_folder_of, results)))
+            agreed = [each for each in results if each.status is JobStatus.COMPLETED]  # the others were refused
+            table.save(self._folder, list(map(_folder_of, agreed)))
         return results
 
     def _choose(self, design: "Design", results: Sequence[JobReturn]) -> "dict[Arm, str]":
@@ -125,15 +127,6 @@ class TunedSweeper(Sweeper):
             if value is not None:
                 chosen[arm] = value
         return chosen
-
-
-def _take_over(table: "StudyTable", folder: Path) -> None:
-    """Write the runs of a table that are not in the output, and add to it what is finished there."""
-    from gptstar.results.run import runs_below
-
-    if restored := table.restore(folder):
-        print(f"restored {len(restored)} finished runs from {table.path}", flush=True)
-    table.save(folder, [run.path for run in runs_below([folder])])
 
 
 def _loss_of(result: JobReturn, ignored: Sequence[str]) -> float:

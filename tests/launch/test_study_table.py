@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from gptstar.checkpoint.kept import restored_from
 from gptstar.cli import main
 from gptstar.errors import ConfigError
-from gptstar.launch.study_table import HEADER, StudyTable, rounded
+from gptstar.launch.study_table import HEADER, StudyTable
+from gptstar.launch.thinning import rounded
 from gptstar.results import curves, lengths, runs
 from gptstar.results.attention_heads import heads
 from gptstar.results.run import Run
-from gptstar.training.restored import check_restored, restored_from
+from gptstar.training.restored import check_restored
 from gptstar.training.settings import is_finished
 from support.runs import run_here
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from gptstar.errors import CheckpointError
-from gptstar.files import remove, whole_file
+from gptstar.files import read_json, remove, whole_file
 
 LAST, BEST = "last.ckpt", "best.ckpt"
 """Links to the newest checkpoint, and to the one with the lowest validation loss."""
@@ -13,8 +13,21 @@ LAST, BEST = "last.ckpt", "best.ckpt"
 EVALUATIONS = "evaluations"
 """The folder in a run directory that holds the evaluations of its checkpoints."""
 
+RESTORED = "restored.json"
+"""The file in a restored run directory that names the table it was restored from."""
+
 ERROR_FILE = "error.txt"
 """The file in an evaluation's folder that states why there are no results."""
+
+
+def restored_from(folder: Path) -> str | None:
+    """Return the table from which a run directory was restored; None if the run was trained here."""
+    try:
+        return str(read_json(folder / RESTORED)["table"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError):
+        return "a table"
 
 
 def of_step(folder: Path, step: int) -> Path:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gptstar.checkpoint.format import Checkpoint, in_parts, read_file
-from gptstar.checkpoint.kept import BEST, LAST
+from gptstar.checkpoint.kept import BEST, LAST, restored_from
 from gptstar.errors import CheckpointError
 from gptstar.model import GPT
 
@@ -56,6 +56,8 @@ def find(path: Path) -> Path:
             return path / name
     if in_parts(path) or (path / "config.json").exists():
         return path
+    if (table := restored_from(path)) is not None:
+        raise CheckpointError(f"{path} was restored from {table}, without checkpoint: train it in another output")
     raise CheckpointError(
         f"{path} holds neither best.ckpt nor last.ckpt, nor the config.json of an exported model: give a run directory "
         "or a checkpoint"

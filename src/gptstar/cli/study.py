@@ -29,12 +29,14 @@ def add_study_commands(commands: Commands) -> None:
 
 def _restore(options: argparse.Namespace) -> None:
     from gptstar.errors import ConfigError
+    from gptstar.launch.output_lock import lock_output
     from gptstar.launch.study_table import StudyTable
 
     table = StudyTable(options.table)
     if not (runs := table.read()):
         raise ConfigError(f"{options.table} holds no run: give a table that a study has written")
-    restored = table.restore(options.output)
+    with lock_output(options.output):
+        restored = table.restore(options.output)
     there = f"; {len(runs) - len(restored)} were there already" if len(restored) < len(runs) else ""
     print(f"restored {len(restored)} of {len(runs)} runs into {options.output}{there}")
     print(f"next: gptstar report {options.output}")

@@ -5,15 +5,11 @@ It is a text file of JSON, a line for each run: its name, when it ended, its los
 attention weight four.
 """
 
-import base64
-import csv
 import hashlib
-import io
 import json
-import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -22,32 +18,16 @@ from typing import Any
 from filelock import FileLock
 from platformdirs import user_cache_path
 
+from gptstar.checkpoint.kept import RESTORED
 from gptstar.errors import ConfigError, in_one_line
-from gptstar.files import partial_path, read_json, read_text, remove, write_text
-from gptstar.results.loaded import REPORT
+from gptstar.files import partial_path, read_text, remove, write_text
+from gptstar.launch.study_line import CONFIG, RUN, TEXTS, TIMING, Line, line_of, unpacked, unshared
 from gptstar.results.run import DESCRIPTION
-from gptstar.training.metrics_csv import METRICS_FILE, read_rows
-from gptstar.training.restored import mark_restored, replace_path, without_own_paths
+from gptstar.training.restored import mark_restored
 from gptstar.training.status import FILE_NAME as STATUS_FILE
 from gptstar.training.status import LOCK_NAME, Status, in_use
 
 HEADER = {"format": "gptstar study", "format_version": 1}
-CONFIG = "config.yaml"
-LENGTH = "length/results.json"
-RESULTS = (LENGTH, "recall/results.json", "heads/results.json")
-EXACT = (DESCRIPTION, STATUS_FILE)
-TREES = (*EXACT, REPORT, *RESULTS)
-TEXTS = (CONFIG, METRICS_FILE)
-
-RUN = "{run}"
-"""The placeholder in a table for the path of the run directory."""
-
-DIGITS = 6
-SHARE_DIGITS = 4
-"""Digits of shares of answers and of attention weight: there are many, and no paired comparison needs more."""
-
-CURVE_ROWS = 20
-"""Rows of a loss curve to keep, in addition to those with a validation."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +46,12 @@ class StudyTable:
         Raises:
             ConfigError: the file is not such a table, or is damaged; the message names the line.
         """
-        return {name: files for name, (_, files) in self._lines().items()}
+        return {name: line.files for name, line in self._lines().items()}
 
     def save(self, study: Path, folders: Sequence[Path]) -> list[str]:
         """Add those of the runs that are finished; they replace earlier versions of themselves.
+
+        A run that was restored from a table replaces nothing.
 
         Args:
             study: the folder of the study; a run's name is its path below it.
@@ -79,7 +61,8 @@ class StudyTable:
             The names of the runs that are new or have changed.
 
         Raises:
-            ConfigError: the file is damaged, or not a table.
+            ConfigError: the file is damaged, or not a table, or has a run of this name with other settings or another
+                text; the table stays as it is.
             OSError: the table can't be written; the earlier one is kept.
         """
         changed = []
@@ -88,18 +71,61 @@ class StudyTable:
             for folder in folders:
                 if (status := Status.read(folder)) is None or status.state != "finished":
                     continue
-                name, files = folder.resolve().relative_to(study.resolve()).as_posix(), dict(_files_of(folder))
-                if name not in lines or lines[name][1] != files:
-                    lines[name] = _line_of(name, files), files
-                    changed.append(name)
+                name, line = _name_of(folder, study), line_of(folder, _name_of(folder, study))
+                if name in lines:
+                    self._check_same(name, lines[name], line.files[CONFIG], line.fingerprint)
+                    if (folder / RESTORED).exists() or (lines[name].files, lines[name].timing) == (
+                        line.files,
+                        line.timing,
+                    ):
+                        continue
+                lines[name] = line
+                changed.append(name)
             if changed:
-                text = "".join(f"{line}\n" for line in (json.dumps(HEADER), *(line for line, _ in lines.values())))
+                text = "".join(f"{line}\n" for line in (json.dumps(HEADER), *(each.text for each in lines.values())))
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 write_text(self.path, text)
         return changed
 
-    def _lines(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Read each run's line and its files, by the run's name."""
+    def check(self, folder: Path, study: Path, config_yaml: str, fingerprint: str, swept: Collection[str]) -> None:
+        """Check that a run which is to be done fits the table, so that its results can be added.
+
+        Args:
+            folder: the run directory.
+            study: the folder of the study.
+            config_yaml: the configuration of the run, as composed.
+            fingerprint: the fingerprint of its text.
+            swept: the keys that the sweep varies.
+
+        Raises:
+            ConfigError: the table has a run of this name with other settings, or it is new and all runs of the table
+                have another number of steps, of tokens in a step, or another text; or the file is damaged.
+        """
+        name, lines = _name_of(folder, study), self._lines()
+        if name in lines:
+            self._check_same(name, lines[name], config_yaml, fingerprint)
+        elif lines:
+            said = ", ".join(unshared(list(lines.values()), config_yaml, fingerprint, swept))
+            if said:
+                raise ConfigError(
+                    f"{name} would be the first run in {self.path} with {said}: give the settings of its other runs, "
+                    "or another output and table"
+                )
+
+    def _check_same(self, name: str, line: Line, config_yaml: str, fingerprint: str) -> None:
+        """Refuse a run whose name the table has for a run of other settings."""
+        try:
+            said = line.differences(config_yaml, fingerprint)
+        except ValueError as error:
+            raise ConfigError(f"{self.path}: {name} is damaged ({in_one_line(error)}): remove its line") from error
+        if said:
+            raise ConfigError(
+                f"{name} in {self.path} is a run of other settings: {said}; give those settings, or another output "
+                "and table"
+            )
+
+    def _lines(self) -> dict[str, Line]:
+        """Read the runs by name."""
         try:
             lines = read_text(self.path).splitlines()
         except FileNotFoundError:
@@ -108,7 +134,7 @@ class StudyTable:
             raise ConfigError(
                 f"{self.path} can't be read as a table of a study: {in_one_line(error)}; give another file"
             ) from error
-        runs: dict[str, tuple[str, dict[str, Any]]] = {}
+        runs: dict[str, Line] = {}
         for number, line in enumerate(lines, start=1):
             try:
                 tree = json.loads(line)
@@ -116,7 +142,8 @@ class StudyTable:
                     raise ValueError(f"begins with {line:.40} in place of {json.dumps(HEADER)}")
                 if number > 1:
                     name = _name(tree["run"])
-                    runs[name] = line, _unpacked(tree["files"])
+                    timing = {key: float(tree[key]) for key in TIMING if tree.get(key) is not None}
+                    runs[name] = Line(line, unpacked(tree["files"]), timing)
             except (ValueError, LookupError, TypeError, AttributeError, RecursionError, zlib.error) as error:
                 raise ConfigError(
                     f"{self.path}, line {number}: {in_one_line(error)}; it is damaged or not a table of a study: give "
@@ -127,12 +154,15 @@ class StudyTable:
     def restore(self, study: Path) -> list[str]:
         """Write the runs back into a folder, except those that have begun there; return the names of those written.
 
+        The caller holds the folder's lock (`lock_output`), because two may not write one run at once.
+
         Raises:
             ConfigError: the file is damaged, or not a table.
             OSError: a run can't be written.
         """
         restored = []
-        for name, files in self.read().items():
+        for name, line in self._lines().items():
+            folder, files = study / name, line.files
             folder = study / name
             if in_use(folder) or (folder.is_dir() and {each.name for each in folder.iterdir()} - {LOCK_NAME}):
                 continue
@@ -145,7 +175,7 @@ class StudyTable:
                 text = text.replace(RUN, own_path if file in TEXTS else json.dumps(own_path)[1:-1])
                 (grown / file).write_text(text, encoding="utf-8")
                 _set_time(grown / file, files)
-            mark_restored(grown, self.path)
+            mark_restored(grown, self.path, line.timing)
             remove(folder)
             grown.replace(folder)
             restored.append(name)
@@ -167,77 +197,8 @@ def _name(name: str) -> str:
     return name
 
 
-def _line_of(name: str, files: Mapping[str, Any]) -> str:
-    """Return the line of a run: its name, the time it ended and its loss, for readers, and its compressed files."""
-    text = json.dumps(files, separators=(",", ":"), ensure_ascii=False)
-    packed = base64.b85encode(zlib.compress(text.encode(), 9)).decode()
-    rows = [row for row in csv.DictReader(files.get(METRICS_FILE, "").splitlines()) if row.get("validation/loss")]
-    loss = float(rows[-1]["validation/loss"]) if rows else None
-    return json.dumps({"run": name, "at": files[STATUS_FILE].get("at"), "validation_loss": loss, "files": packed})
-
-
-def _unpacked(packed: str) -> dict[str, Any]:
-    """Decompress the files of a run, and check that they are those that a table holds."""
-    files = json.loads(zlib.decompress(base64.b85decode(packed)))
-    if missing := {CONFIG, *EXACT} - set(files):
-        raise ValueError(f"a run lacks {min(missing)}")
-    if unknown := set(files) - {*TREES, *TEXTS}:
-        raise ValueError(f"{min(unknown)} is not a file of a run that tables hold")
-    if any(not isinstance(files[file], str) for file in TEXTS if file in files):
-        raise ValueError("a text is something else")
-    return dict(files)
-
-
-def _files_of(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the files of a run directory that a table holds: each file's name, and its text or parsed JSON."""
-    yield CONFIG, _harmless(read_text(folder / CONFIG), folder)
-    for file in TREES:
-        if (folder / file).exists():
-            tree = json.loads(_harmless(json.dumps(read_json(folder / file), ensure_ascii=False), folder))
-            digits = DIGITS if file in (REPORT, LENGTH) else SHARE_DIGITS
-            yield file, tree if file in EXACT else rounded(tree, digits)
-    if (folder / METRICS_FILE).exists():
-        yield METRICS_FILE, thinned(folder / METRICS_FILE)
-
-
-def _harmless(text: str, folder: Path) -> str:
-    """Replace the paths of the run directory and of this machine in a text by placeholders."""
-    return without_own_paths(replace_path(text, folder.resolve(), RUN))
-
-
-def rounded(tree: Any, digits: int = DIGITS) -> Any:
-    """Round all floating-point numbers in parsed JSON."""
-    if isinstance(tree, float):
-        return float(f"{tree:.{digits}g}") if math.isfinite(tree) else None
-    if isinstance(tree, list):
-        return [rounded(each, digits) for each in tree]
-    if isinstance(tree, dict):
-        return {key: rounded(value, digits) for key, value in tree.items()}
-    return tree
-
-
-def thinned(file: Path) -> str:
-    """Return the rows of a run's metrics that reports and notebooks need: validations, the last row, some others.
-
-    Raises:
-        DataError: the file is not the `metrics.csv` of a run.
-    """
-    rows = read_rows(file)
-    of_validation = {number for number, row in enumerate(rows) if any(key.startswith("validation") for key in row)}
-    others = [number for number in range(len(rows)) if number not in of_validation]
-    every = max(1, math.ceil(len(others) / CURVE_ROWS))
-    kept = sorted(of_validation | {*others[::every], *others[-1:]})
-    columns = dict.fromkeys(key for number in kept for key in rows[number] if not key.startswith("gradient_norm/"))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["step", *(key for key in columns if key != "step")], extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows({key: _figure(value) for key, value in rows[number].items()} for number in kept)
-    return text.getvalue().replace("\r\n", "\n")
-
-
-def _figure(text: str) -> str:
-    value = float(text)
-    return f"{value:.0f}" if value.is_integer() else f"{value:.{DIGITS}g}"
+def _name_of(folder: Path, study: Path) -> str:
+    return folder.resolve().relative_to(study.resolve()).as_posix()
 
 
 def _set_time(path: Path, files: Mapping[str, Any]) -> None:

@@ -6,28 +6,31 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.text import Text
 
+from gptstar.checkpoint.kept import restored_from
 from gptstar.config import TrainConfig
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.errors import ConfigError, Interrupted, TrainingError
 from gptstar.launch.devices import FORWARDED_SIGNALS, words_of
 from gptstar.launch.job import Job, check_shared_gpu, share_of_machine, visible_gpus
 from gptstar.launch.names import check_values_differ, swept_over, values_of
+from gptstar.launch.output_lock import lock_output
+from gptstar.launch.study_table import StudyTable
 from gptstar.results.run import find_runs
 from gptstar.results.table import runs_table
 from gptstar.terminal import Terminal
-from gptstar.training.restored import check_restored, restored_from
+from gptstar.training.restored import check_restored
 from gptstar.training.settings import is_finished
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -55,12 +58,12 @@ class Sweep:
 
     Attributes:
         n_jobs: the number of jobs, if a sweeper has counted them.
-        when_finished: a callback that receives the run directory of each finished job.
+        table: a table of a study, which each finished run is added to.
     """
 
     def __init__(self) -> None:
         self.n_jobs: int | None = None
-        self.when_finished: Callable[[Path], object] = lambda _: None
+        self.table: StudyTable | None = None
         self._console = Terminal(highlight=False, soft_wrap=True)
         self._begun = False
         self._folder: Path | None = None
@@ -86,7 +89,7 @@ class Sweep:
         Raises:
             Interrupted: a signal came; the running jobs have saved, and no other begins.
             ConfigError: another sweep uses the folder, two jobs would share a folder, a search has `jobs_at_once` above
-                1, or the folder has results of other settings or text, restored from a table.
+                1, or the folder has results of other settings or text, restored from a table, or the table has.
         """
         path, config_yaml = Path(composed.output), OmegaConf.to_yaml(composed, resolve=True)
         if not self._begun:
@@ -99,8 +102,11 @@ class Sweep:
             check_restored(path, config_yaml, self._fingerprint_of(composed))
             self._console.print(f"finished, in {table}: skipped")
             return
+        if self.table is not None:
+            self.table.check(path, path.parent, config_yaml, self._fingerprint_of(composed), self._swept())
         if is_finished(path, config_yaml):
             self._console.print("finished already: skipped")
+            self._keep(path)
             return
         is_new = not (path / "versions.json").exists()
         if self._at_once > 1:
@@ -198,7 +204,7 @@ class Sweep:
         else:
             if going.is_new:  # else it took less than others will
                 self._seconds.append(time.perf_counter() - going.began)
-            self.when_finished(going.path)
+            self._keep(going.path)
         del self._going[name]
         if self._at_once > 1:
             failed = f"failed: {self._failed[name]}" if name in self._failed else "finished"
@@ -211,15 +217,8 @@ class Sweep:
         Raises:
             ConfigError: another sweep uses the folder.
         """
-        if self._folder is not None:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / ".sweep.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ConfigError(f"output={folder} is in use by another sweep: wait for it, or choose another") from error
-        self._folder = folder
+        if self._folder is None:
+            self._lock, self._folder = lock_output(folder), folder
 
     def _fingerprint_of(self, composed: DictConfig) -> str:
         """Return the fingerprint of a job's text, and prepare the text if needed; each text is prepared once."""
@@ -230,6 +229,11 @@ class Sweep:
             shards = ensure_prepared(recipe.data, recipe.model.n_vocab, self._console)
             self._fingerprints[key] = shards.manifest.fingerprint
         return self._fingerprints[key]
+
+    def _keep(self, path: Path) -> None:
+        """Add a finished run to the table."""
+        if self.table is not None:
+            self.table.save(path.parent, [path])
 
     def _place(self) -> str:
         if self.n_jobs is not None:

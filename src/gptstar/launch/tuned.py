@@ -10,9 +10,9 @@ from typing import Any, Self
 from hydra.core.override_parser.types import Override
 
 from gptstar.errors import ConfigError
-from gptstar.launch.names import values_of
+from gptstar.launch.names import check_values_differ, values_of
+from gptstar.results.run import TUNING as TAG
 from gptstar.results.run import Run
-from gptstar.results.tried import TUNING as TAG
 
 SEED = "seed"
 SWEEPER = "hydra/sweeper=tuned"
@@ -65,9 +65,11 @@ class Design:
             more_seeds: further seeds under the key `seed`, for the arms whose values its other keys list.
 
         Raises:
-            ConfigError: there is nothing to choose from, fewer than two seeds count, or the tuning seed is one of them.
+            ConfigError: there is nothing to choose from, a value is given twice, fewer than two seeds count, or the
+                tuning seed is one of them.
         """
         given = {each.get_key_element(): each for each in overrides}
+        check_values_differ({key: each for key, each in given.items() if each.is_sweep_override()})
         swept = {key: values_of(each) for key, each in given.items() if each.is_sweep_override()}
         if endless := [key for key, values in swept.items() if not values]:
             raise ConfigError(f"{SWEEPER}: {endless[0]} names no values: give them one by one, such as A,B")
@@ -142,6 +144,8 @@ class _MoreSeeds:
                 f"hydra.sweeper.more_seeds={dict(given)}: name the arms and their further seeds, such as "
                 "{model.positions: 'alibi,rotary', seed: '3,4'}"
             )
+        if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+            raise ConfigError(f"hydra.sweeper.more_seeds: seed {twice[0]} is given twice: give each seed once")
         if unknown := [key for key in listed if key not in factors]:
             raise ConfigError(f"hydra.sweeper.more_seeds: {unknown[0]} is not swept: name keys with several values")
         return cls(seeds, listed)

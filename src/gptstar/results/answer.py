@@ -22,6 +22,7 @@ from gptstar.results.arms import (
 from gptstar.results.best_level import UNITS, best_level, words
 from gptstar.results.budgets import STEPS
 from gptstar.results.factors import effect_text
+from gptstar.results.frames import AT_EDGE, varied
 from gptstar.results.length_answer import findings_on_contexts, findings_on_lengths, limits_of_lengths
 from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
 
@@ -37,13 +38,16 @@ class Answer:
     limits: tuple[str, ...]
 
 
-def answer(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) -> Answer:
+def answer(
+    runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str], tuning: pd.DataFrame | None = None
+) -> Answer:
     """Say which level of each factor has the lowest loss, by how much, and whether the loss holds at longer contexts.
 
     Args:
-        runs: the frame of runs; it may be empty.
+        runs: the frame of runs, of which `counted` has left out those that chose a value; it may be empty.
         lengths: the frame of losses at context lengths; it may be empty.
         factors: the settings that vary, from `varied(runs)`.
+        tuning: the runs that chose a value, by which it is known whether one beyond those tried may be better.
     """
     if runs.empty:
         return Answer(("There is no run.",), ())
@@ -55,6 +59,8 @@ def answer(runs: pd.DataFrame, lengths: pd.DataFrame, factors: Sequence[str]) ->
     # on the same targets, readings say more on training contexts than validations, each at its own context
     findings = [*on_lengths, *on_contexts, *on_factors] if on_contexts else [*on_factors, *on_lengths]
     limits = [*_limits(runs, finished, factors), *limits_of_lengths(lengths, factors)]
+    if tuning is not None and len(chose := measured(tuning[tuning["state"] == "finished"], OUTCOME)):
+        limits += _edges(chose, varied(chose))
     return Answer(tuple(findings), tuple(limits))
 
 
@@ -75,7 +81,7 @@ def _on_factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]
         yield f"The {words(outcome)} is {effect_text(mean, sign='')}{UNITS.get(outcome, '')}{over}."
         return
     tuned, left = at_best_rate(finished, factors)
-    at_best = ", each arm at its best learning rate" if len(left) < len(factors) else ""
+    at_best = ", each arm at its best learning rate" if AT_EDGE in tuned else ""
     own = {CONTEXT: "each validated at its own"}
     on_each = (best_level(tuned, factor, left, outcome, own.get(factor, "")) for factor in without_seed(left))
     sentences = list(filter(None, on_each))
@@ -112,13 +118,18 @@ def _limits(runs: pd.DataFrame, finished: pd.DataFrame, factors: Sequence[str]) 
             if arms
             else f"The run is short: {steps:,} steps, {int(finished['tokens'].min()):,} tokens."
         )
+    yield from _edges(finished, factors)
+    yield from _unlike(finished, arms)
+
+
+def _edges(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[str]:
+    """Say of each value that is the best, and the lowest or highest tried, that one beyond it may be better."""
     for factor in numeric_factors(finished, factors):
         if factor == STEPS:  # chosen by budget, not tuned
             continue
         for tried in values_tried(finished, factor, factors):
             if tried.is_at_edge:
                 yield _edge_text(factor, tried)
-    yield from _unlike(finished, arms)
 
 
 def _edge_text(factor: str, tried: Tried) -> str:
@@ -150,6 +161,7 @@ def _unlike(finished: pd.DataFrame, arms: Sequence[str]) -> Iterator[str]:
             "the validation, too."
         )
     others = [each for each in arms if each not in (RATE, CONTEXT)]
-    if others and RATE not in arms and RATE in finished and finished[RATE].nunique() == 1:
+    was_tuned = AT_EDGE in finished
+    if others and RATE not in arms and not was_tuned and RATE in finished and finished[RATE].nunique() == 1:
         rate = level_texts([float(finished[RATE].iloc[0])])[0]
         yield f"Only one learning rate was tried, {rate}: some arms may be better at another."

@@ -21,7 +21,7 @@ from gptstar.results.frames import runs_of, varied
 from gptstar.results.loaded import Loaded
 from gptstar.results.recall_frame import recall_of
 from gptstar.results.sources import Source
-from gptstar.results.tried import at_best_rate
+from gptstar.results.tried import at_best_rate, counted
 
 VERDICT_FIGURES = (
     *("study", "trained_at", "context_length", "multiple", "n_seeds", "n_units"),
@@ -29,9 +29,6 @@ VERDICT_FIGURES = (
     *("difference", "low", "high", "p", "p_holm", "change", "change_low", "change_high"),
     *("recall", "verdict", "reason"),
 )
-
-TUNING = "tuning"
-"""The tag of runs that settings were chosen by, which count for nothing else."""
 
 CONTROLS = (*CUTS, TRUNCATED)
 
@@ -74,8 +71,7 @@ def verdicts_of(found: Loaded, *, delta: float = DELTA, recall: pd.DataFrame | N
     recall = recall_of(found) if recall is None else recall
     runs, lengths = runs_of(found), readings_of(found)
     if not runs.empty and not lengths.empty:
-        tuning = [name for name, run in found.runs.items() if TUNING in run.tags]
-        runs = runs[(runs["state"] == "finished") & ~runs["run"].isin(tuning)]
+        runs = counted(runs[runs["state"] == "finished"])
         has_fixed_targets = lengths["study"].str.startswith("fixed_targets") & (lengths["counts"].map(len) > 0)
         lengths = lengths[has_fixed_targets & (lengths["scaling"] == "none")]
     if runs.empty or lengths.empty:

@@ -13,7 +13,7 @@ from gptstar.evaluation.statistics.effects import Effect, blocked_effect
 from gptstar.results.arms import by_seed, levels_of, outcome_of, without_seed
 from gptstar.results.frames import AT_EDGE, varied
 from gptstar.results.sources import MissingResultsWarning
-from gptstar.results.tried import at_best_rate
+from gptstar.results.tried import at_best_rate, counted
 
 EFFECT_FIGURES = (
     *("factor", "level", "against", "outcome", "effect", "low", "high", "p"),
@@ -77,7 +77,7 @@ def effects(
         frame: the frame of `runs`, of which finished runs count; or any frame with a row for each run, and columns for
             the factors and the outcome.
         factors: all settings that vary, including the seed; by default those of `varied`, with each arm at its best
-            learning rate if several were tried.
+            learning rate if several were tried, and without the runs of a tuned sweep that only chose a value.
         outcome: a column of the frame, such as `validation_loss` (nats per token) or `tokens_per_second`; by default
             the loss, or `validation_bits_per_byte` if the runs have different tokens.
         against: the reference level of factors that have it, as text.
@@ -96,6 +96,7 @@ def effects(
     finished = frame[frame["state"] == "finished"] if "state" in frame else frame
     outcome = outcome or outcome_of(finished)
     if factors is None:
+        finished = counted(finished)
         finished, factors = at_best_rate(finished, varied(finished))
     if lacks := [key for key in (outcome, *factors) if key not in finished]:
         raise ConfigError(f"the frame has no column {', '.join(lacks)}: choose from {', '.join(map(str, finished))}")

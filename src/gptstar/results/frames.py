@@ -15,7 +15,7 @@ from gptstar.training.settings import run_keys
 
 FIGURES = (
     *("run", "path", "state", "step", "tokens", "validation_loss", "validation_bits_per_byte", "train_loss"),
-    *("tokens_per_second", "hours", "began", "at"),
+    *("tokens_per_second", "hours", "began", "at", "is_tuning"),
 )
 """The columns of `runs` that are not settings."""
 
@@ -39,8 +39,9 @@ def runs(*sources: Source) -> pd.DataFrame:
     Returns:
         The columns of `FIGURES`: `validation_loss` and `train_loss` in nats per token, `validation_bits_per_byte`,
         `tokens` read in training, `tokens_per_second` (the median), `hours` of training without validation, `began` and
-        `at` (when it last wrote) in UTC. Then every setting by its dotted key, such as `model.d_model`, with the word
-        `null` if it has no value, and `data.fingerprint` for the tokens. A group that every command line chose, such as
+        `at` (when it last wrote) in UTC, and `is_tuning` for the runs of a tuned sweep that only chose a value. Then
+        every setting by its dotted key, such as `model.d_model`, with the word `null` if it has no value, and
+        `data.fingerprint` for the tokens. A group that every command line chose, such as
         `model`, has a column with the choice. `experiment` has the experiments' names if runs of one folder, such as a
         sweep over `experiment=a,b`, differ in them. Without runs, no rows and a `MissingResultsWarning`.
 

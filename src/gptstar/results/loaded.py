@@ -10,7 +10,7 @@ from gptstar.errors import ConfigError
 from gptstar.evaluation.results import FILE_NAME, TaskResults, parse_tasks, problem
 from gptstar.files import read_json
 from gptstar.keys import flatten
-from gptstar.results.run import DESCRIPTION, Run, labelled, no_run_in, runs_below
+from gptstar.results.run import DESCRIPTION, Run, is_hidden, labelled, no_run_in, runs_below
 from gptstar.results.sources import MissingResultsWarning, Source, expand
 from gptstar.training.status import read_config
 
@@ -94,8 +94,8 @@ def evaluation_files(paths: Sequence[Path]) -> list[Path]:
     """Return the evaluation files among and below some paths, the oldest first."""
     files = {path.resolve() for path in paths if not path.is_dir()}
     for path in (path for path in paths if path.is_dir()):
-        files |= {file.resolve() for file in path.rglob(FILE_NAME) if not file.parent.name.endswith(".partial")}
-        files |= {file.resolve() for file in path.rglob(REPORT) if (file.parent / DESCRIPTION).exists()}
+        found = [file for name in (FILE_NAME, REPORT) for file in path.rglob(name) if not is_hidden(file, path)]
+        files |= {file.resolve() for file in found if file.name != REPORT or (file.parent / DESCRIPTION).exists()}
     return sorted(files, key=lambda file: (file.stat().st_mtime if file.exists() else 0, file))
 
 

@@ -18,6 +18,7 @@ from gptstar.results.loaded import Loaded
 from gptstar.results.recall_frame import ADVICE, LOADS, recall_of
 from gptstar.results.shares import mean_share
 from gptstar.results.sources import Source
+from gptstar.results.tried import counted
 
 RATE_FIGURES = ("test", "pairs", "chance", "seeds", "learned", "multiple", "accuracy", "low", "high")
 """Columns of `recall_rates` after those that tell arms apart."""
@@ -43,7 +44,7 @@ def recall_rates(*sources: Source) -> pd.DataFrame:
     """
 
     def make(found: Loaded) -> pd.DataFrame:
-        runs = runs_of(found)
+        runs = counted(runs_of(found))
         return rates(runs, recall_of(found), varied(runs))
 
     return frame_of(sources, make, "study of recall", ADVICE)

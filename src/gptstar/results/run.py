@@ -2,14 +2,15 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self
 
+from gptstar.checkpoint.kept import RESTORED
 from gptstar.errors import ConfigError, DataError, in_one_line
 from gptstar.files import read_json
 from gptstar.keys import flatten
@@ -30,6 +31,9 @@ NUMBERS = ("seed", "optimizer.learning_rate", "data.context_length", "model.n_vo
 DESCRIPTION = "versions.json"
 """The file that marks a folder as a run directory; it holds versions, data and command."""
 
+TUNING = "tuning"
+"""The tag of runs that chose a value for others, by `hydra/sweeper=tuned`: their seed counts for nothing else."""
+
 MOST = 2**63
 
 
@@ -46,6 +50,8 @@ class Run:
         began: when the run began, in UTC.
         at: when the run last wrote, in UTC.
         rows: the rows of `metrics.csv`.
+        timing: `hours` and `tokens_per_second` as measured over all rows, for a run restored from a table of a study,
+            which keeps only some.
     """
 
     path: Path
@@ -56,6 +62,7 @@ class Run:
     began: datetime
     at: datetime
     rows: tuple[dict[str, float], ...]
+    timing: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -82,7 +89,8 @@ class Run:
                 state, reason = status.state, status.reason
             elif status is None and (path / STATUS_FILE).exists():
                 reason = f"{STATUS_FILE} is damaged"
-            return cls(path, state, reason, config, about, began, _touched(path / METRICS_FILE, path), rows)
+            at, timing = _touched(path / METRICS_FILE, path), _timing(path)
+            return cls(path, state, reason, config, about, began, at, rows, timing)
         return cls(path, "damaged", reason, {}, {}, _touched(path), _touched(path), ())
 
     @property
@@ -90,6 +98,11 @@ class Run:
         """The run's tags, `tags=[…]`."""
         tags = self.config.get("tags")
         return (tags,) if isinstance(tags, str) else tuple(map(str, tags)) if isinstance(tags, list) else ()
+
+    @property
+    def is_tuning(self) -> bool:
+        """Whether the run only chose a value for others."""
+        return TUNING in self.tags
 
     @property
     def step(self) -> int:
@@ -124,11 +137,15 @@ class Run:
     @cached_property
     def tokens_per_second(self) -> float:
         """The median of the recorded speeds, without validation."""
+        if "tokens_per_second" in self.timing:
+            return self.timing["tokens_per_second"]
         return median(speeds) if (speeds := [row["tokens_per_second"] for row in self._timed]) else math.nan
 
     @cached_property
     def hours(self) -> float:
         """The hours of training without validation, from the recorded tokens and speeds."""
+        if "hours" in self.timing:
+            return self.timing["hours"]
         seconds, before = 0.0, 0.0
         for row in self._timed:
             seconds += max(0.0, row["tokens"] - before) / row["tokens_per_second"]
@@ -150,6 +167,15 @@ def _described(path: Path) -> tuple[dict[str, Any], datetime]:
         return about, datetime.fromisoformat(about.get("began") or _touched(file).isoformat()).astimezone(UTC)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{DESCRIPTION}: {in_one_line(error)}") from error
+
+
+def _timing(path: Path) -> dict[str, float]:
+    """Return the timing of a restored run; empty for others, and for runs of a table that has none."""
+    try:
+        tree = read_json(path / RESTORED)
+        return {key: float(tree[key]) for key in ("hours", "tokens_per_second") if key in tree}
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def _check(config: dict[str, Any], rows: Sequence[dict[str, float]]) -> None:
@@ -190,14 +216,23 @@ def no_run_in(paths: Iterable[Path]) -> str:
 
 
 def runs_below(paths: Iterable[Path]) -> list[Run]:
-    """Read the runs in folders as `find_runs` does, but accept that there are none, and skip files."""
+    """Read the runs in folders as `find_runs` does, but accept that there are none, and skip files.
+
+    Hidden folders below them are skipped: a run that is being restored is one, until it is whole.
+    """
     runs: dict[Path, Run] = {}
     for path in (path for path in paths if path.is_dir()):
         folders = [path]
         if not (path / DESCRIPTION).exists():
-            folders = sorted((file.parent for file in path.rglob(DESCRIPTION)), key=natural_key)
+            folders = [file.parent for file in path.rglob(DESCRIPTION) if not is_hidden(file, path)]
+            folders.sort(key=natural_key)
         runs |= {folder.resolve(): Run.read(folder) for folder in folders}
     return list(runs.values())
+
+
+def is_hidden(path: Path, below: Path) -> bool:
+    """Whether a path lies in a hidden folder below another."""
+    return any(part.startswith(".") for part in path.relative_to(below).parent.parts)
 
 
 def labelled(runs: Sequence[Run]) -> dict[str, Run]:

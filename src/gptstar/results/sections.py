@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -27,7 +28,7 @@ from gptstar.results.commands import as_typed
 from gptstar.results.evaluations import lengths_of, tasks_of
 from gptstar.results.factors import effect_table, level_effects, reference_of, tokens_to
 from gptstar.results.figures import budgets_figure, effects_figure, factor_figure, loss_figure
-from gptstar.results.frames import curves_of, runs_of, varied
+from gptstar.results.frames import AT_EDGE, curves_of, runs_of, varied
 from gptstar.results.head_sections import head_sections
 from gptstar.results.length_sections import length_sections
 from gptstar.results.loaded import Loaded
@@ -37,7 +38,7 @@ from gptstar.results.section import Section
 from gptstar.results.speeds import deviation_text, n_at_a_time, speed_section, took_turns
 from gptstar.results.table import duration
 from gptstar.results.task_sections import task_sections
-from gptstar.results.tried import Tried, at_best_rate, numeric_factors, values_tried
+from gptstar.results.tried import Tried, at_best_rate, counted, numeric_factors, tuning_of, values_tried
 from gptstar.results.verdict_sections import verdict_sections
 from gptstar.training.settings import shown_keys
 
@@ -64,17 +65,19 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
         ConfigError: there is no run, or no factor has the level.
     """
     found.check_has_runs()
-    runs, curves, lengths, tasks = runs_of(found), curves_of(found), lengths_of(found), tasks_of(found)
+    everything, curves, lengths, tasks = runs_of(found), curves_of(found), lengths_of(found), tasks_of(found)
     heads, recall = heads_of(found), recall_of(found)
-    factors = varied(runs)
+    runs, tuning, all_factors = counted(everything), tuning_of(everything), varied(everything)
+    everything, factors = by_levels(everything, all_factors), varied(runs)
     runs = by_levels(runs, factors)
     levels = [str(level) for factor in without_seed(factors) for level in levels_of(runs, factor)]
     if against is not None and against not in levels:
         raise ConfigError(f"--against {against}: no factor has this level; known levels: {', '.join(levels) or 'none'}")
     finished = runs[runs["state"] == "finished"]
-    yield from _answer(answer(runs, lengths, factors))
+    yield from _answer(answer(runs, lengths, factors, tuning))
     if found.damaged:
         yield Section("What can't be read", "\n\n".join(f"{line}." for line in found.damaged.values()))
+    yield from _tuning(tuning[tuning["state"] == "finished"])
     yield from _factors(finished, factors)
     yield from _effects(finished, factors, against)
     yield from length_sections(runs, lengths, factors, against, EXPLAINED)
@@ -86,8 +89,8 @@ def sections(found: Loaded, against: str | None = None) -> Iterator[Section]:
     if (speed := speed_section(finished, curves, factors, against)) is not None:
         yield speed
     yield from task_sections(tasks)
-    yield _overview(runs, factors, has_lengths=not lengths.empty)
-    yield _all_runs(runs, factors)
+    yield _overview(everything, all_factors, has_lengths=not lengths.empty)
+    yield _all_runs(everything, all_factors)
     yield _repeat(found)
 
 
@@ -95,6 +98,13 @@ def _answer(answer: Answer) -> Iterator[Section]:
     yield Section("Result", "\n\n".join(answer.findings))
     if answer.limits:
         yield Section("What can't be concluded", points=answer.limits)
+
+
+def _tuning(finished: pd.DataFrame) -> Iterator[Section]:
+    """Yield sections on the values that arms of a tuned sweep chose from, over the runs that chose."""
+    for section in _factors(finished, varied(finished)) if len(finished) else ():
+        text = f"From the runs that chose a value, whose seed counts for nothing else. {section.text}"
+        yield replace(section, text=text)
 
 
 def _factors(finished: pd.DataFrame, factors: Sequence[str]) -> Iterator[Section]:
@@ -143,7 +153,9 @@ def _effects(finished: pd.DataFrame, factors: Sequence[str], against: str | None
     text = [EXPLAINED, COLUMNS]
     if outcome == BITS:
         text.append("The runs have different tokens, so losses per token aren't comparable: these are bits per byte.")
-    if len(left) < len(factors):
+    if AT_EDGE in finished:
+        text.append("Each arm is at the learning rate that it chose by runs of another seed, as above.")
+    elif len(left) < len(factors):
         text.append(
             "Each arm is at its best learning rate, as above. The same seeds chose the rate, which favours an arm with "
             "several nearly equal rates, by up to half a standard error."

@@ -8,10 +8,7 @@ from typing import Any, Self
 import pandas as pd
 
 from gptstar.results.arms import RATE, arms_of, by_seed, levels_of, measured, outcome_of, without_seed
-from gptstar.results.frames import AT_EDGE
-
-TUNING = "tuning"
-"""The tag of runs that chose a value for others, by `hydra/sweeper=tuned`: their seed counts for nothing else."""
+from gptstar.results.frames import AT_EDGE, varied
 
 
 @dataclass(frozen=True)
@@ -85,11 +82,40 @@ def values_tried(finished: pd.DataFrame, factor: str, factors: Sequence[str]) ->
     return tried
 
 
+def counted(runs: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the runs that chose a value for others (of `hydra/sweeper=tuned`), unless there are no others.
+
+    Use it before `varied`: of the runs that are left, each arm has the value it chose, which follows from the arm and
+    is not a factor. The settings of the optimizer therefore become the last columns, and the learning rate the last.
+
+    Returns:
+        The other runs. If arms chose learning rates, the column `AT_EDGE` says whether a run's rate is the lowest or
+        the highest that its arm chose from. The frame itself if it has no such runs, or no others.
+    """
+    tuning = tuning_of(runs)
+    if tuning.empty or len(tuning) == len(runs):
+        return runs
+    others = runs.drop(tuning.index).reset_index(drop=True)
+    others = others[sorted(others.columns, key=lambda key: (key == RATE, str(key).startswith("optimizer.")))]
+    if RATE not in (keys := without_seed(varied(tuning))):
+        return others
+    arms = [key for key in keys if key != RATE]
+    tried = {name: set(rates) for name, rates in tuning.groupby(arms)[RATE]} if arms else {(): set(tuning[RATE])}
+    names = others[arms].itertuples(index=False, name=None) if arms else [()] * len(others)
+    of_runs = [tried.get(name, set()) for name in names]
+    ends = [rates and rate in (min(rates), max(rates)) for rate, rates in zip(others[RATE], of_runs, strict=True)]
+    return others.assign(**{AT_EDGE: [bool(each) for each in ends]})
+
+
+def tuning_of(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs that chose a value for others."""
+    return runs[runs["is_tuning"].astype(bool)] if "is_tuning" in runs else runs.iloc[:0]
+
+
 def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
     """Keep only the finished runs at each arm's best learning rate, by the mean over seeds.
 
-    A rate with fewer seeds than another rate of the arm is not chosen, because a run failed or is still missing. Runs
-    that chose a rate for others (tagged `tuning`) are left out, unless there are no others.
+    A rate with fewer seeds than another rate of the arm is not chosen, because a run failed or is still missing.
 
     Returns:
         The remaining runs, with the column `AT_EDGE`, and the factors without the learning rate. Both are unchanged if
@@ -100,9 +126,7 @@ def at_best_rate(frame: pd.DataFrame, factors: Sequence[str]) -> tuple[pd.DataFr
     if all(len(each.values) < 2 for each in tried):
         return frame, list(factors)
     best = [each.runs[each.runs[RATE] == each.best].assign(**{AT_EDGE: each.is_at_edge}) for each in tried]
-    chosen = pd.concat(best, ignore_index=True)
-    counted = chosen[~chosen["tags"].astype(str).str.contains(rf"\b{TUNING}\b")] if "tags" in chosen else chosen
-    return (counted if len(counted) else chosen).reset_index(drop=True), others
+    return pd.concat(best, ignore_index=True), others
 
 
 def numeric_factors(runs: pd.DataFrame, factors: Sequence[str]) -> list[str]:

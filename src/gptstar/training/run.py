@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from gptstar.checkpoint.format import Checkpoint
-from gptstar.checkpoint.kept import LAST
+from gptstar.checkpoint.kept import LAST, restored_from
 from gptstar.data.datamodule import WindowsDataModule
 from gptstar.data.preparation.prepare import ensure_prepared
 from gptstar.data.storage.shards import ShardFolder
@@ -38,7 +38,7 @@ from gptstar.training.progress import StepProgress
 from gptstar.training.recipe import Recipe
 from gptstar.training.record import Record
 from gptstar.training.report import Ended, conclude
-from gptstar.training.restored import check_restored, restored_from
+from gptstar.training.restored import check_restored
 from gptstar.training.resume import begin, initial_weights, read_for
 from gptstar.training.run_directory import RunDirectory
 from gptstar.training.saving import BackgroundWriter

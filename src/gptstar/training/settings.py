@@ -86,24 +86,21 @@ def is_finished(folder: Path, config_yaml: str) -> bool:
     if status is None or status.state != "finished" or not (folder / LAST).exists():
         return False
     try:
-        return not any(reopening(folder, config_yaml))
+        return not any(reopening(read_config(folder), config_yaml))
     except (OSError, ValueError):
         return False
 
 
-def reopening(folder: Path, config_yaml: str) -> Iterator[tuple[str, Any, Any]]:
+def reopening(config: Mapping[str, Any], config_yaml: str) -> Iterator[tuple[str, Any, Any]]:
     """Yield the keys whose changed values require a finished run to be continued, each with its old and its new value.
 
     Args:
-        folder: the run directory.
+        config: the configuration of the finished run, nested.
         config_yaml: the configuration now, as composed.
-
-    Raises:
-        OSError, ValueError: the run's own configuration can't be read.
     """
     now = OmegaConf.to_container(OmegaConf.create(config_yaml))
     assert isinstance(now, dict)
-    known, old, new = run_keys(), flatten(read_config(folder)), flatten({str(key): now[key] for key in now})
+    known, old, new = run_keys(), flatten(config), flatten({str(key): now[key] for key in now})
     for key in {**old, **new}:
         it = about(key, known)
         missing = None if it.before is UNSTATED else it.before

@@ -14,8 +14,6 @@ from gptstar.errors import in_one_line
 from gptstar.files import read_json, read_text, write_json
 
 FILE_NAME, LOCK_NAME = "status.json", ".lock"
-RESTORED = "restored.json"
-"""The file in a restored run directory that names the table it was restored from."""
 
 State = Literal["running", "finished", "stopped", "failed"]
 """The states of a run. A `stopped` run was saved and can resume. A killed run remains `running`, but without a lock."""
@@ -81,8 +79,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         OSError: the file can't be read.
         ValueError: the file is not a configuration.
     """
+    return parse_config(read_text(folder / "config.yaml"))
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """Parse the text of a run's `config.yaml`.
+
+    Raises:
+        ValueError: it is not a configuration.
+    """
     try:
-        tree = yaml.load(read_text(folder / "config.yaml"), Loader=_Loader)  # derived from a safe loader
+        tree = yaml.load(text, Loader=_Loader)  # derived from a safe loader
         json.dumps(tree, default=str)  # ValueError for a recursive alias, TypeError for a date as a key
     except (yaml.YAMLError, RecursionError, ValueError, TypeError) as error:
         raise ValueError(f"config.yaml: {in_one_line(error)}") from error

@@ -195,13 +195,16 @@ def test_cutting_leaves_everything_else_as_it_was(tokenizer: Tokenizer) -> None:
     model = checkpoint_of(tokenizer, attention_window=48, attention_sinks=2).build()
     model.use(attention="products", logits_at_once=999)
     with attention_cut(model, cut_mask(model.mask, 32, 4)):
-        assert model.mask == Mask(32, 2)  # no more than under its own
+        assert model.mask == Mask(32, 4)  # the window of 48 saw the first tokens at all 32 positions of training
         forms = {module.form for module in model.modules() if isinstance(module, Attention)}
         assert (forms, model.logits_at_once) == ({"products"}, 999)
     assert model.mask == Mask(48, 2)
     assert cut_mask(Mask(), 32, 4) == Mask(32, 4)
     assert cut_mask(Mask(16), 32, 4) == Mask(16)
     assert cut_mask(Mask(16, 2), 32, 0) == Mask(16)
+    assert cut_mask(Mask(16, 2), 32, 4) == Mask(16, 2)
+    assert cut_mask(Mask(48), 32, 4) == Mask(32, 4)
+    assert cut_mask(Mask(48), 32, 0) == Mask(32)
 
 
 def test_what_can_not_be_compared_is_refused(tokenizer: Tokenizer, book: str, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_the_loss_of_key_tokens_stands_beside_that_of_all(tokenizer: Tokenizer, 
     token = int(np.bincount(tokens).argmax())
     judge = tmp_path / "judge.ckpt"
     write(judge, expecting(checkpoint_of(tokenizer, seed=1, positions="learned", n_ctx=128), token))
-    printed, (plain, cut, _) = run([model], tmp_path / "out", **settings, judge=str(judge), controls=True)
+    printed, (plain, cut, *_) = run([model], tmp_path / "out", **settings, judge=str(judge), controls=True)
     (found,) = json.loads((tmp_path / "out/results.json").read_text())["key_tokens"]["checkpoints"]
     n_expected = int((tokens == token).sum())
     assert n_expected * 0.8 <= found["count"] <= n_expected  # a few are likely before 32 tokens, too

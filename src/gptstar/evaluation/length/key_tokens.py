@@ -16,7 +16,6 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.identity import read_with_identity
 from gptstar.checkpoint.read import find
 from gptstar.data.tokenizer import Tokenizer
@@ -93,8 +92,9 @@ class Judge:
         if trained_at is None or longest <= trained_at:
             return []
         return [
-            f"The judge was trained at {trained_at:,} tokens and reads {longest:,}: it finds only what it can use beyond "
-            "its own training. Prefer a judge trained at the longest length, such as experiment=extrapolation_long makes."
+            f"The judge was trained at {trained_at:,} tokens and reads {longest:,}: it finds only what it can use "
+            "beyond its own training. Prefer a judge trained at the longest length, such as "
+            "experiment=extrapolation_long makes."
         ]
 
     def described(self) -> dict[str, Any]:

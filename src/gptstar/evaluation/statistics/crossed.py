@@ -61,9 +61,7 @@ class Crossed:
         return Paired(self.value, self.low, self.high, self.p, f"Student t over {self.over}")
 
 
-def crossed_ratio(
-    before: ArrayLike, after: ArrayLike, weights: ArrayLike, confidence: float = CONFIDENCE
-) -> Crossed:
+def crossed_ratio(before: ArrayLike, after: ArrayLike, weights: ArrayLike, confidence: float = CONFIDENCE) -> Crossed:
     """Estimate the mean over seeds of a weighted difference over units, by crossed random effects.
 
     Args:

@@ -58,7 +58,7 @@ def test_a_line_for_each_arm_and_length_over_seeds_and_units(folder: Path) -> No
     assert first["n_units"] == len(counts) > 5
     places = {
         "full": ("full", 64),
-        "truncated": ("full", 32),
+        "truncated": ("truncated", 64),
         "cut": ("cut", 64),
         "cut_with_sinks": ("cut_with_sinks", 64),
     }
@@ -116,6 +116,54 @@ def test_use_takes_recall_beyond_the_training_context(folder: Path, tmp_path: Pa
         assert first["verdict"] == verdict, first["reason"]
         assert pd.isna(first["recall"]) if share is None else first["recall"] == pytest.approx(share)
     assert "run evaluation=recall" in first["reason"]
+
+
+def test_recall_of_seeds_that_agree_by_chance_is_not_above_it(folder: Path, tmp_path: Path) -> None:
+    """0.32 of 100 texts may be a guess, 0.25, however many seeds and depths read these texts."""
+    changed = altered(folder, tmp_path, lambda random: 0.05 + random.normal(0, 0.001))
+    recall = recalled(0.32)
+    recall.loc[recall["depth"] < 0.5, "accuracy"] = 0.32
+    for seeds in (("alibi-0", "alibi-1"), ("alibi-0",)):
+        first = results.verdicts(*(changed / each for each in seeds), recall=recall).iloc[0]
+        assert first["recall"] == pytest.approx(0.32)
+        assert first["verdict"] == "can't tell"
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_model_without_positions_there_is_undefined(is_older: bool, folder: Path, tmp_path: Path) -> None:
+    changed = altered(folder, tmp_path, lambda _: 0.0)
+    for seed in (0, 1):
+        file = changed / f"alibi-{seed}/length/results.json"
+        tree = json.loads(file.read_text())
+        tree["curves"] = [each for each in tree["curves"] if not (is_older and each["context"] == "truncated")]
+        for curve in (each for each in tree["curves"] if each["context"] != "truncated"):
+            for point in curve["lengths"]:
+                if point["context_length"] > 64:
+                    point |= dict.fromkeys(("loss", "perplexity", "bits_per_byte", "change"), None) | {"sums": []}
+        file.write_text(json.dumps(tree))
+    frame = results.verdicts(changed)
+    assert list(frame["verdict"]) == ["ignores", "undefined"]
+    assert frame.loc[1, ["full", "cut", "difference", "low", "change"]].isna().all()
+    assert frame.loc[1, ["truncated", "n_seeds"]].notna().all()
+    main(["report", str(changed)])
+    assert "| undefined |" in (changed / "report/report.md").read_text()
+    assert 128 not in set(results.lengths(changed)["context_length"])
+
+
+def test_a_reading_of_an_earlier_version_takes_the_training_context_for_the_truncated_text(
+    folder: Path, tmp_path: Path
+) -> None:
+    changed = altered(folder, tmp_path, lambda _: 0.0)
+    for seed in (0, 1):
+        file = changed / f"alibi-{seed}/length/results.json"
+        tree = json.loads(file.read_text())
+        tree["curves"] = [each for each in tree["curves"] if each["context"] != "truncated"]
+        file.write_text(json.dumps(tree))
+    first = results.verdicts(changed).iloc[0]
+    tables = [sums(study_of(changed / f"alibi-{seed}"), "full", 32) for seed in (0, 1)]
+    counts = study_of(changed / "alibi-0")["curves"][0]["counts"]
+    assert first["truncated"] == pytest.approx(np.sum(tables) / (2 * sum(counts)))
+    assert first["largest_unit"] == max(counts) / sum(counts)
 
 
 @pytest.mark.parametrize(("gain", "verdict"), [(0.0, "ignores"), (-0.05, "breaks")])

@@ -53,15 +53,15 @@ def lengths(*sources: Source, controls: bool = False) -> pd.DataFrame:
     Args:
         sources: run directories, folders of such, folders with a `results.json` of `evaluation=length`, such files,
             patterns, and lists. A study that is of none of the runs given has its folder's name as `run`.
-        controls: whether to list readings with attention cut at the training context, too.
+        controls: whether to list readings with attention or text cut at the training context, too.
 
     Returns:
         The columns of `LENGTH_FIGURES`. `study` says how and on what it was read: the protocol and the text. Losses are
         comparable within a study where `targets`, a fingerprint of the tokens scored, is the same ("" if it is not
         known); changes are, whatever the targets. Where several targets were scored at one training context, or several
         checkpoints of a run were read, `study` names these too, so that a run has one curve in each study and for each
-        `scaling` of its positions and `context`, which is `full`, or of controls `cut` or `cut_with_sinks`.
-        `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in
+        `scaling` of its positions and `context`, which is `full`, or of controls `cut`, `cut_with_sinks` or
+        `truncated`. `checkpoint` is its name. `trained_at`, `context_length` and `reference` are in
         tokens, and `multiple` is of `trained_at`. `loss`, with its 95 % interval over the text from `low` to `high`, is
         in nats per token. `change` is that of the loss against the context length `reference` on the same targets,
         paired, with its 95 % interval from `change_low` to `change_high`; NaN at the reference. `bits_per_byte` is NaN
@@ -84,15 +84,19 @@ def lengths_of(found: Loaded, *, controls: bool = False) -> pd.DataFrame:
     return frame if controls else frame[frame["context"] == "full"].reset_index(drop=True)
 
 
-def readings_of(found: Loaded) -> pd.DataFrame:
-    """Make the frame of `lengths` with controls, and `sums` and `counts` of each independent unit of text as tuples."""
-    columns = [*LENGTH_FIGURES, "sums", "counts"]
+def readings_of(found: Loaded, *, undefined: bool = False) -> pd.DataFrame:
+    """Make the frame of `lengths` with controls, and `sums` and `counts` of each independent unit of text as tuples.
+
+    `undefined` keeps the lengths at which a model is undefined; `is_defined` tells them apart.
+    """
+    columns = [*LENGTH_FIGURES, "sums", "counts", "is_defined"]
     frame = pd.DataFrame(lines_of_kind(found, "length", _length_lines), columns=[*columns, "curve"])
     if not frame.empty:
         key = ["study", "run", "checkpoint", "targets", "scaling", "context"]
         frame = frame[frame["curve"] == frame.groupby(key)["curve"].transform("last")]
         frame = _told_apart(frame, "trained_at", "targets", lambda targets: targets[:8] or "unknown")
         frame = _told_apart(frame, "run", "checkpoint", lambda name: name.rpartition("/")[2])
+        frame = frame if undefined else frame[frame["is_defined"]]
     return frame[columns].reset_index(drop=True)
 
 
@@ -144,16 +148,17 @@ def _length_lines(evaluation: Evaluation) -> Lines:
     targets = str(curve.get("targets") or "")
     trained_at = number(curve["trained_at"] or evaluation.trained_at)
     reference = number(curve.get("reference"))
-    for point in (each for each in curve["lengths"] if each["loss"] is not None):
-        length, loss, bits = number(point["context_length"]), point["loss"], point["bits_per_byte"]
+    for point in curve["lengths"]:
+        length, is_defined = number(point["context_length"]), point["loss"] is not None
+        loss, perplexity, bits = (point[each] or {} for each in ("loss", "perplexity", "bits_per_byte"))
         change, key_loss = point.get("change") or {}, point.get("key_loss") or {}
         yield (
             *(*names, targets, trained_at, scaling_of(curve), context_of(curve), length, length / trained_at),
-            *(number(loss["value"]), number(loss["low"]), number(loss["high"])),
+            *(number(loss[each] if is_defined else None) for each in ("value", "low", "high")),
             *(number(change.get("difference")), number(change.get("low")), number(change.get("high")), reference),
-            *(number(point["perplexity"]["value"]), number(bits["value"]) if bits else math.nan),
+            *(number(perplexity["value"] if is_defined else None), number(bits["value"]) if bits else math.nan),
             *(number(point["tokens"]), *(number(key_loss.get(each)) for each in ("value", "low", "high"))),
-            *(tuple(point.get("sums") or ()), tuple(curve.get("counts") or ()), id(curve)),
+            *(tuple(point.get("sums") or ()), tuple(curve.get("counts") or ()), is_defined, id(curve)),
         )
 
 
@@ -163,7 +168,7 @@ def scaling_of(curve: Mapping[str, Any]) -> str:
 
 
 def context_of(curve: Mapping[str, Any]) -> str:
-    """What attention reaches beyond the training context: `full`, or of a control `cut` or `cut_with_sinks`."""
+    """What is read beyond the training context: `full`, or a control, such as `cut`."""
     return str(curve.get("context", "full"))
 
 

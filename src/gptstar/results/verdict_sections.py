@@ -8,6 +8,7 @@ import pandas as pd
 
 from gptstar.evaluation.length.verdicts import DELTA
 from gptstar.evaluation.statistics.effects import Effect
+from gptstar.evaluation.tables import UNDEFINED
 from gptstar.results.arm_verdicts import VERDICT_FIGURES, verdicts_of
 from gptstar.results.factors import effect_text
 from gptstar.results.loaded import Loaded
@@ -17,17 +18,17 @@ EXPLAINED = (
     "Each arm against itself on the same targets, with attention cut at the training context, without and with the "
     "text's first tokens, and truncated to it; the best of the three counts. Intervals are of 95 %, over seeds and "
     "text (of one seed: over text alone); p is adjusted for all lines (Holm). *Uses*: better than the best control, "
-    f"and recall beyond the training context above chance. *Ignores*: within ± {DELTA:g} nats of it. *Breaks*: worse "
-    f"than truncated by more than {DELTA:g} nats."
+    f"and recall beyond the training context above chance. *Ignores*: within ± {DELTA:g} nats of it, with the choice "
+    f"of the best allowed for. *Breaks*: worse than truncated by more than {DELTA:g} nats."
 )
 
 
 def verdict_sections(found: Loaded) -> Iterator[Section]:
     """Show the verdicts of runs that were read with controls."""
     frame = verdicts_of(found)
-    frame = frame[frame["cut"].notna()]
-    if frame.empty:
+    if frame["cut"].isna().all():
         return
+    frame = frame[frame["cut"].notna() | (frame["verdict"] == "undefined")]
     keys = [key for key in frame.columns if key not in VERDICT_FIGURES]
     if frame["study"].nunique() > 1:
         keys = ["study", *keys]
@@ -39,14 +40,14 @@ def _cells(line: dict[str, Any]) -> dict[str, Any]:
     return {
         "trained at": f"{line['trained_at']:,.0f}",
         "context": f"{line['multiple']:g} ×",
-        "full": f"{line['full']:.4f}",
+        "full": UNDEFINED if math.isnan(line["full"]) else f"{line['full']:.4f}",
         "best control": line["best"].replace("_", " "),
         "full − best": _text(line, "difference", "low", "high"),
         "p": "" if math.isnan(line["p_holm"]) else f"{line['p_holm']:.2g}",
         "full − truncated": _text(line, "change", "change_low", "change_high"),
         "recall": "" if math.isnan(line["recall"]) else f"{100 * line['recall']:.0f} %",
         "seeds": line["n_seeds"],
-        "units of text": line["n_units"],
+        "units of text": f"{line['n_units']} (largest {100 * line['largest_unit']:.0f} %)",
         "": line["verdict"] + (f": {line['reason']}" if line["reason"] else ""),
     }
 

@@ -73,7 +73,7 @@ class Budget:
             return config.max_tokens
         lengths = config.with_control(config.lengths(self.trained_at))
         block = config.targets or max(1, min(lengths) // 2)
-        n_readings = len(config.scalings_of(self.model.positions)) + len(config.cuts)
+        n_readings = len(config.scalings_of(self.model.positions)) + len(config.control_readings)
         each = n_readings * sum(
             self._forward(length)
             * {

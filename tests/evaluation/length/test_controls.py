@@ -18,13 +18,15 @@ from gptstar.evaluation.length import LengthConfig
 from gptstar.evaluation.length.curve import Curve
 from gptstar.evaluation.length.cut import attention_cut, cut_mask
 from gptstar.evaluation.length.figures import LengthResult
-from gptstar.evaluation.length.source import Named
+from gptstar.evaluation.length.source import Named, parts_of
 from gptstar.evaluation.length.study import study
 from gptstar.evaluation.length.text import text_of_files
-from gptstar.evaluation.length.verdicts import NO_RECALL, RECALL_UNKNOWN, judged, verdicts_of
+from gptstar.evaluation.length.verdicts import CHOSEN, DELTA, NO_RECALL, RECALL_UNKNOWN, bounds_of, judged, verdicts_of
+from gptstar.evaluation.statistics.crossed import crossed_ratio
 from gptstar.evaluation.statistics.intervals import Interval
 from gptstar.evaluation.statistics.paired import Paired
 from gptstar.model.attention import Attention
+from gptstar.model.loss import token_losses
 from gptstar.model.mask import Mask
 from support.studies import checkpoint_of, named
 
@@ -58,9 +60,21 @@ def test_cut_is_a_window_beyond_the_training_context_and_the_full_reading_up_to_
         ("m", "full"),
         ("m, cut", "cut"),
         ("m, cut with sinks", "cut_with_sinks"),
+        ("m, truncated", "truncated"),
     ]
-    full, cut, sinks = map(losses, curves)
-    assert full[:2] == cut[:2] == sinks[:2]
+    full, cut, sinks, truncated = map(losses, curves)
+    assert full[:2] == cut[:2] == sinks[:2] == truncated[:2]
+    config = LengthConfig(**{"protocol": "fixed_targets", "max_tokens": 960, **settings})
+    (part,) = parts_of([named(plain)], config, None)
+    texts, spans, model = part.plan.text.documents, part.plan.spans, plain.build()
+    ends = [(span.document, end) for span in spans for end in range(span.start + 2, span.stop + 1, 2)]
+    rows = np.stack([texts[document].read(end - 31, 32).astype(np.int64) for document, end in ends])
+    tokens = torch.from_numpy(rows)  # 30 and 31 tokens before the two targets
+    with torch.inference_mode():
+        by_hand = token_losses(model.hidden(tokens[:, :-1])[:, -2:], model.token_embedding.weight, tokens[:, -2:])
+    assert truncated[2] == truncated[3] == pytest.approx(float(by_hand.mean()), abs=1e-5)
+    assert truncated[2] != full[1]
+    assert curves[3].lengths[3].mean_context == 30.5
     for sink, read in ((0, cut), (4, sinks)):
         model = replace(plain.model, attention_window=32, attention_sinks=sink)
         windowed = named(replace(plain, model=model))
@@ -84,7 +98,7 @@ def test_the_training_context_is_read_even_where_it_is_not_named(
 
 def test_a_model_with_a_window_ignores_what_is_beyond_it(tokenizer: Tokenizer, book: str, tmp_path: Path) -> None:
     windowed = checkpoint_of(tokenizer, n_layers=1, attention_window=8)
-    printed, (full, cut, _) = run([named(windowed)], tmp_path, text=book)
+    printed, (full, cut, *_) = run([named(windowed)], tmp_path, text=book)
     assert losses(full) == losses(cut)
     found = verdicts_in(tmp_path)
     assert [each["context_length"] for each in found] == [64, 128, 256]
@@ -143,7 +157,9 @@ def test_a_model_uses_what_makes_it_better_than_every_control_if_it_recalls() ->
     noise = {length: random.normal(0, spread, 20) for length, spread in ((64, 0.01), (128, 0.001), (256, 0.02))}
     cut = {32: at_training} | dict.fromkeys(gains, at_training - 0.01)
     full = {32: at_training} | {length: at_training - 0.01 - gain + noise[length] for length, gain in gains.items()}
-    curves = {each: curve(losses, each) for each, losses in (("full", full), ("cut", cut), ("cut_with_sinks", cut))}
+    truncated = dict.fromkeys(full, at_training)
+    readings = {"full": full, "cut": cut, "cut_with_sinks": cut, "truncated": truncated}
+    curves = {each: curve(losses, each) for each, losses in readings.items()}
     answers = {
         recalls: [(each.answer, each.reason) for each in verdicts_of([curves], recalls)]
         for recalls in (True, False, None)
@@ -177,7 +193,26 @@ def test_the_rule(
     difference: tuple[float, float, float], change: tuple[float, float, float], p: float, expected: str
 ) -> None:
     pair = [Paired(*each, 0.01, "made up") for each in (difference, change)]
-    assert judged(*pair, p, True)[0] == expected
+    assert judged(*pair, difference[1:], p, True)[0] == expected
+
+
+def test_the_choice_of_the_best_of_three_controls_does_not_favour_ignores() -> None:
+    """If full is better than each control by exactly delta, at most 2.5 % may say that it is not."""
+    random, counts, n_sets = np.random.default_rng(1), np.full(32, 64.0), 2000
+    found, within = 0, 0
+
+    def read() -> np.ndarray:
+        return random.normal(3, 0.004, (3, 32)) + random.normal(0, 0.004, 32) + random.normal(0, 0.0005, (3, 1))
+
+    for _ in range(n_sets):
+        full, controls = (read() - DELTA) * counts, [read() * counts for _ in range(3)]
+        at_95, at_chosen = ([crossed_ratio(each, full, counts, c) for each in controls] for c in (0.95, CHOSEN))
+        bounds = bounds_of((each.low for each in at_chosen), (each.high for each in at_95))
+        best = max(at_95, key=lambda each: each.value)
+        found += judged(best.paired, None, bounds, 1.0, None)[0] == "ignores"
+        within += -DELTA < best.low <= best.high < DELTA
+    assert found / n_sets <= 0.03
+    assert within / n_sets > 0.035  # the interval of the best alone is not enough
 
 
 def test_controls_stay_out_of_curves_and_comparisons(tokenizer: Tokenizer, book: str, tmp_path: Path) -> None:
@@ -187,7 +222,7 @@ def test_controls_stay_out_of_curves_and_comparisons(tokenizer: Tokenizer, book:
     assert set(frame["context"]) == {"full"}
     assert list(frame.groupby("run").size()) == [4, 4]
     every = results.lengths(tmp_path, controls=True)
-    assert list(every.groupby(["run", "context"]).size()) == [4] * 6
+    assert list(every.groupby(["run", "context"]).size()) == [4] * 8
     assert len(results.compare(tmp_path / "a", tmp_path / "b")) == 4
 
 
@@ -195,13 +230,16 @@ def test_cutting_leaves_everything_else_as_it_was(tokenizer: Tokenizer) -> None:
     model = checkpoint_of(tokenizer, attention_window=48, attention_sinks=2).build()
     model.use(attention="products", logits_at_once=999)
     with attention_cut(model, cut_mask(model.mask, 32, 4)):
-        assert model.mask == Mask(32, 2)  # no more than under its own
+        assert model.mask == Mask(32, 4)  # the window of 48 saw the first tokens at all 32 positions of training
         forms = {module.form for module in model.modules() if isinstance(module, Attention)}
         assert (forms, model.logits_at_once) == ({"products"}, 999)
     assert model.mask == Mask(48, 2)
     assert cut_mask(Mask(), 32, 4) == Mask(32, 4)
     assert cut_mask(Mask(16), 32, 4) == Mask(16)
     assert cut_mask(Mask(16, 2), 32, 0) == Mask(16)
+    assert cut_mask(Mask(16, 2), 32, 4) == Mask(16, 2)
+    assert cut_mask(Mask(48), 32, 4) == Mask(32, 4)
+    assert cut_mask(Mask(48), 32, 0) == Mask(32)
 
 
 def test_what_can_not_be_compared_is_refused(tokenizer: Tokenizer, book: str, tmp_path: Path) -> None:

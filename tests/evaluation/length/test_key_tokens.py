@@ -59,12 +59,14 @@ def test_the_loss_of_key_tokens_stands_beside_that_of_all(tokenizer: Tokenizer, 
     token = int(np.bincount(tokens).argmax())
     judge = tmp_path / "judge.ckpt"
     write(judge, expecting(checkpoint_of(tokenizer, seed=1, positions="learned", n_ctx=128), token))
-    printed, (plain, cut, _) = run([model], tmp_path / "out", **settings, judge=str(judge), controls=True)
+    printed, (plain, cut, *_) = run([model], tmp_path / "out", **settings, judge=str(judge), controls=True)
     (found,) = json.loads((tmp_path / "out/results.json").read_text())["key_tokens"]["checkpoints"]
     n_expected = int((tokens == token).sum())
     assert n_expected * 0.8 <= found["count"] <= n_expected  # a few are likely before 32 tokens, too
     assert (found["short"], found["long"], found["targets"]) == (32, 128, len(tokens))
     assert f"m {found['count']} of {len(tokens)} targets" in " ".join(printed.split())
+    assert "The judge was trained at 32 tokens and reads 128" in " ".join(printed.split())
+    assert "experiment=extrapolation_long" in (tmp_path / "out/results.md").read_text()
     for curve in (plain, cut):
         for result in curve.lengths:
             assert result.key_loss.low < result.key_loss.value < result.key_loss.high
@@ -107,7 +109,14 @@ def test_a_judge_that_can_not_judge_is_refused(tokenizer: Tokenizer, book: str, 
     training = TrainingState(9, 9, None, {"data.context_length": 32, "seed": 3}, {"fingerprint": "x"}, {})
     earlier = replace(good, training=replace(training, step=5))
     later = replace(checkpoint_of(tokenizer, seed=2), training=training)
-    assert "is of the same run as x: give a run of another seed" in refused(earlier, later)
+    assert "is of the same run as x, or shares its seed" in refused(earlier, later)
+    longer = replace(later, training=replace(training, settings=training.settings | {"total_steps": 1000}))
+    assert "give a run of another seed" in refused(earlier, longer)  # trained on, or a branch with another schedule
+    settings = training.settings | {"seed": 4}
+    tuned = replace(later, training=replace(training, settings=settings, data={"init_from": {"sha256": "0" * 64}}))
+    assert "or its first weights: give a run of another seed" in refused(tuned, later)  # begun with x's weights
+    beside = {"init_from": {"path": f"{tmp_path}/best.ckpt", "sha256": "1" * 64}}
+    assert "or its first weights" in refused(earlier, replace(tuned, training=replace(tuned.training, data=beside)))
     other = Tokenizer.train(sentences(9, 200, 5), 277)
     assert "has another tokenizer than x" in refused(checkpoint_of(other, n_vocab=277))
     assert "holds no tokenizer" in refused(checkpoint_of(None))

@@ -52,9 +52,13 @@ def test_weights_make_the_mean_of_ratios() -> None:
     ratios = table.sum(axis=1) / weights.sum()
     assert found.value == pytest.approx(ratios.mean())
     same = of(np.broadcast_to(table.mean(axis=0), (3, 11)), weights)  # seeds alike: the linearised ratio of one
-    linear = (table.mean(axis=0) - same.value * weights) / weights.mean()
-    error = linear.std(ddof=1) / math.sqrt(11)
-    assert (same.high - same.low) / 2 == pytest.approx(error * stats.t.ppf(0.975, 10))
+    share = weights / weights.sum()
+    linear = (table.mean(axis=0) - same.value * weights) / weights.mean() / (1 - share)
+    error = math.sqrt((linear**2).sum() * 10 / 11) / 11  # the jackknife's, of the ratio
+    n_effective = 1 / (share**2).sum()
+    assert same.freedom == pytest.approx(n_effective - 1)
+    assert (same.high - same.low) / 2 == pytest.approx(error * stats.t.ppf(0.975, n_effective - 1))
+    assert same.largest == share.max()
 
 
 def test_a_single_seed_or_unit_says_what_its_interval_is_over() -> None:
@@ -80,13 +84,21 @@ def test_what_does_not_fit_is_refused() -> None:
         crossed_ratio(np.ones(3), np.ones(3), np.ones(3))
 
 
-def coverage(n_seeds: int, spread: tuple[float, float, float], n_sets: int = 2000) -> float:
+EQUAL = (1,) * 20
+UNEQUAL = (1, 1, 1, 1, 1, 2, 2, 3, 5, 15)
+"""Ten books, of which one has nearly half of all blocks."""
+
+
+def coverage(
+    n_seeds: int, spread: tuple[float, float, float], sizes: tuple[int, ...] = EQUAL, n_sets: int = 2000
+) -> float:
     """How often the interval holds the true mean, 0, of normal effects with spreads of seeds, units and both."""
-    random = np.random.default_rng(n_seeds)
-    held = 0
+    random, weights = np.random.default_rng(n_seeds), np.array(sizes, dtype=float)
+    held, n_units = 0, len(sizes)
     for _ in range(n_sets):
-        table = random.normal(0, spread[0], (n_seeds, 1)) + random.normal(0, spread[1], (1, 20))
-        found = of(table + random.normal(0, spread[2], (n_seeds, 20)))
+        table = random.normal(0, spread[0], (n_seeds, 1)) + random.normal(0, spread[1], (1, n_units))
+        table += random.normal(0, spread[2], (n_seeds, n_units)) / np.sqrt(weights)
+        found = of(table * weights, weights)
         held += found.low <= 0 <= found.high
     return held / n_sets
 
@@ -95,3 +107,17 @@ def coverage(n_seeds: int, spread: tuple[float, float, float], n_sets: int = 200
 @pytest.mark.parametrize("spread", [(1, 1, 1), (0.3, 1, 1), (1, 0.3, 1), (0, 1, 0.3), (0.3, 0, 1), (0, 0, 1)])
 def test_coverage_is_at_least_nearly_what_it_says(n_seeds: int, spread: tuple[float, float, float]) -> None:
     assert coverage(n_seeds, spread) > 0.93
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5])
+@pytest.mark.parametrize("spread", [(0.3, 1, 0.5), (0, 1, 0.3), (0.1, 1, 2)])
+def test_units_of_unequal_sizes_have_the_coverage_too(n_seeds: int, spread: tuple[float, float, float]) -> None:
+    assert coverage(n_seeds, spread, UNEQUAL) > 0.93
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_infinite_loss_has_no_interval() -> None:
+    for before, after in ((math.inf, math.inf), (1.0, math.inf)):
+        found = crossed_ratio([[before, 1.0], [1.0, 1.0]], [[after, 1.0], [1.0, 1.0]], [1, 1])
+        assert not math.isfinite(found.value)
+        assert math.isnan(found.low)

@@ -20,6 +20,11 @@ Cut = Literal["cut", "cut_with_sinks"]
 CUTS: dict[Cut, int] = {"cut": 0, "cut_with_sinks": 4}
 """The controls that cut attention at the training context, with the number of first tokens that stay visible."""
 
+Control = Literal[Cut, "truncated"]
+TRUNCATED: Literal["truncated"] = "truncated"
+"""The control that reads a training context of text only."""
+CONTROLS: tuple[Control, ...] = (*CUTS, TRUNCATED)
+
 Protocol = Literal["disjoint", "sliding", "fixed_targets", "legacy"]
 RotaryScaling = Literal["none", "ntk", "yarn"]
 AlibiScaling = Literal["none", "interpolated", "ntk"]
@@ -50,7 +55,7 @@ class LengthConfig:
         trained_at: the training context of a checkpoint that does not know it.
         rotary_scaling, alibi_scaling: methods to read such positions beyond the training context.
         controls: for `fixed_targets`: beyond the training context, also read with attention cut at it, with and without
-            the first tokens, and say whether the model uses the longer context.
+            the first tokens, and with the text truncated to it, and say whether the model uses the longer context.
         judge: for `fixed_targets`: a checkpoint of another run, which chooses the key tokens.
         dtype: the type of matrix products.
         batch_tokens: tokens read at once; by default 8,192 on a CPU and 65,536 on a GPU.
@@ -193,9 +198,9 @@ class LengthConfig:
         return self.controls or self.judge is not None
 
     @property
-    def cuts(self) -> tuple[Cut, ...]:
+    def control_readings(self) -> tuple[Control, ...]:
         """The controls that each checkpoint is read under as well."""
-        return tuple(CUTS) if self.controls else ()
+        return CONTROLS if self.controls else ()
 
     @property
     def reads(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gptstar.evaluation.length.config import CONTROL, Cut, LengthConfig
+from gptstar.evaluation.length.config import CONTROL, Control, LengthConfig
 from gptstar.evaluation.length.figures import LengthResult, PositionResult, Units, by_position, contexts, perplexity_of
 from gptstar.evaluation.length.legacy import LegacyPlan
 from gptstar.evaluation.length.protocols import (
@@ -17,6 +17,7 @@ from gptstar.evaluation.length.protocols import (
     ending,
     last_blocks,
     overlapping,
+    split,
     stretches,
 )
 from gptstar.evaluation.length.reading import Cost, Reader, growth
@@ -27,7 +28,11 @@ Read = tuple[np.ndarray, Cost]
 """The losses of all targets, and the time and memory of reading them."""
 
 
-Context = Literal["full"] | Cut
+Context = Literal["full"] | Control
+
+TRUNCATED_TARGETS = 16
+"""A truncated text scores at most one in so many of its tokens: so each target has nearly all of them before it, as
+under the other controls, where it has the whole training context."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class Curve:
         reference: the length with which changes compare; None with `legacy`.
         units: the kind and number of independent units for intervals: `documents` or `stretches`.
         scaling: the scaling of positions beyond the training context; earlier files call it `rotary_scaling`.
-        context: how far attention reaches: `full`: over the whole context; `cut`: over as many tokens as the training
-            context has; `cut_with_sinks`: over the text's first tokens as well.
+        context: what is read: `full`: the whole context; `cut`: the whole context, with attention over as many tokens
+            as the training context has; `cut_with_sinks`: with attention over the text's first tokens as well;
+            `truncated`: at most a training context of text.
         positions: the loss by position, at the longest length for which the model is defined; empty with
             `fixed_targets` and `legacy`.
         time_growth, memory_growth: a window's time and memory grow as the length to these powers.
@@ -112,6 +118,12 @@ class Plan:
             windows = list(overlapping(self.spans, length, self._config.stride or max(1, length // 2)))
         else:
             windows = list(overlapping(self.spans, length, length))
+        assert_same_targets(self.spans, windows)
+        return windows
+
+    def truncated(self, length: int) -> list[Window]:
+        """Return windows of a length in which each target has at least 15 / 16 of it before it."""
+        windows = list(ending([*split(self.spans, max(1, length // TRUNCATED_TARGETS))], length))
         assert_same_targets(self.spans, windows)
         return windows
 
@@ -189,3 +201,25 @@ def read_curve(
     growths = growth(lengths, seconds), growth(lengths, memory)
     curve = Curve(name, trained_at, plan.reference, plan.units, tuple(results), positions, *growths)
     return replace(curve, targets=plan.targets, counts=plan.counts)
+
+
+def read_truncated(reader: Reader, plan: Plan, *, name: str, trained_at: int, known: dict[int, Read]) -> Curve:
+    """Read the targets of a plan with a training context of text only, which stands for every longer length.
+
+    Args:
+        known: what the plain way read, up to the training context; what is read here is added to it.
+    """
+    longer = {length for length in plan.lengths if length > trained_at and reader.is_defined(trained_at)}
+    windows = plan.truncated(trained_at) if longer else []
+    if longer:
+        known |= dict.fromkeys(longer, reader.read(plan.text, windows, plan.n_targets, trained_at))
+    counted = replace(reader, advance=lambda _: None)  # no other length is read
+    curve = read_curve(counted, plan, name=name, trained_at=trained_at, known=known)
+    n_read, before = sum(window.size for window in windows), contexts(windows, plan.n_targets) if longer else None
+    results = (
+        replace(each, mean_context=float(before.mean()), read=n_read)
+        if before is not None and each.context_length in longer
+        else each
+        for each in curve.lengths
+    )
+    return replace(curve, lengths=tuple(results), time_growth=math.nan, memory_growth=math.nan)

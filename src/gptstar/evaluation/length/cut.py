@@ -9,12 +9,14 @@ from gptstar.model.mask import Mask
 
 
 def cut_mask(mask: Mask, window: int, sinks: int) -> Mask:
-    """Return a model's mask cut to a window and a number of sinks; a query never sees more than under its own mask."""
-    if mask.window is None:
+    """Return a model's mask cut to a window and a number of sinks.
+
+    A model whose own window is no longer than the cut keeps at most the sinks that it has. One whose window is longer
+    saw the text's first tokens throughout its training context, so it gets the sinks of the control.
+    """
+    if mask.window is None or mask.window > window:
         return Mask(window, sinks)
-    if mask.window <= window and (mask.sinks == 0 or sinks):
-        return mask
-    return Mask(min(mask.window, window), min(mask.sinks, sinks))
+    return mask if sinks else Mask(mask.window)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from gptstar.checkpoint.format import Checkpoint
 from gptstar.checkpoint.identity import read_with_identity
 from gptstar.checkpoint.read import find
 from gptstar.data.tokenizer import Tokenizer
@@ -86,6 +85,18 @@ class Judge:
             self._losses[key] = self._reader.read(plan.text, plan.windows(length), plan.n_targets, length)[0]
         return self._losses[key]
 
+    @property
+    def beyond_training(self) -> list[str]:
+        """A warning if the judge reads more than it was trained with, so that it may miss what a long context helps."""
+        trained_at, longest = self.identity.get("context_length"), max(each.long for each in self.found)
+        if trained_at is None or longest <= trained_at:
+            return []
+        return [
+            f"The judge was trained at {trained_at:,} tokens and reads {longest:,}: it finds only what it can use "
+            "beyond its own training. Prefer a judge trained at the longest length, such as "
+            "experiment=extrapolation_long makes."
+        ]
+
     def described(self) -> dict[str, Any]:
         """Return the judge and the key tokens as `results.json` holds them."""
         of = [asdict(each) for each in self.found]
@@ -126,8 +137,11 @@ def judge_of(config: LengthConfig, parts: Sequence[Part]) -> Named | None:
             raise ConfigError(
                 f"{key} is {part.name} itself, which would choose its own tokens: give another seed's run"
             )
-        if _is_of_one_run(checkpoint, part.checkpoint):
-            raise ConfigError(f"{key} is of the same run as {part.name}: give a run of another seed")
+        if _are_kin((identity, checkpoint), (part.identity, part.checkpoint)):
+            raise ConfigError(
+                f"{key} is of the same run as {part.name}, or shares its seed, model and text, or its first weights: "
+                "give a run of another seed"
+            )
     if checkpoint.tokenizer is None:
         raise ConfigError(
             f"{key} holds no tokenizer, so its tokens may not be those that are scored: give another judge"
@@ -145,12 +159,34 @@ def judge_of(config: LengthConfig, parts: Sequence[Part]) -> Named | None:
     return identity, checkpoint
 
 
-def _is_of_one_run(one: Checkpoint, other: Checkpoint) -> bool:
-    """Whether two checkpoints come from runs with the same settings, including the seed, and the same tokens."""
-    if one.training is None or other.training is None or "seed" not in one.training.settings:
+def _are_kin(one: Named, other: Named) -> bool:
+    """Whether two checkpoints come from one run, or from runs that share weights or seed, model and training text.
+
+    A run that goes on for more steps, or a branch with another schedule, has other settings but the same seed, model
+    and text. A run that began with other weights (`init_from`) holds their path and checksum.
+    """
+    begun = _begun_with(one), _begun_with(other)
+    if begun[0] & begun[1] or begun[0] & _names_of(other) or begun[1] & _names_of(one):
+        return True
+    mine, theirs = one[1].training, other[1].training
+    if mine is None or theirs is None or "seed" not in mine.settings:
         return False
-    same_text = one.training.data.get("fingerprint") == other.training.data.get("fingerprint")
-    return same_text and one.training.settings == other.training.settings
+    same_seed = mine.settings["seed"] == theirs.settings.get("seed")
+    same_text = mine.data.get("fingerprint") == theirs.data.get("fingerprint")
+    return same_seed and same_text and one[1].model.as_dict() == other[1].model.as_dict()
+
+
+def _begun_with(named: Named) -> set[str]:
+    """The checksum and the run directory of the weights that a run began with; empty if they were new."""
+    training = named[1].training
+    return _names_of((training.data.get("init_from", {}), named[1])) if training else set()
+
+
+def _names_of(named: Named) -> set[str]:
+    """The checksum of a checkpoint, and its run directory, in which all checkpoints are kin."""
+    identity = named[0]
+    folder = str(Path(identity["path"]).parent) if "path" in identity else None
+    return {each for each in (identity.get("sha256"), folder) if each}
 
 
 def with_key_losses(curve: Curve, plan: Plan, read: Mapping[int, Read], is_key: np.ndarray) -> Curve:
@@ -183,7 +219,7 @@ def notes(judge: Judge) -> list[str]:
         f"Key tokens by {judge.identity['name']}, whose log-probability the longest context raises by more than "
         f"{KEY_GAIN:g} nats, to above {KEY_LEAST:g}: {counted}."
     )
-    return [line, *(each.caveat for each in judge.found if each.caveat)]
+    return [line, *judge.beyond_training, *(each.caveat for each in judge.found if each.caveat)]
 
 
 def key_markdown(judge: Judge, curves: Sequence[Curve]) -> list[str]:

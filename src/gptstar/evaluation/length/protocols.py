@@ -131,6 +131,15 @@ def ending(spans: Sequence[Window], length: int) -> Iterator[Window]:
         yield Window(span.document, span.stop + 1 - length, span.stop, span.scored, span.at)
 
 
+def split(spans: Sequence[Window], targets: int) -> Iterator[Window]:
+    """Yield the stretches of targets in pieces of at most `targets`."""
+    for span in spans:
+        for start in range(0, span.size, targets):
+            count = min(targets, span.size - start)
+            first = span.start + start
+            yield Window(span.document, first, first + count, count, span.at + start)
+
+
 def assert_same_targets(spans: Sequence[Window], windows: Sequence[Window]) -> None:
     """Assert that the windows of a length score every target once, under its own number."""
     expected, scored = (np.hstack([_targets(window) for window in each]) for each in (spans, windows))

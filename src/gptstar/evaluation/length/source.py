@@ -9,7 +9,7 @@ from gptstar.checkpoint.format import Checkpoint
 from gptstar.data.storage.shards import ShardFolder
 from gptstar.data.tokenizer import Tokenizer
 from gptstar.errors import ConfigError, DataError
-from gptstar.evaluation.length.config import Cut, LengthConfig
+from gptstar.evaluation.length.config import Control, LengthConfig
 from gptstar.evaluation.length.curve import Plan
 from gptstar.evaluation.length.legacy import LegacyPlan, legacy_text
 from gptstar.evaluation.length.text import text_of_files, text_of_shards
@@ -29,7 +29,7 @@ class Part:
         tokenizer: the fingerprint of its tokenizer.
         plan: the windows to read; checkpoints with the same tokenizer share a plan.
         scalings: the ways to scale its positions.
-        cuts: the controls that cut attention.
+        controls: the controls that it is read under.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Part:
     tokenizer: str
     plan: Plan | LegacyPlan
     scalings: tuple[str, ...]
-    cuts: tuple[Cut, ...] = ()
+    controls: tuple[Control, ...] = ()
 
     @property
     def fixed_plan(self) -> Plan:
@@ -88,7 +88,10 @@ def parts_of(checkpoints: Sequence[Named], config: LengthConfig, shards: str | N
         if key not in plans:
             plans[key] = _plan(tokenizer, folder, config, lengths)
         parts.append(
-            Part(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings, config.cuts)
+            Part(
+                *(name, identity, checkpoint, trained_at, tokenizer.fingerprint, plans[key], scalings),
+                config.control_readings,
+            )
         )
     return parts
 

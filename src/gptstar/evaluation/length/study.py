@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gptstar.evaluation.length.config import LengthConfig
+from gptstar.evaluation.length.config import CUTS, TRUNCATED, LengthConfig
 from gptstar.evaluation.length.curve import Context, Curve
 from gptstar.evaluation.length.key_tokens import (
     Judge,
@@ -50,7 +50,7 @@ def study(
         shards: a folder of text; by default `config.text`, or what a checkpoint was trained with.
 
     Returns:
-        A curve for each checkpoint, and for each way to scale its positions or to cut its attention.
+        A curve for each checkpoint, and for each way to scale its positions, and for each control.
 
     Raises:
         ConfigError, DataError, CheckpointError: text, lengths, scaling or judge don't fit; raised before any reading.
@@ -103,7 +103,11 @@ class Found:
 
 def _tokens_to_read(part: Part) -> int:
     windows = (window for length in part.plan.lengths for window in part.plan.windows(length))
-    return (len(part.scalings) + len(part.cuts)) * sum(window.size for window in windows)
+    n_cuts = sum(each in CUTS for each in part.controls)
+    n_tokens = (len(part.scalings) + n_cuts) * sum(window.size for window in windows)
+    if TRUNCATED in part.controls and part.trained_at is not None and part.trained_at < max(part.plan.lengths):
+        n_tokens += sum(window.size for window in part.fixed_plan.truncated(part.trained_at))
+    return n_tokens
 
 
 def _verdicts(curves: Sequence[Curve], parts: Sequence[Part], config: LengthConfig) -> list[Verdict]:
@@ -114,7 +118,7 @@ def _by_context(curves: Sequence[Curve], parts: Sequence[Part]) -> Iterator[dict
     """Yield the unscaled curves of each checkpoint, by context; `curves` are in the order of the parts."""
     remaining = iter(curves)
     for part in parts:
-        of_part = islice(remaining, len(part.scalings) + len(part.cuts))
+        of_part = islice(remaining, len(part.scalings) + len(part.controls))
         yield {curve.context: curve for curve in of_part if curve.scaling == "none"}
 
 

@@ -1,4 +1,4 @@
-"""The ways to read with a checkpoint: plain, with scaled positions, or with attention cut."""
+"""The ways to read with a checkpoint: plain, with scaled positions, with attention cut, or a truncated text."""
 
 import contextlib
 import math
@@ -10,8 +10,8 @@ import torch
 
 from gptstar.checkpoint.format import Checkpoint
 from gptstar.evaluation.batch_size import batch_size_for
-from gptstar.evaluation.length.config import CUTS, LengthConfig
-from gptstar.evaluation.length.curve import Context, Curve, Read, read_curve
+from gptstar.evaluation.length.config import CUTS, TRUNCATED, LengthConfig
+from gptstar.evaluation.length.curve import Context, Curve, Read, read_curve, read_truncated
 from gptstar.evaluation.length.cut import attention_cut, cut_mask
 from gptstar.evaluation.length.reading import CPU_BATCH_TOKENS, Reader, losses_of
 from gptstar.evaluation.length.source import Part
@@ -49,7 +49,7 @@ class Way:
 
 
 def ways_of(part: Part, model: GPT) -> Iterator[Way]:
-    """Yield the ways to read with a checkpoint; those that cut attention come last."""
+    """Yield the ways to read with a checkpoint; the controls come last."""
     trained_at = part.trained_at or 0
     for scaling in part.scalings:
         if scaling == "none":
@@ -57,7 +57,10 @@ def ways_of(part: Part, model: GPT) -> Iterator[Way]:
         else:
             suffix = IN_NAMES.get(scaling, f", {scaling}")
             yield Way(suffix, trained_at, partial(_scaled, model, scaling, trained_at), scaling=scaling)
-    for context in part.cuts:
+    for context in part.controls:
+        if context == TRUNCATED:
+            yield Way(f", {context}", trained_at, context=context)
+            continue
         mask = cut_mask(model.mask, trained_at, CUTS[context])
         same_up_to = math.inf if mask == model.mask else trained_at
         suffix = f", {context.replace('_', ' ')}"
@@ -94,5 +97,8 @@ def read_in_each_way(part: Part, model: GPT, reader: Reader) -> Iterator[tuple[C
         known = plain if way.is_plain else {length: read for length, read in plain.items() if length <= way.same_up_to}
         name = f"{part.name}{way.suffix}"
         reads_so = replace(reader, within=way.within)
-        curve = read_curve(reads_so, part.plan, name=name, trained_at=part.trained_at, known=known)
+        if way.context == TRUNCATED:
+            curve = read_truncated(reads_so, part.fixed_plan, name=name, trained_at=part.trained_at or 0, known=known)
+        else:
+            curve = read_curve(reads_so, part.plan, name=name, trained_at=part.trained_at, known=known)
         yield replace(curve, scaling=way.scaling, context=way.context, checkpoint=dict(part.identity)), known

@@ -38,6 +38,7 @@ def test_a_run_ends_with_its_studies(overrides: Overrides, tmp_path: Path, capsy
     assert of_heads["checkpoint"]["sha256"] == recall["curves"][0]["checkpoint"]["sha256"]
 
 
+@pytest.mark.slow
 def test_a_study_that_is_asked_for_later_trains_nothing_again(
     trained_once: Callable[..., Path], text: str, tmp_path: Path
 ) -> None:

@@ -22,6 +22,9 @@ TARGETS, ROOM = 2**5, 2**11
 """The report's targets in a block, and the tokens before each block, unless a length needs others. With the same
 values, runs of different training contexts score the same targets, so that they can be compared."""
 
+LEAST_STRETCHES = 8
+"""The fewest stretches of `ROOM` tokens of held-out text for an interval over them; in less text the room is smaller."""
+
 BIGRAM_TOKENS = 2**24
 """The most tokens for counting a bigram model: they take a second on a CPU, and half a gigabyte."""
 

@@ -30,7 +30,7 @@ from gptstar.inference.generate import generate
 from gptstar.inference.sampling import Sampling
 from gptstar.model import GPT
 from gptstar.plots.loss import plot_loss
-from gptstar.training.budget import BIGRAM_TOKENS, ROOM, Budget
+from gptstar.training.budget import BIGRAM_TOKENS, LEAST_STRETCHES, ROOM, Budget
 from gptstar.training.final_studies import run_final_studies
 from gptstar.training.hardware import Hardware
 from gptstar.training.loggers import log_texts
@@ -167,7 +167,7 @@ def _read(model: GPT, ended: Ended, console: Console) -> dict[str, object]:
     config = LengthConfig(
         protocol="fixed_targets",
         targets=Budget.block(lengths),
-        room=max(min(ROOM, available), *lengths),
+        room=max(ROOM if available >= LEAST_STRETCHES * ROOM else 0, *lengths),
         max_tokens=n_targets,
         context_lengths=tuple(lengths),
         dtype="float32" if ended.hardware.resolved_precision() == "float32" else "bfloat16",

@@ -135,7 +135,9 @@ def test_two_models_have_the_paired_difference_of_their_losses(tokenizer: Tokeni
     mine, theirs = first.lengths[-1].loss, second.lengths[-1].loss
     assert mine is not None
     assert theirs is not None
-    change = f"{theirs.value - mine.value:+.3f} ± ".replace("-", "−")
+    difference = theirs.value - mine.value
+    digits = 4 if 5e-5 <= abs(difference) < 5e-4 else 3  # enough to show the sign
+    change = f"{difference:+z.{digits}f} ± ".replace("-", "−")
     assert change in next(line for line in printed.splitlines() if f"{first.lengths[-1].context_length:,} " in line)
 
 

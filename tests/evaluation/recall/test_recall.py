@@ -178,6 +178,7 @@ def test_what_can_not_be_asked_is_refused(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_results_of_recall_stand_in_no_ones_way(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ("total_steps=3", "schedule.warmup_steps=1", "validate_every=3", "reading.multiples=[1]")
     for seed in (0, 1):

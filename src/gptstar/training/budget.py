@@ -23,7 +23,7 @@ TARGETS, ROOM = 2**5, 2**11
 values, runs of different training contexts score the same targets, so that they can be compared."""
 
 LEAST_STRETCHES = 8
-"""The fewest stretches of `ROOM` tokens of held-out text for an interval over them; in less text the room is smaller."""
+"""The fewest stretches of `ROOM` tokens of held-out text for an interval; in less text the room is smaller."""
 
 BIGRAM_TOKENS = 2**24
 """The most tokens for counting a bigram model: they take a second on a CPU, and half a gigabyte."""

@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+
+from gptstar.launch.sweeper import FolderSweeper
 
 if TYPE_CHECKING:
     import optuna
@@ -44,23 +40,15 @@ class SearchConf:
 ConfigStore.instance().store(group="hydra/sweeper", name="search", node=SearchConf, provider="gptstar")
 
 
-class SearchSweeper(Sweeper):
+class SearchSweeper(FolderSweeper):
     """Minimises the validation loss over the ranges of the command line, such as `tag(log,interval(1e-4,1e-2))`.
 
     Finished runs are remembered in `search.log` in the output; interrupted ones go on first.
     """
 
-    launcher: Launcher
-
     def __init__(self, n_trials: int, n_jobs: int, seed: int, params: dict[str, str] | None = None) -> None:
-        self._n_trials, self._n_jobs, self._seed, self._params = n_trials, n_jobs, seed, params or {}
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Prepare as Hydra requires."""
-        self._context, self._folder = hydra_context, Path(config.hydra.sweep.dir)
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        super().__init__(params)
+        self._n_trials, self._n_jobs, self._seed = n_trials, n_jobs, seed
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run trials until there are enough, and return the best values.
@@ -75,8 +63,7 @@ class SearchSweeper(Sweeper):
         except ModuleNotFoundError as error:
             raise ConfigError("hydra/sweeper=search needs the package optuna: pip install 'gptstar[search]'") from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
-        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
+        overrides = self.overrides(arguments)
         space = {each.get_key_element(): _distribution(each) for each in overrides if each.is_sweep_override()}
         constant = [each for each in overrides if not each.is_sweep_override()]
         fixed = [f"{each.get_key_element()}={each.get_value_element_as_str()}" for each in constant]

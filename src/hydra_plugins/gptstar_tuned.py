@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+
+from gptstar.launch.sweeper import FolderSweeper
 
 if TYPE_CHECKING:
     from gptstar.launch.study_table import StudyTable
@@ -49,13 +45,11 @@ class TunedConf:
 ConfigStore.instance().store(group="hydra/sweeper", name="tuned", node=TunedConf, provider="gptstar")
 
 
-class TunedSweeper(Sweeper):
+class TunedSweeper(FolderSweeper):
     """Trains every arm at each value, chooses the best by validation loss, and trains the seeds that count there.
 
     All tuning comes first, then the arms seed by seed. Finished runs are skipped, here and in the table.
     """
-
-    launcher: Launcher
 
     def __init__(
         self,
@@ -66,15 +60,9 @@ class TunedSweeper(Sweeper):
         more_seeds: dict[str, Any] | None = None,
         table: str | None = None,
     ) -> None:
-        self._params, self._tune, self._tuning_seed = params or {}, tune, tuning_seed
+        super().__init__(params)
+        self._tune, self._tuning_seed = tune, tuning_seed
         self._ignored, self._more_seeds, self._table_path = tuple(ignore_corpora), more_seeds, table
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Prepare as Hydra requires."""
-        self._context, self._folder = hydra_context, Path(config.hydra.sweep.dir)
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> Any:
         """Run all tuning, choose, and run the seeds; return the chosen value of each arm.
@@ -86,9 +74,7 @@ class TunedSweeper(Sweeper):
         from gptstar.launch.sweep import SWEEP
         from gptstar.launch.tuned import Design
 
-        words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
-        overrides = OverridesParser.create(config_loader=self._context.config_loader).parse_overrides(words)
-        design = Design.of(overrides, self._tune, self._tuning_seed, self._more_seeds)
+        design = Design.of(self.overrides(arguments), self._tune, self._tuning_seed, self._more_seeds)
         table = StudyTable(Path(self._table_path)) if self._table_path else None
         SWEEP.hold(self._folder)
         SWEEP.n_jobs = design.n_jobs

@@ -71,8 +71,6 @@ MORE = {
 
 def script(words: tuple[str, ...]) -> tuple[str, list[str]]:
     """`train` or `evaluate` and its words for either way to call it; else an empty name."""
-    if words[0] == "torchrun":
-        words = ("python", *words[next(at for at, word in enumerate(words) if word.endswith(".py")) :])
     if words[0] == "python" and words[1] in ("train.py", "evaluate.py"):
         return words[1].removesuffix(".py"), list(words[2:])
     if words[0] == "gptstar" and words[1] in ("train", "evaluate"):
@@ -82,7 +80,7 @@ def script(words: tuple[str, ...]) -> tuple[str, list[str]]:
 
 def reason(command: Command) -> str | None:
     name, words = script(command.words)
-    line = command.text if not name or command.words[0] == "torchrun" else " ".join([name, *words])
+    line = command.text if not name else " ".join([name, *words])
     return next((pattern for pattern in REASONS if re.match(pattern, line)), None)
 
 

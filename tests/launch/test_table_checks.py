@@ -136,8 +136,8 @@ def test_a_corpus_may_have_moved(tmp_path: Path) -> None:
 
 
 def test_only_whole_paths_are_replaced() -> None:
-    text = "/mnt/work/main/x and https://host/work/main/y but /work/main/z"
-    assert replace_path(text, Path("/work/main"), ".") == "/mnt/work/main/x and https://host/work/main/y but ./z"
+    text = "/mnt/home/ada/x and https://host/home/ada/y but /home/ada/z"
+    assert replace_path(text, Path("/home/ada"), ".") == "/mnt/home/ada/x and https://host/home/ada/y but ./z"
     assert without_own_paths("https://host/a/b s3://c/d a/b") == "https://host/a/b s3://c/d a/b"
 
 

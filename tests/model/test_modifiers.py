@@ -24,6 +24,7 @@ from support.layers import (
     WITHIN,
     assert_branches_are_whole_sequences,
     assert_documents_read_alone,
+    deviation,
     expected_of,
     inputs_of,
     layer_of,
@@ -58,17 +59,6 @@ by_two = pytest.mark.parametrize(
 )
 
 
-def deviation(kind: str, form: AttentionForm, n_heads: int, n_positions: int, modifiers: dict[str, object]) -> float:
-    """The largest difference, over the first, some, and the last queries."""
-    attention, inputs = layer_of(kind, n_heads, **modifiers), inputs_of(n_heads, n_positions)
-    attention.form = form
-    rows = np.unique(np.concatenate((np.arange(min(n_positions, 24)), np.linspace(0, n_positions - 1, 24).astype(int))))
-    with torch.no_grad():
-        found = attention.mixed(*inputs, None)[0, rows]
-    assert found.dtype is torch.float32
-    return (found.double() - expected_of(kind, attention, inputs, rows)).abs().max().item()
-
-
 def limit(kind: str, form: AttentionForm, modifiers: dict[str, object]) -> float:
     return COLUMNS if (kind, form) == ("alibi", "columns") and modifiers == SSMAX else WITHIN
 
@@ -87,7 +77,7 @@ def test_modifiers_agree_with_their_definition(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bias_kernel, "QUERY_BLOCK", 64 if n_positions > 17 else 4)
-    assert deviation(kind, form, n_heads, n_positions, modifiers) < limit(kind, form, modifiers)
+    assert deviation(kind, form, n_heads, n_positions, **modifiers) < limit(kind, form, modifiers)
 
 
 @pytest.mark.slow
@@ -101,7 +91,7 @@ def test_modifiers_agree_with_their_definition(
 def test_modifiers_agree_with_their_definition_at_4096_tokens(
     kind: str, modifiers: dict[str, object], n_heads: int, form: AttentionForm
 ) -> None:
-    assert deviation(kind, form, n_heads, 4096, modifiers) < limit(kind, form, modifiers)
+    assert deviation(kind, form, n_heads, 4096, **modifiers) < limit(kind, form, modifiers)
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch.compile itself
@@ -109,7 +99,7 @@ def test_modifiers_agree_with_their_definition_at_4096_tokens(
 @by_kind
 @pytest.mark.parametrize("n_positions", [301, 4096])
 def test_flex_attention_agrees_with_the_definition(kind: str, n_positions: int) -> None:
-    assert deviation(kind, "flex", 7, n_positions, LONG | SSMAX | {"attention_window": 40}) < WITHIN
+    assert deviation(kind, "flex", 7, n_positions, **LONG | SSMAX | {"attention_window": 40}) < WITHIN
 
 
 @by_kind

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from gptstar.model import GPT, GPTConfig
 from gptstar.model.attention import Attention
+from gptstar.model.kernels.choice import AttentionForm
 from gptstar.model.positions import Fire
 from gptstar.model.view import View
 from support import definitions
@@ -54,6 +55,17 @@ def expected_of(kind: str, attention: Attention, inputs: list[Tensor], rows: np.
         query = definitions.ssmax(query, attention.softmax_scale.s.detach().double().numpy(), rows, seen)
     mixed = definitions.attention(query, key, value, bias, rows, seen)
     return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(len(rows), -1))
+
+
+def deviation(kind: str, form: AttentionForm, n_heads: int, n_positions: int, **modifiers: object) -> float:
+    """The largest difference from the definitions, over the first, some, and the last queries."""
+    attention, inputs = layer_of(kind, n_heads, **modifiers), inputs_of(n_heads, n_positions)
+    attention.form = form
+    rows = np.unique(np.concatenate((np.arange(min(n_positions, 24)), np.linspace(0, n_positions - 1, 24).astype(int))))
+    with torch.no_grad():
+        found = attention.mixed(*inputs, None)[0, rows]
+    assert found.dtype is torch.float32
+    return (found.double() - expected_of(kind, attention, inputs, rows)).abs().max().item()
 
 
 def assert_documents_read_alone(kind: str, attention: Attention, inputs: list[Tensor], sizes: list[int]) -> None:

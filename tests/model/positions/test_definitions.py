@@ -12,7 +12,16 @@ from gptstar.model.kernels.choice import AttentionForm
 from gptstar.model.positions import Positions, Sinusoidal
 from gptstar.model.view import Cache, View
 from support import definitions
-from support.layers import D_HEAD, D_MODEL, WITHIN, assert_documents_read_alone, expected_of, inputs_of, layer_of
+from support.layers import (
+    D_HEAD,
+    D_MODEL,
+    WITHIN,
+    assert_documents_read_alone,
+    deviation,
+    expected_of,
+    inputs_of,
+    layer_of,
+)
 
 KINDS = ["alibi", "rotary", "none", "t5", "kerple", "fire", "log_alibi", "p_rope", "fox"]
 COLUMNS = 5e-4
@@ -21,17 +30,6 @@ for float32 unless it is told to."""
 
 by_kind = pytest.mark.parametrize("kind", KINDS)
 by_heads = pytest.mark.parametrize("n_heads", [12, 7])
-
-
-def deviation(kind: str, form: AttentionForm, n_heads: int, n_positions: int) -> float:
-    """The largest difference, over the first, some, and the last queries."""
-    attention, inputs = layer_of(kind, n_heads), inputs_of(n_heads, n_positions)
-    attention.form = form
-    rows = np.unique(np.concatenate((np.arange(min(n_positions, 24)), np.linspace(0, n_positions - 1, 24).astype(int))))
-    with torch.no_grad():
-        found = attention.mixed(*inputs, None)[0, rows]
-    assert found.dtype is torch.float32
-    return (found.double() - expected_of(kind, attention, inputs, rows)).abs().max().item()
 
 
 @by_kind
